@@ -1,0 +1,156 @@
+"""From a command line to a checked `Config`, by Hydra's compose API. Torch is not imported.
+
+`@hydra.main` is not used: under torchrun it runs in every rank, where its output folders race and its errors are
+printed once a rank. Composing is the same grammar without these: group=option, key=value, +key=value, ~key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train.config import SCHEMAS, Config
+from train.problems import BadInput, Problem
+from train.validate import validate
+
+CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise BadInput(Problem("command_line", message, "see --help"))
+
+
+def parser(prog: str, first_line: str) -> argparse.ArgumentParser:
+    """The options that every entry point takes beside its overrides."""
+    groups = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in _groups())
+    keys = OmegaConf.to_yaml(_compose([]), resolve=False)
+    result = _Parser(
+        prog=prog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=first_line,
+        epilog=f"Groups (group=option):\n{groups}\n\nKeys and their defaults (key=value):\n\n{keys}",
+        allow_abbrev=False,
+    )
+    result.add_argument("overrides", nargs="*", metavar="override", help="group=option, or key=value, with dots")
+    result.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
+    result.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+    return result
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str], rank: int = 0
+) -> tuple[Config, DictConfig, argparse.Namespace]:
+    """Compose and type-check. Raises BadInput; exits 0 after --help or --cfg, which rank 0 alone answers."""
+    if rank > 0 and {"-h", "--help"} & set(argv):
+        raise SystemExit(0)
+    args = parser.parse_intermixed_args(argv)
+    if args.multirun:
+        raise BadInput(
+            Problem(
+                "multirun",
+                "-m/--multirun starts several runs, but these processes are one run",
+                "start one torchrun a run, for instance in a shell loop",
+            )
+        )
+    tree = _compose(args.overrides)
+    config = _to_config(tree)
+    if args.cfg:
+        if rank == 0:
+            print(OmegaConf.to_yaml(tree, resolve=True), end="")
+        raise SystemExit(0)
+    return config, tree, args
+
+
+def check(config: Config, world_size: int) -> None:
+    """Raise BadInput with every rule that the config breaks."""
+    if problems := validate(config, world_size):
+        raise BadInput(*problems)
+
+
+def options(group: str) -> list[str]:
+    """The presets of a config group."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    store = ConfigStore.instance()
+    for (group, name), schema in SCHEMAS.items():
+        store.store(group=group, name=name, node=schema)
+    for override in overrides:
+        _check_group(override)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(_explain(error)) from error
+    except Exception as error:  # Hydra lets some bad overrides through to its own assertions
+        raise BadInput(Problem("override", f"{' '.join(overrides)} cannot be composed ({error})", "see --help")) from error
+
+
+def _check_group(override: str) -> None:
+    """`strategy=foo` must name a preset; Hydra's own message would list its search path instead."""
+    name, equals, value = override.partition("=")
+    group = name.lstrip("+~")
+    if group not in _groups():
+        return
+    if name.startswith("~") or not equals or value not in options(group):
+        raise BadInput(Problem("unknown_option", f"{override} names no preset", f"use {group}={'|'.join(options(group))}"))
+
+
+def _explain(error: Exception) -> Problem:
+    """One line out of Hydra's or OmegaConf's exception chain, innermost cause first."""
+    if isinstance(error, OverrideParseException):
+        return Problem("grammar", f"{error.override} is no override", "use group=option or key=value")
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(cause)
+    key = getattr(cause, "full_key", None)
+    if found := re.search(r"Key '([^']+)' (?:is )?not in", text):
+        return Problem("unknown_key", f"{key or found[1]} is not a key of the config", "see --help for the keys")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else str(error)
+    return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their defaults")
+
+
+def _to_config(tree: DictConfig) -> Config:
+    for path, schema, node in _nodes("", Config, tree):
+        fields, keys = {field.name for field in dataclasses.fields(schema)}, set(map(str, node))
+        for name in sorted(keys ^ fields):
+            key = f"{path}.{name}".lstrip(".")
+            if name in fields:
+                raise BadInput(Problem("missing_key", f"{key} was taken out of the config", "leave it in"))
+            raise BadInput(Problem("unknown_key", f"{key} is not a key of the config", "see --help for the keys"))
+    try:
+        for key in sorted(OmegaConf.missing_keys(tree)):
+            raise BadInput(Problem("missing_value", f"{key} has no value", f"use {key}=…"))
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise BadInput(_explain(error)) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _nodes(path: str, schema: type, node: DictConfig) -> Any:
+    """Every (path, dataclass, node) of the tree that has a schema."""
+    yield path, schema, node
+    for name in node:
+        value = node._get_node(name)
+        if isinstance(value, DictConfig) and dataclasses.is_dataclass(kind := OmegaConf.get_type(value)):
+            yield from _nodes(f"{path}.{name}".lstrip("."), kind, value)

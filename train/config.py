@@ -1,0 +1,182 @@
+"""The schema of a run: one dataclass per config group. Values are in `configs/`, rules between fields in `validate.py`.
+
+Torch is not imported here, so that a bad command line is answered at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from train.strategies.base import Strategy
+from train.strategies.pipeline import Pipeline
+from train.strategies.spmd import Spmd
+
+
+class Precision(Enum):
+    """What is computed in what. Parameters, gradients and optimiser state are float64 under `float64`, else float32;
+    `bf16` casts weights and activations to bfloat16 for compute and keeps reductions in float32."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bf16 = "bf16"
+
+
+class ActivationCheckpointing(Enum):
+    none = "none"
+    full = "full"  # keep each layer's input only, recompute the rest
+    selective = "selective"  # keep the matrix products' and the attention's outputs, recompute the cheap rest
+
+
+class OnNonfinite(Enum):
+    stop = "stop"
+    ignore = "ignore"
+
+
+class Optimiser(Enum):
+    adamw = "adamw"
+    sgd = "sgd"
+
+
+class LrSchedule(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class DataSource(Enum):
+    python_docs = "python_docs"
+    python_source = "python_source"
+    text = "text"
+    tokens = "tokens"
+    synthetic = "synthetic"
+
+
+class AttentionKernel(Enum):
+    sdpa = "sdpa"  # torch's fused kernel
+    eager = "eager"  # softmax(QK^T)V written out: slow, readable, any dtype
+
+
+class CompileMode(Enum):
+    default = "default"
+    reduce_overhead = "reduce-overhead"
+
+
+def number(default: Any, *, ge: float | None = None, gt: float | None = None, lt: float | None = None) -> Any:
+    """A field with a range, checked by `validate`; NaN and infinities are outside every range."""
+    return field(default=default, metadata={"ge": ge, "gt": gt, "lt": lt})
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING
+    num_layers: int = number(MISSING, ge=1)
+    dim: int = number(MISSING, ge=2)
+    num_heads: int = number(MISSING, ge=1)
+    num_kv_heads: int = number(MISSING, ge=1)
+    ffn_dim: int = number(MISSING, ge=1)
+    vocab_size: int = number(MISSING, ge=2)
+    max_seq_len: int = number(MISSING, ge=1)
+    rope_theta: float = number(10000.0, gt=0)
+    norm_eps: float = number(1e-5, gt=0)
+    init_std: float = number(0.02, gt=0)
+    dropout: float = number(0.0, ge=0, lt=1)
+    tie_embeddings: bool = False
+    attention: AttentionKernel = AttentionKernel.sdpa
+
+
+@dataclass
+class DataConfig:
+    source: DataSource = MISSING
+    path: str | None = None
+    validation_fraction: float = number(0.1, gt=0, lt=1)
+    ignore_token: int | None = None  # targets equal to this id carry no loss
+
+
+@dataclass
+class OptimConfig:
+    name: Optimiser = MISSING
+    lr: float = number(MISSING, ge=0)
+    weight_decay: float = number(MISSING, ge=0)
+    warmup_steps: int = number(10, ge=0)
+    schedule: LrSchedule = LrSchedule.cosine
+    min_lr_ratio: float = number(0.1, ge=0)
+    beta1: float = number(0.9, ge=0, lt=1)
+    beta2: float = number(0.95, ge=0, lt=1)
+    eps: float = number(1e-8, gt=0)
+    momentum: float = number(0.0, ge=0, lt=1)
+
+
+@dataclass
+class HardwareConfig:
+    """Figures of a device; without them nothing that needs them is logged."""
+
+    name: str = MISSING
+    match: str | None = None  # part of the name that the driver reports
+    peak_tflops: dict[str, float] = field(default_factory=dict)  # by precision, dense
+    source: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    steps: int = number(100, ge=1)
+    seed: int = number(1234, ge=0)
+    seq_len: int = number(128, ge=1)
+    global_batch_size: int = number(8, ge=1)  # sequences per optimiser step, over all ranks
+    micro_batch_size: int = number(2, ge=1)  # sequences per data rank per forward
+    eval_every: int = number(50, ge=0)  # 0: only after the last step
+    eval_batches: int = number(8, ge=1)  # global batches of held-out windows
+    clip_norm: float = number(1.0, ge=0)  # 0: the norm is logged and nothing is clipped
+    deterministic: bool = False
+    activation_checkpointing: ActivationCheckpointing = ActivationCheckpointing.none
+    on_nonfinite: OnNonfinite = OnNonfinite.stop
+
+
+@dataclass
+class CompileConfig:
+    enabled: bool = False  # torch.compile, per transformer block and for the loss
+    mode: CompileMode = CompileMode.default
+
+
+@dataclass
+class RuntimeConfig:
+    device: str = "auto"
+    backend: str = "auto"
+    timeout_s: float = number(300.0, gt=0)  # of a collective: a hung rank is an error after this
+
+
+@dataclass
+class MetricsConfig:
+    dir: str = "runs"
+    warmup_steps: int = number(5, ge=0)  # left out of the medians in the summary
+    tensorboard: bool = True
+
+
+@dataclass
+class Config:
+    """Everything that decides a run but the number of processes."""
+
+    strategy: Strategy = MISSING
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    optim: OptimConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    train: TrainConfig = field(default_factory=TrainConfig)
+    precision: Precision = Precision.float32
+    compile: CompileConfig = field(default_factory=CompileConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+SCHEMAS: dict[tuple[str | None, str], type] = {
+    (None, "_config"): Config,
+    ("strategy", "_spmd"): Spmd,
+    ("strategy", "_pipeline"): Pipeline,
+    ("model", "_model"): ModelConfig,
+    ("data", "_data"): DataConfig,
+    ("optim", "_optim"): OptimConfig,
+    ("hardware", "_hardware"): HardwareConfig,
+}

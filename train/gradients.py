@@ -1,0 +1,71 @@
+"""What happens to gradients between backward and update, right on every mesh: complete, measure, clip.
+
+Only local shards are touched here, by `torch._foreach_*` (private names; torch 2.11 to 2.13), and a handful of
+small collectives runs per step whatever the number of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's shard of a DTensor, a plain tensor itself."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
+    """Complete gradients that are one term of a sum over a mesh axis: norms under sequence parallelism.
+
+    One all-reduce per axis and step, of all such gradients end to end, however many microbatches there were.
+    """
+    pending: dict[dist.ProcessGroup, list[nn.Parameter]] = {}
+    for p in parameters:
+        if isinstance(p.grad, DTensor) and any(isinstance(place, Partial) for place in p.grad.placements):
+            assert p.grad.device_mesh.ndim == 1, "FSDP completes its own gradients"
+            pending.setdefault(p.grad.device_mesh.get_group(), []).append(p)
+    for group, params in pending.items():
+        flat = torch.cat([local(p.grad).flatten() for p in params])
+        dist.all_reduce(flat, group=group)
+        for p, total in zip(params, flat.split([local(p.grad).numel() for p in params]), strict=True):
+            mesh = p.grad.device_mesh
+            p.grad = DTensor.from_local(total.view_as(local(p)), mesh, [Replicate()], run_check=False)
+
+
+def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None) -> Tensor:
+    """The 2-norm of the whole model's gradient, the same on every rank.
+
+    A shard's squares are summed over the axes that shard it, a replicated gradient counts once, and stages add up
+    over `pipeline`. Gradients must be complete (no `Partial`).
+    """
+    by_groups: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
+    for grad in gradients:
+        groups: list[dist.ProcessGroup] = []
+        if isinstance(grad, DTensor):
+            assert not any(isinstance(place, Partial) for place in grad.placements), "incomplete gradient"
+            # not `isinstance(place, Shard)`: FSDP over tp shards by a private class that is no Shard
+            split = [i for i, place in enumerate(grad.placements) if not isinstance(place, Replicate)]
+            groups = [grad.device_mesh.get_group(i) for i in split]
+        by_groups.setdefault(tuple(groups), []).append(local(grad))
+    squares = []
+    for groups, shards in by_groups.items():
+        total = torch.stack(torch._foreach_norm(shards)).square().sum()
+        for group in groups:
+            if group.size() > 1:
+                dist.all_reduce(total, group=group)
+        squares.append(total)
+    total = torch.stack(squares).sum()
+    if pipeline is not None and pipeline.size() > 1:
+        dist.all_reduce(total, group=pipeline)
+    return total.sqrt()
+
+
+def clip(gradients: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale gradients in place so that the global norm is at most `max_norm` (Pascanu et al. 2013)."""
+    coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([local(grad) for grad in gradients], coefficient)

@@ -1,0 +1,72 @@
+"""Train one transformer under any strategy: torchrun --nproc_per_node=4 train/main.py strategy=tp"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from omegaconf import DictConfig
+
+from train import cli
+from train.config import Config
+from train.data import Corpus, load_corpus
+from train.exits import reported_once
+from train.world import World
+
+
+def main() -> None:
+    started, world = time.perf_counter(), World.from_env()
+    with reported_once(world):
+        config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), sys.argv[1:], world.rank)
+        cli.check(config, world.world_size)
+        train(config, tree, load_corpus(config), world, started)
+
+
+def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, started: float) -> None:
+    # imported only now, so that a bad command line is answered before torch is loaded
+    from train.distributed import build_mesh, choose_runtime, make_deterministic, own_rows, process_group
+    from train.metrics import Metrics
+    from train.model import Transformer, dtypes
+    from train.optim import lr_at
+    from train.report import Report
+
+    runtime = choose_runtime(config.runtime, world)
+    if config.train.deterministic:
+        make_deterministic()
+    with process_group(runtime, world, config.runtime.timeout_s):
+        mesh = build_mesh(config, runtime)
+        model = Transformer(config.model, **dtypes(config.precision))
+        train_step = config.strategy.build(model, mesh, config)
+        size, steps = config.train.global_batch_size, config.train.steps
+        rows = own_rows(mesh, size)
+        report = Report.open(config, tree, corpus, world, runtime, mesh)
+        metrics = Metrics(config, world, runtime.device, train_step, report.sinks)
+
+        def evaluate(step: int) -> float:
+            metrics.flush()
+            loss_sum = num_valid = 0.0
+            for index in range(config.train.eval_batches):
+                batch = corpus.validation_batch(index, config.train.eval_batches, size, rows)
+                loss, valid = train_step.evaluate(*(x.to(runtime.device) for x in batch))
+                loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
+            metrics.log_validation(step, loss_sum / num_valid)
+            return loss_sum / num_valid
+
+        for step in range(1, steps + 1):
+            tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
+            lr = lr_at(step, steps, config.optim)
+            result = train_step(tokens, targets, lr=lr)
+            metrics.log(step, result, lr)
+            if step == 1:
+                result.loss.item()  # wait for the device, once
+                report.first_step_s = time.perf_counter() - started
+            due = config.train.eval_every and step % config.train.eval_every == 0
+            if due or step == steps:
+                validation_loss = evaluate(step)
+                metrics.resume_clock()
+        metrics.close()
+        report.finish(metrics, validation_loss)
+
+
+if __name__ == "__main__":
+    main()

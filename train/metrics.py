@@ -1,0 +1,183 @@
+"""What a step cost, logged at every step, one step late, so that the loop never waits for the device it measures.
+
+A step's time runs from the end of the step before (or from the end of an evaluation) to its own end, by device events
+on an accelerator: whatever logging costs is in it. Each rank's figures travel to rank 0 as one small tensor on a gloo
+group of the lab's own. `metrics.jsonl` is the source of truth; TensorBoard gets the same values.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from train.config import Config, OnNonfinite
+from train.flops import flops_per_token
+from train.hardware import peak_tflops
+from train.strategies.base import StepResult, TrainStep
+from train.world import World
+
+GiB, MiB = 2**30, 2**20
+STATE_KINDS = ("parameters", "gradients", "optimiser")
+Record = dict[str, float]
+
+
+class Sink(Protocol):
+    """Somewhere that values go."""
+
+    def write(self, step: int, values: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NonFinite(Exception):
+    """The loss or the gradient norm is no longer a number."""
+
+
+class Clock:
+    """Marks on the device's own time line, or on the host's for a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> Any:
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(self.device, enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Waits for `end` if it has not happened yet."""
+        if self.device.type == "cpu":
+            return (end - start) * 1e3
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+@dataclass
+class _Pending:
+    step: int
+    lr: float
+    start: Any
+    end: Any
+    scalars: torch.Tensor  # loss, gradient norm; on the host once `end` has happened
+    memory: list[float]
+
+
+class Metrics:
+    """Collective: every rank makes one and calls the same methods; `sinks` is empty on all ranks but 0."""
+
+    def __init__(
+        self, config: Config, world: World, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+    ) -> None:
+        self.config, self.world, self.device, self.train_step, self.sinks = config, world, device, train_step, sinks
+        self.clock = Clock(device)
+        # the lab's own traffic stays off the strategies' groups
+        self.group = dist.new_group(backend="gloo") if world.world_size > 1 else None
+        self.process = psutil.Process()
+        self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
+        self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step
+        self.peak_tflops = peak_tflops(config, device)
+        self.pending: _Pending | None = None
+        self.history: list[Record] = []
+        self.start = self.clock.mark()
+
+    def resume_clock(self) -> None:
+        """What came before this call is in no step's time."""
+        self.flush()
+        self.start = self.clock.mark()
+
+    def log(self, step: int, result: StepResult, lr: float) -> None:
+        """Take the step's figures, and write those of the step before."""
+        scalars = torch.stack((result.loss.double(), result.grad_norm.double()))
+        if self.device.type != "cpu":
+            host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+            scalars = host.copy_(scalars, non_blocking=True)
+        end = self.clock.mark()
+        now = _Pending(step, lr, self.start, end, scalars, self._memory())
+        self.start = end
+        self.flush()
+        self.pending = now
+
+    def log_validation(self, step: int, loss: float) -> None:
+        self._write(step, {"validation/loss": loss})
+
+    def flush(self) -> None:
+        """Write the step that is still held back. Raises NonFinite on every rank if its loss or norm is."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        step_ms = self.clock.elapsed_ms(pending.start, pending.end)
+        loss, norm = pending.scalars.tolist()
+        by_rank = self._gather([step_ms, *pending.memory, *self.train_step.state_bytes().values()])
+        values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
+        if by_rank is not None:
+            values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
+        self._write(pending.step, values)
+        if not (math.isfinite(loss) and math.isfinite(norm)) and self.config.train.on_nonfinite is OnNonfinite.stop:
+            raise NonFinite(
+                f"step {pending.step}: train/loss={loss}, train/grad_norm={norm}: use a lower optim.lr, a longer "
+                "optim.warmup_steps, or train.on_nonfinite=ignore to go on"
+            )
+
+    def median(self, tag: str) -> float | None:
+        """Over the steps after warm-up; None if the tag was not logged."""
+        values = [r[tag] for r in self.history[self.config.metrics.warmup_steps :] or self.history if tag in r]
+        return statistics.median(values) if values else None
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _write(self, step: int, values: Record) -> None:
+        if "train/loss" in values:
+            self.history.append(values)
+        for sink in self.sinks:
+            sink.write(step, values)
+
+    def _memory(self) -> list[float]:
+        """Bytes: peak allocated and reserved by the device's allocator during the step; resident memory on a CPU."""
+        if self.device.type == "cpu":
+            return [float(self.process.memory_info().rss)]
+        peaks = [torch.accelerator.max_memory_allocated(), torch.accelerator.max_memory_reserved()]
+        torch.accelerator.reset_peak_memory_stats()
+        return [float(peak) for peak in peaks]
+
+    def _gather(self, figures: list[float]) -> list[list[float]] | None:
+        """Every rank's figures, on rank 0."""
+        if self.group is None:
+            return [figures]
+        own = torch.tensor(figures, dtype=torch.float64)
+        parts = [torch.empty_like(own) for _ in range(self.world.world_size)] if self.world.rank == 0 else None
+        dist.gather(own, parts, group=self.group)
+        return None if parts is None else [part.tolist() for part in parts]
+
+    def _performance(self, step_ms: float) -> Record:
+        per_s = 1e3 / step_ms
+        tflops = self.flops_per_step * per_s / self.world.world_size / 1e12
+        values = {
+            "perf/step_ms": step_ms,
+            "perf/tokens_per_s": self.tokens_per_step * per_s,
+            "perf/tokens_per_s_per_device": self.tokens_per_step * per_s / self.world.world_size,
+            "perf/model_tflops_per_s_per_device": tflops,
+        }
+        return values | ({} if self.peak_tflops is None else {"perf/mfu_pct": 100 * tflops / self.peak_tflops})
+
+    def _memory_values(self, by_rank: list[list[float]]) -> Record:
+        """The largest over ranks under `memory/`, each rank's under `memory_by_rank/`."""
+        device = ("resident_gib",) if self.device.type == "cpu" else ("peak_allocated_gib", "peak_reserved_gib")
+        names = (*device, *(f"{kind}_mib" for kind in STATE_KINDS))
+        values: Record = {}
+        for i, name in enumerate(names, start=1):
+            unit = GiB if name.endswith("gib") else MiB
+            for rank, figures in enumerate(by_rank):
+                values[f"memory_by_rank/{name}/rank_{rank}"] = figures[i] / unit
+            values[f"memory/{name}"] = max(figures[i] for figures in by_rank) / unit
+        return values

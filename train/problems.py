@@ -1,0 +1,37 @@
+"""What is wrong with a run, said once: the value, the rule and the fix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+EXIT_INPUT = 2  # the command line or the data is wrong
+EXIT_ENVIRONMENT = 3  # the machine cannot do what it asks
+
+
+@dataclass(frozen=True)
+class Problem:
+    rule: str  # the broken rule's name
+    message: str  # the value and the rule
+    fix: str  # what to do instead
+    overrides: tuple[str, ...] = ()  # command-line overrides that mend it, where there are such
+    exit_code: int = EXIT_INPUT
+
+    def __str__(self) -> str:
+        return f"{self.message}: {self.fix}"
+
+
+class BadInput(Exception):
+    """Problems that a user can mend; never shown as a traceback."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+    @property
+    def exit_code(self) -> int:
+        return min(problem.exit_code for problem in self.problems)
+
+    def report(self) -> str:
+        lines = [f"  {problem}" for problem in self.problems]
+        head = "1 problem, nothing was trained:" if len(lines) == 1 else f"{len(lines)} problems, nothing was trained:"
+        return "\n".join([head, *lines])

@@ -1,0 +1,112 @@
+"""Evidence that a strategy computes what one device computes, from identical weights on the same global batch.
+
+Five columns: the loss, every gradient, the global gradient norm, every weight after an SGD step whose rate makes a
+factor of two visible, and the loss over a few AdamW steps with clipping. Loss under AdamW alone would prove little:
+with every gradient four times too large it moves by 2e-5 in six steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train.config import Config, Optimiser, Precision
+from train.data import Corpus
+from train.distributed import Runtime, build_mesh, own_rows
+from train.model import Transformer, dtypes
+from train.strategies.base import TrainStep
+
+SGD_LR, ADAMW_LR, ADAMW_STEPS = 0.5, 1e-3, 3
+BOUNDS = {Precision.float64: 1e-9, Precision.float32: 1e-5}
+# A tensor this small beside the global gradient norm is rounding: it is judged against the norm.
+NEGLIGIBLE = 1e-6
+
+Named = dict[str, Tensor]
+
+
+@dataclass
+class Evidence:
+    """Whole tensors on the CPU, by column and then by name."""
+
+    loss: Named
+    gradients: Named
+    grad_norm: Named
+    sgd_weights: Named
+    adamw_loss: Named
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The worst tensor of a column. `error`: max|a-b| / max|b|."""
+
+    column: str
+    name: str
+    error: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.bound  # NaN is not
+
+
+def collect(config: Config, runtime: Runtime, corpus: Corpus) -> Evidence:
+    """Run the strategy's own step. Collective; `corpus` must hold the same text everywhere."""
+    mesh = build_mesh(config, runtime)
+    size = config.train.global_batch_size
+    rows = own_rows(mesh, size)
+
+    def build(name: Optimiser, clip_norm: float) -> TrainStep:
+        optim = dataclasses.replace(config.optim, name=name, weight_decay=0.1, momentum=0.0)
+        train = dataclasses.replace(config.train, clip_norm=clip_norm)
+        model = Transformer(config.model, **dtypes(config.precision))
+        return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        tokens, targets = corpus.batch(step, size, rows)
+        return tokens.to(runtime.device), targets.to(runtime.device)
+
+    step = build(Optimiser.sgd, clip_norm=0.0)
+    gradients: Named = {}
+    step.on_gradients = lambda: gradients.update(_whole(step.full_gradients()))
+    result = step(*batch(1), lr=SGD_LR)
+    weights = _whole(step.full_parameters())
+    step = build(Optimiser.adamw, clip_norm=1.0)
+    losses = [step(*batch(i), lr=ADAMW_LR).loss for i in range(1, ADAMW_STEPS + 1)]
+    return Evidence(
+        loss={"loss": result.loss.cpu()},
+        gradients=gradients,
+        grad_norm={"norm": result.grad_norm.cpu()},
+        sgd_weights=weights,
+        adamw_loss={f"step {i}": loss.cpu() for i, loss in enumerate(losses, start=1)},
+    )
+
+
+def _whole(tensors: object) -> Named:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in tensors}  # type: ignore[attr-defined]
+
+
+def compare(found: Evidence, reference: Evidence, bound: float) -> list[Verdict]:
+    """The worst error of every column, the worst first within it."""
+    norm = float(reference.grad_norm["norm"])
+    return [
+        _worst(field.name, getattr(found, field.name), getattr(reference, field.name), norm, bound)
+        for field in dataclasses.fields(Evidence)
+    ]
+
+
+def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
+    if missing := found.keys() ^ reference.keys():
+        return Verdict(column, f"{min(missing)} is on one side only", float("inf"), bound)
+    errors = []
+    for name, b in reference.items():
+        a = found[name].double()
+        if a.shape != b.shape:
+            return Verdict(column, f"{name} has shape {tuple(a.shape)}, not {tuple(b.shape)}", float("inf"), bound)
+        scale = float(b.abs().max())
+        error = float((a - b.double()).abs().max()) / (scale if scale > NEGLIGIBLE * norm else norm)
+        errors.append((float("inf") if error != error else error, name))
+    error, name = max(errors)
+    return Verdict(column, name, error, bound)

@@ -1,0 +1,72 @@
+"""A sharded model seen whole: full tensors by global name, and the bytes that a rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from train.config import ModelConfig
+from train.gradients import local
+from train.model import Transformer
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the local shards."""
+    return sum(local(t).numel() * t.element_size() for t in tensors)
+
+
+class ShardedState:
+    """`parameters`: this rank's, by global name. `pipeline`: the group over which stages hold different ones."""
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        pipeline: dist.ProcessGroup,
+        config: ModelConfig,
+    ) -> None:
+        self.parameters, self.optimiser, self.pipeline = parameters, optimiser, pipeline
+        self.config = config
+        self.gradient_bytes = 0
+
+    def note_gradients(self) -> None:
+        """Take the size of the gradients, where they are complete and not yet freed."""
+        self.gradient_bytes = num_bytes(p.grad for p in self.parameters.values() if p.grad is not None)
+
+    def bytes_held(self) -> dict[str, int]:
+        states = (s for state in self.optimiser.state.values() for s in state.values() if isinstance(s, Tensor))
+        return {
+            "parameters": num_bytes(self.parameters.values()),
+            "gradients": self.gradient_bytes,
+            "optimiser": num_bytes(states),
+        }
+
+    def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors in the whole model's order, on every rank, one at a time.
+
+        Collective over all axes: every rank must consume the iterator to its end. A missing gradient is zeros.
+        """
+        whole = Transformer(self.config, param_dtype=torch.float32, compute_dtype=torch.float32)
+        for name, shape in ((name, p.shape) for name, p in whole.named_parameters()):
+            held = self.parameters.get(name)
+            full = None
+            if held is not None:
+                value = of(held)
+                full = torch.zeros_like(held) if value is None else value
+                full = (full.full_tensor() if isinstance(full, DTensor) else full).detach()
+            yield name, self._from_its_stage(full, shape)
+
+    def _from_its_stage(self, full: Tensor | None, shape: torch.Size) -> Tensor:
+        if self.pipeline.size() == 1:
+            assert full is not None
+            return full
+        like = next(iter(self.parameters.values()))
+        owner = torch.tensor(-1 if full is None else self.pipeline.rank(), device=like.device)
+        dist.all_reduce(owner, dist.ReduceOp.MAX, group=self.pipeline)
+        value = torch.empty(shape, dtype=like.dtype, device=like.device) if full is None else full.contiguous()
+        dist.broadcast(value, group_src=int(owner), group=self.pipeline)
+        return value

@@ -1,0 +1,107 @@
+"""One optimiser step, for every strategy but outside engines: count, forward, backward, reduce, clip, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+
+from train import gradients
+from train.model import IGNORE_INDEX, Transformer
+from train.optim import build_optimiser, set_lr
+from train.state import ShardedState
+from train.strategies.base import BATCH_AXES, StepResult
+
+if TYPE_CHECKING:
+    from train.config import Config
+
+# (tokens BT, targets BT, 1 / global number of valid tokens) -> this rank's share of the mean loss; leaves .grad behind
+ForwardBackward = Callable[[Tensor, Tensor, Tensor], Tensor]
+# (tokens BT, targets BT) -> this rank's sum of token losses
+Evaluate = Callable[[Tensor, Tensor], Tensor]
+
+
+class Step:
+    """A `TrainStep`. What differs between SPMD and a pipeline is `forward_backward` and `forward`, nothing else."""
+
+    def __init__(
+        self, model: Transformer, mesh: DeviceMesh, config: Config, forward_backward: ForwardBackward, forward: Evaluate
+    ) -> None:
+        self.model, self.mesh, self.clip_norm = model, mesh, config.train.clip_norm
+        self.forward_backward, self.forward = forward_backward, forward
+        self.on_gradients: Callable[[], None] | None = None
+        self.parameters = dict(model.named_parameters())  # taken now: while FSDP has a block gathered, they hide
+        self.optimiser = build_optimiser(self.parameters, config.optim)
+        self.state = ShardedState(self.parameters, self.optimiser, mesh["pp"].get_group(), config.model)
+
+    def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
+        """tokens, targets: this rank's rows [B, T] of the global batch; peers in pp, cp and tp get the same rows."""
+        num_valid = self.count_valid(targets).to(self.model.rope.dtype)  # the dtype of losses
+        loss = self.forward_backward(tokens, targets, 1.0 / num_valid.clamp(min=1))
+        parameters = [p for p in self.parameters.values() if p.grad is not None]
+        gradients.reduce_partial(parameters)
+        self.state.note_gradients()
+        if self.on_gradients is not None:
+            self.on_gradients()
+        grads = [p.grad for p in parameters]
+        norm = gradients.global_norm(grads, self.mesh["pp"].get_group())
+        if self.clip_norm > 0:
+            gradients.clip(grads, norm, self.clip_norm)
+        set_lr(self.optimiser, lr)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return StepResult(loss=self.sum_over(loss, "pp", *BATCH_AXES), grad_norm=norm)
+
+    @torch.no_grad()
+    def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        loss_sum = self.sum_over(self.forward(tokens, targets), "pp", *BATCH_AXES)
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the backward that would free the gathered parameters does not come
+        return loss_sum, self.count_valid(targets)
+
+    def count_valid(self, targets: Tensor) -> Tensor:
+        return self.sum_over((targets != IGNORE_INDEX).sum(), *BATCH_AXES)
+
+    def sum_over(self, x: Tensor, *axes: str) -> Tensor:
+        for axis in axes:
+            if self.mesh[axis].size() > 1:
+                dist.all_reduce(x, group=self.mesh[axis].get_group())
+        return x
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        return self.state.full(lambda p: p.detach())
+
+    def full_gradients(self) -> Iterator[tuple[str, Tensor]]:
+        return self.state.full(lambda p: p.grad)
+
+    def state_bytes(self) -> dict[str, int]:
+        return self.state.bytes_held()
+
+
+def accumulate(wrapped: nn.Module, model: Transformer, config: Config) -> tuple[ForwardBackward, Evaluate]:
+    """Microbatch after microbatch; a module that can wait (DDP) sends its gradients with the last one only."""
+    rows = config.train.micro_batch_size
+    no_sync = getattr(wrapped, "no_sync", nullcontext)
+
+    def forward_backward(tokens: Tensor, targets: Tensor, inverse_num_valid: Tensor) -> Tensor:
+        losses = []
+        batches = list(zip(tokens.split(rows), targets.split(rows), strict=True))
+        for i, (inputs, labels) in enumerate(batches):
+            with nullcontext() if i == len(batches) - 1 else no_sync():
+                loss = model.loss(wrapped(inputs), labels) * inverse_num_valid
+                loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def forward(tokens: Tensor, targets: Tensor) -> Tensor:
+        batches = zip(tokens.split(rows), targets.split(rows), strict=True)
+        return torch.stack([model.loss(wrapped(inputs), labels) for inputs, labels in batches]).sum()
+
+    return forward_backward, forward

@@ -1,0 +1,85 @@
+"""The techniques of an SPMD model, or of one pipeline stage, in the only valid order.
+
+Tensor parallelism first, as it decides what a weight is; then recomputation, round what is computed; then compilation,
+round both; data parallelism last, as its hooks must see the finished blocks' parameters, outside compiled code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from train.config import ActivationCheckpointing, CompileConfig, Config
+from train.distributed import own_device
+from train.model import Transformer
+from train.weights import materialise
+
+if TYPE_CHECKING:
+    from train.strategies.spmd import Spmd
+
+# What `selective` keeps: the products and the attention, which are costly to compute and cheap to hold.
+KEPT_OPS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn.Module:
+    """Apply the techniques whose axes the preset names, and give the weights memory. Returns what to call."""
+    strategy: Spmd = config.strategy  # type: ignore[assignment]
+    axes = strategy.mesh_axes()
+    device = own_device(mesh)
+    model.rope = model.rope.to(device)
+    if "tp" in axes:
+        from train.strategies.tensor import apply_tp
+
+        apply_tp(
+            model, mesh["tp"], sequence_parallel=strategy.sequence_parallel, loss_parallel=strategy.loss_parallel
+        )
+    for layer in model.layers.values():
+        apply_checkpointing(layer, config.train.activation_checkpointing)
+    if config.compile.enabled:
+        for module in (*model.layers.values(), model.loss):
+            apply_compile(module, config.compile)
+    fill = partial(materialise, config=config.model, seed=config.train.seed, device=device)
+    if "dp_shard" in axes:
+        from train.strategies.data import apply_fsdp
+
+        hybrid = ("dp_replicate", "dp_shard") if "dp_replicate" in axes else ("dp_shard",)
+        apply_fsdp(model, mesh[hybrid], fill, reshard_after_forward=strategy.reshard_after_forward)
+        return model
+    fill(model, "")
+    if "dp_replicate" in axes:
+        from train.strategies.data import apply_ddp
+
+        return apply_ddp(model, mesh["dp_replicate"], bucket_mb=strategy.bucket_mb)
+    return model
+
+
+def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing) -> None:
+    """Recompute the layer's activations in the backward (Chen et al. 2016), dropout masks replayed."""
+    if mode is ActivationCheckpointing.none:
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode is ActivationCheckpointing.selective:
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT_OPS)
+    _replace_forward(layer, lambda forward: partial(checkpoint, forward, **options))
+
+
+def apply_compile(module: nn.Module, config: CompileConfig) -> None:
+    """Compile the module's forward alone: hooks that data parallelism adds later run outside, in eager Python."""
+    _replace_forward(module, lambda forward: torch.compile(forward, mode=config.mode.value))
+
+
+def _replace_forward(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    # an attribute of the instance, not a wrapper module: parameters keep their global names
+    module.forward = wrap(module.forward)

@@ -1,0 +1,78 @@
+"""The one abstraction: a strategy turns a model into a `TrainStep`; nothing else asks which strategy runs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from omegaconf import MISSING
+
+if TYPE_CHECKING:  # this file is read to check a command line: torch would cost two seconds
+    import torch
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from train.config import Config
+    from train.model import Transformer
+
+# Outer to inner: the innermost axis has neighbouring ranks, which share the fastest links.
+MESH_AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
+# Ranks that differ only in these axes read different rows of the global batch.
+BATCH_AXES = ("dp_replicate", "dp_shard")
+
+
+@dataclass
+class StepResult:
+    """Device tensors, the same on every rank. `loss`: mean over the global batch's valid tokens, before the update.
+    `grad_norm`: global 2-norm of the gradient, before clipping."""
+
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
+
+
+class TrainStep(Protocol):
+    """One optimiser step over this rank's rows of the global batch, whatever the strategy."""
+
+    on_gradients: Callable[[], None] | None  # called after backward and every reduction, before clipping and update
+
+    def __call__(self, tokens: torch.Tensor, targets: torch.Tensor, *, lr: float) -> StepResult: ...
+
+    def evaluate(self, tokens: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of token losses, number of valid tokens) over the global batch, the same on every rank."""
+        ...
+
+    def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+    def full_gradients(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes that this rank holds: `parameters`, `gradients` (at the end of backward) and `optimiser`."""
+        ...
+
+
+@dataclass
+class Strategy(ABC):
+    """A parallel layout. Its fields are the keys under `strategy` in the config."""
+
+    name: str = MISSING
+
+    @abstractmethod
+    def mesh_axes(self) -> dict[str, int]:
+        """Degree of each axis that this strategy uses, at degree 1 too; -1 means the ranks that are left."""
+
+    @abstractmethod
+    def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
+        """Apply the strategy to a model on the meta device. Collective: all ranks of the mesh call it."""
+
+
+def resolve_degrees(axes: dict[str, int], world_size: int) -> dict[str, int]:
+    """The degree of every mesh axis, with -1 filled by the ranks that are left (rounded down) and absent axes 1.
+
+    The product is not checked against the world: that is a rule of `validate`.
+    """
+    degrees = {axis: axes.get(axis, 1) for axis in MESH_AXES}
+    fixed = 1
+    for degree in degrees.values():
+        fixed *= degree if degree > 0 else 1
+    return {axis: max(world_size // fixed, 1) if degree == -1 else degree for axis, degree in degrees.items()}

@@ -1,0 +1,80 @@
+"""Data parallelism. Every rank computes on its own rows; gradients are summed over the ranks.
+
+DDP (`dp_replicate`): whole weights everywhere. Sent per step: one all-reduce of the gradients, in buckets that overlap
+the backward (Li et al. 2020). FSDP2 (`dp_shard`), ZeRO-3 (Rajbhandari et al. 2020): each rank holds 1/n of every
+parameter, gradient and optimiser state. Sent per microbatch: all-gather of each block's parameters for the forward and
+again for the backward, reduce-scatter of its gradients. Both axes: HSDP, FSDP inside, an all-reduce of shards outside.
+
+Sums, not means: the loss is already divided by the global number of valid tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from train.model import Transformer
+
+MiB = 2**20
+
+
+# Annotations here are real types, not strings (no `from __future__`): DDP checks them.
+def sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """DDP's communication hook: the sum of the bucket over the group (its default would be the mean)."""
+    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+    return work.get_future().then(lambda future: future.value()[0])
+
+
+def apply_ddp(model: Transformer, mesh: DeviceMesh, *, bucket_mb: float) -> DistributedDataParallel:
+    """Wrap a materialised model. Its weights are equal on all ranks by construction, so nothing is broadcast."""
+    import torch._dynamo.config
+
+    torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one: no graph spans a bucket's edge
+    model = DistributedDataParallel(
+        model,
+        process_group=mesh.get_group(),
+        bucket_cap_mb=bucket_mb,
+        gradient_as_bucket_view=True,
+        init_sync=False,
+    )
+    model.register_comm_hook(mesh.get_group(), sum_bucket)
+    return model
+
+
+def apply_fsdp(
+    model: Transformer, mesh: DeviceMesh, fill: Callable[[nn.Module, str], None], *, reshard_after_forward: bool
+) -> None:
+    """Shard a meta model in place, block by block: `fill` gives a block its values, then all but a shard is freed.
+
+    Under bf16 the blocks are gathered in bf16. The embedding is gathered in its own dtype, as its gradient sums many
+    tokens; so is everything that shares a group with it when the head is tied.
+    """
+    low = model.compute_dtype if model.compute_dtype is torch.bfloat16 else None
+    cast = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None, cast_forward_inputs=False)
+    whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+
+    def shard(modules: nn.Module | list[Any], policy: MixedPrecisionPolicy, reshard: bool) -> None:
+        fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+
+    for name, layer in model.layers.items():
+        fill(layer, f"layers.{name}.")
+        shard(layer, cast, reshard_after_forward)
+    fill(model, "")
+    ends = [module for module in (model.embed, model.norm, model.head) if module is not None]
+    if model.config.tie_embeddings and len(ends) > 1:
+        shard(ends, whole, False)
+    else:
+        if model.embed is not None:
+            shard(model.embed, whole, reshard_after_forward)
+        if model.norm is not None:
+            shard([model.norm, model.head], cast, False)  # the backward begins here: freed, it would be gathered at once
+    shard(model, whole, False)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

@@ -1,0 +1,39 @@
+"""Single-program strategies: every rank runs the same forward and backward over its shard of rows, weights or both.
+
+Which techniques apply follows from the axes that the preset names: `dp_replicate` alone is DDP, `dp_shard` FSDP2,
+both HSDP, `tp` tensor parallelism. A preset that names an axis runs its code at degree 1 too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from train.strategies.base import MESH_AXES, Strategy, TrainStep
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from train.config import Config
+    from train.model import Transformer
+
+
+@dataclass
+class Spmd(Strategy):
+    dp_replicate: int | None = None
+    dp_shard: int | None = None
+    tp: int | None = None
+    sequence_parallel: bool = True  # tp: activations between blocks sharded over the sequence (Korthikanti et al. 2022)
+    loss_parallel: bool = True  # tp: cross-entropy on vocabulary shards, logits are never gathered
+    reshard_after_forward: bool = True  # dp_shard: gather parameters again for the backward (ZeRO-3)
+    bucket_mb: float = 25.0  # dp_replicate: DDP's gradient buckets, MiB
+
+    def mesh_axes(self) -> dict[str, int]:
+        return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
+        from train.step import Step, accumulate
+        from train.strategies.apply import apply_techniques
+
+        wrapped = apply_techniques(model, mesh, config)
+        return Step(model, mesh, config, *accumulate(wrapped, model, config))

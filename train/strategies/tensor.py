@@ -1,0 +1,154 @@
+"""Tensor parallelism (Shoeybi et al. 2019) with sequence parallelism (Korthikanti et al. 2022), over the axis `tp`.
+
+                 norm    | gather  wq wk wv  attention  wo  scatter |   + the same round the feed-forward
+    activations  B T/t D | B T D   heads/t              B T D       B T/t D
+
+Split: wq, wk, wv, gate, up by output (columns), wo, down by input (rows), embedding and head by vocabulary. Norms are
+whole on each rank. Sent per layer and microbatch: with sequence parallelism 4 all-gathers and 4 reduce-scatters of
+B x T x D elements (forward and backward, two of the gathers being the other direction's adjoint); without, 4 all-reduces.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.nn import functional as F
+
+from train import collectives
+from train.model import IGNORE_INDEX, Embedding, Linear, RMSNorm, Transformer, upcast
+
+SEQUENCE_DIM = 1
+
+
+def shard_weight(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
+    """Declare the module's weight (on meta) as a DTensor over the tp mesh."""
+    weight = distribute_tensor(module.weight.detach(), mesh, [placement], src_data_rank=None)
+    module.weight = nn.Parameter(weight)
+
+
+class ColumnParallelLinear(Linear):
+    """Output features split: this rank's weight is [out/t, in]; the input is whole on every rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to_local().to(x.dtype))
+
+
+class RowParallelLinear(Linear):
+    """Input features split: this rank's weight is [out, in/t], its result one term of a sum over ranks."""
+
+    leave: Any  # sums the terms: all-reduce, or reduce-scatter over the sequence
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(F.linear(x, self.weight.to_local().to(x.dtype)))
+
+
+class VocabParallelEmbedding(Embedding):
+    """Rows of the table split: ids of other ranks' rows give zeros, and a sum over ranks completes the vectors."""
+
+    leave: Any
+    rank: int
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        table = self.weight.to_local()
+        local = tokens - self.rank * table.shape[0]
+        elsewhere = (local < 0) | (local >= table.shape[0])
+        x = F.embedding(local.masked_fill(elsewhere, 0), table)
+        return self.leave(x.masked_fill(elsewhere.unsqueeze(-1), 0.0))
+
+
+class SequenceParallelRMSNorm(RMSNorm):
+    """A whole weight on a shard of the sequence: its gradient here is one term of a sum over ranks (`Partial`),
+    completed once per step by `gradients.reduce_partial`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, self.weight.to_local(grad_placements=[Partial()]))
+
+
+class ReplicatedRMSNorm(RMSNorm):
+    """A whole weight on the whole sequence: every rank computes the whole gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, self.weight.to_local())
+
+
+class VocabParallelCrossEntropy(nn.Module):
+    """Sum of token losses from this rank's vocabulary shard of the logits, without gathering them.
+
+    loss = log sum exp(logits) - logits[target]. Three all-reduces of B x T elements: the maximum, for stability,
+    outside autograd; the sum of exponentials; the target's logit, which one rank holds.
+    """
+
+    def __init__(self, group: ProcessGroup) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+        logits, targets = upcast(logits_BTV.flatten(0, 1)), targets_BT.flatten()
+        valid = targets != IGNORE_INDEX
+        top = logits.detach().amax(-1)
+        dist.all_reduce(top, dist.ReduceOp.MAX, group=self.group)
+        logits = logits - top.unsqueeze(-1)
+        local = targets - self.group.rank() * logits.shape[-1]
+        here = valid & (local >= 0) & (local < logits.shape[-1])
+        own = logits.gather(-1, local.masked_fill(~here, 0).unsqueeze(-1)).squeeze(-1)
+        total = collectives.all_reduce(logits.exp().sum(-1), self.group)
+        target = collectives.all_reduce(own.masked_fill(~here, 0.0), self.group)
+        return (total.log() - target).masked_fill(~valid, 0.0).sum()
+
+
+def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, group: ProcessGroup) -> Tensor:
+    return collectives.all_gather_replicated(logits, logits.ndim - 1, group)
+
+
+def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, loss_parallel: bool) -> None:
+    """Split a model on meta over the 1-D `mesh`, in place. Nothing is sent."""
+    group, rank = mesh.get_group(), mesh.get_local_rank()
+    if sequence_parallel:
+        join: Any = partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group)
+        leave: Any = partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group)
+        norm_class: type[RMSNorm] = SequenceParallelRMSNorm
+    else:
+        join = partial(collectives.enter, group=group)
+        leave = partial(collectives.all_reduce, group=group)
+        norm_class = ReplicatedRMSNorm
+
+    def entry(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (join(args[0]), *args[1:])
+
+    def split(module: nn.Module, to: type[nn.Module], placement: Placement) -> None:
+        module.__class__ = to  # the same module with another forward: parameter names and hooks stay
+        shard_weight(module, mesh, placement)
+
+    def split_rows(module: nn.Module) -> None:
+        split(module, RowParallelLinear, Shard(1))
+        module.leave = leave
+
+    for layer in model.layers.values():
+        for norm in (layer.attention_norm, layer.feed_forward_norm):
+            split(norm, norm_class, Replicate())
+        attention, feed_forward = layer.attention, layer.feed_forward
+        for linear in (attention.wq, attention.wk, attention.wv, feed_forward.gate, feed_forward.up):
+            split(linear, ColumnParallelLinear, Shard(0))
+        split_rows(attention.wo)
+        split_rows(feed_forward.down)
+        attention.register_forward_pre_hook(entry)
+        feed_forward.register_forward_pre_hook(entry)
+    if model.embed is not None:
+        split(model.embed, VocabParallelEmbedding, Shard(0))
+        model.embed.leave, model.embed.rank = leave, rank
+    if model.norm is not None:
+        split(model.norm, norm_class, Replicate())
+    if model.head is not None:
+        split(model.head, ColumnParallelLinear, Shard(0))
+        model.head.register_forward_pre_hook(entry)
+        if loss_parallel:
+            model.loss = VocabParallelCrossEntropy(group)
+        else:
+            model.head.register_forward_hook(partial(_gather_logits, group=group))
+    model.tie()

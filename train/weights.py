@@ -1,0 +1,54 @@
+"""Initial weights as a pure function of (seed, parameter name), so that every layout starts from identical values.
+
+Each logical matrix is drawn whole, on the CPU, in float32, from a generator of its own; a rank then keeps its part.
+No communication, no seed checkpoint; peak host memory is one matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from train.config import ModelConfig
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed from any values, the same on every platform."""
+    return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
+
+
+def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
+    """The whole initial value of the parameter with this global name: float32, on the CPU.
+
+    Norms are ones, matrices normal with `init_std`; those that write to the residual stream are scaled down by
+    sqrt(2 x layers) (Radford et al. 2019).
+    """
+    if len(shape) == 1:
+        return torch.ones(shape)
+    residual = name.endswith(("attention.wo.weight", "feed_forward.down.weight"))
+    std = config.init_std / math.sqrt(2 * config.num_layers) if residual else config.init_std
+    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, name))
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: int, device: torch.device) -> None:
+    """Give the module's meta parameters memory on `device` and their initial values, sharded as they are declared.
+
+    `prefix` is the module's own global name, with its final dot ("layers.3."), or "". Parameters that already have
+    memory are left alone, so that a model can be materialised and sharded block by block.
+    """
+    made: dict[nn.Parameter, nn.Parameter] = {}  # a tied parameter stays one parameter
+    for path, old in list(module.named_parameters(remove_duplicate=False)):
+        if not old.is_meta:
+            continue
+        if old not in made:
+            value = initial_value(prefix + path, old.shape, config, seed).to(device, old.dtype)
+            if isinstance(old, DTensor):  # src_data_rank=None: every rank has the whole value, nothing is sent
+                value = distribute_tensor(value, old.device_mesh, old.placements, src_data_rank=None)
+            made[old] = nn.Parameter(value, requires_grad=old.requires_grad)
+        owner, _, leaf = path.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, made[old])

@@ -1,0 +1,23 @@
+"""The environment that torchrun gives a process, read here and nowhere else. Torch is not imported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    from_torchrun: bool
+
+    @classmethod
+    def from_env(cls) -> World:
+        """Plain `python train/main.py` is a world of one."""
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        defaults = (0, 0, 1, 1)
+        values = (int(os.environ.get(name, default)) for name, default in zip(names, defaults, strict=True))
+        return cls(*values, from_torchrun="RANK" in os.environ)
