@@ -1,6 +1,8 @@
 """Collectives that autograd understands. Each comes with its adjoint: the backward of a gather is a reduce-scatter.
 
-Each runs over the one process group that it is given, and leaves its input as it was.
+Each runs over the one process group that it is given, and leaves its input as it was. They stand on torch's functional
+collectives (a private module; torch 2.11 and 2.13), as compiled code must: with `dist.all_reduce` in place, inductor of
+torch 2.11 lost the gradient.
 """
 
 from __future__ import annotations
@@ -9,40 +11,38 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
-# torch 2.13 renames these two and deprecates the old names
-_all_gather_single = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-_reduce_scatter_single = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+def sum_of(x: Tensor, group: ProcessGroup) -> Tensor:
+    """Sum over ranks, outside autograd."""
+    return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "sum", group))
 
 
-def _all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
-    x = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(x, group=group)
-    return x
+def max_of(x: Tensor, group: ProcessGroup) -> Tensor:
+    """Maximum over ranks, outside autograd."""
+    return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "max", group))
 
 
 def _all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """Concatenate the ranks' equal shards along `dim`."""
     size = group.size()
     if _is_gloo(group):
-        out = _exchange(x.unsqueeze(0).expand(size, *x.shape).contiguous(), group)
+        out = _exchange(x.unsqueeze(0).expand(size, *x.shape).contiguous().flatten(0, 1), group)
     else:
-        out = x.new_empty((size, *x.shape))
-        _all_gather_single(out.flatten(0, 1), x.contiguous(), group=group)
-    return out.movedim(0, dim).flatten(dim, dim + 1)
+        out = funcol.wait_tensor(funcol.all_gather_tensor(x.contiguous(), 0, group))
+    return out.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
 
 
 def _reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """Sum over ranks and keep this rank's equal shard along `dim`."""
-    parts = x.unflatten(dim, (group.size(), -1)).movedim(dim, 0).contiguous()
+    size = group.size()
+    parts = x.unflatten(dim, (size, -1)).movedim(dim, 0).contiguous().flatten(0, 1)
     if _is_gloo(group):
-        return _exchange(parts, group).sum(0)
-    out = parts.new_empty(parts.shape[1:])
-    _reduce_scatter_single(out, parts.flatten(0, 1), group=group)
-    return out
+        return _exchange(parts, group).unflatten(0, (size, -1)).sum(0)
+    return funcol.wait_tensor(funcol.reduce_scatter_tensor(parts, "sum", 0, group))
 
 
 def _is_gloo(group: ProcessGroup) -> bool:
@@ -52,10 +52,8 @@ def _is_gloo(group: ProcessGroup) -> bool:
 
 
 def _exchange(parts: Tensor, group: ProcessGroup) -> Tensor:
-    """parts[i] goes to rank i; the result's [i] came from rank i."""
-    received = torch.empty_like(parts)
-    dist.all_to_all_single(received, parts, group=group)
-    return received
+    """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i."""
+    return funcol.wait_tensor(funcol.all_to_all_single(parts, None, None, group))
 
 
 def _own_shard(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
@@ -70,13 +68,13 @@ class _Enter(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_reduce(grad, ctx.group), None
+        return sum_of(grad, ctx.group), None
 
 
 class _Reduce(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        return _all_reduce(x, group)
+        return sum_of(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from train.config import Config, OnNonfinite
 from train.flops import flops_per_token
 from train.hardware import peak_tflops
+from train.problems import Reported
 from train.strategies.base import StepResult, TrainStep
 from train.world import World
 
@@ -36,7 +37,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class NonFinite(Exception):
+class NonFinite(Reported):
     """The loss or the gradient norm is no longer a number."""
 
 

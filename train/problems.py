@@ -20,16 +20,23 @@ class Problem:
         return f"{self.message}: {self.fix}"
 
 
-class BadInput(Exception):
-    """Problems that a user can mend; never shown as a traceback."""
+class Reported(Exception):
+    """An end of the run that is told in words, never as a traceback, once and not once a rank."""
+
+    exit_code = 1
+
+    def report(self) -> str:
+        return str(self)
+
+
+class BadInput(Reported):
+    """Problems that a user can mend before anything is trained."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("\n".join(map(str, problems)))
         self.problems = problems
+        self.exit_code = min(problem.exit_code for problem in problems)
 
-    @property
-    def exit_code(self) -> int:
-        return min(problem.exit_code for problem in self.problems)
 
     def report(self) -> str:
         lines = [f"  {problem}" for problem in self.problems]

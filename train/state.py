@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from train.config import ModelConfig
 from train.gradients import local
@@ -17,6 +18,26 @@ from train.model import Transformer
 def num_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the local shards."""
     return sum(local(t).numel() * t.element_size() for t in tensors)
+
+
+def whole(x: Tensor) -> Tensor:
+    """A DTensor's full value on every rank of its mesh. Collective: an all-reduce over each axis that shards it.
+
+    `DTensor.full_tensor` would gather, by a collective that gloo has for CPU tensors only (it crashes on CUDA ones).
+    The offset is by a private function (torch 2.11 to 2.13), as FSDP over tp shards by a private placement.
+    """
+    if not isinstance(x, DTensor):
+        return x
+    mesh, shard = x.device_mesh, x.to_local()
+    shape, offset = compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
+    assert tuple(shape) == tuple(shard.shape)
+    full = torch.zeros(x.shape, dtype=x.dtype, device=shard.device)
+    full[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))] = shard
+    for i, placement in enumerate(x.placements):
+        assert not isinstance(placement, Partial), "incomplete tensor"
+        if not isinstance(placement, Replicate):
+            dist.all_reduce(full, group=mesh.get_group(i))
+    return full
 
 
 class ShardedState:
@@ -50,14 +71,14 @@ class ShardedState:
 
         Collective over all axes: every rank must consume the iterator to its end. A missing gradient is zeros.
         """
-        whole = Transformer(self.config, param_dtype=torch.float32, compute_dtype=torch.float32)
-        for name, shape in ((name, p.shape) for name, p in whole.named_parameters()):
+        skeleton = Transformer(self.config, param_dtype=torch.float32, compute_dtype=torch.float32)
+        for name, shape in ((name, p.shape) for name, p in skeleton.named_parameters()):
             held = self.parameters.get(name)
             full = None
             if held is not None:
                 value = of(held)
                 full = torch.zeros_like(held) if value is None else value
-                full = (full.full_tensor() if isinstance(full, DTensor) else full).detach()
+                full = whole(full.detach())
             yield name, self._from_its_stage(full, shape)
 
     def _from_its_stage(self, full: Tensor | None, shape: torch.Size) -> Tensor:

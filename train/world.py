@@ -15,6 +15,10 @@ class World:
     from_torchrun: bool
 
     @classmethod
+    def single(cls) -> World:
+        return cls(0, 0, 1, 1, from_torchrun=False)
+
+    @classmethod
     def from_env(cls) -> World:
         """Plain `python train/main.py` is a world of one."""
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")

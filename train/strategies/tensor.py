@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch.distributed as dist
+import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
@@ -77,29 +77,44 @@ class ReplicatedRMSNorm(RMSNorm):
         return self.normalise(x, self.weight.to_local())
 
 
-class VocabParallelCrossEntropy(nn.Module):
-    """Sum of token losses from this rank's vocabulary shard of the logits, without gathering them.
+class _VocabParallelLoss(torch.autograd.Function):
+    """Sum over tokens of log sum exp(logits) - logits[target], from a shard of the vocabulary.
 
-    loss = log sum exp(logits) - logits[target]. Three all-reduces of B x T elements: the maximum, for stability,
-    outside autograd; the sum of exponentials; the target's logit, which one rank holds.
+    Two all-reduces, of N maxima and of N sums of exponentials with N target logits. Kept for the backward: the logits
+    as they came; softmax is computed again from them.
     """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, group: ProcessGroup) -> Tensor:
+        x = upcast(logits_NV)
+        valid = targets_N != IGNORE_INDEX
+        local = targets_N - group.rank() * x.shape[-1]
+        here = valid & (local >= 0) & (local < x.shape[-1])
+        local = local.masked_fill(~here, 0)
+        top = collectives.max_of(x.amax(-1), group)
+        target = (x.gather(-1, local.unsqueeze(-1)).squeeze(-1) - top).masked_fill(~here, 0.0)
+        total, target = collectives.sum_of(torch.stack(((x - top.unsqueeze(-1)).exp().sum(-1), target)), group)
+        ctx.save_for_backward(logits_NV, top + total.log(), local, here, valid)
+        return (total.log() - target).masked_fill(~valid, 0.0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits_NV, log_total, local, here, valid = ctx.saved_tensors
+        softmax = (upcast(logits_NV) - log_total.unsqueeze(-1)).exp()
+        is_target = here.to(softmax.dtype).unsqueeze(-1)
+        grad_NV = softmax.scatter_add(-1, local.unsqueeze(-1), -is_target) * (grad * valid).unsqueeze(-1)
+        return grad_NV.to(logits_NV.dtype), None, None
+
+
+class VocabParallelCrossEntropy(nn.Module):
+    """`CrossEntropy` on this rank's vocabulary shard of the logits, which are never gathered."""
 
     def __init__(self, group: ProcessGroup) -> None:
         super().__init__()
         self.group = group
 
     def forward(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        logits, targets = upcast(logits_BTV.flatten(0, 1)), targets_BT.flatten()
-        valid = targets != IGNORE_INDEX
-        top = logits.detach().amax(-1)
-        dist.all_reduce(top, dist.ReduceOp.MAX, group=self.group)
-        logits = logits - top.unsqueeze(-1)
-        local = targets - self.group.rank() * logits.shape[-1]
-        here = valid & (local >= 0) & (local < logits.shape[-1])
-        own = logits.gather(-1, local.masked_fill(~here, 0).unsqueeze(-1)).squeeze(-1)
-        total = collectives.all_reduce(logits.exp().sum(-1), self.group)
-        target = collectives.all_reduce(own.masked_fill(~here, 0.0), self.group)
-        return (total.log() - target).masked_fill(~valid, 0.0).sum()
+        return _VocabParallelLoss.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), self.group)
 
 
 def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, group: ProcessGroup) -> Tensor:

@@ -1,0 +1,31 @@
+# make train     make .venv, install, and train:  make train STRATEGY=pp NPROC=2 ARGS="train.steps=20"
+# make test      everything not marked slow;      make test-all adds the slow ones;  make check: ruff and mypy
+PYTHON ?= python3
+STRATEGY ?= tp
+NPROC ?= 4
+ARGS ?=
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: train test test-all check install
+
+train: .venv/installed
+	@$(BIN)/python -m launch.local nproc=$(NPROC) strategy=$(STRATEGY) $(ARGS)
+
+test: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,154 @@
+"""What the lab adds to a bare PyTorch loop over the same model, and what a strategy adds to one process.
+
+    python scripts/bench_step.py model=tiny                          single against the bare loop
+    torchrun --nproc_per_node=2 scripts/bench_step.py strategy=dp    a strategy's own step time, for a table
+
+The two loops take turns, step by step, in one process, and the ratio is the median over pairs of neighbouring steps
+with a 95 % interval by bootstrap: a machine that slows down slows both. Arguments are train/main.py's, and steps=N
+pairs (40).
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from launch.local import take
+from train import cli
+from train.config import Config, Precision
+from train.data import load_corpus
+from train.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
+from train.exits import reported_once
+from train.metrics import Clock, Metrics
+from train.model import Transformer, dtypes
+from train.optim import lr_at
+from train.run_dir import environment
+from train.sinks import JsonLines, TensorBoard
+from train.weights import materialise
+from train.world import World
+
+WARM_UP = 5
+Loop = Callable[[int], None]
+
+
+def bare_loop(config: Config, device: torch.device, next_batch: Callable[[int], tuple[Tensor, Tensor]]) -> Loop:
+    """What one would write without the lab: the same model, fused AdamW, clipping, accumulation; nothing logged."""
+    param = {**dtypes(config.precision), "compute_dtype": dtypes(config.precision)["param_dtype"]}
+    model = Transformer(config.model, **param)
+    model.rope = model.rope.to(device)
+    materialise(model, "", config.model, seed=config.train.seed, device=device)
+    if config.compile.enabled:
+        for layer in model.layers.values():
+            layer.compile()
+        model.loss.compile()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)
+    low = config.precision is Precision.bf16
+    num_tokens = config.train.global_batch_size * config.train.seq_len
+
+    def step(index: int) -> None:
+        tokens, targets = next_batch(index)
+        rows = config.train.micro_batch_size
+        for x, y in zip(tokens.split(rows), targets.split(rows), strict=True):
+            with torch.autocast(device.type, torch.bfloat16) if low else nullcontext():
+                loss = model.loss(model(x), y) / num_tokens
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.clip_norm)
+        for group in optimiser.param_groups:
+            group["lr"] = lr_at(index, config.train.steps, config.optim)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+def lab_loop(
+    config: Config, runtime: Runtime, world: World, next_batch: Callable[[int], tuple[Tensor, Tensor]], folder: Path
+) -> Loop:
+    """One turn of train/main.py's loop, logging included."""
+    model = Transformer(config.model, **dtypes(config.precision))
+    train_step = config.strategy.build(model, build_mesh(config, runtime), config)
+    sinks = [JsonLines(folder / "metrics.jsonl"), TensorBoard(folder, {})] if world.rank == 0 else []
+    metrics = Metrics(config, world, runtime.device, train_step, sinks)
+
+    def step(index: int) -> None:
+        lr = lr_at(index, config.train.steps, config.optim)
+        metrics.log(index, train_step(*next_batch(index), lr=lr), lr)
+
+    return step
+
+
+def timed(clock: Clock, step: Loop, index: int) -> float:
+    """One step, alone on the device, in ms."""
+    start = clock.mark()
+    step(index)
+    return clock.elapsed_ms(start, clock.mark())
+
+
+def interval(ratios: list[float]) -> tuple[float, float]:
+    """95 % of the medians of resampled ratios."""
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def main() -> None:
+    world, argv = World.from_env(), sys.argv[1:]
+    with reported_once(world), tempfile.TemporaryDirectory() as folder:
+        pairs = take(argv, "steps", 40) or 40
+        default = [] if any(arg.startswith("strategy=") for arg in argv) else ["strategy=single"]
+        config, _, _ = cli.parse(cli.parser("scripts/bench_step.py", __doc__ or ""), [*default, *argv], world.rank)
+        cli.check(config, world.world_size)
+        corpus, runtime = load_corpus(config), choose_runtime(config.runtime, world)
+        size = config.train.global_batch_size
+        with process_group(runtime, world, config.runtime.timeout_s):
+            rows = own_rows(build_mesh(config, runtime), size)
+
+            def next_batch(index: int) -> tuple[Tensor, Tensor]:
+                tokens, targets = corpus.batch(index, size, rows)
+                return tokens.to(runtime.device, non_blocking=True), targets.to(runtime.device, non_blocking=True)
+
+            loops = {"lab": lab_loop(config, runtime, world, next_batch, Path(folder))}
+            if not config.strategy.mesh_axes():
+                loops["bare"] = bare_loop(config, runtime.device, next_batch)
+            clock, times = Clock(runtime.device), {name: [] for name in loops}
+            for index in range(1, WARM_UP + pairs + 1):
+                order = list(loops) if index % 2 else list(reversed(loops))
+                for name in order:
+                    times[name].append(timed(clock, loops[name], index))
+        if world.rank == 0:
+            report(config, runtime, world, {name: values[WARM_UP:] for name, values in times.items()})
+
+
+def report(config: Config, runtime: Runtime, world: World, times: dict[str, list[float]]) -> None:
+    """One JSON line: a figure travels with what it was measured on."""
+    tokens = config.train.global_batch_size * config.train.seq_len
+    result = {
+        "strategy": config.strategy.name,
+        "model": config.model.name,
+        "precision": config.precision.value,
+        "compiled": config.compile.enabled,
+        **{f"{name}_step_ms": round(statistics.median(values), 3) for name, values in times.items()},
+        **{f"{name}_tokens_per_s": round(tokens / statistics.median(values) * 1e3) for name, values in times.items()},
+        "steps": len(times["lab"]),
+        "date": time.strftime("%Y-%m-%d"),
+        **environment(runtime.device, runtime.backend, world.world_size),
+    }
+    if "bare" in times:
+        ratios = [lab / bare for lab, bare in zip(times["lab"], times["bare"], strict=True)]
+        low, high = interval(ratios)
+        result |= {"lab_over_bare": round(statistics.median(ratios), 4), "interval_95": [round(low, 4), round(high, 4)]}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Bad input: one message with the value, the rule and the fix; exit code 2 or 3; no traceback; nothing started."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+ENV = os.environ | {"OMP_NUM_THREADS": "1"}
+NO_GPU = not torch.accelerator.is_available()
+
+# arguments -> (exit code, what the message says, what the fix says)
+COMMAND_LINES = {
+    "strategy=foo": (2, "strategy=foo names no preset", "strategy=3d|dp"),
+    "train.stepss=3": (2, "train.stepss is not a key", "--help"),
+    "+train.stepss=3": (2, "train.stepss is not a key", "--help"),
+    "+strategy.typo=1": (2, "strategy.typo is not a key", "--help"),
+    "~strategy": (2, "~strategy names no preset", "strategy="),
+    "train.steps=abc": (2, "train.steps: Value 'abc'", "--help"),
+    "train.steps=1e3": (2, "train.steps: Value '1000.0'", "--help"),
+    "train.steps=-5": (2, "train.steps=-5 is out of range", ">= 1"),
+    "optim.lr=nan": (2, "optim.lr=nan is out of range", "finite"),
+    "strategy=null": (2, "strategy=null names no preset", "strategy="),
+    "precision=fp7": (2, "precision: Invalid value 'fp7'", "bf16"),
+    "nproc=4 strategy.tp=2": (2, "tp 2 needs 2 processes, but there are 4", "nproc=2"),
+    "nproc=6 strategy=fsdp_tp strategy.tp=4": (2, "does not divide 6 processes", "4 divides"),
+    "nproc=4 strategy=single": (2, "strategy=single runs on 1 process", "nproc=1"),
+    "nproc=4 strategy=dp strategy.tp=2": (2, "DDP", "fsdp_tp"),
+    "nproc=4 model.num_heads=6 model.num_kv_heads=2 model.dim=96": (2, "model.num_heads=6 is not div", "strategy.tp=1"),
+    "nproc=4 model.num_kv_heads=2": (2, "model.num_kv_heads=2 is not divisible by strategy.tp=4", "1 or 2"),
+    "nproc=4 model.ffn_dim=350": (2, "model.ffn_dim=350 is not divisible by strategy.tp=4", "strategy.tp=1, 2"),
+    "nproc=4 model.vocab_size=258": (2, "model.vocab_size=258 is not divisible by strategy.tp=4", "1, 2"),
+    "nproc=4 strategy=pp model.num_layers=2": (2, "model.num_layers=2 is fewer than strategy.pp=4", "model.num_layers=4"),
+    "nproc=4 strategy=pp train.global_batch_size=4": (2, "2 microbatches", "train.global_batch_size=8"),
+    "nproc=2 strategy=pp strategy.schedule=2f2b": (2, "strategy.schedule=2f2b is not known", "gpipe or 1f1b"),
+    "nproc=3 strategy=dp": (2, "train.global_batch_size=8 is not divisible by", "train.global_batch_size=6"),
+    "data=text": (2, "data=text needs a path", "data.path=FILE"),
+    "data=text data.path=/no/such/file": (2, "does not exist", "data.path=/no/such/file"),
+    "data=text data.path={empty}": (2, "is empty", "with text in it"),
+    "data=text data.path={short}": (2, "but train.seq_len=128 needs 129", "more data"),
+    "data=tokens data.path={foreign}": (2, "contains token id 999, but model.vocab_size=256", "model.vocab_size=1000"),
+    "-m strategy=dp,tp": (2, "-m/--multirun", "one torchrun a run"),
+    "--frobnicate": (2, "unrecognized arguments: --frobnicate", "--help"),
+    "nproc=none": (2, "nproc=none", "whole number"),
+    "runtime.device=teapot": (3, "no teapot device", "runtime.device=auto"),
+    "runtime.backend=pigeon": (3, "runtime.backend=pigeon is not known", "gloo"),
+    "port={taken}": (3, "cannot be used", "use another"),
+}
+WITHOUT_GPU = {
+    "runtime.backend=nccl": (3, "runtime.backend=nccl needs a cuda device", "runtime.backend=auto"),
+    "nproc=2 runtime.device=cuda": (3, "no cuda device", "runtime.device=auto"),
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "empty.txt").touch()
+    (folder / "short.txt").write_text("too short")
+    np.full(5000, 999, dtype="<u2").tofile(folder / "foreign.bin")
+    taken = socket.create_server(("127.0.0.1", 0))
+    with taken:
+        yield {
+            "empty": folder / "empty.txt",
+            "short": folder / "short.txt",
+            "foreign": folder / "foreign.bin",
+            "taken": taken.getsockname()[1],
+        }
+
+
+def check_message(text, says, fix):
+    assert "Traceback" not in text
+    assert text.count("nothing was trained") == 1
+    assert says in text
+    assert fix in text
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("line", [*COMMAND_LINES, *(WITHOUT_GPU if NO_GPU else {})])
+def test_launch_local_answers_once(line, places, tmp_path):
+    code, says, fix = (COMMAND_LINES | WITHOUT_GPU)[line]
+    command = [sys.executable, "-m", "launch.local", *line.format(**places).split()]
+    run = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=50)
+    assert run.returncode == code, run.stderr
+    check_message(run.stderr, says, fix)
+    assert run.stdout == ""
+    assert not list(tmp_path.iterdir()), "something was started"
+
+
+def torchrun(*arguments, nproc, cwd):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    command += [str(REPO / "train" / "main.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("line", "code", "says", "fix"),
+    [
+        ("strategy=foo", 2, "strategy=foo names no preset", "strategy=3d|dp"),
+        ("strategy.tp=3 train.steps=0", 2, "train.steps=0 is out of range", ">= 1"),
+        ("-m strategy=dp", 2, "-m/--multirun", "one torchrun a run"),
+        ("runtime.device=teapot", 3, "no teapot device", "runtime.device=auto"),
+    ],
+)
+def test_torchrun_says_it_once(line, code, says, fix, tmp_path):
+    run = torchrun(*line.split(), nproc=2, cwd=tmp_path)
+    assert run.returncode == 1  # torchrun's own
+    ours = re.split(r"\n.*torch/distributed/elastic|\nE\d{4} ", run.stderr)[0]
+    assert "Traceback" not in ours
+    assert run.stderr.count("nothing was trained") == 1
+    assert says in run.stderr
+    assert fix in run.stderr
+    assert set(re.findall(r"exitcode\s*: (-?\d+)", run.stderr)) == {str(code)}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("flag", ["--help", "--cfg=job"])
+def test_help_and_config_come_from_one_rank(flag, tmp_path):
+    run = torchrun(flag, nproc=2, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("micro_batch_size:") == 1
+
+
+@pytest.mark.timeout(120)
+def test_divergence_stops_the_run_in_words(tmp_path):
+    run = torchrun("strategy=dp", "optim=sgd", "optim.lr=1e30", "train.steps=9", "model.num_layers=1", nproc=2, cwd=tmp_path)
+    assert run.returncode == 1
+    assert run.stderr.count("train.on_nonfinite=ignore") == 1
+    assert "Traceback" not in run.stderr.split("ChildFailedError")[0].split("torch/distributed/elastic")[0]

@@ -1,0 +1,118 @@
+"""Presets, schema and rules."""
+
+import math
+
+import pytest
+import yaml
+
+from train import cli
+from train.config import LrSchedule
+from train.optim import lr_at
+from train.problems import BadInput
+from train.strategies.base import MESH_AXES, resolve_degrees
+from train.strategies.stages import layers_of_stage
+from train.validate import validate
+
+STRATEGIES = cli.options("strategy")
+WORLD = {"single": 1, "3d": 8}
+
+
+def parse(*overrides):
+    return cli.parse(cli.parser("test", ""), list(overrides))[0]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategy_preset(name):
+    config = parse(f"strategy={name}")
+    assert config.strategy.name == name
+    assert validate(config, WORLD.get(name, 4)) == []
+    degrees = resolve_degrees(config.strategy.mesh_axes(), WORLD.get(name, 4))
+    assert tuple(degrees) == MESH_AXES
+    assert math.prod(degrees.values()) == WORLD.get(name, 4)
+
+
+@pytest.mark.parametrize("group", ["model", "data", "optim", "hardware"])
+def test_every_preset_composes(group):
+    for name in cli.options(group):
+        assert parse(f"{group}={name}")
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_strategy_is_in_the_readme(name):
+    readme = (cli.CONFIG_DIR.parent / "README.md").read_text()
+    assert f"| `{name}` |" in readme
+
+
+def test_hardware_figures_have_a_source():
+    for path in (cli.CONFIG_DIR / "hardware").glob("*_*.yaml"):
+        values = yaml.safe_load(path.read_text())
+        assert values["source"] and values["match"] and values["peak_tflops"]["bf16"] > 0
+
+
+def test_defaults():
+    config = parse()
+    train = config.train
+    assert (train.seq_len, train.global_batch_size, train.micro_batch_size, train.steps) == (128, 8, 2, 100)
+    assert (config.optim.name.value, config.optim.lr, config.model.name) == ("adamw", 1e-3, "tiny")
+    assert config.model.max_seq_len == 128
+    assert parse("train.seq_len=64").model.max_seq_len == 64
+
+
+def test_degrees_fill_with_the_ranks_that_are_left():
+    assert resolve_degrees({"dp_shard": -1, "tp": 2}, 8)["dp_shard"] == 4
+    assert resolve_degrees({}, 8) == dict.fromkeys(MESH_AXES, 1)
+
+
+def test_all_problems_come_at_once():
+    config = parse("strategy=tp_pp", "strategy.tp=3", "train.global_batch_size=7", "model.tie_embeddings=true")
+    found = {problem.rule for problem in validate(config, 4)}
+    assert found == {"world_size", "tensor_parallel", "batch_splits", "tied_over_stages"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size"),
+    [
+        (("strategy=dp",), 3),
+        (("strategy=single",), 4),
+        (("strategy=pp", "model.num_layers=2"), 4),
+        (("strategy=pp", "train.micro_batch_size=4"), 4),
+        (("strategy=pp", "model.tie_embeddings=true"), 2),
+        (("strategy=pp", "strategy.schedule=zigzag"), 2),
+        (("strategy=dp", "strategy.tp=2"), 4),
+        (("strategy=tp", "train.seq_len=256", "model.max_seq_len=128"), 4),
+        (("strategy=tp", "data.ignore_token=300"), 4),
+        (("strategy=tp", "optim.min_lr_ratio=2"), 4),
+    ],
+)
+def test_a_fix_mends_its_problem(overrides, world_size):
+    problems = validate(parse(*overrides), world_size)
+    assert problems
+    for problem in problems:
+        assert problem.overrides, f"{problem} offers no override"
+        after = validate(parse(*overrides, *problem.overrides), world_size)
+        assert problem.rule not in {other.rule for other in after}
+        assert {other.rule for other in after} <= {other.rule for other in problems}
+
+
+def test_missing_value_is_named():
+    with pytest.raises(BadInput, match=r"needs a path"):
+        from train.data import load_corpus
+
+        load_corpus(parse("data=text"))
+
+
+@pytest.mark.parametrize("schedule", LrSchedule)
+def test_learning_rate(schedule):
+    config = parse(f"optim.schedule={schedule.value}", "optim.warmup_steps=10", "optim.min_lr_ratio=0.1").optim
+    rates = [lr_at(step, 100, config) for step in range(1, 101)]
+    assert rates[0] == pytest.approx(1e-4)
+    assert rates[9] == pytest.approx(1e-3)
+    assert rates[-1] == pytest.approx(1e-3 if schedule is LrSchedule.constant else 1e-4)
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+@pytest.mark.parametrize(("layers", "stages"), [(8, 4), (7, 4), (5, 5), (80, 16), (3, 2)])
+def test_stages_hold_every_layer_once(layers, stages):
+    held = [layers_of_stage(layers, stages, stage) for stage in range(stages)]
+    assert [i for part in held for i in part] == list(range(layers))
+    assert max(map(len, held)) - min(map(len, held)) <= 1

@@ -1,0 +1,96 @@
+"""Batches are pure functions of (seed, step), ranks' rows tile them, and files are read as they are."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+
+from train import cli
+from train.data import IGNORED, load_corpus
+from train.model import IGNORE_INDEX
+from train.problems import BadInput
+
+
+def corpus(*overrides):
+    return load_corpus(cli.parse(cli.parser("test", ""), list(overrides))[0])
+
+
+def test_python_docs_is_english_text():
+    docs = corpus()
+    text = docs.training.tobytes().decode()
+    assert 400_000 < len(docs.training) + len(docs.validation) < 700_000
+    assert "The following" in text
+
+
+def test_python_source_is_large():
+    assert 8e6 < len(corpus("data=python_source").training) < 20e6
+
+
+def test_batch_depends_on_seed_and_step_only():
+    first, again, other_seed = corpus(), corpus(), corpus("train.seed=7")
+    rows = slice(0, 8)
+    assert torch.equal(first.batch(3, 8, rows)[0], again.batch(3, 8, rows)[0])
+    assert not torch.equal(first.batch(3, 8, rows)[0], first.batch(4, 8, rows)[0])
+    assert not torch.equal(first.batch(3, 8, rows)[0], other_seed.batch(3, 8, rows)[0])
+
+
+def test_rows_tile_the_global_batch():
+    docs = corpus()
+    whole = docs.batch(5, 8, slice(0, 8))
+    for part in range(2):
+        parts = [docs.batch(5, 8, slice(i, i + 2))[part] for i in range(0, 8, 2)]
+        assert torch.equal(torch.cat(parts), whole[part])
+
+
+def test_targets_are_the_next_tokens():
+    tokens, targets = corpus().batch(1, 4, slice(0, 4))
+    assert tokens.shape == targets.shape == (4, 128)
+    assert torch.equal(tokens[:, 1:], targets[:, :-1])
+
+
+def test_validation_is_held_out_and_fixed():
+    docs = corpus()
+    assert np.shares_memory(docs.training, docs.validation) or len(docs.validation) > 0
+    batches = [docs.validation_batch(i, 4, 8, slice(0, 8))[0] for i in range(4)]
+    assert torch.equal(batches[2], docs.validation_batch(2, 4, 8, slice(0, 8))[0])
+    assert torch.equal(batches[-1][-1], torch.from_numpy(docs.validation[-129:-1].astype(np.int64)))
+    assert torch.equal(batches[0][0], torch.from_numpy(docs.validation[:128].astype(np.int64)))
+
+
+def test_ignored_token_carries_no_loss():
+    docs = corpus("data.ignore_token=32")
+    tokens, targets = docs.batch(1, 8, slice(0, 8))
+    assert IGNORED == IGNORE_INDEX
+    assert torch.equal(targets[:, :-1] == IGNORED, tokens[:, 1:] == 32)
+    assert 0 < (targets == IGNORED).sum() < targets.numel()
+
+
+def test_text_folder_and_tokens_file(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a" * 900)
+    (tmp_path / "b.txt").write_bytes(b"b" * 900)
+    folder = corpus("data=text", f"data.path={tmp_path}", "train.seq_len=32")
+    whole = b"a" * 900 + b"\n" + b"b" * 900
+    assert folder.training.tobytes() + folder.validation.tobytes() == whole
+    assert folder.sha256 == hashlib.sha256(whole).hexdigest()
+    ids = np.arange(3000) % 50000
+    ids.astype("<u2").tofile(tmp_path / "ids.bin")
+    tokens = corpus("data=tokens", f"data.path={tmp_path}/ids.bin", "model=small", "train.seq_len=32")
+    assert isinstance(tokens.training, np.memmap)
+    assert tokens.batch(1, 1, slice(0, 1))[0][0, 0] in ids
+
+
+def test_odd_file_is_no_tokens_file(tmp_path):
+    (tmp_path / "ids.bin").write_bytes(b"x" * 4001)
+    with pytest.raises(BadInput, match="odd number of bytes"):
+        corpus("data=tokens", f"data.path={tmp_path}/ids.bin")
+
+
+def test_bigram_model_is_a_real_baseline():
+    """A text whose next byte follows from the last costs a bigram nothing; random bytes cost it log 256."""
+    docs = corpus()
+    assert 2.0 < docs.bigram_loss(64) < 2.6
+    docs.training = docs.validation = np.tile(np.frombuffer(b"abcd", np.uint8), 50_000)
+    assert docs.bigram_loss(8) < 0.02
+    docs.training = docs.validation = np.random.default_rng(0).integers(0, 256, 2**22).astype(np.uint8)
+    assert docs.bigram_loss(8) == pytest.approx(np.log(256), abs=0.02)

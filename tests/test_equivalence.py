@@ -1,0 +1,61 @@
+"""Every strategy equals one device: loss, every gradient, norm, SGD weights, AdamW loss (train/proof.py)."""
+
+import pytest
+
+from tests.rows import ROWS, SLOW_ROWS, Row
+from tests.worlds import prove
+
+BOUND_NAMES = {"gradients", "sgd_weights"}
+
+
+@pytest.fixture(scope="session")
+def table(tmp_path_factory):
+    """Results of all rows of a size; the world of that size runs when its first row asks."""
+    done = {}
+
+    def results(row, rows):
+        key = (row.size, rows is SLOW_ROWS)
+        if key not in done:
+            folder = tmp_path_factory.mktemp(f"world_{row.size}")
+            done[key] = prove(folder, [other for other in rows if other.size == row.size])
+        return done[key][row.name]
+
+    return results
+
+
+def verdicts(result):
+    assert "error" not in result, result["error"]
+    return result["verdicts"]
+
+
+def names(row: Row) -> str:
+    return row.name
+
+
+def assert_green(result):
+    for column, name, error, bound in verdicts(result):
+        assert error <= bound, f"{column}: {name} differs by {error:.1e}, bound {bound:.0e}"
+
+
+# a world runs all its rows under its first row's clock
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.bug], ids=names)
+def test_strategy_equals_one_device(row, table):
+    assert_green(table(row, ROWS))
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
+def test_planted_bug_turns_the_row_red(row, table):
+    result = table(row, ROWS)
+    red = {column: error / bound for column, _, error, bound in verdicts(result) if error > bound}
+    assert result["patched_calls"] > 0, "the patched line never ran"
+    assert BOUND_NAMES & red.keys(), f"only {red} is red"
+    print(f"{row.bug}: error / bound {({column: f'{margin:.0e}' for column, margin in red.items()})}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("row", SLOW_ROWS, ids=names)
+def test_compiled_strategy_equals_one_device(row, table):
+    assert_green(table(row, SLOW_ROWS))
