@@ -36,7 +36,11 @@ COMMAND_LINES = {
     "nproc=4 model.num_kv_heads=2": (2, "model.num_kv_heads=2 is not divisible by strategy.tp=4", "1 or 2"),
     "nproc=4 model.ffn_dim=350": (2, "model.ffn_dim=350 is not divisible by strategy.tp=4", "strategy.tp=1, 2"),
     "nproc=4 model.vocab_size=258": (2, "model.vocab_size=258 is not divisible by strategy.tp=4", "1, 2"),
-    "nproc=4 strategy=pp model.num_layers=2": (2, "model.num_layers=2 is fewer than strategy.pp=4", "model.num_layers=4"),
+    "nproc=4 strategy=pp model.num_layers=2": (
+        2,
+        "model.num_layers=2 is fewer than strategy.pp=4",
+        "model.num_layers=4",
+    ),
     "nproc=4 strategy=pp train.global_batch_size=4": (2, "2 microbatches", "train.global_batch_size=8"),
     "nproc=2 strategy=pp strategy.schedule=2f2b": (2, "strategy.schedule=2f2b is not known", "gpipe or 1f1b"),
     "nproc=3 strategy=dp": (2, "train.global_batch_size=8 is not divisible by", "train.global_batch_size=6"),
@@ -130,7 +134,9 @@ def test_help_and_config_come_from_one_rank(flag, tmp_path):
 
 @pytest.mark.timeout(120)
 def test_divergence_stops_the_run_in_words(tmp_path):
-    run = torchrun("strategy=dp", "optim=sgd", "optim.lr=1e30", "train.steps=9", "model.num_layers=1", nproc=2, cwd=tmp_path)
+    run = torchrun(
+        "strategy=dp", "optim=sgd", "optim.lr=1e30", "train.steps=9", "model.num_layers=1", nproc=2, cwd=tmp_path
+    )
     assert run.returncode == 1
     assert run.stderr.count("train.on_nonfinite=ignore") == 1
     assert "Traceback" not in run.stderr.split("ChildFailedError")[0].split("torch/distributed/elastic")[0]

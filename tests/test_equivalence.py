@@ -51,7 +51,7 @@ def test_planted_bug_turns_the_row_red(row, table):
     red = {column: error / bound for column, _, error, bound in verdicts(result) if error > bound}
     assert result["patched_calls"] > 0, "the patched line never ran"
     assert BOUND_NAMES & red.keys(), f"only {red} is red"
-    print(f"{row.bug}: error / bound {({column: f'{margin:.0e}' for column, margin in red.items()})}")
+    print(f"{row.bug}: error / bound { ({column: f'{margin:.0e}' for column, margin in red.items()}) }")
 
 
 @pytest.mark.slow

@@ -25,7 +25,8 @@ def build(model_config, precision=Precision.float64, seed=1):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"), [("tiny", 1.542), ("small", 123.6), ("llama_1b", 889.3), ("llama_8b", 8030.3), ("llama_70b", 70553.7)]
+    ("name", "millions"),
+    [("tiny", 1.542), ("small", 123.6), ("llama_1b", 889.3), ("llama_8b", 8030.3), ("llama_70b", 70553.7)],
 )
 def test_presets_have_their_size_and_need_no_memory(name, millions):
     model = Transformer(config(f"model={name}", "train.seq_len=64").model, **dtypes(Precision.float32))
@@ -131,7 +132,9 @@ def test_loss_counts_valid_tokens_only():
     loss = CrossEntropy()
     masked = targets.clone()
     masked[0, :3] = IGNORE_INDEX
-    assert loss(logits, masked).item() == pytest.approx((loss(logits[:1, 3:], targets[:1, 3:]) + loss(logits[1:], targets[1:])).item(), rel=1e-5)
+    assert loss(logits, masked).item() == pytest.approx(
+        (loss(logits[:1, 3:], targets[:1, 3:]) + loss(logits[1:], targets[1:])).item(), rel=1e-5
+    )
     assert loss(logits, torch.full_like(targets, IGNORE_INDEX)).item() == 0
 
 

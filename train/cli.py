@@ -100,7 +100,9 @@ def _compose(overrides: list[str]) -> DictConfig:
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(_explain(error)) from error
     except Exception as error:  # Hydra lets some bad overrides through to its own assertions
-        raise BadInput(Problem("override", f"{' '.join(overrides)} cannot be composed ({error})", "see --help")) from error
+        raise BadInput(
+            Problem("override", f"{' '.join(overrides)} cannot be composed ({error})", "see --help")
+        ) from error
 
 
 def _check_group(override: str) -> None:
@@ -110,7 +112,9 @@ def _check_group(override: str) -> None:
     if group not in _groups():
         return
     if name.startswith("~") or not equals or value not in options(group):
-        raise BadInput(Problem("unknown_option", f"{override} names no preset", f"use {group}={'|'.join(options(group))}"))
+        raise BadInput(
+            Problem("unknown_option", f"{override} names no preset", f"use {group}={'|'.join(options(group))}")
+        )
 
 
 def _explain(error: Exception) -> Problem:
@@ -150,7 +154,7 @@ def _to_config(tree: DictConfig) -> Config:
 def _nodes(path: str, schema: type, node: DictConfig) -> Any:
     """Every (path, dataclass, node) of the tree that has a schema."""
     yield path, schema, node
-    for name in node:
+    for name in map(str, node):
         value = node._get_node(name)
         if isinstance(value, DictConfig) and dataclasses.is_dataclass(kind := OmegaConf.get_type(value)):
             yield from _nodes(f"{path}.{name}".lstrip("."), kind, value)

@@ -39,8 +39,8 @@ class Corpus:
 
     @cached_property
     def sha256(self) -> str:
-        digest = hashlib.sha256(self.training)
-        digest.update(self.validation)
+        digest = hashlib.sha256(np.ascontiguousarray(self.training).data)
+        digest.update(np.ascontiguousarray(self.validation).data)
         return digest.hexdigest()
 
     def batch(self, step: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
@@ -120,8 +120,8 @@ def _read(config: Config) -> np.ndarray:
     if source is DataSource.python_source:
         root = Path(sysconfig.get_paths()["stdlib"])
         skipped = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
-        files = (path for path in sorted(root.rglob("*.py")) if not skipped & set(path.relative_to(root).parts))
-        return _bytes(path.read_bytes() for path in files)
+        modules = (path for path in sorted(root.rglob("*.py")) if not skipped & set(path.relative_to(root).parts))
+        return _bytes(path.read_bytes() for path in modules)
     if source is DataSource.synthetic:
         return np.random.default_rng(0).integers(0, config.model.vocab_size, NUM_SYNTHETIC_TOKENS).astype(np.uint32)
     path = _checked_path(config)
@@ -131,7 +131,7 @@ def _read(config: Config) -> np.ndarray:
                 Problem("uint16_file", f"data.path={path} has an odd number of bytes", "data=tokens reads uint16 ids")
             )
         return np.memmap(path, dtype="<u2", mode="r")
-    files = (p for p in sorted(path.rglob("*")) if p.is_file()) if path.is_dir() else iter([path])
+    files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
     return _bytes(p.read_bytes() for p in files)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,9 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             else:
                 kind = accelerator.type
     elif kind != "cpu" and (accelerator is None or accelerator.type != kind):
-        _refuse("device", f"runtime.device={kind}, but this machine has no {kind} device", "use runtime.device=auto or cpu")
+        _refuse(
+            "device", f"runtime.device={kind}, but this machine has no {kind} device", "use runtime.device=auto or cpu"
+        )
     backend = config.backend if config.backend != "auto" else _default_backend(kind)
     if backend not in BACKEND_DEVICES and backend not in dist.Backend.backend_list:
         _refuse("backend", f"runtime.backend={backend} is not known", f"use {', '.join(['auto', *BACKEND_DEVICES])}")
@@ -85,15 +88,15 @@ def _refuse(rule: str, message: str, fix: str) -> None:
 
 
 @contextmanager
-def process_group(
-    runtime: Runtime, world: World, timeout_s: float, store: dist.Store | None = None
-) -> Iterator[None]:
+def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.Store | None = None) -> Iterator[None]:
     """Open the world and close it, also on error. Without torchrun it is a world of one; a `store` replaces its own."""
     if runtime.device.type != "cpu":
         torch.accelerator.set_device_index(runtime.device.index)
     if store is None and not world.from_torchrun:
         store = dist.HashStore()
-    options = {} if store is None else {"store": store, "rank": world.rank, "world_size": world.world_size}
+    options: dict[str, Any] = (
+        {} if store is None else {"store": store, "rank": world.rank, "world_size": world.world_size}
+    )
     dist.init_process_group(runtime.backend, timeout=timedelta(seconds=timeout_s), **options)
     try:
         yield

@@ -24,7 +24,8 @@ def reported_once(world: World) -> Iterator[None]:
     except Reported as error:
         if world.rank > 0:
             # torchrun kills all ranks when one exits: the first to exit must be the one that speaks
-            signal.signal(signal.SIGTERM, lambda *_: os._exit(error.exit_code))
+            code = error.exit_code
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
             time.sleep(PATIENCE_S)
             print(f"rank {world.rank}:", end=" ", file=sys.stderr)  # rank 0 is well: the problem is this rank's own
         print(error.report(), file=sys.stderr, flush=True)

@@ -24,17 +24,17 @@ def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
 
     One all-reduce per axis and step, of all such gradients end to end, however many microbatches there were.
     """
-    pending: dict[dist.ProcessGroup, list[nn.Parameter]] = {}
+    pending: dict[dist.ProcessGroup, list[tuple[nn.Parameter, DTensor]]] = {}
     for p in parameters:
         if isinstance(p.grad, DTensor) and any(isinstance(place, Partial) for place in p.grad.placements):
             assert p.grad.device_mesh.ndim == 1, "FSDP completes its own gradients"
-            pending.setdefault(p.grad.device_mesh.get_group(), []).append(p)
-    for group, params in pending.items():
-        flat = torch.cat([local(p.grad).flatten() for p in params])
+            pending.setdefault(p.grad.device_mesh.get_group(), []).append((p, p.grad))
+    for group, terms in pending.items():
+        flat = torch.cat([grad.to_local().flatten() for _, grad in terms])
         dist.all_reduce(flat, group=group)
-        for p, total in zip(params, flat.split([local(p.grad).numel() for p in params]), strict=True):
-            mesh = p.grad.device_mesh
-            p.grad = DTensor.from_local(total.view_as(local(p)), mesh, [Replicate()], run_check=False)
+        for (p, grad), total in zip(terms, flat.split([grad.to_local().numel() for _, grad in terms]), strict=True):
+            total = total.view_as(grad.to_local())
+            p.grad = DTensor.from_local(total, grad.device_mesh, [Replicate()], run_check=False)
 
 
 def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None) -> Tensor:
@@ -53,9 +53,9 @@ def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None)
             groups = [grad.device_mesh.get_group(i) for i in split]
         by_groups.setdefault(tuple(groups), []).append(local(grad))
     squares = []
-    for groups, shards in by_groups.items():
+    for axes, shards in by_groups.items():
         total = torch.stack(torch._foreach_norm(shards)).square().sum()
-        for group in groups:
+        for group in axes:
             if group.size() > 1:
                 dist.all_reduce(total, group=group)
         squares.append(total)

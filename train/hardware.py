@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import cast
+
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from train.cli import CONFIG_DIR
 from train.config import Config, HardwareConfig
@@ -26,8 +29,8 @@ def peak_tflops(config: Config, device: torch.device) -> float | None:
     return hardware.peak_tflops.get(config.precision.value)
 
 
-def _load(path: object) -> HardwareConfig:
-    values = OmegaConf.load(str(path))
+def _load(path: Path) -> HardwareConfig:
+    values = cast(DictConfig, OmegaConf.load(path))
     del values["defaults"]
     hardware = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), values))
     assert isinstance(hardware, HardwareConfig)

@@ -1,6 +1,6 @@
 """A Llama-style decoder that knows nothing of ranks, meshes or strategies.
 
-Shapes: B batch, T sequence, D width, H query heads, K key-value heads, E head width, F feed-forward width, V vocabulary.
+Shapes: B batch, T sequence, D width, H query heads, K key-value heads, E head width, V vocabulary.
 What strategies rely on:
 - `layers` has string keys, so a parameter keeps its global name when a pipeline stage holds only some layers;
   `embed`, `norm` and `head` may be None, and `forward` skips what is None.

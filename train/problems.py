@@ -37,7 +37,6 @@ class BadInput(Reported):
         self.problems = problems
         self.exit_code = min(problem.exit_code for problem in problems)
 
-
     def report(self) -> str:
         lines = [f"  {problem}" for problem in self.problems]
         head = "1 problem, nothing was trained:" if len(lines) == 1 else f"{len(lines)} problems, nothing was trained:"

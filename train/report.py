@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its metrics: a directory with its config, a summary, and a few lines on the terminal."""
+"""What a run leaves behind beside its metrics: a directory with its config, a summary, a few lines on the terminal."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class Report:
         if runtime.note:
             print(runtime.note)
         used = f"{facts['device']}, {runtime.backend}, torch {torch.__version__}"
-        print(f"strategy {config.strategy.name} on {world.world_size} process(es): {used}\n{drawing}\nrun: {path}", flush=True)
+        print(
+            f"strategy {config.strategy.name} on {world.world_size} process(es): {used}\n{drawing}\nrun: {path}",
+            flush=True,
+        )
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline)

@@ -82,7 +82,14 @@ def draw_mesh(mesh: DeviceMesh) -> str:
 
 
 def _indices(shape: torch.Size) -> list[tuple[int, ...]]:
-    return [tuple(int(i) for i in index) for index in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape))] if shape else [()]
+    return (
+        [
+            tuple(int(i) for i in index)
+            for index in torch.cartesian_prod(*map(torch.arange, shape)).reshape(-1, len(shape))
+        ]
+        if shape
+        else [()]
+    )
 
 
 def _commit() -> str:

@@ -33,7 +33,7 @@ class TensorBoard:
     """The same tags, and texts: config, versions, mesh, corpus."""
 
     def __init__(self, directory: Path, texts: dict[str, str]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
         from torch.utils.tensorboard import SummaryWriter
 
         self.summary = Summary
@@ -44,7 +44,7 @@ class TensorBoard:
     def write(self, step: int, values: Record) -> None:
         # one event a step, not one a tag: 40 tags cost as much as one
         entries = [self.summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self.writer.file_writer.add_summary(self.summary(value=entries), step)
+        self.writer._get_file_writer().add_summary(self.summary(value=entries), step)
         self.writer.flush()
 
     def close(self) -> None:
@@ -61,7 +61,9 @@ class Terminal:
         self.validation = ""
         if sys.stdout.isatty():
             text = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s{task.fields[validation]}")
-            self.progress = Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, console=self.console)
+            self.progress = Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, console=self.console
+            )
             self.task = self.progress.add_task("", total=num_steps, loss="-", speed="-", validation="")
             self.progress.start()
 
@@ -77,10 +79,8 @@ class Terminal:
         elif step == 1 or step % self.every == 0:
             norm, ms = values["train/grad_norm"], values["perf/step_ms"]
             width = len(str(self.num_steps))
-            print(
-                f"step {step:>{width}}/{self.num_steps}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s",
-                flush=True,
-            )
+            where = f"step {step:>{width}}/{self.num_steps}"
+            print(f"{where}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s", flush=True)
 
     def close(self) -> None:
         if self.progress is not None:

@@ -49,7 +49,7 @@ class Step:
         self.state.note_gradients()
         if self.on_gradients is not None:
             self.on_gradients()
-        grads = [p.grad for p in parameters]
+        grads = [p.grad for p in parameters if p.grad is not None]
         norm = gradients.global_norm(grads, self.mesh["pp"].get_group())
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)

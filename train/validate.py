@@ -104,7 +104,7 @@ def world_size_rule(config: Config, degrees: Degrees, world_size: int) -> Iterat
 
 
 def head_shape(config: Config, degrees: Degrees, world_size: int) -> Iterator[Problem]:
-    """Heads split the width evenly, into an even number of features (RoPE rotates pairs); they share KV heads evenly."""
+    """Heads split the width, into an even number of features (RoPE rotates pairs), and share KV heads evenly."""
     model = config.model
     if model.dim % model.num_heads:
         yield _divisible("head_shape", "model.dim", model.dim, "model.num_heads", model.num_heads)
@@ -256,4 +256,3 @@ RULES: tuple[Callable[[Config, Degrees, int], Iterator[Problem]], ...] = (
     ignored_token,
     warm_up,
 )
-

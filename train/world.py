@@ -21,7 +21,10 @@ class World:
     @classmethod
     def from_env(cls) -> World:
         """Plain `python train/main.py` is a world of one."""
-        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-        defaults = (0, 0, 1, 1)
-        values = (int(os.environ.get(name, default)) for name, default in zip(names, defaults, strict=True))
-        return cls(*values, from_torchrun="RANK" in os.environ)
+        return cls(
+            rank=int(os.environ.get("RANK", 0)),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            world_size=int(os.environ.get("WORLD_SIZE", 1)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            from_torchrun="RANK" in os.environ,
+        )

@@ -42,9 +42,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
     if "tp" in axes:
         from train.strategies.tensor import apply_tp
 
-        apply_tp(
-            model, mesh["tp"], sequence_parallel=strategy.sequence_parallel, loss_parallel=strategy.loss_parallel
-        )
+        apply_tp(model, mesh["tp"], sequence_parallel=strategy.sequence_parallel, loss_parallel=strategy.loss_parallel)
     for layer in model.layers.values():
         apply_checkpointing(layer, config.train.activation_checkpointing)
     if config.compile.enabled:

@@ -35,15 +35,15 @@ def apply_ddp(model: Transformer, mesh: DeviceMesh, *, bucket_mb: float) -> Dist
     import torch._dynamo.config
 
     torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one: no graph spans a bucket's edge
-    model = DistributedDataParallel(
+    wrapped = DistributedDataParallel(
         model,
         process_group=mesh.get_group(),
         bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
         init_sync=False,
     )
-    model.register_comm_hook(mesh.get_group(), sum_bucket)
-    return model
+    wrapped.register_comm_hook(mesh.get_group(), sum_bucket)
+    return wrapped
 
 
 def apply_fsdp(
@@ -72,7 +72,9 @@ def apply_fsdp(
         if model.embed is not None:
             shard(model.embed, whole, reshard_after_forward)
         if model.norm is not None:
-            shard([model.norm, model.head], cast, False)  # the backward begins here: freed, it would be gathered at once
+            shard(
+                [model.norm, model.head], cast, False
+            )  # the backward begins here: freed, it would be gathered at once
     shard(model, whole, False)
     for module in model.modules():
         if isinstance(module, FSDPModule):

@@ -1,4 +1,4 @@
-"""Pipeline parallelism: consecutive layers on consecutive ranks of `pp`; the techniques of `spmd.py` apply to each stage.
+"""Pipeline parallelism: consecutive layers on consecutive ranks of `pp`; `spmd.py`'s techniques apply to each stage.
 
     rank 0   F0 F1 F2 F3 . . . . B0 B1 B2 B3        GPipe (Huang et al. 2019): bubble (p-1)/(m+p-1)
     rank 1   . F0 F1 F2 F3 B0 B1 B2 B3 .            1F1B (Narayanan et al. 2019): the same bubble, and

@@ -5,28 +5,30 @@
 
 Split: wq, wk, wv, gate, up by output (columns), wo, down by input (rows), embedding and head by vocabulary. Norms are
 whole on each rank. Sent per layer and microbatch: with sequence parallelism 4 all-gathers and 4 reduce-scatters of
-B x T x D elements (forward and backward, two of the gathers being the other direction's adjoint); without, 4 all-reduces.
+B x T x D elements (half of each in the backward, as the other's adjoint); without, 4 all-reduces.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 from torch.nn import functional as F
 
 from train import collectives
+from train.gradients import local
 from train.model import IGNORE_INDEX, Embedding, Linear, RMSNorm, Transformer, upcast
 
 SEQUENCE_DIM = 1
 
 
-def shard_weight(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:
+def shard_weight(module: Any, mesh: DeviceMesh, placement: Placement) -> None:
     """Declare the module's weight (on meta) as a DTensor over the tp mesh."""
     weight = distribute_tensor(module.weight.detach(), mesh, [placement], src_data_rank=None)
     module.weight = nn.Parameter(weight)
@@ -36,7 +38,7 @@ class ColumnParallelLinear(Linear):
     """Output features split: this rank's weight is [out/t, in]; the input is whole on every rank."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to_local().to(x.dtype))
+        return F.linear(x, local(self.weight).to(x.dtype))
 
 
 class RowParallelLinear(Linear):
@@ -45,7 +47,7 @@ class RowParallelLinear(Linear):
     leave: Any  # sums the terms: all-reduce, or reduce-scatter over the sequence
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.leave(F.linear(x, self.weight.to_local().to(x.dtype)))
+        return self.leave(F.linear(x, local(self.weight).to(x.dtype)))
 
 
 class VocabParallelEmbedding(Embedding):
@@ -55,10 +57,10 @@ class VocabParallelEmbedding(Embedding):
     rank: int
 
     def forward(self, tokens: Tensor) -> Tensor:
-        table = self.weight.to_local()
-        local = tokens - self.rank * table.shape[0]
-        elsewhere = (local < 0) | (local >= table.shape[0])
-        x = F.embedding(local.masked_fill(elsewhere, 0), table)
+        table = local(self.weight)
+        row = tokens - self.rank * table.shape[0]
+        elsewhere = (row < 0) | (row >= table.shape[0])
+        x = F.embedding(row.masked_fill(elsewhere, 0), table)
         return self.leave(x.masked_fill(elsewhere.unsqueeze(-1), 0.0))
 
 
@@ -67,14 +69,14 @@ class SequenceParallelRMSNorm(RMSNorm):
     completed once per step by `gradients.reduce_partial`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(x, self.weight.to_local(grad_placements=[Partial()]))
+        return self.normalise(x, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
 
 
 class ReplicatedRMSNorm(RMSNorm):
     """A whole weight on the whole sequence: every rank computes the whole gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(x, self.weight.to_local())
+        return self.normalise(x, local(self.weight))
 
 
 class _VocabParallelLoss(torch.autograd.Function):
@@ -88,21 +90,21 @@ class _VocabParallelLoss(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, group: ProcessGroup) -> Tensor:
         x = upcast(logits_NV)
         valid = targets_N != IGNORE_INDEX
-        local = targets_N - group.rank() * x.shape[-1]
-        here = valid & (local >= 0) & (local < x.shape[-1])
-        local = local.masked_fill(~here, 0)
+        column = targets_N - group.rank() * x.shape[-1]
+        here = valid & (column >= 0) & (column < x.shape[-1])
+        column = column.masked_fill(~here, 0)
         top = collectives.max_of(x.amax(-1), group)
-        target = (x.gather(-1, local.unsqueeze(-1)).squeeze(-1) - top).masked_fill(~here, 0.0)
+        target = (x.gather(-1, column.unsqueeze(-1)).squeeze(-1) - top).masked_fill(~here, 0.0)
         total, target = collectives.sum_of(torch.stack(((x - top.unsqueeze(-1)).exp().sum(-1), target)), group)
-        ctx.save_for_backward(logits_NV, top + total.log(), local, here, valid)
+        ctx.save_for_backward(logits_NV, top + total.log(), column, here, valid)
         return (total.log() - target).masked_fill(~valid, 0.0).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits_NV, log_total, local, here, valid = ctx.saved_tensors
+        logits_NV, log_total, column, here, valid = ctx.saved_tensors
         softmax = (upcast(logits_NV) - log_total.unsqueeze(-1)).exp()
         is_target = here.to(softmax.dtype).unsqueeze(-1)
-        grad_NV = softmax.scatter_add(-1, local.unsqueeze(-1), -is_target) * (grad * valid).unsqueeze(-1)
+        grad_NV = softmax.scatter_add(-1, column.unsqueeze(-1), -is_target) * (grad * valid).unsqueeze(-1)
         return grad_NV.to(logits_NV.dtype), None, None
 
 
@@ -136,15 +138,16 @@ def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, l
     def entry(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (join(args[0]), *args[1:])
 
-    def split(module: nn.Module, to: type[nn.Module], placement: Placement) -> None:
+    def split(module: Any, to: type[nn.Module], placement: Placement) -> None:
         module.__class__ = to  # the same module with another forward: parameter names and hooks stay
         shard_weight(module, mesh, placement)
 
-    def split_rows(module: nn.Module) -> None:
+    def split_rows(module: Any) -> None:
         split(module, RowParallelLinear, Shard(1))
         module.leave = leave
 
-    for layer in model.layers.values():
+    layers: Iterable[Any] = model.layers.values()
+    for layer in layers:
         for norm in (layer.attention_norm, layer.feed_forward_norm):
             split(norm, norm_class, Replicate())
         attention, feed_forward = layer.attention, layer.feed_forward
@@ -154,9 +157,9 @@ def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, l
         split_rows(feed_forward.down)
         attention.register_forward_pre_hook(entry)
         feed_forward.register_forward_pre_hook(entry)
-    if model.embed is not None:
-        split(model.embed, VocabParallelEmbedding, Shard(0))
-        model.embed.leave, model.embed.rank = leave, rank
+    if (embed := cast(Any, model.embed)) is not None:
+        split(embed, VocabParallelEmbedding, Shard(0))
+        embed.leave, embed.rank = leave, rank
     if model.norm is not None:
         split(model.norm, norm_class, Replicate())
     if model.head is not None:
