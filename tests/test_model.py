@@ -71,8 +71,8 @@ def test_initial_scale():
     model_config = config("model=small").model
     wide = initial_value("layers.0.feed_forward.up.weight", torch.Size((2048, 768)), model_config, 0)
     residual = initial_value("layers.0.feed_forward.down.weight", torch.Size((768, 2048)), model_config, 0)
-    assert wide.std().item() == pytest.approx(0.02, rel=0.01)
-    assert residual.std().item() == pytest.approx(0.02 / 24**0.5, rel=0.01)
+    assert wide.std().item() == pytest.approx(0.5 * 768**-0.5, rel=0.01)
+    assert residual.std().item() == pytest.approx(0.5 * (2048 * 24) ** -0.5, rel=0.01)
     assert torch.equal(initial_value("norm.weight", torch.Size((768,)), model_config, 0), torch.ones(768))
 
 

@@ -82,7 +82,7 @@ class ModelConfig:
     max_seq_len: int = number(MISSING, ge=1)
     rope_theta: float = number(10000.0, gt=0)
     norm_eps: float = number(1e-5, gt=0)
-    init_std: float = number(0.02, gt=0)
+    init_scale: float = number(0.5, gt=0)  # of 1 / sqrt(columns); GPT-2 small's 0.02 is 0.55 of it
     dropout: float = number(0.0, ge=0, lt=1)
     tie_embeddings: bool = False
     attention: AttentionKernel = AttentionKernel.sdpa

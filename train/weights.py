@@ -24,13 +24,14 @@ def derived_seed(*parts: object) -> int:
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """The whole initial value of the parameter with this global name: float32, on the CPU.
 
-    Norms are ones, matrices normal with `init_std`; those that write to the residual stream are scaled down by
-    sqrt(2 x layers) (Radford et al. 2019).
+    Norms are ones; matrices are normal with deviation `init_scale` / sqrt(columns), as large at any width
+    as its sums allow (LeCun et al. 1998); those that write to the residual stream are smaller by sqrt(2 x layers)
+    (Radford et al. 2019).
     """
     if len(shape) == 1:
         return torch.ones(shape)
     residual = name.endswith(("attention.wo.weight", "feed_forward.down.weight"))
-    std = config.init_std / math.sqrt(2 * config.num_layers) if residual else config.init_std
+    std = config.init_scale / math.sqrt(shape[1] * (2 * config.num_layers if residual else 1))
     generator = torch.Generator("cpu").manual_seed(derived_seed(seed, name))
     return torch.empty(shape).normal_(0.0, std, generator=generator)
 
