@@ -6,7 +6,7 @@ gloo's send and receive do not move CUDA tensors, so pipelines of two ranks are 
 import pytest
 import torch
 
-from tests.rows import BF16, F32, Row
+from tests.rows import BF16, COMPILED, F32, Row
 from tests.test_equivalence import assert_green
 from tests.worlds import prove
 
@@ -16,7 +16,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
-COMPILED = "compile.enabled=true"
 ALONE = [
     Row(1, (f"strategy={name}",), options)
     for options in ((F32,), (BF16,), (F32, COMPILED))
