@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from train.config import ActivationCheckpointing, CompileConfig, Config
 from train.distributed import own_device
 from train.model import Transformer
-from train.weights import materialise
+from train.strategies.base import BATCH_AXES
+from train.weights import derived_seed, materialise
 
 if TYPE_CHECKING:
     from train.strategies.spmd import Spmd
@@ -39,6 +40,9 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
     axes = strategy.mesh_axes()
     device = own_device(mesh)
     model.rope = model.rope.to(device)
+    # dropout: ranks that hold other tokens or layers draw other masks, ranks that hold the same draw the same
+    apart = ("pp", *BATCH_AXES, *(("tp",) if strategy.sequence_parallel else ()))
+    torch.manual_seed(derived_seed(config.train.seed, "dropout", *(mesh[axis].get_local_rank() for axis in apart)))
     if "tp" in axes:
         from train.strategies.tensor import apply_tp
 
