@@ -9,15 +9,18 @@ BOUND_NAMES = {"gradients", "sgd_weights"}
 
 
 @pytest.fixture(scope="session")
-def table(tmp_path_factory):
-    """Results of all rows of a size; the world of that size runs when its first row asks."""
+def table(request, tmp_path_factory):
+    """Results of the selected rows of a size; the world of that size runs when its first row asks."""
     done = {}
+    selected = {
+        item.callspec.params["row"] for item in request.session.items if "row" in getattr(item, "fixturenames", ())
+    }
 
     def results(row, rows):
         key = (row.size, rows is SLOW_ROWS)
         if key not in done:
             folder = tmp_path_factory.mktemp(f"world_{row.size}")
-            done[key] = prove(folder, [other for other in rows if other.size == row.size])
+            done[key] = prove(folder, [other for other in rows if other.size == row.size and other in selected])
         return done[key][row.name]
 
     return results

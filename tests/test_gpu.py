@@ -6,7 +6,7 @@ gloo's send and receive do not move CUDA tensors, so pipelines of two ranks are 
 import pytest
 import torch
 
-from tests.rows import BF16, COMPILED, F32, Row
+from tests.rows.base import BF16, COMPILED, F32, Row
 from tests.test_equivalence import assert_green
 from tests.worlds import prove
 

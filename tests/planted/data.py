@@ -1,23 +1,16 @@
-"""Bugs that people really make, patched into the product's own functions where they make them."""
+"""Bugs of accumulation and of data parallelism."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 
+from tests.planted.base import Counter
 from train import step
-from train.strategies import data, tensor
-
-
-@dataclass
-class Counter:
-    """How often the patched line ran: a bug that never ran proves nothing."""
-
-    calls: int = 0
+from train.strategies import data
 
 
 @contextmanager
@@ -30,18 +23,6 @@ def accumulation_scale(counter: Counter) -> Iterator[None]:
         return original(self, targets) // len(targets)
 
     with mock.patch.object(step.Step, "count_valid", count_valid):
-        yield
-
-
-@contextmanager
-def norm_gradient_not_summed(counter: Counter) -> Iterator[None]:
-    """Under sequence parallelism a norm sees a shard of the tokens, but its gradient is taken for whole."""
-
-    def forward(self: Any, x: Any) -> Any:
-        counter.calls += 1
-        return self.normalise(x, self.weight.to_local())
-
-    with mock.patch.object(tensor.SequenceParallelRMSNorm, "forward", forward):
         yield
 
 
@@ -60,6 +41,4 @@ def rank_left_out(counter: Counter) -> Iterator[None]:
         yield
 
 
-BUGS: dict[str, Callable[[Counter], AbstractContextManager[None]]] = {
-    bug.__name__: bug for bug in (accumulation_scale, norm_gradient_not_summed, rank_left_out)
-}
+BUGS = (accumulation_scale, rank_left_out)

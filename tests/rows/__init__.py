@@ -1,0 +1,12 @@
+"""The equivalence table: each row is a config that must equal one device, on a world of the given size.
+
+All rows train four layers on real text, with accumulation, and with a masked token (the space), so that ranks and
+microbatches have unequal numbers of valid tokens.
+"""
+
+from tests.rows import data, pipeline, products, tensor
+from tests.rows.base import Row
+
+_SUBJECTS = (data, tensor, pipeline, products)
+ROWS: list[Row] = [row for subject in _SUBJECTS for row in subject.ROWS]
+SLOW_ROWS: list[Row] = [row for subject in _SUBJECTS for row in subject.SLOW_ROWS]

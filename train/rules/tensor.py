@@ -1,0 +1,37 @@
+"""Rules of tensor parallelism: what `tp` divides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from train.plan import Plan
+from train.rules.base import Finding, Rule, degree_fixes, divisors, nearest
+
+
+def tp_divides(name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Finding | None]:
+    def check(plan: Plan) -> Finding | None:
+        tp, found = plan.degrees["tp"], value(plan)
+        if found % tp == 0:
+            return None
+        message = f"{name}={found} is not divisible by strategy.tp={tp}"
+        return Finding(message, degree_fixes(plan, "tp", nearest(divisors(found), tp)), "use strategy.tp=1")
+
+    return check
+
+
+def sequence_length(plan: Plan) -> int:
+    """0, which everything divides, where the sequence is not sharded."""
+    return plan.config.train.seq_len if plan.option("sequence_parallel", False) else 0
+
+
+def model_size(field: str) -> Callable[[Plan], int]:
+    return lambda plan: int(getattr(plan.config.model, field))
+
+
+RULES = (
+    Rule("tp_heads", "a rank has whole heads", tp_divides("model.num_heads", model_size("num_heads"))),
+    Rule("tp_kv_heads", "a rank has whole KV heads", tp_divides("model.num_kv_heads", model_size("num_kv_heads"))),
+    Rule("tp_ffn", "feed-forward columns are split evenly", tp_divides("model.ffn_dim", model_size("ffn_dim"))),
+    Rule("tp_vocab", "the vocabulary is split evenly", tp_divides("model.vocab_size", model_size("vocab_size"))),
+    Rule("tp_sequence", "sequence parallelism splits evenly", tp_divides("train.seq_len", sequence_length)),
+)
