@@ -1,7 +1,8 @@
 """What each rank of a test world runs: all the rows it is given, in one process group. Started by `worlds.py`.
 
 argv: rank, world size, folder. The folder holds jobs.json and the references; results.jsonl is written there.
-A job with "save" keeps its evidence as a reference; any other is compared with "reference".
+A job with "save" keeps its evidence as a reference, one with "check" runs that function of checks.py, and any other is
+compared with "reference".
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests import planted
+from tests import checks, planted
 from train import cli
 from train.data import load_corpus
 from train.distributed import choose_runtime, process_group
@@ -26,9 +27,11 @@ TIMEOUT_S = 60.0
 
 
 def run(job: dict, world: World, folder: Path) -> dict:
-    """One row. Collective; the verdicts are rank 0's."""
+    """One row, or one check. Collective; the verdicts are rank 0's."""
     config, _, _ = cli.parse(cli.parser("row", ""), job["overrides"])
     cli.check(config, world.world_size)
+    if "check" in job:
+        return getattr(checks, job["check"])(config, choose_runtime(config.runtime, world))
     counter = planted.Counter()
     bug = planted.BUGS[job["bug"]](counter) if job.get("bug") else nullcontext()
     with bug:
@@ -38,7 +41,7 @@ def run(job: dict, world: World, folder: Path) -> dict:
         torch.save(found, folder / job["save"])
     elif world.rank == 0:
         reference = torch.load(folder / job["reference"], weights_only=False)
-        verdicts = compare(found, reference, BOUNDS[config.precision])
+        verdicts = compare(found, reference, job.get("bound") or BOUNDS[config.precision])
         result["verdicts"] = [[v.column, v.name, v.error, v.bound] for v in verdicts]
     return result
 

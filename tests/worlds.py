@@ -58,6 +58,7 @@ def prove(folder: Path, rows: Sequence[Row], runtime: Sequence[str] = ()) -> dic
             "name": row.name,
             "overrides": [*row.overrides, *runtime],
             "bug": row.bug,
+            "bound": row.bound,
             "reference": files[" ".join(row.reference)],
         }
         for row in rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,7 @@ from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
 from train.state import ShardedState
 from train.strategies.base import BATCH_AXES, StepResult
+from train.strategies.data import microbatch
 
 if TYPE_CHECKING:
     from train.config import Config
@@ -85,16 +85,17 @@ class Step:
         return self.state.bytes_held()
 
 
-def accumulate(wrapped: nn.Module, model: Transformer, config: Config) -> tuple[ForwardBackward, Evaluate]:
-    """Microbatch after microbatch; a module that can wait (DDP) sends its gradients with the last one only."""
+def accumulate(
+    wrapped: nn.Module, model: Transformer, config: Config, zero_stage: int
+) -> tuple[ForwardBackward, Evaluate]:
+    """Microbatch after microbatch; data parallelism that can wait sends its gradients with the last one only."""
     rows = config.train.micro_batch_size
-    no_sync = getattr(wrapped, "no_sync", nullcontext)
 
     def forward_backward(tokens: Tensor, targets: Tensor, inverse_num_valid: Tensor) -> Tensor:
         losses = []
         batches = list(zip(tokens.split(rows), targets.split(rows), strict=True))
         for i, (inputs, labels) in enumerate(batches):
-            with nullcontext() if i == len(batches) - 1 else no_sync():
+            with microbatch(wrapped, zero_stage, last=i == len(batches) - 1):
                 loss = model.loss(wrapped(inputs), labels) * inverse_num_valid
                 loss.backward()
             losses.append(loss.detach())

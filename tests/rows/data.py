@@ -6,8 +6,20 @@ ROWS = [
     *(row(size, f"strategy={name}", options=(p,)) for name in ("dp", "fsdp") for p in (F64, F32) for size in (1, 2, 4)),
     *(row(2, f"strategy={name}", options=(BF16,)) for name in ("dp", "fsdp")),
     *(row(2, f"strategy={name}", options=(F64, TIED)) for name in ("dp", "fsdp")),
+    *(
+        row(size, f"strategy={name}", options=(p,))
+        for name in ("zero1", "zero2")
+        for p in (F64, F32)
+        for size in (2, 4)
+    ),
+    *(row(4, "strategy=hsdp", options=(p,)) for p in (F64, F32)),
+    row(4, "strategy=hsdp", "strategy.zero_stage=1"),
     row(2, "strategy=fsdp", "strategy.reshard_after_forward=false"),
-    row(4, "strategy=fsdp", "strategy.dp_replicate=2"),
+    row(2, "strategy=fsdp", "strategy.cpu_offload=true"),
+    row(2, "strategy=dp", "strategy.bucket_mb=0.5"),
+    row(2, "strategy=dp", "strategy.comm_hook=fp16", options=(F32,), bound=2e-3),
+    row(4, "strategy=dp", "strategy.comm_hook=bf16", options=(F32,), bound=2e-2),
+    row(2, "strategy=dp", "strategy.comm_hook=powersgd"),  # not compressed yet: the rest is test_comm_hooks.py's
     *checkpointed(2, "strategy=fsdp"),
     row(2, "strategy=dp", bug="accumulation_scale"),
     row(2, "strategy=dp", bug="rank_left_out"),

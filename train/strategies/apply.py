@@ -57,13 +57,16 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
         from train.strategies.data import apply_fsdp
 
         hybrid = ("dp_replicate", "dp_shard") if "dp_replicate" in axes else ("dp_shard",)
-        apply_fsdp(model, mesh[hybrid], fill, reshard_after_forward=strategy.reshard_after_forward)
+        reshard = strategy.zero_stage == 3 and strategy.reshard_after_forward
+        apply_fsdp(model, mesh[hybrid], fill, reshard_after_forward=reshard, cpu_offload=strategy.cpu_offload)
         return model
     fill(model, "")
     if "dp_replicate" in axes:
+        from train.strategies.comm_hooks import compression
         from train.strategies.data import apply_ddp
 
-        return apply_ddp(model, mesh["dp_replicate"], bucket_mb=strategy.bucket_mb)
+        group = mesh["dp_replicate"].get_group()
+        return apply_ddp(model, group, bucket_mb=strategy.bucket_mb, hook=compression(strategy, group))
     return model
 
 

@@ -1,21 +1,28 @@
 """Data parallelism. Every rank computes on its own rows; gradients are summed over the ranks.
 
 DDP (`dp_replicate`): whole weights everywhere. Sent per step: one all-reduce of the gradients, in buckets that overlap
-the backward (Li et al. 2020). FSDP2 (`dp_shard`), ZeRO-3 (Rajbhandari et al. 2020): each rank holds 1/n of every
-parameter, gradient and optimiser state. Sent per microbatch: all-gather of each block's parameters for the forward and
-again for the backward, reduce-scatter of its gradients. Both axes: HSDP, FSDP inside, an all-reduce of shards outside.
+the backward (Li et al. 2020). FSDP2 (`dp_shard`): each rank holds 1/n of every parameter, gradient and optimiser state
+between steps; within a step, `zero_stage` says what stays sharded (Rajbhandari et al. 2020), for m microbatches:
+
+    stage  sharded within the step        all-gathers of all parameters   reduce-scatters of all gradients
+    1      optimiser state                1                               1
+    2      and gradients                  1                               m
+    3      and parameters, block by block 2m (forward and backward)       m
+
+Both axes: HSDP, FSDP inside, an all-reduce of the gradients' shards outside.
 
 Sums, not means: the loss is already divided by the global number of valid tokens.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from train.model import Transformer
@@ -30,24 +37,45 @@ def sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futur
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def apply_ddp(model: Transformer, mesh: DeviceMesh, *, bucket_mb: float) -> DistributedDataParallel:
-    """Wrap a materialised model. Its weights are equal on all ranks by construction, so nothing is broadcast."""
+def apply_ddp(
+    model: Transformer, group: dist.ProcessGroup, *, bucket_mb: float, hook: tuple[Any, Callable[..., Any]] | None
+) -> DistributedDataParallel:
+    """Wrap a materialised model. Its weights are equal on all ranks by construction, so nothing is broadcast.
+
+    `hook`: (state, function) that sums a bucket over the group in another way than `sum_bucket` (comm_hooks.py).
+    """
     import torch._dynamo.config
 
     torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one: no graph spans a bucket's edge
     wrapped = DistributedDataParallel(
         model,
-        process_group=mesh.get_group(),
+        process_group=group,
         bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
         init_sync=False,
     )
-    wrapped.register_comm_hook(mesh.get_group(), sum_bucket)
+    wrapped.register_comm_hook(*(hook or (group, sum_bucket)))
     return wrapped
 
 
+def microbatch(wrapped: nn.Module, zero_stage: int, *, last: bool) -> AbstractContextManager[None]:
+    """What a microbatch runs in, so that only the last one sends what can wait for it."""
+    if isinstance(wrapped, DistributedDataParallel) and not last:
+        return wrapped.no_sync()
+    if isinstance(wrapped, FSDPModule) and zero_stage < 3:
+        wrapped.set_reshard_after_backward(last)
+        wrapped.set_requires_gradient_sync(last or zero_stage == 2)
+        wrapped.set_is_last_backward(last)
+    return nullcontext()
+
+
 def apply_fsdp(
-    model: Transformer, mesh: DeviceMesh, fill: Callable[[nn.Module, str], None], *, reshard_after_forward: bool
+    model: Transformer,
+    mesh: DeviceMesh,
+    fill: Callable[[nn.Module, str], None],
+    *,
+    reshard_after_forward: bool,
+    cpu_offload: bool,
 ) -> None:
     """Shard a meta model in place, block by block: `fill` gives a block its values, then all but a shard is freed.
 
@@ -58,8 +86,10 @@ def apply_fsdp(
     cast = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None, cast_forward_inputs=False)
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
 
+    offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cpu_offload else OffloadPolicy()
+
     def shard(modules: nn.Module | list[Any], policy: MixedPrecisionPolicy, reshard: bool) -> None:
-        fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=offload)
 
     for name, layer in model.layers.items():
         fill(layer, f"layers.{name}.")

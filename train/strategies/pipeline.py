@@ -28,7 +28,8 @@ SCHEDULES = ("gpipe", "1f1b")
 class Pipeline(Spmd):
     pp: int | None = None
     schedule: str = "1f1b"  # gpipe | 1f1b
-    reshard_after_forward: bool = False  # else every microbatch would gather the stage's parameters again
+    zero_stage: int = 1  # torch's schedules gather a stage's parameters and reduce its gradients once a step
+    reshard_after_forward: bool = False
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from train.model import Transformer
 
 
+COMM_HOOKS = ("none", "fp16", "bf16", "powersgd")
+
+
 @dataclass
 class Spmd(Strategy):
     dp_replicate: int | None = None
@@ -25,8 +28,13 @@ class Spmd(Strategy):
     tp: int | None = None
     sequence_parallel: bool = True  # tp: activations between blocks sharded over the sequence (Korthikanti et al. 2022)
     loss_parallel: bool = True  # tp: cross-entropy on vocabulary shards, logits are never gathered
-    reshard_after_forward: bool = True  # dp_shard: gather parameters again for the backward (ZeRO-3)
+    zero_stage: int = 3  # dp_shard: within a step, shard optimiser state (1), gradients too (2), parameters too (3)
+    reshard_after_forward: bool = True  # zero_stage 3: gather parameters again for the backward, block by block
+    cpu_offload: bool = False  # dp_shard: parameters, gradients and optimiser state wait in host memory
     bucket_mb: float = 25.0  # dp_replicate: DDP's gradient buckets, MiB
+    comm_hook: str = "none"  # dp_replicate: none | fp16 | bf16 | powersgd: gradients lossily compressed on the wire
+    powersgd_rank: int = 4  # of the factors that a matrix's gradient is sent as
+    powersgd_start_step: int = 10  # steps before it that are not compressed; at least 2
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
@@ -36,4 +44,4 @@ class Spmd(Strategy):
         from train.strategies.apply import apply_techniques
 
         wrapped = apply_techniques(model, mesh, config)
-        return Step(model, mesh, config, *accumulate(wrapped, model, config))
+        return Step(model, mesh, config, *accumulate(wrapped, model, config, self.zero_stage))

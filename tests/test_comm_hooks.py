@@ -1,0 +1,34 @@
+"""PowerSGD: it starts when it is told to, compresses, and its error feedback makes up for what it left out."""
+
+import pytest
+
+from tests.rows.base import BASE, F64
+from tests.worlds import run_world
+
+RANK = 2
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    options = [f"strategy.powersgd_rank={RANK}", "strategy.powersgd_start_step=2", "train.steps=102"]
+    overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1", F64]
+    job = {"name": "powersgd", "overrides": overrides, "check": "powersgd"}
+    result = run_world(tmp_path_factory.mktemp("powersgd"), 2, [job])["powersgd"]
+    assert "error" not in result, result["error"]
+    return result
+
+
+@pytest.mark.timeout(180)
+def test_powersgd_starts_at_its_step(measured):
+    assert len(measured["before"]) == 2
+    assert max(measured["before"]) < 1e-12
+    assert measured["largest_rank"] <= RANK
+    assert measured["each"][0] > 0.1, "nothing was left out: it did not compress"
+
+
+@pytest.mark.timeout(180)
+def test_error_feedback_brings_the_running_sum_back(measured):
+    means = measured["running_mean"]
+    print("running mean, relative error after 10, 40, 100 steps:", means[9], means[39], means[-1])
+    assert means[-1] < 0.25 * means[0]
+    assert means[-1] < 0.25 * min(measured["each"]), "no single step came as near as the sum did"
