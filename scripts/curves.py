@@ -1,4 +1,6 @@
-"""Loss curves of several runs over one another, and how far each is from the first: python scripts/curves.py OUT.png RUN...
+"""Loss curves of several runs over one another, and how far each is from the first.
+
+    python scripts/curves.py OUT.png RUN RUN...
 
 For runs of the same work (model, data, seed, batch): the distance is what the order of summation does to it.
 """

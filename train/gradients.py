@@ -37,6 +37,16 @@ def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
             p.grad = DTensor.from_local(total, grad.device_mesh, [Replicate()], run_check=False)
 
 
+def shard_groups(grad: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The groups over whose ranks a complete gradient is split; where it is replicated, it must count once."""
+    if not isinstance(grad, DTensor):
+        return ()
+    assert not any(isinstance(place, Partial) for place in grad.placements), "incomplete gradient"
+    # not `isinstance(place, Shard)`: FSDP over tp shards by a private class that is no Shard
+    split = [i for i, place in enumerate(grad.placements) if not isinstance(place, Replicate)]
+    return tuple(grad.device_mesh.get_group(i) for i in split)
+
+
 def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None) -> Tensor:
     """The 2-norm of the whole model's gradient, the same on every rank.
 
@@ -45,13 +55,7 @@ def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None)
     """
     by_groups: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for grad in gradients:
-        groups: list[dist.ProcessGroup] = []
-        if isinstance(grad, DTensor):
-            assert not any(isinstance(place, Partial) for place in grad.placements), "incomplete gradient"
-            # not `isinstance(place, Shard)`: FSDP over tp shards by a private class that is no Shard
-            split = [i for i, place in enumerate(grad.placements) if not isinstance(place, Replicate)]
-            groups = [grad.device_mesh.get_group(i) for i in split]
-        by_groups.setdefault(tuple(groups), []).append(local(grad))
+        by_groups.setdefault(shard_groups(grad), []).append(local(grad))
     squares = []
     for axes, shards in by_groups.items():
         total = torch.stack(torch._foreach_norm(shards)).square().sum()

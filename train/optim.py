@@ -11,11 +11,16 @@ from torch import nn
 from train.config import LrSchedule, OptimConfig, Optimiser
 
 
+def decays(parameter: nn.Parameter) -> bool:
+    """Matrices decay, norms do not: by the whole parameter's shape, which a shard keeps."""
+    return parameter.ndim >= 2
+
+
 def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over this rank's shards; weight decay for matrices, none for norms."""
+    """AdamW or SGD over this rank's shards, in groups with and without weight decay."""
     groups = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters.values() if decays(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if not decays(p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if config.name is Optimiser.sgd:  # foreach: its fused kernel does not know DTensors (torch 2.13)

@@ -1,8 +1,9 @@
 """Evidence that a strategy computes what one device computes, from identical weights on the same global batch.
 
-Five columns: the loss, every gradient, the global gradient norm, every weight after an SGD step whose rate makes a
-factor of two visible, and the loss over a few AdamW steps with clipping. Loss under AdamW alone would prove little:
-with every gradient four times too large it moves by 2e-5 in six steps.
+Five columns: the loss, every gradient as it is before clipping, the global gradient norm, every weight after a clipped
+SGD step whose rate makes a factor of two visible (so that a wrong norm shows in the weights), and the loss over a few
+AdamW steps. Loss under AdamW alone would prove little: with every gradient four times too large it moves by 2e-5 in
+six steps.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from train.distributed import Runtime, build_mesh, own_rows
 from train.model import Transformer, dtypes
 from train.strategies.base import TrainStep
 
-SGD_LR, ADAMW_LR, ADAMW_STEPS = 0.5, 1e-3, 3
+SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
 # bf16 rounds at 2^-8, and sums of rounded terms in another order differ by some of these
 BOUNDS = {Precision.float64: 1e-9, Precision.float32: 1e-5, Precision.bf16: 3e-2}
 # A tensor this small beside the global gradient norm is rounding: it is judged against the norm.
@@ -58,9 +59,9 @@ def collect(config: Config, runtime: Runtime, corpus: Corpus) -> Evidence:
     size = config.train.global_batch_size
     rows = own_rows(mesh, size)
 
-    def build(name: Optimiser, clip_norm: float) -> TrainStep:
+    def build(name: Optimiser) -> TrainStep:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=0.1, momentum=0.0)
-        train = dataclasses.replace(config.train, clip_norm=clip_norm)
+        train = dataclasses.replace(config.train, clip_norm=CLIP_NORM)
         model = Transformer(config.model, **dtypes(config.precision))
         return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
 
@@ -68,12 +69,12 @@ def collect(config: Config, runtime: Runtime, corpus: Corpus) -> Evidence:
         tokens, targets = corpus.batch(step, size, rows)
         return tokens.to(runtime.device), targets.to(runtime.device)
 
-    step = build(Optimiser.sgd, clip_norm=0.0)
+    step = build(Optimiser.sgd)
     gradients: Named = {}
     step.on_gradients = lambda: gradients.update(_whole(step.full_gradients()))
     result = step(*batch(1), lr=SGD_LR)
     weights = _whole(step.full_parameters())
-    step = build(Optimiser.adamw, clip_norm=1.0)
+    step = build(Optimiser.adamw)
     losses = [step(*batch(i), lr=ADAMW_LR).loss for i in range(1, ADAMW_STEPS + 1)]
     return Evidence(
         loss={"loss": result.loss.cpu()},

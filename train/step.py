@@ -60,7 +60,9 @@ class Step:
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        self.model.eval()  # no dropout
         loss_sum = self.sum_over(self.forward(tokens, targets), "pp", *BATCH_AXES)
+        self.model.train()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # the backward that would free the gathered parameters does not come

@@ -21,7 +21,11 @@ ROWS = [
     row(4, "strategy=dp", "strategy.comm_hook=bf16", options=(F32,), bound=2e-2),
     row(2, "strategy=dp", "strategy.comm_hook=powersgd"),  # not compressed yet: the rest is test_comm_hooks.py's
     *checkpointed(2, "strategy=fsdp"),
+    # the reference keeps its activations: recomputing must draw the same dropout masks again
+    row(1, "strategy=dp", "train.activation_checkpointing=full", options=(F64, "model.dropout=0.1")),
     row(2, "strategy=dp", bug="accumulation_scale"),
     row(2, "strategy=dp", bug="rank_left_out"),
+    row(2, "strategy=dp", bug="mean_of_means"),
+    row(2, "strategy=fsdp", bug="shards_do_not_decay"),
 ]
 SLOW_ROWS = [row(2, f"strategy={name}", options=(F32, COMPILED)) for name in ("dp", "fsdp")]

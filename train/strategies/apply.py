@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from train.config import ActivationCheckpointing, CompileConfig, Config
 from train.distributed import own_device
 from train.model import Transformer
-from train.strategies.base import BATCH_AXES
+from train.strategies.base import BATCH_AXES, MESH_AXES
 from train.weights import derived_seed, materialise
 
 if TYPE_CHECKING:
@@ -40,9 +40,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
     axes = strategy.mesh_axes()
     device = own_device(mesh)
     model.rope = model.rope.to(device)
-    # dropout: ranks that hold other tokens or layers draw other masks, ranks that hold the same draw the same
-    apart = ("pp", *BATCH_AXES, *(("tp",) if strategy.sequence_parallel else ()))
-    torch.manual_seed(derived_seed(config.train.seed, "dropout", *(mesh[axis].get_local_rank() for axis in apart)))
+    seed_dropout(mesh, config)
     if "tp" in axes:
         from train.strategies.tensor import apply_tp
 
@@ -68,6 +66,14 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
         group = mesh["dp_replicate"].get_group()
         return apply_ddp(model, group, bucket_mb=strategy.bucket_mb, hook=compression(strategy, group))
     return model
+
+
+def seed_dropout(mesh: DeviceMesh, config: Config) -> None:
+    """Ranks that hold other tokens or layers draw other masks; ranks that hold the same tokens, as tp's do without
+    sequence parallelism, draw the same."""
+    apart = ("pp", *BATCH_AXES, "cp", *(("tp",) if config.strategy.sequence_parallel else ()))  # type: ignore[attr-defined]
+    place = [mesh[axis].get_local_rank() if axis in apart else 0 for axis in MESH_AXES]
+    torch.manual_seed(derived_seed(config.train.seed, "dropout", *place))
 
 
 def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing) -> None:
