@@ -14,7 +14,7 @@ from train.strategies.stages import layers_of_stage
 from train.validate import validate
 
 STRATEGIES = cli.options("strategy")
-WORLD = {"single": 1, "3d": 8}
+WORLD = {"single": 1, "3d": 8, "4d": 16}
 
 
 def parse(*overrides):
@@ -82,6 +82,14 @@ def test_all_problems_come_at_once():
         (("strategy=pp", "strategy.schedule=zigzag"), 2),
         (("strategy=dp", "strategy.tp=2"), 4),
         (("strategy=tp", "train.seq_len=256", "model.max_seq_len=128"), 4),
+        (("strategy=cp", "strategy.cp_method=zigzag"), 4),
+        (("strategy=cp", "train.seq_len=100"), 4),
+        (("strategy=cp", "train.seq_len=101"), 1),
+        (("strategy=cp_tp", "strategy.tp=4", "train.seq_len=4"), 8),
+        (("strategy=cp_tp", "strategy.tp=4", "train.seq_len=68"), 8),
+        (("strategy=cp", "strategy.cp_method=ulysses"), 8),
+        (("strategy=cp_tp", "strategy.cp_method=ulysses"), 8),
+        (("strategy=dp", "strategy.cp=2", "strategy.tp=2"), 4),
         (("strategy=tp", "data.ignore_token=300"), 4),
         (("strategy=tp", "optim.min_lr_ratio=2"), 4),
     ],

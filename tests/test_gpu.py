@@ -20,6 +20,10 @@ ALONE = [
     Row(1, (f"strategy={name}",), options)
     for options in ((F32,), (BF16,), (F32, COMPILED))
     for name in ("dp", "fsdp", "tp", "pp")
+] + [
+    Row(1, ("strategy=cp", f"strategy.cp_method={method}"), options)
+    for options in ((F32,), (BF16,), (F32, COMPILED))
+    for method in ("allgather", "ring", "ulysses")
 ]
 SHARED = [
     Row(2, (f"strategy={name}", *more), (F32,))
@@ -30,6 +34,10 @@ SHARED = [
         ("tp", "strategy.sequence_parallel=false"),
         ("tp", "strategy.loss_parallel=false"),
     )
+] + [
+    Row(2, ("strategy=cp", f"strategy.cp_method={method}"), options)
+    for method in ("allgather", "ring", "ulysses")
+    for options in ((F32,), (BF16,))
 ]
 
 

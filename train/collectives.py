@@ -103,6 +103,17 @@ class _ReduceScatter(torch.autograd.Function):
         return _all_gather(grad, ctx.dim, ctx.group), None, None
 
 
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _exchange(x.contiguous(), group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _exchange(grad.contiguous(), ctx.group), None
+
+
 class _GatherReplicated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
@@ -137,3 +148,8 @@ def reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
 def all_gather_replicated(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """Concatenate shards along `dim`, where all ranks then compute the same; backward keeps this rank's shard."""
     return _GatherReplicated.apply(x, dim, group)
+
+
+def exchange(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i. Its own adjoint."""
+    return _Exchange.apply(x, group)

@@ -15,7 +15,7 @@ from train import gradients
 from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
 from train.state import ShardedState
-from train.strategies.base import BATCH_AXES, StepResult
+from train.strategies.base import BATCH_AXES, LOSS_AXES, StepResult
 from train.strategies.data import microbatch
 
 if TYPE_CHECKING:
@@ -56,12 +56,12 @@ class Step:
         set_lr(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return StepResult(loss=self.sum_over(loss, "pp", *BATCH_AXES), grad_norm=norm)
+        return StepResult(loss=self.sum_over(loss, *LOSS_AXES), grad_norm=norm)
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         self.model.eval()  # no dropout
-        loss_sum = self.sum_over(self.forward(tokens, targets), "pp", *BATCH_AXES)
+        loss_sum = self.sum_over(self.forward(tokens, targets), *LOSS_AXES)
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # this file is read to check a command line: torch would cost
 MESH_AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 # Ranks that differ only in these axes read different rows of the global batch.
 BATCH_AXES = ("dp_replicate", "dp_shard")
+# A rank's loss is one term of the sum over these: it has other rows, other tokens of the same rows, or other layers.
+LOSS_AXES = ("pp", *BATCH_AXES, "cp")
 
 
 @dataclass

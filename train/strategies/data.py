@@ -14,7 +14,7 @@ Both axes: HSDP, FSDP inside, an all-reduce of the gradients' shards outside.
 Sums, not means: the loss is already divided by the global number of valid tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -28,6 +28,24 @@ from torch.nn.parallel import DistributedDataParallel
 from train.model import Transformer
 
 MiB = 2**20
+
+
+def with_cp(mesh: DeviceMesh, axis: str, axes: Container[str]) -> DeviceMesh:
+    """The 1-D mesh of `axis`, joined with `cp` if the strategy has it: both give terms of a gradient's sum.
+
+    Collective over the world when first joined. By a private method (torch 2.11 to 2.13), as no public one joins axes.
+    """
+    return mesh[axis, "cp"]._flatten(f"{axis}.cp") if "cp" in axes else mesh[axis]
+
+
+def sharding_mesh(mesh: DeviceMesh, axes: Container[str]) -> DeviceMesh:
+    """What FSDP runs over: dp_shard (x cp), in replicas if the strategy has `dp_replicate`."""
+    shards = with_cp(mesh, "dp_shard", axes)
+    if "dp_replicate" not in axes:
+        return shards
+    if "cp" not in axes:
+        return mesh["dp_replicate", "dp_shard"]
+    return DeviceMesh._concatenate([mesh["dp_replicate"], shards])  # private; slicing would warn of joined names
 
 
 # Annotations here are real types, not strings (no `from __future__`): DDP checks them.

@@ -1,7 +1,7 @@
 """Single-program strategies: every rank runs the same forward and backward over its shard of rows, weights or both.
 
 Which techniques apply follows from the axes that the preset names: `dp_replicate` alone is DDP, `dp_shard` FSDP2,
-both HSDP, `tp` tensor parallelism. A preset that names an axis runs its code at degree 1 too.
+both HSDP, `tp` tensor parallelism, `cp` context parallelism. A preset that names an axis runs its code at degree 1 too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from train.strategies.base import MESH_AXES, Strategy, TrainStep
+
+CP_METHODS = ("allgather", "ring", "ulysses")
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -25,7 +27,9 @@ COMM_HOOKS = ("none", "fp16", "bf16", "powersgd")
 class Spmd(Strategy):
     dp_replicate: int | None = None
     dp_shard: int | None = None
+    cp: int | None = None
     tp: int | None = None
+    cp_method: str = "allgather"  # allgather | ring | ulysses: how attention sees the other ranks' keys and values
     sequence_parallel: bool = True  # tp: activations between blocks sharded over the sequence (Korthikanti et al. 2022)
     loss_parallel: bool = True  # tp: cross-entropy on vocabulary shards, logits are never gathered
     zero_stage: int = 3  # dp_shard: within a step, shard optimiser state (1), gradients too (2), parameters too (3)

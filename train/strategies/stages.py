@@ -58,8 +58,8 @@ def pipelined(
     # Shapes are declared, so that no rank asks its neighbour: the residual stream is sharded over the sequence by tp.
     shards = mesh["tp"].size() if "tp" in strategy.mesh_axes() and strategy.sequence_parallel else 1
     vocab_shards = mesh["tp"].size() if "tp" in strategy.mesh_axes() and strategy.loss_parallel else 1
-    seq_len = config.train.seq_len
-    tokens = torch.empty(rows, seq_len, dtype=torch.long, device="meta")
+    seq_len = config.train.seq_len // mesh["cp"].size()
+    tokens = torch.empty(rows, config.train.seq_len, dtype=torch.long, device="meta")
     hidden = torch.empty(rows, seq_len // shards, config.model.dim, dtype=model.compute_dtype, device="meta")
     logits = torch.empty(
         rows, seq_len, config.model.vocab_size // vocab_shards, dtype=model.compute_dtype, device="meta"
