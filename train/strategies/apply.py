@@ -1,7 +1,8 @@
 """The techniques of an SPMD model, or of one pipeline stage, in the only valid order.
 
-Tensor parallelism first, as it decides what a weight is; then recomputation, round what is computed; then compilation,
-round both; data parallelism last, as its hooks must see the finished blocks' parameters, outside compiled code.
+Tensor parallelism first, as it decides what a weight is, and expert parallelism, which does too; then recomputation,
+round what is computed; then compilation, round both; data parallelism last, as its hooks must see the finished blocks'
+parameters, outside compiled code.
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
         from train.strategies.tensor import apply_tp
 
         apply_tp(model, mesh["tp"], sequence_parallel=strategy.sequence_parallel, loss_parallel=strategy.loss_parallel)
+    expert_mesh = None
+    if config.model.num_experts:
+        from train.strategies.expert import apply_experts
+
+        expert_mesh = apply_experts(model, mesh, config)
     for layer in model.layers.values():
         apply_checkpointing(layer, config.train.activation_checkpointing)
     if config.compile.enabled:
@@ -57,7 +63,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
         from train.strategies.data import apply_fsdp
 
         hybrid = ("dp_replicate", "dp_shard") if "dp_replicate" in axes else ("dp_shard",)
-        apply_fsdp(model, mesh[hybrid], fill, reshard_after_forward=strategy.reshard_after_forward)
+        apply_fsdp(model, mesh[hybrid], fill, expert_mesh, reshard_after_forward=strategy.reshard_after_forward)
         return model
     fill(model, "")
     if "dp_replicate" in axes:
