@@ -14,7 +14,8 @@ from train.strategies.stages import layers_of_stage
 from train.validate import validate
 
 STRATEGIES = cli.options("strategy")
-WORLD = {"single": 1, "3d": 8, "4d": 16}
+WORLD = {"single": 1, "3d": 8, "4d": 16, "moe_3d": 8}
+MODEL = {"ep": "moe_tiny", "moe_3d": "moe_tiny"}
 
 
 def parse(*overrides):
@@ -23,7 +24,7 @@ def parse(*overrides):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategy_preset(name):
-    config = parse(f"strategy={name}")
+    config = parse(f"strategy={name}", f"model={MODEL.get(name, 'tiny')}")
     assert config.strategy.name == name
     assert validate(config, WORLD.get(name, 4)) == []
     degrees = resolve_degrees(config.strategy.mesh_axes(), WORLD.get(name, 4))
@@ -67,7 +68,7 @@ def test_all_problems_come_at_once():
     config = parse("strategy=tp_pp", "strategy.tp=3", "train.global_batch_size=7", "model.tie_embeddings=true")
     found = {problem.rule for problem in validate(config, 4)}
     assert found == {
-        "world_size", "tp_heads", "tp_kv_heads", "tp_ffn", "tp_vocab", "tp_sequence", "batch_splits", "tied_over_stages"
+        "world_size", "tp_heads", "tp_kv_heads", "tp_ffn", "tp_sequence", "batch_splits", "tied_over_stages"
     }  # fmt: skip
 
 
@@ -92,6 +93,15 @@ def test_all_problems_come_at_once():
         (("strategy=dp", "strategy.cp=2", "strategy.tp=2"), 4),
         (("strategy=tp", "data.ignore_token=300"), 4),
         (("strategy=tp", "optim.min_lr_ratio=2"), 4),
+        (("strategy=ep", "model=moe_tiny", "strategy.ep=3"), 4),
+        (("strategy=ep", "model=moe_tiny", "strategy.ep=0"), 4),
+        (("strategy=ep", "model=moe_tiny", "model.num_experts=6"), 4),
+        (("strategy=ep", "model=moe_tiny", "strategy.ep=1", "model.dim=144", "model.num_heads=8"), 32),
+        (("strategy=dp", "model=moe_tiny", "strategy.ep=2"), 4),
+        (("strategy=dp", "model=moe_tiny", "model.top_k=9"), 4),
+        (("strategy=dp", "model=moe_tiny", "model.expert_ffn_dim=0"), 4),
+        (("strategy=dp", "model.num_shared_experts=1"), 4),
+        (("strategy=tp", "model=moe_tiny", "model.expert_ffn_dim=110"), 4),
     ],
 )
 def test_a_fix_mends_its_problem(overrides, world_size):

@@ -125,6 +125,24 @@ class _GatherReplicated(torch.autograd.Function):
         return _own_shard(grad, ctx.dim, ctx.group), None, None
 
 
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        return funcol.wait_tensor(funcol.all_to_all_single(x.contiguous(), receive, send, group))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        back = funcol.all_to_all_single(grad.contiguous(), ctx.send, ctx.receive, ctx.group)
+        return funcol.wait_tensor(back), None, None, None
+
+
+def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+    """Rows go to the ranks in order, `send[i]` of them to rank i; `receive[i]` rows come from rank i, in order of i.
+    Backward sends each row's gradient back to where the row came from."""
+    return _AllToAll.apply(x, send, receive, group)
+
+
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:
     """Identity; backward all-reduces. Megatron's f: where a replicated activation meets split weights."""
     return _Enter.apply(x, group)

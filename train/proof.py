@@ -3,7 +3,8 @@
 Five columns: the loss, every gradient as it is before clipping, the global gradient norm, every weight after a clipped
 SGD step whose rate makes a factor of two visible (so that a wrong norm shows in the weights), and the loss over a few
 AdamW steps. Loss under AdamW alone would prove little: with every gradient four times too large it moves by 2e-5 in
-six steps.
+six steps. A mixture of experts has two more, over the AdamW steps: the experts that every token chose, and the
+routers' biases.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from train.balance import RoutingRecord
 from train.config import Config, Optimiser, Precision
 from train.data import Corpus
 from train.distributed import Runtime, build_mesh, own_rows
@@ -24,6 +26,8 @@ SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
 BOUNDS = {Precision.float64: 1e-9, Precision.float32: 1e-5, Precision.bf16: 3e-2}
 # A tensor this small beside the global gradient norm is rounding: it is judged against the norm.
 NEGLIGIBLE = 1e-6
+# Under rounding, a choice between experts closer than this is chance, and so is what follows from it.
+LEAST_MARGIN = {Precision.float64: 1e-8, Precision.float32: 1e-4, Precision.bf16: 3e-2}
 
 Named = dict[str, Tensor]
 
@@ -37,6 +41,8 @@ class Evidence:
     grad_norm: Named
     sgd_weights: Named
     adamw_loss: Named
+    routing: Named
+    router_bias: Named
 
 
 @dataclass(frozen=True)
@@ -59,29 +65,44 @@ def collect(config: Config, runtime: Runtime, corpus: Corpus) -> Evidence:
     size = config.train.global_batch_size
     rows = own_rows(mesh, size)
 
-    def build(name: Optimiser) -> TrainStep:
+    def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=0.1, momentum=0.0)
         train = dataclasses.replace(config.train, clip_norm=CLIP_NORM)
         model = Transformer(config.model, **dtypes(config.precision))
-        return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+        return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train)), model
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         tokens, targets = corpus.batch(step, size, rows)
         return tokens.to(runtime.device), targets.to(runtime.device)
 
-    step = build(Optimiser.sgd)
+    step, _ = build(Optimiser.sgd)
     gradients: Named = {}
     step.on_gradients = lambda: gradients.update(_whole(step.full_gradients()))
     result = step(*batch(1), lr=SGD_LR)
     weights = _whole(step.full_parameters())
-    step = build(Optimiser.adamw)
-    losses = [step(*batch(i), lr=ADAMW_LR).loss for i in range(1, ADAMW_STEPS + 1)]
+    step, model = build(Optimiser.adamw)
+    record, losses = RoutingRecord(model, mesh, config, rows), []
+    routing: Named = {}
+    biases: Named = {}
+    for i in range(1, ADAMW_STEPS + 1):
+        losses.append(step(*batch(i), lr=ADAMW_LR).loss)
+        chosen, held, margin = record.take()
+        routing |= {f"step {i} {name}": choice for name, choice in chosen.items()}
+        biases |= {f"step {i} {name}": bias for name, bias in held.items()}
+        if margin < LEAST_MARGIN[config.precision]:
+            raise ValueError(
+                f"step {i}: a token's last chosen expert beats the next by {margin:.1e} only, less than "
+                f"{LEAST_MARGIN[config.precision]:.0e}: rounding decides. Use another train.seed, fewer tokens, or "
+                "precision=float64"
+            )
     return Evidence(
         loss={"loss": result.loss.cpu()},
         gradients=gradients,
         grad_norm={"norm": result.grad_norm.cpu()},
         sgd_weights=weights,
         adamw_loss={f"step {i}": loss.cpu() for i, loss in enumerate(losses, start=1)},
+        routing=routing,
+        router_bias=biases,
     )
 
 
@@ -101,7 +122,7 @@ def compare(found: Evidence, reference: Evidence, bound: float) -> list[Verdict]
 def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
     if missing := found.keys() ^ reference.keys():
         return Verdict(column, f"{min(missing)} is on one side only", float("inf"), bound)
-    errors = []
+    errors = [(0.0, "")]  # a column may be empty on both sides
     for name, b in reference.items():
         a = found[name].double()
         if a.shape != b.shape:

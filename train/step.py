@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from train import gradients
+from train.balance import LoadBalance
 from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
 from train.state import ShardedState
@@ -38,6 +39,7 @@ class Step:
         self.on_gradients: Callable[[], None] | None = None
         self.parameters = dict(model.named_parameters())  # taken now: while FSDP has a block gathered, they hide
         self.optimiser = build_optimiser(self.parameters, config.optim)
+        self.balance = LoadBalance(model, mesh, config)
         self.state = ShardedState(self.parameters, self.optimiser, mesh["pp"].get_group(), config.model)
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
@@ -56,7 +58,8 @@ class Step:
         set_lr(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return StepResult(loss=self.sum_over(loss, *LOSS_AXES), grad_norm=norm)
+        extras = self.balance.update()
+        return StepResult(loss=self.sum_over(loss, *LOSS_AXES), grad_norm=norm, extras=extras)
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

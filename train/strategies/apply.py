@@ -1,7 +1,8 @@
 """The techniques of an SPMD model, or of one pipeline stage, in the only valid order.
 
-Tensor parallelism first, as it decides what a weight is; then recomputation, round what is computed; then compilation,
-round both; data parallelism last, as its hooks must see the finished blocks' parameters, outside compiled code.
+Tensor parallelism first, as it decides what a weight is, and expert parallelism, which does too; then recomputation,
+round what is computed; then compilation, round both; data parallelism last, as its hooks must see the finished blocks'
+parameters, outside compiled code.
 """
 
 from __future__ import annotations
@@ -49,6 +50,11 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
         from train.strategies.context import apply_cp
 
         apply_cp(model, mesh["cp"], method=strategy.cp_method, seq_len=config.train.seq_len)
+    expert_mesh = None
+    if config.model.num_experts:
+        from train.strategies.expert import apply_experts
+
+        expert_mesh = apply_experts(model, mesh, config)
     for layer in model.layers.values():
         apply_checkpointing(layer, config.train.activation_checkpointing)
     if config.compile.enabled:
@@ -62,6 +68,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
             model,
             sharding_mesh(mesh, axes),
             fill,
+            expert_mesh,
             reshard_after_forward=strategy.zero_stage == 3 and strategy.reshard_after_forward,
             cpu_offload=strategy.cpu_offload,
         )

@@ -71,6 +71,7 @@ def apply_ddp(
         bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
         init_sync=False,
+        broadcast_buffers=False,  # routers' counts are each rank's own
     )
     wrapped.register_comm_hook(*(hook or (group, sum_bucket)))
     return wrapped
@@ -91,11 +92,13 @@ def apply_fsdp(
     model: Transformer,
     mesh: DeviceMesh,
     fill: Callable[[nn.Module, str], None],
+    expert_mesh: DeviceMesh | None = None,
     *,
     reshard_after_forward: bool,
     cpu_offload: bool,
 ) -> None:
     """Shard a meta model in place, block by block: `fill` gives a block its values, then all but a shard is freed.
+    Experts that are split over `ep` are units of their own, over `expert_mesh`.
 
     Under bf16 the blocks are gathered in bf16. The embedding is gathered in its own dtype, as its gradient sums many
     tokens; so is everything that shares a group with it when the head is tied.
@@ -111,6 +114,10 @@ def apply_fsdp(
 
     for name, layer in model.layers.items():
         fill(layer, f"layers.{name}.")
+        if expert_mesh is not None:
+            from train.strategies.expert import apply_expert_fsdp
+
+            apply_expert_fsdp(layer, expert_mesh, cast, offload, reshard_after_forward=reshard_after_forward)
         shard(layer, cast, reshard_after_forward)
     fill(model, "")
     ends = [module for module in (model.embed, model.norm, model.head) if module is not None]
@@ -124,6 +131,11 @@ def apply_fsdp(
                 [model.norm, model.head], cast, False
             )  # the backward begins here: freed, it would be gathered at once
     shard(model, whole, False)
+    sum_gradients(model)
+
+
+def sum_gradients(model: nn.Module) -> None:
+    """Reduce-scatters sum, whatever the size of a unit's group; their default is the mean."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

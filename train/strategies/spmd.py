@@ -1,7 +1,8 @@
 """Single-program strategies: every rank runs the same forward and backward over its shard of rows, weights or both.
 
 Which techniques apply follows from the axes that the preset names: `dp_replicate` alone is DDP, `dp_shard` FSDP2,
-both HSDP, `tp` tensor parallelism, `cp` context parallelism. A preset that names an axis runs its code at degree 1 too.
+both HSDP, `tp` tensor parallelism, `cp` context parallelism, `ep` expert parallelism (no axis of the mesh: it folds
+over `dp_shard`). A preset that names an axis runs its code at degree 1 too.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Spmd(Strategy):
     dp_shard: int | None = None
     cp: int | None = None
     tp: int | None = None
+    ep: int | None = None  # experts split over this many of the dp_shard x cp ranks, which it folds over; -1: all
     cp_method: str = "allgather"  # allgather | ring | ulysses: how attention sees the other ranks' keys and values
     sequence_parallel: bool = True  # tp: activations between blocks sharded over the sequence (Korthikanti et al. 2022)
     loss_parallel: bool = True  # tp: cross-entropy on vocabulary shards, logits are never gathered

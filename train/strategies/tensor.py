@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from train import collectives
 from train.gradients import local
-from train.model import IGNORE_INDEX, Embedding, Linear, RMSNorm, Transformer, upcast
+from train.model import IGNORE_INDEX, Embedding, FeedForward, Linear, RMSNorm, Transformer, upcast
 
 SEQUENCE_DIM = 1
 
@@ -130,18 +130,22 @@ def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, vocab_size: 
     return collectives.all_gather_replicated(logits, logits.ndim - 1, group)[..., :vocab_size]
 
 
+def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, Any]:
+    """How activations enter a region of split weights, and how its terms are summed when they leave it."""
+    if sequence_parallel:
+        return (
+            partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group),
+            partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group),
+        )
+    return partial(collectives.enter, group=group), partial(collectives.all_reduce, group=group)
+
+
 def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, loss_parallel: bool) -> None:
-    """Split a model on meta over the 1-D `mesh`, in place. Nothing is sent."""
+    """Split a model on meta over the 1-D `mesh`, in place; not mixtures of experts (`expert.py`). Nothing is sent."""
     group, vocab_size = mesh.get_group(), model.config.vocab_size
     first_row = mesh.get_local_rank() * shard_rows(vocab_size, mesh.size())
-    if sequence_parallel:
-        join: Any = partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group)
-        leave: Any = partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group)
-        norm_class: type[RMSNorm] = SequenceParallelRMSNorm
-    else:
-        join = partial(collectives.enter, group=group)
-        leave = partial(collectives.all_reduce, group=group)
-        norm_class = ReplicatedRMSNorm
+    join, leave = boundaries(group, sequence_parallel=sequence_parallel)
+    norm_class = SequenceParallelRMSNorm if sequence_parallel else ReplicatedRMSNorm
 
     def entry(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (join(args[0]), *args[1:])
@@ -159,12 +163,15 @@ def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, l
         for norm in (layer.attention_norm, layer.feed_forward_norm):
             split(norm, norm_class, Replicate())
         attention, feed_forward = layer.attention, layer.feed_forward
-        for linear in (attention.wq, attention.wk, attention.wv, feed_forward.gate, feed_forward.up):
+        for linear in (attention.wq, attention.wk, attention.wv):
             split(linear, ColumnParallelLinear, Shard(0))
         split_rows(attention.wo)
-        split_rows(feed_forward.down)
         attention.register_forward_pre_hook(entry)
-        feed_forward.register_forward_pre_hook(entry)
+        if isinstance(feed_forward, FeedForward):
+            for linear in (feed_forward.gate, feed_forward.up):
+                split(linear, ColumnParallelLinear, Shard(0))
+            split_rows(feed_forward.down)
+            feed_forward.register_forward_pre_hook(entry)
     if (embed := cast(Any, model.embed)) is not None:
         split(embed, VocabParallelEmbedding, Shard(0))
         embed.leave, embed.first_row = leave, first_row
