@@ -1,6 +1,6 @@
 """Mixtures of experts under every kind of layout, and expert parallelism."""
 
-from tests.rows.base import F32, F64, Row, row
+from tests.rows.base import COMPILED, F32, F64, Row, row
 
 MOE = "model=moe_tiny"
 SMALL = ("model.num_layers=2", "train.seq_len=16")
@@ -30,4 +30,5 @@ ROWS: list[Row] = [
     row(2, "strategy=ep", options=AUX, bug="aux_loss_of_local_sequences"),
     row(2, "strategy=tp", options=AUX, bug="aux_loss_on_every_tp_rank"),
 ]
-SLOW_ROWS: list[Row] = []
+# the experts' uneven splits break the graph: what is compiled is the rest of the block
+SLOW_ROWS: list[Row] = [row(2, "strategy=ep", options=(*BIAS, COMPILED))]
