@@ -47,8 +47,8 @@ def shard_groups(grad: Tensor) -> tuple[dist.ProcessGroup, ...]:
     return tuple(grad.device_mesh.get_group(i) for i in split)
 
 
-def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None) -> Tensor:
-    """The 2-norm of the whole model's gradient, the same on every rank.
+def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None, device: torch.device) -> Tensor:
+    """The 2-norm of the whole model's gradient, on `device` (gradients may wait on the host), the same on every rank.
 
     A shard's squares are summed over the axes that shard it, a replicated gradient counts once, and stages add up
     over `pipeline`. Gradients must be complete (no `Partial`).
@@ -58,7 +58,7 @@ def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None)
         by_groups.setdefault(shard_groups(grad), []).append(local(grad))
     squares = []
     for axes, shards in by_groups.items():
-        total = torch.stack(torch._foreach_norm(shards)).square().sum()
+        total = torch.stack(torch._foreach_norm(shards)).square().sum().to(device)
         for group in axes:
             if group.size() > 1:
                 dist.all_reduce(total, group=group)
@@ -72,4 +72,5 @@ def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None)
 def clip(gradients: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale gradients in place so that the global norm is at most `max_norm` (Pascanu et al. 2013)."""
     coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([local(grad) for grad in gradients], coefficient)
+    grads = [local(grad) for grad in gradients]
+    torch._foreach_mul_(grads, coefficient.to(grads[0].device))

@@ -52,7 +52,7 @@ class Step:
         if self.on_gradients is not None:
             self.on_gradients()
         grads = [p.grad for p in parameters if p.grad is not None]
-        norm = gradients.global_norm(grads, self.mesh["pp"].get_group())
+        norm = gradients.global_norm(grads, self.mesh["pp"].get_group(), self.model.rope.device)
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         set_lr(self.optimiser, lr)
