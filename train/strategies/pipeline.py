@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 SCHEDULES = ("gpipe", "1f1b")
 
 
+def layers_of_stage(num_layers: int, num_stages: int, stage: int) -> range:
+    """Consecutive layers, as equal as can be; the first stages take one more, as the last has the head."""
+    base, extra = divmod(num_layers, num_stages)
+    start = stage * base + min(stage, extra)
+    return range(start, start + base + (stage < extra))
+
+
 @dataclass
 class Pipeline(Spmd):
     pp: int | None = None
