@@ -119,9 +119,9 @@ def fsdp(plan: Plan, stage: int) -> Iterator[Traffic]:
 
 
 def _gathers(m: int, *, freed: bool, piped: bool) -> int:
-    if freed:
-        return 2 * m
-    return 1 if piped else m  # a pipeline's stage keeps its parameters until its last backward
+    if piped:  # a backward keeps what it gathered, and the forward after it frees it: one more than forwards
+        return m + 1 if freed else 1
+    return 2 * m if freed else m
 
 
 def _padded(shape: tuple[int, ...], degree: int) -> int:
@@ -134,10 +134,10 @@ def ddp(plan: Plan, stage: int) -> Iterator[Traffic]:
     if "dp_replicate" not in plan.axes or "dp_shard" in plan.axes:
         return
     kept, _ = element_sizes(plan.config.precision)
-    sizes = [kept * math.prod(shape) for _, unit in units(plan, stage) for shape in unit.values()]
+    sizes = [kept * math.prod(shape) for _, unit in units(plan, stage) for shape in unit.values()][::-1]
     cap = plan.option("bucket_mb", 25.0) * 2**20
     buckets, filled = 0, 0.0
-    for size in sizes:  # a bucket is closed by the parameter that fills it
+    for size in sizes:  # in the backward's order; a bucket is closed by the one that fills it
         buckets, filled = (buckets, filled + size) if filled + size < cap else (buckets + 1, 0.0)
     yield Traffic("dp_replicate", "all_reduce", buckets + (filled > 0), sum(sizes), "gradients, in buckets")
 
