@@ -2,8 +2,9 @@
 
 import pytest
 
+from launch.world import run_world
 from tests.rows.base import BASE, F64
-from tests.worlds import run_world
+from train.prove import Job
 
 RANK = 2
 
@@ -12,8 +13,9 @@ RANK = 2
 def measured(tmp_path_factory):
     options = [f"strategy.powersgd_rank={RANK}", "strategy.powersgd_start_step=2", "train.steps=102"]
     overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1", F64]
-    job = {"name": "powersgd", "overrides": overrides, "check": "powersgd"}
-    result = run_world(tmp_path_factory.mktemp("powersgd"), 2, [job])["powersgd"]
+    job = Job("CHECK:powersgd", overrides)
+    folder = tmp_path_factory.mktemp("powersgd")
+    result = run_world(folder, [job], size=2, timeout_s=120, worker="tests.worker")[job.name]
     assert "error" not in result, result["error"]
     return result
 

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train import cli
 from train.flops import flops_per_token
 from train.model import Transformer, dtypes
-from train.strategies.stages import layers_of_stage
+from train.strategies.pipeline import layers_of_stage
 
 REPO = Path(__file__).resolve().parent.parent
 MiB = 2**20

@@ -17,6 +17,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from train.communication import LAB
 from train.config import Config, OnNonfinite
 from train.flops import flops_per_token
 from train.hardware import peak_tflops
@@ -82,7 +83,7 @@ class Metrics:
         self.config, self.world, self.device, self.train_step, self.sinks = config, world, device, train_step, sinks
         self.clock = Clock(device)
         # the lab's own traffic stays off the strategies' groups
-        self.group = dist.new_group(backend="gloo") if world.world_size > 1 else None
+        self.group = dist.new_group(backend="gloo", group_desc=LAB) if world.world_size > 1 else None
         self.process = psutil.Process()
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step

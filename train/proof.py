@@ -110,19 +110,20 @@ def _whole(tensors: object) -> Named:
     return {name: tensor.to("cpu", copy=True) for name, tensor in tensors}  # type: ignore[attr-defined]
 
 
+_COLUMNS = dataclasses.fields(Evidence)
+
+
 def compare(found: Evidence, reference: Evidence, bound: float) -> list[Verdict]:
-    """The worst error of every column, the worst first within it."""
+    """The worst error of every column that either side fills."""
     norm = float(reference.grad_norm["norm"])
-    return [
-        _worst(field.name, getattr(found, field.name), getattr(reference, field.name), norm, bound)
-        for field in dataclasses.fields(Evidence)
-    ]
+    columns = [(field.name, *(getattr(side, field.name) for side in (found, reference))) for field in _COLUMNS]
+    return [_worst(name, a, b, norm, bound) for name, a, b in columns if a or b]
 
 
 def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
     if missing := found.keys() ^ reference.keys():
         return Verdict(column, f"{min(missing)} is on one side only", float("inf"), bound)
-    errors = [(0.0, "")]  # a column may be empty on both sides
+    errors = []
     for name, b in reference.items():
         a = found[name].double()
         if a.shape != b.shape:

@@ -69,7 +69,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
             sharding_mesh(mesh, axes),
             fill,
             expert_mesh,
-            reshard_after_forward=strategy.zero_stage == 3 and strategy.reshard_after_forward,
+            reshard_after_forward=strategy.frees_parameters(),
             cpu_offload=strategy.cpu_offload,
         )
         return model

@@ -24,12 +24,22 @@ if TYPE_CHECKING:
 SCHEDULES = ("gpipe", "1f1b")
 
 
+def layers_of_stage(num_layers: int, num_stages: int, stage: int) -> range:
+    """Consecutive layers, as equal as can be; the first stages take one more, as the last has the head."""
+    base, extra = divmod(num_layers, num_stages)
+    start = stage * base + min(stage, extra)
+    return range(start, start + base + (stage < extra))
+
+
 @dataclass
 class Pipeline(Spmd):
     pp: int | None = None
     schedule: str = "1f1b"  # gpipe | 1f1b
     zero_stage: int = 1  # torch's schedules gather a stage's parameters and reduce its gradients once a step
     reshard_after_forward: bool = False
+
+    def frees_parameters(self) -> bool:
+        return self.reshard_after_forward
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step

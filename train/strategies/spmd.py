@@ -45,6 +45,10 @@ class Spmd(Strategy):
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
 
+    def frees_parameters(self) -> bool:
+        """Whether a block's gathered parameters are freed between its forward and its backward."""
+        return self.zero_stage == 3 and self.reshard_after_forward
+
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step, accumulate
         from train.strategies.apply import apply_techniques

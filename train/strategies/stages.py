@@ -14,18 +14,12 @@ from train.config import Config
 from train.model import Transformer
 from train.step import Evaluate, ForwardBackward
 from train.strategies.base import BATCH_AXES
+from train.strategies.pipeline import layers_of_stage
 
 if TYPE_CHECKING:
     from train.strategies.pipeline import Pipeline
 
 SCHEDULE_CLASSES: dict[str, type[PipelineScheduleSingle]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
-
-
-def layers_of_stage(num_layers: int, num_stages: int, stage: int) -> range:
-    """Consecutive layers, as equal as can be; the first stages take one more, as the last has the head."""
-    base, extra = divmod(num_layers, num_stages)
-    start = stage * base + min(stage, extra)
-    return range(start, start + base + (stage < extra))
 
 
 def keep_stage(model: Transformer, mesh: DeviceMesh) -> None:
