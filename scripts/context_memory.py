@@ -1,0 +1,70 @@
+"""Bytes of activations that one rank keeps for the backward under context parallelism, without starting the world.
+
+    python scripts/context_memory.py train.seq_len=1024
+
+One process runs rank 0's code on torch's fake process group (collectives move nothing; shapes are true) and counts the
+storages that autograd saves in one microbatch of one sequence, parameters left out. Arguments are train/main.py's.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from train import cli
+from train.config import Config
+from train.distributed import Runtime, build_mesh
+from train.model import Transformer, dtypes
+from train.strategies.context import apply_cp
+from train.strategies.spmd import CP_METHODS
+from train.validate import validate
+from train.weights import materialise
+
+DEGREES = (1, 2, 4)
+
+
+def saved_bytes(config: Config, degree: int) -> int:
+    """Bytes saved for the backward by the forward and the loss of one sequence, on rank 0 of `degree` ranks."""
+    assert validate(config, degree) == []
+    device = torch.device("cpu")
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=degree)
+    try:
+        mesh = build_mesh(config, Runtime(device, "fake"))
+        model = Transformer(config.model, **dtypes(config.precision))
+        apply_cp(model, mesh["cp"], method=config.strategy.cp_method, seq_len=config.train.seq_len)
+        materialise(model, "", config.model, seed=config.train.seed, device=device)
+        held = {p.untyped_storage()._cdata for p in model.parameters()}
+        saved: dict[int, Tensor] = {}  # holds on to the tensors: an address that is free again would count twice
+
+        def note(x: Tensor) -> Tensor:
+            if x.untyped_storage()._cdata not in held:
+                saved[x.untyped_storage()._cdata] = x
+            return x
+
+        tokens = torch.randint(0, config.model.vocab_size, (1, config.train.seq_len))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+            loss = model.loss(model(tokens), tokens)
+        total = sum(x.untyped_storage().nbytes() for x in saved.values())
+        del loss
+        return total
+    finally:
+        dist.destroy_process_group()
+
+
+def main(arguments: list[str]) -> None:
+    print("| `strategy.cp_method` | " + " | ".join(f"cp={n}, MiB" for n in DEGREES) + " | last / first |")
+    print("|---" * (len(DEGREES) + 2) + "|")
+    for method in CP_METHODS:
+        overrides = ["strategy=cp", f"strategy.cp_method={method}", *arguments]
+        config, _, _ = cli.parse(cli.parser("context_memory", __doc__ or ""), overrides)
+        found = [saved_bytes(config, degree) for degree in DEGREES]
+        cells = " | ".join(f"{n / 2**20:.2f}" for n in found)
+        print(f"| `{method}` | {cells} | {found[-1] / found[0]:.3f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
