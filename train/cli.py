@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train.config import SCHEMAS, Config
-from train.problems import BadInput, Problem
+from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.validate import validate
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
@@ -73,8 +74,14 @@ def parse(
 
 
 def check(config: Config, world_size: int) -> None:
-    """Raise BadInput with every rule that the config breaks."""
-    if problems := validate(config, world_size):
+    """Raise BadInput with every rule that the config breaks, and the optional package that it needs in vain."""
+    problems = validate(config, world_size)
+    extra = config.strategy.extra
+    if extra is not None and importlib.util.find_spec(extra) is None:
+        message = f"strategy={config.strategy.name} needs {extra}, which is not installed"
+        fix = f'pip install "strategy-lab[{extra}]"'
+        problems.append(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
+    if problems:
         raise BadInput(*problems)
 
 

@@ -48,6 +48,7 @@ def expected(plan: Plan, rank: int = 0) -> list[Traffic]:
 def unknown(plan: Plan) -> str | None:
     """What of this plan has no closed form yet: then `expected` must not be asked."""
     without = {
+        "DeepSpeed's engines": plan.config.strategy.extra is not None,
         "context parallelism": "cp" in plan.axes,
         "tied embeddings over stages": plan.config.model.tie_embeddings and plan.degrees["pp"] > 1,
         "mixtures of experts": plan.config.model.num_experts > 0,

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from train.strategies.base import Strategy
+from train.strategies.deepspeed import DeepSpeed
 from train.strategies.pipeline import Pipeline
 from train.strategies.spmd import Spmd
 
@@ -196,6 +197,7 @@ SCHEMAS: dict[tuple[str | None, str], type] = {
     (None, "_config"): Config,
     ("strategy", "_spmd"): Spmd,
     ("strategy", "_pipeline"): Pipeline,
+    ("strategy", "_deepspeed"): DeepSpeed,
     ("model", "_model"): ModelConfig,
     ("data", "_data"): DataConfig,
     ("optim", "_optim"): OptimConfig,

@@ -71,7 +71,8 @@ class Corpus:
         windows = torch.from_numpy(tokens[starts[:, None] + np.arange(self.seq_len + 1)].astype(np.int64))
         inputs, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
         if self.ignore_token is not None:
-            targets.masked_fill_(targets == self.ignore_token, IGNORED)
+            # not in place: of a single row both slices are contiguous as they are, and share their memory
+            targets = targets.masked_fill(targets == self.ignore_token, IGNORED)
         return inputs, targets
 
 

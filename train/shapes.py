@@ -80,6 +80,16 @@ def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
     return degree, index
 
 
+def unknown_holdings(plan: Plan) -> str | None:
+    """What of this plan `held` and `state_bytes` do not know yet."""
+    without = {
+        "mixtures of experts": plan.config.model.num_experts > 0,
+        "uneven vocabulary shards": plan.config.model.vocab_size % plan.degrees["tp"] != 0,
+        "DeepSpeed's engines": plan.config.strategy.extra is not None,
+    }
+    return ", ".join(name for name, found in without.items() if found) or None
+
+
 def held(plan: Plan, rank: int) -> Shapes:
     """The shapes of this rank's parameters between steps, by global name."""
     place = coordinates(plan, rank)

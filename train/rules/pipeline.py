@@ -40,7 +40,7 @@ def microbatches_and_stages(plan: Plan) -> Finding | None:
 
 def tied_over_stages(plan: Plan) -> Finding | None:
     stages = plan.degrees["pp"]
-    if not plan.config.model.tie_embeddings or stages == 1:
+    if not plan.config.model.tie_embeddings or stages == 1 or not isinstance(plan.config.strategy, Pipeline):
         return None
     message = f"model.tie_embeddings=true shares a weight between the first and the last of strategy.pp={stages} stages"
     return Finding(message, ("model.tie_embeddings=false",))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from omegaconf import MISSING
 
@@ -59,6 +59,7 @@ class Strategy(ABC):
     """A parallel layout. Its fields are the keys under `strategy` in the config."""
 
     name: str = MISSING
+    extra: ClassVar[str | None] = None  # the optional package that it needs, which is also the extra's name
 
     @abstractmethod
     def mesh_axes(self) -> dict[str, int]:

@@ -1,0 +1,125 @@
+"""DeepSpeed's engines equal one device, leave the terminal readable, hold what ZeRO says, and are not needed."""
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+from tests.rows.base import Row
+from tests.rows.deepspeed import ROWS, SLOW_ROWS
+from tests.test_equivalence import assert_green, assert_red, names
+from tests.test_run import MiB, held_by_rank, launch, steps_of
+from tests.worlds import prove
+from train import cli
+from train.problems import EXIT_ENVIRONMENT, BadInput
+from train.validate import validate
+
+KINDS = ("parameters", "gradients", "optimiser")
+INSTALLED = importlib.util.find_spec("deepspeed") is not None
+needs_deepspeed = pytest.mark.skipif(not INSTALLED, reason='pip install "strategy-lab[deepspeed]"')
+
+
+@pytest.fixture(scope="module")
+def table(request, tmp_path_factory):
+    """Results of the selected rows of a size: one world a size, apart from the other strategies' worlds."""
+    done = {}
+    selected = {item.callspec.params["row"] for item in request.session.items if item.module is request.module
+                and "row" in getattr(getattr(item, "callspec", None), "params", {})}  # fmt: skip
+
+    def results(row: Row, rows):
+        key = (row.size, rows is SLOW_ROWS)
+        if key not in done:
+            chosen = [other for other in rows if other.size == row.size and other in selected]
+            done[key] = prove(tmp_path_factory.mktemp(f"deepspeed_{row.size}"), chosen)
+        return done[key][row.name]
+
+    return results
+
+
+@needs_deepspeed
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("row", [row for row in ROWS if not row.bug], ids=names)
+def test_engine_equals_one_device(row, table):
+    assert_green(table(row, ROWS))
+
+
+@needs_deepspeed
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
+def test_planted_bug_turns_the_row_red(row, table, record_property):
+    assert_red(row, table(row, ROWS), record_property)
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("row", SLOW_ROWS, ids=names)
+def test_more_engines_equal_one_device(row, table):
+    assert_green(table(row, SLOW_ROWS))
+
+
+@needs_deepspeed
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("stage", "shards"), [(1, (1, 1, 4)), (2, (1, 4, 4)), (3, (4, 4, 4))])
+def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
+    """Rajbhandari et al. 2020, figure 1, without the mixed precision: parameters, gradients, optimiser state."""
+    steps = ("train.steps=2", "train.seq_len=16", "train.eval_batches=1")
+    out, path = launch(tmp_path, 4, f"strategy=ds_zero{stage}", *steps)
+    assert "DeepSpeed" not in out and "deepspeed" not in out and "Warning" not in out
+    step, whole = steps_of(path)[0][-1], held_by_rank("dp", 1)[0]
+    totals = (whole, whole, 3 * whole)  # two moments, and the copy of its part of the weights that a rank updates
+    # partitions are padded, and stage 2 may hold the whole gradient of a parameter that its bounds cut
+    padding = 4096, 4 * 352 * 128, 4096
+    for rank in range(4):
+        for kind, total, parts, spare in zip(KINDS, totals, shards, padding, strict=True):
+            held = step[f"memory_by_rank/{kind}_mib/rank_{rank}"] * MiB
+            assert abs(held - total / parts) <= spare, kind
+
+
+@pytest.mark.parametrize("name", ["ds_zero1", "ds_pp"])
+def test_missing_package_is_one_line(name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = cli.parse(cli.parser("test", ""), [f"strategy={name}"])[0]
+    with pytest.raises(BadInput) as caught:
+        cli.check(config, 2)
+    assert caught.value.exit_code == EXIT_ENVIRONMENT
+    assert str(caught.value) == (
+        f'strategy={name} needs deepspeed, which is not installed: pip install "strategy-lab[deepspeed]"'
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world_size"),
+    [
+        (("strategy=ds_zero1", "precision=float64"), 2),
+        (("strategy=ds_zero1", "strategy.zero_stage=0"), 2),
+        (("strategy=ds_zero3", "strategy.zero_stage=4"), 2),
+        (("strategy=ds_zero3", "strategy.dp_shard=null"), 1),
+        (("strategy=ds_zero3", "strategy.dp_shard=null", "strategy.dp_replicate=2"), 2),
+        (("strategy=ds_zero3", "strategy.dp_shard=2", "strategy.dp_replicate=2"), 4),
+        (("strategy=ds_zero1", "strategy.bucket_mb=0"), 2),
+        (("strategy=ds_zero3", "strategy.whole_below=-1"), 2),
+        (("strategy=ds_pp", "strategy.zero_stage=3"), 2),
+        (("strategy=ds_pp", "strategy.pp=2", "strategy.dp_shard=2"), 4),
+        (("strategy=ds_pp", "strategy.offload_optimizer=true"), 2),
+        (("strategy=ds_pp", "model.tie_embeddings=true"), 2),
+        (("strategy=ds_pp", "model.num_layers=2"), 4),
+    ],
+)
+def test_a_fix_mends_its_problem(overrides, world_size):
+    def parse(*words):
+        return cli.parse(cli.parser("test", ""), list(words))[0]
+
+    problems = validate(parse(*overrides), world_size)
+    assert len(problems) == 1, problems
+    assert problems[0].overrides, f"{problems[0]} offers no override"
+    keys = [word for word in problems[0].overrides if not word.startswith("nproc=")]
+    size = int(next((word[6:] for word in problems[0].overrides if word.startswith("nproc=")), world_size))
+    assert validate(parse(*overrides, *keys), size) == []
+
+
+def test_no_other_strategy_imports_it():
+    code = "import sys, train.main, train.strategies.apply, train.step, train.strategies.stages; print(*sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "deepspeed" not in out.split()

@@ -1,0 +1,48 @@
+"""DeepSpeed's engines on the same model: its ZeRO stages (Rajbhandari et al. 2020) and its pipeline.
+
+    each rank holds     parameters   gradients   optimiser state      sent per step, n ranks, P parameters
+    stage 1             all          all         1/n                  reduction + all-gather: 2P
+    stage 2             all          1/n         1/n                  the same, reduced as the backward goes: 2P
+    stage 3             1/n          1/n         1/n                  two all-gathers and a reduction a microbatch: 3P
+
+`pp` without ZeRO or with stage 1: DeepSpeed's `PipelineModule`, 1F1B. docs/deepspeed.md says what is scaled where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from train.strategies.base import MESH_AXES, Strategy, TrainStep
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from train.config import Config
+    from train.model import Transformer
+
+
+@dataclass
+class DeepSpeed(Strategy):
+    extra: ClassVar[str | None] = "deepspeed"
+    zero_stage: int = field(default=1, metadata={"ge": 0, "gt": None, "lt": 4})  # 0 (with pp) | 1 | 2 | 3
+    pp: int | None = None
+    dp_replicate: int | None = None  # the data ranks of stage 0
+    dp_shard: int | None = None  # the data ranks of stages 1 to 3
+    offload_optimizer: bool = False  # optimiser state and update on the host (Ren et al. 2021)
+    # of gradients reduced at once and of parameters gathered at once, MiB
+    bucket_mb: float = field(default=25.0, metadata={"ge": None, "gt": 0, "lt": None})
+    # stage 3: parameters of fewer elements are not sharded
+    whole_below: int = field(default=0, metadata={"ge": 0, "gt": None, "lt": None})
+
+    def mesh_axes(self) -> dict[str, int]:
+        return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
+        if self.pp is not None:
+            from train.strategies.deepspeed_pipe import PipeStep
+
+            return PipeStep(model, mesh, config)
+        from train.strategies.deepspeed_engine import ZeroStep
+
+        return ZeroStep(model, mesh, config)
