@@ -13,8 +13,6 @@ CONFIGS = {
         ("strategy=dp", F32, "strategy.bucket_mb=1"),
         ("strategy=fsdp", F32),
         ("strategy=fsdp", BF16),
-        ("strategy=zero1", F32),
-        ("strategy=zero2", F32),
         ("strategy=fsdp", F64, TIED),
         ("strategy=fsdp", F32, "strategy.reshard_after_forward=false"),
         ("strategy=tp", F32),

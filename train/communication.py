@@ -52,6 +52,7 @@ def unknown(plan: Plan) -> str | None:
         "context parallelism": "cp" in plan.axes,
         "tied embeddings over stages": plan.config.model.tie_embeddings and plan.degrees["pp"] > 1,
         "mixtures of experts": plan.config.model.num_experts > 0,
+        "ZeRO stages 1 and 2": "dp_shard" in plan.axes and "pp" not in plan.axes and plan.option("zero_stage", 3) < 3,
         "communication hooks": plan.option("comm_hook", "none") != "none",
         "uneven vocabulary shards": plan.config.model.vocab_size % plan.degrees["tp"] != 0,
     }
