@@ -1,5 +1,21 @@
-"""Test set-up: one thread per process, as ranks have."""
+"""Test set-up: one thread per process, as ranks have. At the end, how many of the planted bugs were seen."""
 
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """`record_property("planted_bug", …)` of every bug's test, and whether it passed."""
+    lines = [
+        (report.outcome == "passed", text)
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, text in report.user_properties
+        if name == "planted_bug" and report.when == "call"
+    ]
+    if lines:
+        terminalreporter.section("planted bugs")
+        for seen, text in sorted(lines, key=lambda line: line[1]):
+            terminalreporter.line(("red, as it must be  " if seen else "NOT SEEN            ") + text)
+        terminalreporter.line(f"score: {sum(seen for seen, _ in lines)}/{len(lines)}")

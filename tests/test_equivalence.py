@@ -1,11 +1,14 @@
 """Every strategy equals one device: loss, every gradient, norm, SGD weights, AdamW loss (train/proof.py)."""
 
+import dataclasses
+
 import pytest
 
+from tests.planted import BUGS
 from tests.rows import ROWS, SLOW_ROWS, Row
 from tests.worlds import prove
 
-BOUND_NAMES = {"gradients", "sgd_weights"}
+MUST_BE_RED = {"gradients", "sgd_weights"}
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +52,20 @@ def test_strategy_equals_one_device(row, table):
 
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
-def test_planted_bug_turns_the_row_red(row, table):
+def test_planted_bug_turns_the_row_red(row, table, record_property):
     result = table(row, ROWS)
     red = {column: error / bound for column, _, error, bound in verdicts(result) if error > bound}
+    margins = ", ".join(f"{column} {margin:.0e}" for column, margin in red.items())
+    record_property("planted_bug", f"{row.bug}: error / bound: {margins}")
     assert result["patched_calls"] > 0, "the patched line never ran"
-    assert BOUND_NAMES & red.keys(), f"only {red} is red"
-    print(f"{row.bug}: error / bound { ({column: f'{margin:.0e}' for column, margin in red.items()}) }")
+    assert MUST_BE_RED & red.keys(), f"only {red} is red"
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
+def test_planted_bug_is_in_an_ordinary_row(row):
+    """The same row without the bug is in the table, with the same bound, and every bug is in a row."""
+    assert dataclasses.replace(row, bug=None) in ROWS
+    assert {row.bug for row in ROWS if row.bug} == BUGS.keys()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ gloo's send and receive do not move CUDA tensors, so pipelines of two ranks are 
 import pytest
 import torch
 
-from tests.rows.base import BF16, COMPILED, F32, Row
+from tests.rows.base import BF16, COMPILED, F32, F64, Row
 from tests.test_equivalence import assert_green
 from tests.worlds import prove
 
@@ -16,20 +16,56 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
+# every technique at degree 1: its real code path, over nccl
+DEGREE_ONE = (
+    ("dp",),
+    ("dp", "strategy.comm_hook=bf16"),
+    ("zero1",),
+    ("zero2",),
+    ("fsdp",),
+    ("fsdp", "strategy.cpu_offload=true"),
+    ("hsdp", "strategy.dp_replicate=1"),
+    ("tp",),
+    ("pp",),
+    ("cp",),
+    ("cp", "strategy.cp_method=ring"),
+    ("cp", "strategy.cp_method=ulysses"),
+    ("3d", "strategy.pp=1", "strategy.tp=1"),
+)
+MOE = ("model=moe_tiny", "model.balance=bias")
+LOSSY = {"strategy.comm_hook=bf16": 2e-2}
+
+
+def rows(size: int, strategies: tuple[tuple[str, ...], ...], options: tuple[str, ...]) -> list[Row]:
+    return [
+        Row(size, (f"strategy={name}", *more), options, bound=next((LOSSY[o] for o in more if o in LOSSY), None))
+        for name, *more in strategies
+    ]
+
+
 ALONE = [
-    Row(1, (f"strategy={name}",), options)
-    for options in ((F32,), (BF16,), (F32, COMPILED))
-    for name in ("dp", "fsdp", "tp", "pp")
+    *rows(1, DEGREE_ONE, (F32,)),
+    *rows(1, tuple(s for s in DEGREE_ONE if "strategy.comm_hook=bf16" not in s), (BF16, COMPILED)),
+    *rows(1, (("fsdp",), ("tp",), ("pp",)), (F32, COMPILED)),
+    *rows(1, (("ep",),), (F64, *MOE)),
 ]
 SHARED = [
-    Row(2, (f"strategy={name}", *more), (F32,))
-    for name, *more in (
-        ("dp",),
-        ("fsdp",),
-        ("tp",),
-        ("tp", "strategy.sequence_parallel=false"),
-        ("tp", "strategy.loss_parallel=false"),
-    )
+    *rows(
+        2,
+        (
+            ("dp",),
+            ("zero1",),
+            ("zero2",),
+            ("fsdp",),
+            ("tp",),
+            ("tp", "strategy.sequence_parallel=false"),
+            ("tp", "strategy.loss_parallel=false"),
+            ("cp",),
+            ("cp", "strategy.cp_method=ulysses"),
+        ),
+        (F32,),
+    ),
+    *rows(2, (("ep",),), (F64, *MOE)),
 ]
 
 

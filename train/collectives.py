@@ -30,7 +30,7 @@ def _all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """Concatenate the ranks' equal shards along `dim`."""
     size = group.size()
     if _is_gloo(group):
-        out = _exchange(x.unsqueeze(0).expand(size, *x.shape).contiguous().flatten(0, 1), group)
+        out = torch.ops.strategy_lab.all_gather(x.contiguous(), size, group.group_name)
     else:
         out = funcol.wait_tensor(funcol.all_gather_tensor(x.contiguous(), 0, group))
     return out.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
@@ -41,7 +41,7 @@ def _reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     size = group.size()
     parts = x.unflatten(dim, (size, -1)).movedim(dim, 0).contiguous().flatten(0, 1)
     if _is_gloo(group):
-        return _exchange(parts, group).unflatten(0, (size, -1)).sum(0)
+        return torch.ops.strategy_lab.reduce_scatter(parts, size, group.group_name)
     return funcol.wait_tensor(funcol.reduce_scatter_tensor(parts, "sum", 0, group))
 
 
@@ -51,9 +51,40 @@ def _is_gloo(group: ProcessGroup) -> bool:
     return dist.get_backend(group) == "gloo"
 
 
-def _exchange(parts: Tensor, group: ProcessGroup) -> Tensor:
+# Operators, not functions, so that whoever watches operators (the ledger, a profiler, a compiled graph) sees what is
+# meant, a gather or a reduce-scatter, and not the exchange that it is made of.
+@torch.library.custom_op(
+    "strategy_lab::all_gather", mutates_args=(), schema="(Tensor x, int size, str group) -> Tensor"
+)
+def _gather_by_exchange(x: Tensor, size: int, group: str) -> Tensor:
+    return _exchange(x.unsqueeze(0).expand(size, *x.shape).contiguous().flatten(0, 1), group)
+
+
+@_gather_by_exchange.register_fake
+def _(x: Tensor, size: int, group: str) -> Tensor:
+    return x.new_empty((size * x.shape[0], *x.shape[1:]))
+
+
+@torch.library.custom_op(
+    "strategy_lab::reduce_scatter", mutates_args=(), schema="(Tensor parts, int size, str group) -> Tensor"
+)
+def _reduce_scatter_by_exchange(parts: Tensor, size: int, group: str) -> Tensor:
+    return _exchange(parts, group).unflatten(0, (size, -1)).sum(0)
+
+
+@_reduce_scatter_by_exchange.register_fake
+def _(parts: Tensor, size: int, group: str) -> Tensor:
+    return parts.new_empty((parts.shape[0] // size, *parts.shape[1:]))
+
+
+def _exchange(parts: Tensor, group: str) -> Tensor:
     """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i."""
-    return funcol.wait_tensor(funcol.all_to_all_single(parts, None, None, group))
+    return funcol.wait_tensor(funcol.all_to_all_single(parts, None, None, group_named(group)))
+
+
+def group_named(name: str) -> ProcessGroup:
+    """By `group.group_name`, as operators name their group (a private function; torch 2.11 to 2.13)."""
+    return torch._C._distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
 def _own_shard(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
@@ -103,6 +134,17 @@ class _ReduceScatter(torch.autograd.Function):
         return _all_gather(grad, ctx.dim, ctx.group), None, None
 
 
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
+        ctx.group = group.group_name
+        return _exchange(x.contiguous(), ctx.group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _exchange(grad.contiguous(), ctx.group), None
+
+
 class _GatherReplicated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
@@ -112,6 +154,24 @@ class _GatherReplicated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _own_shard(grad, ctx.dim, ctx.group), None, None
+
+
+class _AllToAll(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        return funcol.wait_tensor(funcol.all_to_all_single(x.contiguous(), receive, send, group))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        back = funcol.all_to_all_single(grad.contiguous(), ctx.send, ctx.receive, ctx.group)
+        return funcol.wait_tensor(back), None, None, None
+
+
+def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+    """Rows go to the ranks in order, `send[i]` of them to rank i; `receive[i]` rows come from rank i, in order of i.
+    Backward sends each row's gradient back to where the row came from."""
+    return _AllToAll.apply(x, send, receive, group)
 
 
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -137,3 +197,8 @@ def reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
 def all_gather_replicated(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """Concatenate shards along `dim`, where all ranks then compute the same; backward keeps this rank's shard."""
     return _GatherReplicated.apply(x, dim, group)
+
+
+def exchange(x: Tensor, group: ProcessGroup) -> Tensor:
+    """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i. Its own adjoint."""
+    return _Exchange.apply(x, group)

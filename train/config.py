@@ -60,6 +60,19 @@ class AttentionKernel(Enum):
     eager = "eager"  # softmax(QK^T)V written out: slow, readable, any dtype
 
 
+class ScoreFunction(Enum):
+    softmax = "softmax"  # Mixtral, Switch
+    sigmoid = "sigmoid"  # DeepSeek-V3
+
+
+class Balance(Enum):
+    """What keeps the experts' loads even."""
+
+    none = "none"
+    aux_loss = "aux_loss"  # a loss per sequence, added to the gradient
+    bias = "bias"  # loss-free: a bias per expert for the choice alone, moved once per optimiser step
+
+
 class CompileMode(Enum):
     default = "default"
     reduce_overhead = "reduce-overhead"
@@ -86,6 +99,14 @@ class ModelConfig:
     dropout: float = number(0.0, ge=0, lt=1)
     tie_embeddings: bool = False
     attention: AttentionKernel = AttentionKernel.sdpa
+    num_experts: int = number(0, ge=0)  # 0: every feed-forward is dense; else every one is a mixture of experts
+    top_k: int = number(2, ge=1)  # experts per token
+    num_shared_experts: int = number(0, ge=0)  # that every token goes through
+    expert_ffn_dim: int = number(0, ge=0)
+    score_function: ScoreFunction = ScoreFunction.sigmoid
+    balance: Balance = Balance.none
+    aux_loss_coef: float = number(0.01, ge=0)
+    bias_update_rate: float = number(0.001, ge=0)
 
 
 @dataclass

@@ -9,10 +9,18 @@ if TYPE_CHECKING:  # the config's schema reads this file, by way of the pipeline
 
 
 def matmul_parameters(model: ModelConfig) -> int:
-    """Weights that multiply activations: all but the embedding's rows, which are looked up, and the norms."""
+    """Weights that multiply a token's activations: all but the embedding's rows, which are looked up, and the norms.
+
+    Of a mixture of experts, those that are active: the router, `top_k` experts and the shared ones, whichever a token
+    chooses.
+    """
     head_dim = model.dim // model.num_heads
     attention = 2 * model.dim * head_dim * (model.num_heads + model.num_kv_heads)
-    return model.num_layers * (attention + 3 * model.dim * model.ffn_dim) + model.dim * model.vocab_size
+    feed_forward = 3 * model.dim * model.ffn_dim
+    if model.num_experts:
+        active = model.top_k + model.num_shared_experts
+        feed_forward = model.dim * model.num_experts + 3 * model.dim * model.expert_ffn_dim * active
+    return model.num_layers * (attention + feed_forward) + model.dim * model.vocab_size
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:

@@ -50,42 +50,48 @@ class SharedParameter:
     counted: bool
 
 
-def sum_shared(shared: Iterable[SharedParameter]) -> None:
+def sum_shared(shared: Iterable[SharedParameter], device: torch.device) -> None:
     """Complete gradients that are one of two terms, each on a rank of its own, bitwise equal on both.
 
-    Each sends the other its local shard, once per step, which is what an all-reduce of two ranks would send.
+    Each sends the other its local shard, once per step, which is what an all-reduce of two ranks would send; from
+    `device`, as gradients may wait on the host.
     """
     for item in shared:
         assert item.parameter.grad is not None
         term = local(item.parameter.grad)
-        own, other = term.contiguous(), torch.empty_like(term, memory_format=torch.contiguous_format)
+        own = term.to(device).contiguous()
+        other = torch.empty_like(own)
         ops = [
             dist.P2POp(dist.isend, own, group=item.group, group_peer=item.peer),
             dist.P2POp(dist.irecv, other, group=item.group, group_peer=item.peer),
         ]
         for work in dist.batch_isend_irecv(ops):
             work.wait()
-        term.add_(other)
+        term.add_(other.to(term.device))
 
 
-def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None) -> Tensor:
-    """The 2-norm of the whole model's gradient, the same on every rank.
+def shard_groups(grad: Tensor) -> tuple[dist.ProcessGroup, ...]:
+    """The groups over whose ranks a complete gradient is split; where it is replicated, it must count once."""
+    if not isinstance(grad, DTensor):
+        return ()
+    assert not any(isinstance(place, Partial) for place in grad.placements), "incomplete gradient"
+    # not `isinstance(place, Shard)`: FSDP over tp shards by a private class that is no Shard
+    split = [i for i, place in enumerate(grad.placements) if not isinstance(place, Replicate)]
+    return tuple(grad.device_mesh.get_group(i) for i in split)
+
+
+def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None, device: torch.device) -> Tensor:
+    """The 2-norm of the whole model's gradient, on `device` (gradients may wait on the host), the same on every rank.
 
     A shard's squares are summed over the axes that shard it, a replicated gradient counts once, and stages add up
     over `pipeline`. Gradients must be complete (no `Partial`).
     """
     by_groups: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for grad in gradients:
-        groups: list[dist.ProcessGroup] = []
-        if isinstance(grad, DTensor):
-            assert not any(isinstance(place, Partial) for place in grad.placements), "incomplete gradient"
-            # not `isinstance(place, Shard)`: FSDP over tp shards by a private class that is no Shard
-            split = [i for i, place in enumerate(grad.placements) if not isinstance(place, Replicate)]
-            groups = [grad.device_mesh.get_group(i) for i in split]
-        by_groups.setdefault(tuple(groups), []).append(local(grad))
+        by_groups.setdefault(shard_groups(grad), []).append(local(grad))
     squares = []
     for axes, shards in by_groups.items():
-        total = torch.stack(torch._foreach_norm(shards)).square().sum()
+        total = torch.stack(torch._foreach_norm(shards)).square().sum().to(device)
         for group in axes:
             if group.size() > 1:
                 dist.all_reduce(total, group=group)
@@ -99,4 +105,5 @@ def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None)
 def clip(gradients: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
     """Scale gradients in place so that the global norm is at most `max_norm` (Pascanu et al. 2013)."""
     coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([local(grad) for grad in gradients], coefficient)
+    grads = [local(grad) for grad in gradients]
+    torch._foreach_mul_(grads, coefficient.to(grads[0].device))

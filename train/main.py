@@ -39,7 +39,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
         train_step = config.strategy.build(model, mesh, config)
         size, steps = config.train.global_batch_size, config.train.steps
         rows = own_rows(mesh, size)
-        report = Report.open(config, tree, corpus, world, runtime, mesh)
+        report = Report.open(config, tree, corpus, world, runtime)
         metrics = Metrics(config, world, runtime.device, train_step, report.sinks)
 
         def evaluate(step: int) -> float:

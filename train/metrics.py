@@ -17,6 +17,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from train.communication import LAB
 from train.config import Config, OnNonfinite
 from train.flops import flops_per_token
 from train.hardware import peak_tflops
@@ -68,7 +69,8 @@ class _Pending:
     lr: float
     start: Any
     end: Any
-    scalars: torch.Tensor  # loss, gradient norm; on the host once `end` has happened
+    scalars: torch.Tensor  # loss, gradient norm, extras; on the host once `end` has happened
+    extras: tuple[str, ...]  # tags
     memory: list[float]
 
 
@@ -81,7 +83,7 @@ class Metrics:
         self.config, self.world, self.device, self.train_step, self.sinks = config, world, device, train_step, sinks
         self.clock = Clock(device)
         # the lab's own traffic stays off the strategies' groups
-        self.group = dist.new_group(backend="gloo") if world.world_size > 1 else None
+        self.group = dist.new_group(backend="gloo", group_desc=LAB) if world.world_size > 1 else None
         self.process = psutil.Process()
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step
@@ -97,12 +99,12 @@ class Metrics:
 
     def log(self, step: int, result: StepResult, lr: float) -> None:
         """Take the step's figures, and write those of the step before."""
-        scalars = torch.stack((result.loss.double(), result.grad_norm.double()))
+        scalars = torch.stack([x.double() for x in (result.loss, result.grad_norm, *result.extras.values())])
         if self.device.type != "cpu":
-            host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+            host = torch.empty(len(scalars), dtype=torch.float64, pin_memory=True)
             scalars = host.copy_(scalars, non_blocking=True)
         end = self.clock.mark()
-        now = _Pending(step, lr, self.start, end, scalars, self._memory())
+        now = _Pending(step, lr, self.start, end, scalars, tuple(result.extras), self._memory())
         self.start = end
         self.flush()
         self.pending = now
@@ -116,9 +118,10 @@ class Metrics:
             return
         pending, self.pending = self.pending, None
         step_ms = self.clock.elapsed_ms(pending.start, pending.end)
-        loss, norm = pending.scalars.tolist()
+        loss, norm, *extras = pending.scalars.tolist()
         by_rank = self._gather([step_ms, *pending.memory, *self.train_step.state_bytes().values()])
         values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
+        values |= dict(zip(pending.extras, extras, strict=True))
         if by_rank is not None:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
         self._write(pending.step, values)

@@ -5,7 +5,8 @@ What strategies rely on:
 - `layers` has string keys, so a parameter keeps its global name when a pipeline stage holds only some layers;
   `embed`, `norm` and `head` may be None, and `forward` skips what is None.
 - Head counts follow from the projections' output (`view(B, T, -1, E)`), so splitting heads changes no attribute.
-- The attention kernel (`attention.kernel`) and the loss (`loss`) are submodules that can be swapped.
+- The attention kernel (`attention.kernel`) and the loss (`loss`) are submodules that can be swapped; a layer's
+  `feed_forward` is dense or a mixture of experts (`moe.py`).
 - Weights are cast to the activations' dtype where they are used: bf16 is the same tensors in the same dtype everywhere.
 """
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.config import AttentionKernel, ModelConfig, Precision
+from train.moe import MixtureOfExperts
+from train.numerics import upcast
 
 IGNORE_INDEX = -100  # a target that carries no loss
 
@@ -26,11 +29,6 @@ def dtypes(precision: Precision) -> dict[str, torch.dtype]:
     """What the weights are kept in, and what is computed in."""
     param = torch.float64 if precision is Precision.float64 else torch.float32
     return {"param_dtype": param, "compute_dtype": torch.bfloat16 if precision is Precision.bf16 else param}
-
-
-def upcast(x: Tensor) -> Tensor:
-    """To the larger of float32 and x's dtype, for norms, RoPE and losses."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class Linear(nn.Linear):
@@ -116,14 +114,22 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, dim: int, ffn_dim: int) -> None:
         super().__init__()
-        self.gate = Linear(config.dim, config.ffn_dim)
-        self.up = Linear(config.dim, config.ffn_dim)
-        self.down = Linear(config.ffn_dim, config.dim)
+        self.gate = Linear(dim, ffn_dim)
+        self.up = Linear(dim, ffn_dim)
+        self.down = Linear(ffn_dim, dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+def feed_forward(config: ModelConfig) -> nn.Module:
+    """A dense one, or a mixture of experts; shared experts are one feed-forward of their joint width."""
+    if config.num_experts == 0:
+        return FeedForward(config.dim, config.ffn_dim)
+    width = config.num_shared_experts * config.expert_ffn_dim
+    return MixtureOfExperts(config, FeedForward(config.dim, width) if width else None)
 
 
 class Block(nn.Module):
@@ -134,7 +140,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.attention = Attention(config)
         self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = feed_forward(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, rope: Tensor) -> Tensor:

@@ -11,13 +11,19 @@ from torch import nn
 from train.config import LrSchedule, OptimConfig, Optimiser
 
 
+def decays(parameter: nn.Parameter) -> bool:
+    """Matrices decay, norms do not: by the whole parameter's shape, which a shard keeps."""
+    return parameter.ndim >= 2
+
+
 def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over this rank's shards; weight decay for matrices, none for norms."""
-    groups = [
-        {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
+    """AdamW or SGD over this rank's shards, in groups with and without weight decay."""
+    by_kind: dict[tuple[bool, Any], list[nn.Parameter]] = {}
+    for p in parameters.values():  # by mesh too: one fused update takes the DTensors of one mesh
+        by_kind.setdefault((decays(p), getattr(p, "device_mesh", None)), []).append(p)
+    groups: list[dict[str, Any]] = [
+        {"params": ps, "weight_decay": config.weight_decay if decay else 0.0} for (decay, _), ps in by_kind.items()
     ]
-    groups = [group for group in groups if group["params"]]
     if config.name is Optimiser.sgd:  # foreach: its fused kernel does not know DTensors (torch 2.13)
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, foreach=True)
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}

@@ -44,7 +44,7 @@ class Plan:
     def num_stages(self) -> int:
         """Of the pipeline; 1 without one."""
         chunks = self.option("num_chunks", None)
-        return self.degrees["pp"] * (chunks() if chunks else 1)
+        return self.degrees["pp"] * (max(chunks(), 1) if chunks else 1)
 
     def option(self, name: str, default: Any) -> Any:
         """A key of the strategy, or `default` for a strategy that does not have it."""

@@ -1,8 +1,10 @@
 """Evidence that a strategy computes what one device computes, from identical weights on the same global batch.
 
-Five columns: the loss, every gradient, the global gradient norm, every weight after an SGD step whose rate makes a
-factor of two visible, and the loss over a few AdamW steps with clipping. Loss under AdamW alone would prove little:
-with every gradient four times too large it moves by 2e-5 in six steps.
+Five columns: the loss, every gradient as it is before clipping, the global gradient norm, every weight after a clipped
+SGD step whose rate makes a factor of two visible (so that a wrong norm shows in the weights), and the loss over a few
+AdamW steps. Loss under AdamW alone would prove little: with every gradient four times too large it moves by 2e-5 in
+six steps. A mixture of experts has two more, over the AdamW steps: the experts that every token chose, and the
+routers' biases.
 """
 
 from __future__ import annotations
@@ -12,17 +14,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from train.balance import RoutingRecord
 from train.config import Config, Optimiser, Precision
 from train.data import Corpus
 from train.distributed import Runtime, build_mesh, own_rows
 from train.model import Transformer, dtypes
 from train.strategies.base import TrainStep
 
-SGD_LR, ADAMW_LR, ADAMW_STEPS = 0.5, 1e-3, 3
+SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
 # bf16 rounds at 2^-8, and sums of rounded terms in another order differ by some of these
 BOUNDS = {Precision.float64: 1e-9, Precision.float32: 1e-5, Precision.bf16: 3e-2}
 # A tensor this small beside the global gradient norm is rounding: it is judged against the norm.
 NEGLIGIBLE = 1e-6
+# Under rounding, a choice between experts closer than this is chance, and so is what follows from it.
+LEAST_MARGIN = {Precision.float64: 1e-8, Precision.float32: 1e-4, Precision.bf16: 3e-2}
 
 Named = dict[str, Tensor]
 
@@ -36,6 +41,8 @@ class Evidence:
     grad_norm: Named
     sgd_weights: Named
     adamw_loss: Named
+    routing: Named
+    router_bias: Named
 
 
 @dataclass(frozen=True)
@@ -58,29 +65,44 @@ def collect(config: Config, runtime: Runtime, corpus: Corpus) -> Evidence:
     size = config.train.global_batch_size
     rows = own_rows(mesh, size)
 
-    def build(name: Optimiser, clip_norm: float) -> TrainStep:
+    def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=0.1, momentum=0.0)
-        train = dataclasses.replace(config.train, clip_norm=clip_norm)
+        train = dataclasses.replace(config.train, clip_norm=CLIP_NORM)
         model = Transformer(config.model, **dtypes(config.precision))
-        return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+        return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train)), model
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         tokens, targets = corpus.batch(step, size, rows)
         return tokens.to(runtime.device), targets.to(runtime.device)
 
-    step = build(Optimiser.sgd, clip_norm=0.0)
+    step, _ = build(Optimiser.sgd)
     gradients: Named = {}
     step.on_gradients = lambda: gradients.update(_whole(step.full_gradients()))
     result = step(*batch(1), lr=SGD_LR)
     weights = _whole(step.full_parameters())
-    step = build(Optimiser.adamw, clip_norm=1.0)
-    losses = [step(*batch(i), lr=ADAMW_LR).loss for i in range(1, ADAMW_STEPS + 1)]
+    step, model = build(Optimiser.adamw)
+    record, losses = RoutingRecord(model, mesh, config, rows), []
+    routing: Named = {}
+    biases: Named = {}
+    for i in range(1, ADAMW_STEPS + 1):
+        losses.append(step(*batch(i), lr=ADAMW_LR).loss)
+        chosen, held, margin = record.take()
+        routing |= {f"step {i} {name}": choice for name, choice in chosen.items()}
+        biases |= {f"step {i} {name}": bias for name, bias in held.items()}
+        if margin < LEAST_MARGIN[config.precision]:
+            raise ValueError(
+                f"step {i}: a token's last chosen expert beats the next by {margin:.1e} only, less than "
+                f"{LEAST_MARGIN[config.precision]:.0e}: rounding decides. Use another train.seed, fewer tokens, or "
+                "precision=float64"
+            )
     return Evidence(
         loss={"loss": result.loss.cpu()},
         gradients=gradients,
         grad_norm={"norm": result.grad_norm.cpu()},
         sgd_weights=weights,
         adamw_loss={f"step {i}": loss.cpu() for i, loss in enumerate(losses, start=1)},
+        routing=routing,
+        router_bias=biases,
     )
 
 
@@ -88,13 +110,14 @@ def _whole(tensors: object) -> Named:
     return {name: tensor.to("cpu", copy=True) for name, tensor in tensors}  # type: ignore[attr-defined]
 
 
+_COLUMNS = dataclasses.fields(Evidence)
+
+
 def compare(found: Evidence, reference: Evidence, bound: float) -> list[Verdict]:
-    """The worst error of every column, the worst first within it."""
+    """The worst error of every column that either side fills."""
     norm = float(reference.grad_norm["norm"])
-    return [
-        _worst(field.name, getattr(found, field.name), getattr(reference, field.name), norm, bound)
-        for field in dataclasses.fields(Evidence)
-    ]
+    columns = [(field.name, *(getattr(side, field.name) for side in (found, reference))) for field in _COLUMNS]
+    return [_worst(name, a, b, norm, bound) for name, a, b in columns if a or b]
 
 
 def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch.distributed.device_mesh import DeviceMesh
 
 from train.config import Config
 from train.data import Corpus
 from train.distributed import Runtime
+from train.drawing import draw_mesh
 from train.metrics import Metrics, Sink
-from train.run_dir import draw_mesh, environment, make_run_dir, write_summary
+from train.run_dir import environment, make_run_dir, write_summary
 from train.strategies.base import resolve_degrees
 from train.world import World
 
@@ -35,9 +35,7 @@ class Report:
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def open(
-        cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, mesh: DeviceMesh
-    ) -> Report:
+    def open(cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime) -> Report:
         """Make the run's directory and its sinks, and say what is about to run."""
         if world.rank > 0:
             return cls(config)
@@ -53,7 +51,7 @@ class Report:
             "corpus_sha256": corpus.sha256,
         }
         sinks: list[Sink] = [JsonLines(path / "metrics.jsonl"), Terminal(config.train.steps)]
-        drawing = draw_mesh(mesh)
+        drawing = draw_mesh(degrees)
         if config.metrics.tensorboard:
             texts = {
                 "config": OmegaConf.to_yaml(tree, resolve=True),

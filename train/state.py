@@ -29,6 +29,7 @@ def whole(x: Tensor) -> Tensor:
     if not isinstance(x, DTensor):
         return x
     mesh, shard = x.device_mesh, x.to_local()
+    shard = shard.to(mesh.device_type)  # from host memory, where it is offloaded
     shape, offset = compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
     assert tuple(shape) == tuple(shard.shape)
     full = torch.zeros(x.shape, dtype=x.dtype, device=shard.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +12,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from train import gradients
+from train.balance import LoadBalance
 from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
 from train.state import ShardedState
-from train.strategies.base import BATCH_AXES, StepResult
+from train.strategies.base import BATCH_AXES, LOSS_AXES, StepResult
+from train.strategies.data import microbatch
 from train.weights import global_parameters
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Step:
         # taken now: while FSDP has a block gathered, they hide
         self.parameters = global_parameters(model, config.model)
         self.optimiser = build_optimiser(self.parameters, config.optim)
+        self.balance = LoadBalance(model, mesh, config)
         self.state = ShardedState(self.parameters, self.optimiser, mesh["pp"].get_group(), config.model)
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
@@ -54,24 +56,27 @@ class Step:
         loss = self.forward_backward(tokens, targets, 1.0 / num_valid.clamp(min=1))
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
-        gradients.sum_shared(self.shared)
+        gradients.sum_shared(self.shared, self.model.rope.device)
         self.state.note_gradients()
         if self.on_gradients is not None:
             self.on_gradients()
         grads = [p.grad for p in parameters if p.grad is not None]
         elsewhere = {item.parameter for item in self.shared if not item.counted}
         counted = [p.grad for p in parameters if p.grad is not None and p not in elsewhere]
-        norm = gradients.global_norm(counted, self.mesh["pp"].get_group())
+        norm = gradients.global_norm(counted, self.mesh["pp"].get_group(), self.model.rope.device)
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         set_lr(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        return StepResult(loss=self.sum_over(loss, "pp", *BATCH_AXES), grad_norm=norm)
+        extras = self.balance.update()
+        return StepResult(loss=self.sum_over(loss, *LOSS_AXES), grad_norm=norm, extras=extras)
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        loss_sum = self.sum_over(self.forward(tokens, targets), "pp", *BATCH_AXES)
+        self.model.eval()  # no dropout
+        loss_sum = self.sum_over(self.forward(tokens, targets), *LOSS_AXES)
+        self.model.train()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # the backward that would free the gathered parameters does not come
@@ -96,16 +101,17 @@ class Step:
         return self.state.bytes_held()
 
 
-def accumulate(wrapped: nn.Module, model: Transformer, config: Config) -> tuple[ForwardBackward, Evaluate]:
-    """Microbatch after microbatch; a module that can wait (DDP) sends its gradients with the last one only."""
+def accumulate(
+    wrapped: nn.Module, model: Transformer, config: Config, zero_stage: int
+) -> tuple[ForwardBackward, Evaluate]:
+    """Microbatch after microbatch; data parallelism that can wait sends its gradients with the last one only."""
     rows = config.train.micro_batch_size
-    no_sync = getattr(wrapped, "no_sync", nullcontext)
 
     def forward_backward(tokens: Tensor, targets: Tensor, inverse_num_valid: Tensor) -> Tensor:
         losses = []
         batches = list(zip(tokens.split(rows), targets.split(rows), strict=True))
         for i, (inputs, labels) in enumerate(batches):
-            with nullcontext() if i == len(batches) - 1 else no_sync():
+            with microbatch(wrapped, zero_stage, last=i == len(batches) - 1):
                 loss = model.loss(wrapped(inputs), labels) * inverse_num_valid
                 loss.backward()
             losses.append(loss.detach())

@@ -26,14 +26,22 @@ def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) 
 
     Norms are ones; matrices are normal with deviation `init_scale` / sqrt(columns), as large at any width
     as its sums allow (LeCun et al. 1998); those that write to the residual stream are smaller by sqrt(2 x layers)
-    (Radford et al. 2019).
+    (Radford et al. 2019). Of a 3-D parameter, every expert's matrix comes from a generator of its own.
     """
     if len(shape) == 1:
         return torch.ones(shape)
-    residual = name.endswith(("attention.wo.weight", "feed_forward.down.weight"))
-    std = config.init_scale / math.sqrt(shape[1] * (2 * config.num_layers if residual else 1))
-    generator = torch.Generator("cpu").manual_seed(derived_seed(seed, name))
-    return torch.empty(shape).normal_(0.0, std, generator=generator)
+    residual = name.endswith(("attention.wo.weight", "down.weight", "experts.down"))
+    std = config.init_scale / math.sqrt(shape[-1] * (2 * config.num_layers if residual else 1))
+    value = torch.empty(shape)
+    if len(shape) == 3:
+        for expert, matrix in enumerate(value):
+            matrix.normal_(0.0, std, generator=_generator(seed, name, expert))
+        return value
+    return value.normal_(0.0, std, generator=_generator(seed, name))
+
+
+def _generator(*parts: object) -> torch.Generator:
+    return torch.Generator("cpu").manual_seed(derived_seed(*parts))
 
 
 def global_name(name: str, config: ModelConfig) -> str:
@@ -50,7 +58,8 @@ def global_parameters(model: nn.Module, config: ModelConfig) -> dict[str, nn.Par
 
 
 def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: int, device: torch.device) -> None:
-    """Give the module's meta parameters memory on `device` and their initial values, sharded as they are declared.
+    """Give the module's meta parameters memory on `device` and their initial values, sharded as they are declared;
+    buffers start as zeros.
 
     `prefix` is the module's own global name, with its final dot ("layers.3."), or "". Parameters that already have
     memory are left alone, so that a model can be materialised and sharded block by block.
@@ -67,3 +76,7 @@ def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: in
             made[old] = nn.Parameter(value, requires_grad=old.requires_grad)
         owner, _, leaf = path.rpartition(".")
         setattr(module.get_submodule(owner), leaf, made[old])
+    for path, buffer in list(module.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = path.rpartition(".")
+            setattr(module.get_submodule(owner), leaf, torch.zeros_like(buffer, device=device))

@@ -1,8 +1,9 @@
 """Bugs that people really make, patched into the product's own functions where they make them."""
 
-from tests.planted import data, tensor
+from tests.planted import context, data, expert, pipeline, tensor
 from tests.planted.base import Bug, Counter
 
-BUGS: dict[str, Bug] = {bug.__name__: bug for bug in (*data.BUGS, *tensor.BUGS)}
+_SUBJECTS = (data, tensor, pipeline, context, expert)
+BUGS: dict[str, Bug] = {bug.__name__: bug for subject in _SUBJECTS for bug in subject.BUGS}
 
 __all__ = ["BUGS", "Counter"]

@@ -1,4 +1,4 @@
-"""Bugs of accumulation and of data parallelism."""
+"""Bugs of accumulation, of data parallelism and of sharded state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,12 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from tests.planted.base import Counter
-from train import step
+from train import optim, step
+from train.model import IGNORE_INDEX
 from train.strategies import data
 
 
@@ -23,6 +26,31 @@ def accumulation_scale(counter: Counter) -> Iterator[None]:
         return original(self, targets) // len(targets)
 
     with mock.patch.object(step.Step, "count_valid", count_valid):
+        yield
+
+
+@contextmanager
+def mean_of_means(counter: Counter) -> Iterator[None]:
+    """Each data rank divides by its own number of valid tokens times the ranks, not by the number of all."""
+
+    def count_valid(self: Any, targets: Any) -> Any:
+        counter.calls += 1
+        data_ranks = self.mesh["dp_replicate"].size() * self.mesh["dp_shard"].size()
+        return (targets != IGNORE_INDEX).sum() * data_ranks
+
+    with mock.patch.object(step.Step, "count_valid", count_valid):
+        yield
+
+
+@contextmanager
+def shards_do_not_decay(counter: Counter) -> Iterator[None]:
+    """A shard is taken for a vector, as a flat one is, and lands in the group without weight decay."""
+
+    def decays(parameter: nn.Parameter) -> bool:
+        counter.calls += 1
+        return parameter.ndim >= 2 and not isinstance(parameter, DTensor)
+
+    with mock.patch.object(optim, "decays", decays):
         yield
 
 
@@ -41,4 +69,4 @@ def rank_left_out(counter: Counter) -> Iterator[None]:
         yield
 
 
-BUGS = (accumulation_scale, rank_left_out)
+BUGS = (accumulation_scale, mean_of_means, shards_do_not_decay, rank_left_out)

@@ -5,8 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import torch
+
 from tests.planted.base import Counter
-from train.strategies import tensor
+from train import gradients
+from train.strategies import apply, tensor
 
 
 @contextmanager
@@ -21,4 +24,42 @@ def norm_gradient_not_summed(counter: Counter) -> Iterator[None]:
         yield
 
 
-BUGS = (norm_gradient_not_summed,)
+@contextmanager
+def norm_counts_replicas(counter: Counter) -> Iterator[None]:
+    """The global norm sums every gradient's squares over the tp ranks, those that all of them hold too."""
+
+    def shard_groups(grad: Any) -> tuple[Any, ...]:
+        counter.calls += 1
+        return tuple(grad.device_mesh.get_all_groups())
+
+    with mock.patch.object(gradients, "shard_groups", shard_groups):
+        yield
+
+
+@contextmanager
+def masks_differ_where_tokens_are_replicated(counter: Counter) -> Iterator[None]:
+    """Every rank draws dropout masks of its own, also the tp ranks that hold the same activations."""
+    original = apply.seed_dropout
+
+    def seed_dropout(mesh: Any, config: Any) -> None:
+        counter.calls += 1
+        original(mesh, config)
+        torch.manual_seed(torch.initial_seed() + mesh["tp"].get_local_rank())
+
+    with mock.patch.object(apply, "seed_dropout", seed_dropout):
+        yield
+
+
+@contextmanager
+def maximum_of_own_shard(counter: Counter) -> Iterator[None]:
+    """The vocabulary-parallel loss subtracts each shard's own maximum before it adds the shards' exponentials."""
+
+    def max_of(x: Any, group: Any) -> Any:
+        counter.calls += 1
+        return x
+
+    with mock.patch.object(tensor.collectives, "max_of", max_of):
+        yield
+
+
+BUGS = (norm_gradient_not_summed, norm_counts_replicas, masks_differ_where_tokens_are_replicated, maximum_of_own_shard)

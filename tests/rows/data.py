@@ -6,10 +6,26 @@ ROWS = [
     *(row(size, f"strategy={name}", options=(p,)) for name in ("dp", "fsdp") for p in (F64, F32) for size in (1, 2, 4)),
     *(row(2, f"strategy={name}", options=(BF16,)) for name in ("dp", "fsdp")),
     *(row(2, f"strategy={name}", options=(F64, TIED)) for name in ("dp", "fsdp")),
+    *(
+        row(size, f"strategy={name}", options=(p,))
+        for name in ("zero1", "zero2")
+        for p in (F64, F32)
+        for size in (2, 4)
+    ),
+    *(row(4, "strategy=hsdp", options=(p,)) for p in (F64, F32)),
+    row(4, "strategy=hsdp", "strategy.zero_stage=1"),
     row(2, "strategy=fsdp", "strategy.reshard_after_forward=false"),
-    row(4, "strategy=fsdp", "strategy.dp_replicate=2"),
+    row(2, "strategy=fsdp", "strategy.cpu_offload=true"),
+    row(2, "strategy=dp", "strategy.bucket_mb=0.5"),
+    row(2, "strategy=dp", "strategy.comm_hook=fp16", options=(F32,), bound=2e-3),
+    row(4, "strategy=dp", "strategy.comm_hook=bf16", options=(F32,), bound=2e-2),
+    row(2, "strategy=dp", "strategy.comm_hook=powersgd"),  # not compressed yet: the rest is test_comm_hooks.py's
     *checkpointed(2, "strategy=fsdp"),
+    # the reference keeps its activations: recomputing must draw the same dropout masks again
+    row(1, "strategy=dp", "train.activation_checkpointing=full", options=(F64, "model.dropout=0.1")),
     row(2, "strategy=dp", bug="accumulation_scale"),
     row(2, "strategy=dp", bug="rank_left_out"),
+    row(2, "strategy=dp", bug="mean_of_means"),
+    row(2, "strategy=fsdp", bug="shards_do_not_decay"),
 ]
 SLOW_ROWS = [row(2, f"strategy={name}", options=(F32, COMPILED)) for name in ("dp", "fsdp")]

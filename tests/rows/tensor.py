@@ -2,6 +2,8 @@
 
 from tests.rows.base import BF16, COMPILED, F32, F64, TIED, checkpointed, row
 
+DROPOUT = "model.dropout=0.1"
+
 ROWS = [
     *(row(size, "strategy=tp", options=(p,)) for p in (F64, F32) for size in (1, 2, 4)),
     row(2, "strategy=tp", options=(BF16,)),
@@ -10,7 +12,21 @@ ROWS = [
     row(2, "strategy=tp", "strategy.loss_parallel=false"),
     row(2, "strategy=tp", options=(F64, "model.attention=eager")),
     *checkpointed(2, "strategy=tp"),
+    row(2, "strategy=tp", options=(F64, "model.vocab_size=259")),
+    row(4, "strategy=tp", "strategy.loss_parallel=false", options=(F64, TIED, "model.vocab_size=257")),
+    row(4, "strategy=fsdp_tp", options=(F64, "model.vocab_size=259")),
+    # equal masks: the tp ranks of one sequence draw what one device draws
+    row(2, "strategy=tp", "strategy.sequence_parallel=false", options=(F64, DROPOUT)),
     row(2, "strategy=tp", bug="norm_gradient_not_summed"),
+    row(2, "strategy=tp", bug="norm_counts_replicas"),
+    row(2, "strategy=tp", bug="maximum_of_own_shard"),
+    row(
+        2,
+        "strategy=tp",
+        "strategy.sequence_parallel=false",
+        options=(F64, DROPOUT),
+        bug="masks_differ_where_tokens_are_replicated",
+    ),
 ]
 SLOW_ROWS = [
     row(2, "strategy=tp", options=(F32, COMPILED)),

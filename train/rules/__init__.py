@@ -1,6 +1,7 @@
 """Every rule between the values of a config and the size of the world, by subject. Pure functions of a `Plan`."""
 
-from train.rules import batch, layout, model, pipeline, tensor
+from train.rules import batch, context, expert, layout, model, pipeline, tensor
 from train.rules.base import Rule
 
-RULES: tuple[Rule, ...] = (*layout.RULES, *model.RULES, *tensor.RULES, *batch.RULES, *pipeline.RULES)
+_SUBJECTS = (layout, model, tensor, context, expert, batch, pipeline)
+RULES: tuple[Rule, ...] = tuple(rule for subject in _SUBJECTS for rule in subject.RULES)

@@ -7,9 +7,6 @@ from train.rules.base import Finding, Rule, degree_fixes
 from train.strategies.pipeline import Pipeline
 from train.strategies.placement import SCHEDULES, ScheduleFacts, layers_per_stage
 
-SPLIT = tuple(name for name, facts in SCHEDULES.items() if facts.splits_backward)
-WHOLE = tuple(name for name in SCHEDULES if name not in SPLIT)
-
 
 def facts_of(plan: Plan) -> ScheduleFacts | None:
     """None where there is no pipeline, or none of a known schedule."""
@@ -17,13 +14,10 @@ def facts_of(plan: Plan) -> ScheduleFacts | None:
     return SCHEDULES.get(strategy.schedule) if isinstance(strategy, Pipeline) else None
 
 
-def schedules(*names: str, chunks: str = "null") -> tuple[str, ...]:
-    """Lines that change the schedule, alone or with the stages per rank."""
-    return tuple(
-        line
-        for s in names
-        for line in (f"strategy.schedule={s}", f"strategy.schedule={s} strategy.stages_per_rank={chunks}")
-    )
+def schedules(*names: str) -> tuple[str, ...]:
+    """Lines that change the schedule, alone or with the stages per rank back to its own."""
+    lines = [f"strategy.schedule={name}" for name in names]
+    return (*lines, *(f"{line} strategy.stages_per_rank=null" for line in lines))
 
 
 def schedule(plan: Plan) -> Finding | None:
@@ -40,20 +34,23 @@ def pipeline_axis(plan: Plan) -> Finding | None:
 
 
 def stages_per_rank(plan: Plan) -> Finding | None:
-    facts = facts_of(plan)
-    if facts is None:
+    facts, strategy = facts_of(plan), plan.config.strategy
+    if facts is None or not isinstance(strategy, Pipeline):
         return None
-    chunks, strategy = plan.option("num_chunks", None)(), plan.config.strategy
-    if facts.least <= chunks and (facts.most is None or chunks <= facts.most):
+    chunks = strategy.num_chunks()
+    if facts.least <= chunks <= (facts.most or chunks):
         return None
     needs = f"exactly {facts.least}" if facts.most == facts.least else f"at least {facts.least}"
     others = [name for name, other in SCHEDULES.items() if other.least <= chunks <= (other.most or chunks)]
     return Finding(
         f"strategy.stages_per_rank={chunks}, but strategy.schedule={plan.option('schedule', '')} runs {needs}",
-        ("strategy.stages_per_rank=null", "strategy.stages_per_rank=null strategy.layers_per_stage=[]",
-         *(f"strategy.schedule={name}" for name in others)),
-        f"use strategy.stages_per_rank={facts.least} and a model.num_layers to match" if strategy else "",
-    )  # fmt: skip
+        (
+            "strategy.stages_per_rank=null",
+            "strategy.stages_per_rank=null strategy.layers_per_stage=[]",
+            *(f"strategy.schedule={name}" for name in others),
+        ),
+        f"use strategy.stages_per_rank={facts.least} and a model.num_layers to match",
+    )
 
 
 def layers_and_stages(plan: Plan) -> Finding | None:

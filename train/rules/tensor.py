@@ -24,14 +24,27 @@ def sequence_length(plan: Plan) -> int:
     return plan.config.train.seq_len if plan.option("sequence_parallel", False) else 0
 
 
+def vocabulary(plan: Plan) -> Finding | None:
+    tp, rows = plan.degrees["tp"], plan.config.model.vocab_size
+    if -(-rows // tp) * (tp - 1) < rows:
+        return None
+    message = f"model.vocab_size={rows} in strategy.tp={tp} shards of {-(-rows // tp)} leaves ranks without rows"
+    return Finding(message, degree_fixes(plan, "tp", list(range(tp - 1, 0, -1))), "use strategy.tp=1")
+
+
 def model_size(field: str) -> Callable[[Plan], int]:
     return lambda plan: int(getattr(plan.config.model, field))
+
+
+def dense_columns(plan: Plan) -> int:
+    """0 where no feed-forward is dense."""
+    return 0 if plan.config.model.num_experts else plan.config.model.ffn_dim
 
 
 RULES = (
     Rule("tp_heads", "a rank has whole heads", tp_divides("model.num_heads", model_size("num_heads"))),
     Rule("tp_kv_heads", "a rank has whole KV heads", tp_divides("model.num_kv_heads", model_size("num_kv_heads"))),
-    Rule("tp_ffn", "feed-forward columns are split evenly", tp_divides("model.ffn_dim", model_size("ffn_dim"))),
-    Rule("tp_vocab", "the vocabulary is split evenly", tp_divides("model.vocab_size", model_size("vocab_size"))),
+    Rule("tp_ffn", "feed-forward columns are split evenly", tp_divides("model.ffn_dim", dense_columns)),
+    Rule("tp_vocab", "every rank has rows of the vocabulary", vocabulary),
     Rule("tp_sequence", "sequence parallelism splits evenly", tp_divides("train.seq_len", sequence_length)),
 )

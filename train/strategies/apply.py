@@ -1,7 +1,8 @@
 """The techniques of an SPMD model, or of one pipeline stage, in the only valid order.
 
-Tensor parallelism first, as it decides what a weight is; then recomputation, round what is computed; then compilation,
-round both; data parallelism last, as its hooks must see the finished blocks' parameters, outside compiled code.
+Tensor parallelism first, as it decides what a weight is, and expert parallelism, which does too; then recomputation,
+round what is computed; then compilation, round both; data parallelism last, as its hooks must see the finished blocks'
+parameters, outside compiled code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from train.config import ActivationCheckpointing, CompileConfig, Config
 from train.distributed import own_device
 from train.model import Transformer
-from train.strategies.base import BATCH_AXES
+from train.strategies.base import LOSS_AXES, MESH_AXES
 from train.weights import derived_seed, materialise
 
 if TYPE_CHECKING:
@@ -40,31 +41,54 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
     axes = strategy.mesh_axes()
     device = own_device(mesh)
     model.rope = model.rope.to(device)
-    # dropout: ranks that hold other tokens or layers draw other masks, ranks that hold the same draw the same
-    apart = ("pp", *BATCH_AXES, *(("tp",) if strategy.sequence_parallel else ()))
-    torch.manual_seed(derived_seed(config.train.seed, "dropout", *(mesh[axis].get_local_rank() for axis in apart)))
+    seed_dropout(mesh, config)
     if "tp" in axes:
         from train.strategies.tensor import apply_tp
 
         apply_tp(model, mesh["tp"], sequence_parallel=strategy.sequence_parallel, loss_parallel=strategy.loss_parallel)
+    if "cp" in axes:
+        from train.strategies.context import apply_cp
+
+        apply_cp(model, mesh["cp"], method=strategy.cp_method, seq_len=config.train.seq_len)
+    expert_mesh = None
+    if config.model.num_experts:
+        from train.strategies.expert import apply_experts
+
+        expert_mesh = apply_experts(model, mesh, config)
     for layer in model.layers.values():
         apply_checkpointing(layer, config.train.activation_checkpointing)
     if config.compile.enabled:
         for module in (*model.layers.values(), model.loss):
             apply_compile(module, config.compile)
     fill = partial(materialise, config=config.model, seed=config.train.seed, device=device)
-    if "dp_shard" in axes:
-        from train.strategies.data import apply_fsdp
+    if "dp_shard" in axes or ("cp" in axes and "dp_replicate" not in axes):
+        from train.strategies.data import apply_fsdp, sharding_mesh
 
-        hybrid = ("dp_replicate", "dp_shard") if "dp_replicate" in axes else ("dp_shard",)
-        apply_fsdp(model, mesh[hybrid], fill, reshard_after_forward=strategy.reshard_after_forward)
+        apply_fsdp(
+            model,
+            sharding_mesh(mesh, axes),
+            fill,
+            expert_mesh,
+            reshard_after_forward=strategy.frees_parameters(),
+            cpu_offload=strategy.cpu_offload,
+        )
         return model
     fill(model, "")
     if "dp_replicate" in axes:
-        from train.strategies.data import apply_ddp
+        from train.strategies.comm_hooks import compression
+        from train.strategies.data import apply_ddp, with_cp
 
-        return apply_ddp(model, mesh["dp_replicate"], bucket_mb=strategy.bucket_mb)
+        group = with_cp(mesh, "dp_replicate", axes).get_group()
+        return apply_ddp(model, group, bucket_mb=strategy.bucket_mb, hook=compression(strategy, group))
     return model
+
+
+def seed_dropout(mesh: DeviceMesh, config: Config) -> None:
+    """Ranks that hold other tokens or layers draw other masks; ranks that hold the same tokens, as tp's do without
+    sequence parallelism, draw the same."""
+    apart = (*LOSS_AXES, *(("tp",) if config.strategy.sequence_parallel else ()))  # type: ignore[attr-defined]
+    place = [mesh[axis].get_local_rank() if axis in apart else 0 for axis in MESH_AXES]
+    torch.manual_seed(derived_seed(config.train.seed, "dropout", *place))
 
 
 def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from omegaconf import MISSING
@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # this file is read to check a command line: torch would cost
 MESH_AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 # Ranks that differ only in these axes read different rows of the global batch.
 BATCH_AXES = ("dp_replicate", "dp_shard")
+# A rank's loss is one term of the sum over these: it has other rows, other tokens of the same rows, or other layers.
+LOSS_AXES = ("pp", *BATCH_AXES, "cp")
 
 
 @dataclass
@@ -29,6 +31,7 @@ class StepResult:
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
+    extras: dict[str, torch.Tensor] = field(default_factory=dict)  # more scalars to log, by tag
 
 
 class TrainStep(Protocol):
@@ -64,6 +67,11 @@ class Strategy(ABC):
     @abstractmethod
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         """Apply the strategy to a model on the meta device. Collective: all ranks of the mesh call it."""
+
+
+def folded_ranks(degrees: dict[str, int]) -> int:
+    """The ranks that `ep` folds over: those that FSDP shards dense weights over."""
+    return degrees["dp_shard"] * degrees["cp"]
 
 
 def resolve_degrees(axes: dict[str, int], world_size: int) -> dict[str, int]:

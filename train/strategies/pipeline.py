@@ -5,15 +5,13 @@
 
 With p ranks, m microbatches and v stages a rank, the bubble, as the share of the step in which a rank waits, is:
 
-| `schedule`                | technique                                                                   | bubble         |
-|---------------------------|-----------------------------------------------------------------------------|----------------|
-| `gpipe`                   | GPipe (Huang et al. 2019)                                                   | (p-1)/(m+p-1)  |
-| `1f1b`                    | PipeDream-Flush (Narayanan et al. 2021a): at most p microbatches alive      | (p-1)/(m+p-1)  |
-| `interleaved_1f1b`        | Megatron-LM's interleaved 1F1B (Narayanan et al. 2021b): depth first        | (p-1)/(vm+p-1) |
-| `looped_bfs`              | breadth-first pipelines (Lamy-Poirier 2022): a stage's microbatches at once | (p-1)/(vm+p-1) |
-| `interleaved_zero_bubble` | ZB1P / ZB-H1 (Qi et al. 2023), interleaved: weight gradients fill the end   | (p-1)/(3vm+p-1)|
-| `zbv_zero_bubble`         | ZB-V (Qi et al. 2023, section 6): stages placed as a V, m >= 2p-1           | (p-1)/(6m+p-1) |
-| `dualpipev`               | DualPipeV (DeepSeek-AI 2024, cut in half by Sea AI Lab 2025), m >= 2p       | (p-1)/(6m+p-1) |
+    gpipe                    (p-1)/(m+p-1)    GPipe (Huang et al. 2019)
+    1f1b                     (p-1)/(m+p-1)    PipeDream-Flush (Narayanan et al. 2021a): at most p microbatches alive
+    interleaved_1f1b         (p-1)/(vm+p-1)   Megatron-LM's (Narayanan et al. 2021b): depth first
+    looped_bfs               (p-1)/(vm+p-1)   breadth first (Lamy-Poirier 2022): all microbatches of a stage at once
+    interleaved_zero_bubble  (p-1)/(3vm+p-1)  ZB1P (Qi et al. 2023), interleaved: gradients of weights fill the end
+    zbv_zero_bubble          (p-1)/(6m+p-1)   ZB-V (Qi et al. 2023, section 6): stages placed as a V; m >= 2p-1
+    dualpipev                (p-1)/(6m+p-1)   DualPipeV: DualPipe (DeepSeek-AI 2024) cut in half, a V; m >= 2p
 
 for a forward and the two halves of a backward of equal length; in the last three what is left is the p-1 units by which
 ranks start one after the other. Tests hold these forms against torch's own tables.
@@ -29,13 +27,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from train.strategies.base import TrainStep
-from train.strategies.placement import SCHEDULES
+from train.strategies.placement import SCHEDULES, ScheduleFacts, layers_of_stages, layers_per_stage, stages_of_rank
 from train.strategies.spmd import Spmd
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from train.config import Config
+    from train.config import Config, ModelConfig
     from train.model import Transformer
 
 
@@ -45,13 +43,28 @@ class Pipeline(Spmd):
     schedule: str = "1f1b"  # see above
     stages_per_rank: int | None = None  # null: 1 for gpipe and 1f1b, 2 for the others
     layers_per_stage: list[int] = field(default_factory=list)  # [3, 3, 2]; empty: balanced by FLOPs
-    reshard_after_forward: bool = False  # else every microbatch would gather the stage's parameters again
+    zero_stage: int = 1  # torch's schedules gather a stage's parameters and reduce its gradients once a step
+    reshard_after_forward: bool = False
+
+    def facts(self) -> ScheduleFacts:
+        """Of the schedule; an unknown one, which a rule refuses, passes for the simplest."""
+        return SCHEDULES.get(self.schedule, SCHEDULES["gpipe"])
+
+    def frees_parameters(self) -> bool:
+        return self.reshard_after_forward
+
+    def stages_of(self, rank: int, num_ranks: int) -> list[int]:
+        """The stages of a rank of `pp`, first to last."""
+        return stages_of_rank(rank, num_ranks, num_ranks * self.num_chunks(), v_shaped=self.facts().v_shaped)
+
+    def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
+        """The layers of every stage."""
+        counts = self.layers_per_stage or layers_per_stage(model, seq_len, num_ranks * self.num_chunks())
+        return layers_of_stages(counts)
 
     def num_chunks(self) -> int:
-        """Stages per rank. An unknown schedule, which a rule refuses, has one."""
-        if self.stages_per_rank is not None:
-            return self.stages_per_rank
-        return SCHEDULES[self.schedule].least if self.schedule in SCHEDULES else 1
+        """Stages per rank."""
+        return self.facts().least if self.stages_per_rank is None else self.stages_per_rank
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step
@@ -59,5 +72,5 @@ class Pipeline(Spmd):
         from train.strategies.tied import tie_stages
 
         stages = build_stages(model, mesh, config)
-        tied = tie_stages(stages, mesh["pp"])
+        tied = tie_stages(stages, model, mesh["pp"])
         return Step(model, mesh, config, *pipelined(stages, tied, mesh, config), tied.shared)

@@ -1,7 +1,8 @@
 """Single-program strategies: every rank runs the same forward and backward over its shard of rows, weights or both.
 
 Which techniques apply follows from the axes that the preset names: `dp_replicate` alone is DDP, `dp_shard` FSDP2,
-both HSDP, `tp` tensor parallelism. A preset that names an axis runs its code at degree 1 too.
+both HSDP, `tp` tensor parallelism, `cp` context parallelism, `ep` expert parallelism (no axis of the mesh: it folds
+over `dp_shard`). A preset that names an axis runs its code at degree 1 too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from train.strategies.base import MESH_AXES, Strategy, TrainStep
 
+CP_METHODS = ("allgather", "ring", "ulysses")
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -18,22 +21,37 @@ if TYPE_CHECKING:
     from train.model import Transformer
 
 
+COMM_HOOKS = ("none", "fp16", "bf16", "powersgd")
+
+
 @dataclass
 class Spmd(Strategy):
     dp_replicate: int | None = None
     dp_shard: int | None = None
+    cp: int | None = None
     tp: int | None = None
+    ep: int | None = None  # experts split over this many of the dp_shard x cp ranks, which it folds over; -1: all
+    cp_method: str = "allgather"  # allgather | ring | ulysses: how attention sees the other ranks' keys and values
     sequence_parallel: bool = True  # tp: activations between blocks sharded over the sequence (Korthikanti et al. 2022)
     loss_parallel: bool = True  # tp: cross-entropy on vocabulary shards, logits are never gathered
-    reshard_after_forward: bool = True  # dp_shard: gather parameters again for the backward (ZeRO-3)
+    zero_stage: int = 3  # dp_shard: within a step, shard optimiser state (1), gradients too (2), parameters too (3)
+    reshard_after_forward: bool = True  # zero_stage 3: gather parameters again for the backward, block by block
+    cpu_offload: bool = False  # dp_shard: parameters, gradients and optimiser state wait in host memory
     bucket_mb: float = 25.0  # dp_replicate: DDP's gradient buckets, MiB
+    comm_hook: str = "none"  # dp_replicate: none | fp16 | bf16 | powersgd: gradients lossily compressed on the wire
+    powersgd_rank: int = 4  # of the factors that a matrix's gradient is sent as
+    powersgd_start_step: int = 10  # steps before it that are not compressed; at least 2
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def frees_parameters(self) -> bool:
+        """Whether a block's gathered parameters are freed between its forward and its backward."""
+        return self.zero_stage == 3 and self.reshard_after_forward
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step, accumulate
         from train.strategies.apply import apply_techniques
 
         wrapped = apply_techniques(model, mesh, config)
-        return Step(model, mesh, config, *accumulate(wrapped, model, config))
+        return Step(model, mesh, config, *accumulate(wrapped, model, config, self.zero_stage))

@@ -10,15 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage, schedules
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.nn.parallel import DistributedDataParallel
 
 from train.config import Config
 from train.model import Transformer, dtypes
 from train.step import Evaluate, ForwardBackward
 from train.strategies.apply import apply_techniques
 from train.strategies.base import BATCH_AXES
-from train.strategies.placement import SCHEDULES, layers_of_stages, layers_per_stage, rank_of_stage, stages_of_rank
+from train.strategies.placement import ScheduleFacts, rank_of_stage
 from train.strategies.timetable import forward_ticks
 
 if TYPE_CHECKING:
@@ -36,19 +38,14 @@ class Stages:
     v_shaped: bool
     parts: dict[int, Transformer]
     wrapped: dict[int, nn.Module]
-    tied: bool
-    data_parallel: bool  # FSDP or DDP owns each stage's parameters
 
     def rank_of(self, stage: int) -> int:
         return rank_of_stage(stage, self.num_ranks, v_shaped=self.v_shaped)
 
     @property
-    def first_rank(self) -> int:
-        return self.rank_of(0)
-
-    @property
-    def last_rank(self) -> int:
-        return self.rank_of(self.num_stages - 1)
+    def data_parallel(self) -> bool:
+        """Whether FSDP or DDP owns each stage's parameters."""
+        return any(isinstance(wrapped, FSDPModule | DistributedDataParallel) for wrapped in self.wrapped.values())
 
 
 def build_stages(model: Transformer, mesh: DeviceMesh, config: Config) -> Stages:
@@ -57,20 +54,21 @@ def build_stages(model: Transformer, mesh: DeviceMesh, config: Config) -> Stages
     `model`, on meta, is left holding the same modules as they are in all of them, under their global names.
     """
     strategy: Pipeline = config.strategy  # type: ignore[assignment]
-    pp, v_shaped = mesh["pp"], SCHEDULES[strategy.schedule].v_shaped
-    num_stages = pp.size() * strategy.num_chunks()
-    counts = strategy.layers_per_stage or layers_per_stage(config.model, config.train.seq_len, num_stages)
-    layers, parts, wrapped = layers_of_stages(counts), {}, {}
-    for stage in stages_of_rank(pp.get_local_rank(), pp.size(), num_stages, v_shaped=v_shaped):
+    pp = mesh["pp"]
+    rank, num_ranks = pp.get_local_rank(), pp.size()
+    layers = strategy.layers_of(config.model, config.train.seq_len, num_ranks)
+    parts: dict[int, Transformer] = {}
+    wrapped: dict[int, nn.Module] = {}
+    for stage in strategy.stages_of(rank, num_ranks):
         part = parts[stage] = Transformer(config.model, **dtypes(config.precision))
-        keep_stage(part, layers[stage], first=stage == 0, last=stage == num_stages - 1)
+        keep_stage(part, layers[stage], first=stage == 0, last=stage == len(layers) - 1)
+        part.dropout = model.dropout  # so that the whole's train() and eval() reach it
         wrapped[stage] = apply_techniques(part, mesh, config)
     model.layers = nn.ModuleDict({name: layer for part in parts.values() for name, layer in part.layers.items()})
     for end in ("embed", "norm", "head"):
         setattr(model, end, next((held for part in parts.values() if (held := getattr(part, end)) is not None), None))
-    data_parallel = not {"dp_replicate", "dp_shard"}.isdisjoint(strategy.mesh_axes())
-    tied = config.model.tie_embeddings
-    return Stages(num_stages, pp.size(), pp.get_local_rank(), v_shaped, parts, wrapped, tied, data_parallel)
+    model.rope = next(iter(parts.values())).rope
+    return Stages(len(layers), num_ranks, rank, strategy.facts().v_shaped, parts, wrapped)
 
 
 def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) -> None:
@@ -93,14 +91,15 @@ class Wires:
 
 
 def wires(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> Wires:
-    """Shapes are declared, so that no rank asks its neighbour: tp shards the residual stream over the sequence, and
-    the logits over the vocabulary."""
+    """Shapes are declared, so that no rank asks its neighbour: cp shards the sequence, tp the residual stream over
+    the sequence and the logits over the vocabulary."""
     strategy: Pipeline = config.strategy  # type: ignore[assignment]
-    rows, seq_len, tp = config.train.micro_batch_size, config.train.seq_len, mesh["tp"].size()
+    rows, tp = config.train.micro_batch_size, mesh["tp"].size()
+    seq_len = config.train.seq_len // mesh["cp"].size()  # the first stage takes its own from whole rows
     hidden_len = seq_len // (tp if strategy.sequence_parallel else 1)
     vocab_size = config.model.vocab_size // (tp if strategy.loss_parallel else 1)
     return Wires(
-        torch.empty(rows, seq_len, dtype=torch.long, device="meta"),
+        torch.empty(rows, config.train.seq_len, dtype=torch.long, device="meta"),
         torch.empty(rows, hidden_len, config.model.dim, dtype=dtype, device="meta", requires_grad=True),
         torch.empty(rows, seq_len, vocab_size, dtype=dtype, device="meta", requires_grad=True),
     )
@@ -121,21 +120,7 @@ def pipelined(stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config) -> t
     def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
         return loss(output, targets) * weight
 
-    pipeline_stages = [
-        PipelineStage(
-            wrapped,
-            stage,
-            stages.num_stages,
-            device,
-            input_args=shapes.tokens if stage == 0 else shapes.hidden,
-            output_args=shapes.logits if stage == last else shapes.hidden,
-            group=group,
-        )
-        for stage, wrapped in stages.wrapped.items()
-    ]
-    schedule_class: Any = getattr(schedules, SCHEDULES[strategy.schedule].class_name)
-    of_rank: Any = pipeline_stages[0] if issubclass(schedule_class, PipelineScheduleSingle) else pipeline_stages
-    schedule = schedule_class(of_rank, num_microbatches, loss_fn=loss_fn, scale_grads=False)
+    schedule = build_schedule(strategy.facts(), stages, shapes, group, num_microbatches, loss_fn)
 
     def forward_backward(tokens: Tensor, targets: Tensor, inverse_num_valid: Tensor) -> Tensor:
         nonlocal weight
@@ -156,6 +141,34 @@ def pipelined(stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config) -> t
         return torch.stack(losses).sum() if losses else torch.zeros((), dtype=loss_dtype, device=device)
 
     return forward_backward, evaluate
+
+
+def build_schedule(
+    facts: ScheduleFacts,
+    stages: Stages,
+    shapes: Wires,
+    group: dist.ProcessGroup,
+    num_microbatches: int,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+) -> Any:
+    """torch's schedule of this rank's stages. Losses are sums that are already divided by the global number of valid
+    tokens, so gradients are not scaled."""
+    last = stages.num_stages - 1
+    own = [
+        PipelineStage(
+            wrapped,
+            stage,
+            stages.num_stages,
+            stages.parts[stage].rope.device,
+            input_args=shapes.tokens if stage == 0 else shapes.hidden,
+            output_args=shapes.logits if stage == last else shapes.hidden,
+            group=group,
+        )
+        for stage, wrapped in stages.wrapped.items()
+    ]
+    schedule_class: Any = getattr(schedules, facts.class_name)
+    of_rank: Any = own[0] if issubclass(schedule_class, PipelineScheduleSingle) else own
+    return schedule_class(of_rank, num_microbatches, loss_fn=loss_fn, scale_grads=False)
 
 
 def run_forwards(

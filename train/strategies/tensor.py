@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from train import collectives
 from train.gradients import local
-from train.model import IGNORE_INDEX, Embedding, Linear, RMSNorm, Transformer, upcast
+from train.model import IGNORE_INDEX, Embedding, FeedForward, Linear, RMSNorm, Transformer, upcast
 
 SEQUENCE_DIM = 1
 
@@ -32,6 +32,11 @@ def shard_weight(module: Any, mesh: DeviceMesh, placement: Placement) -> None:
     """Declare the module's weight (on meta) as a DTensor over the tp mesh."""
     weight = distribute_tensor(module.weight.detach(), mesh, [placement], src_data_rank=None)
     module.weight = nn.Parameter(weight)
+
+
+def shard_rows(num_rows: int, num_shards: int) -> int:
+    """Rows of every shard but the last ones, which have what is left: DTensor's way with an uneven split."""
+    return -(-num_rows // num_shards)
 
 
 class ColumnParallelLinear(Linear):
@@ -54,11 +59,11 @@ class VocabParallelEmbedding(Embedding):
     """Rows of the table split: ids of other ranks' rows give zeros, and a sum over ranks completes the vectors."""
 
     leave: Any
-    rank: int
+    first_row: int
 
     def forward(self, tokens: Tensor) -> Tensor:
         table = local(self.weight)
-        row = tokens - self.rank * table.shape[0]
+        row = tokens - self.first_row
         elsewhere = (row < 0) | (row >= table.shape[0])
         x = F.embedding(row.masked_fill(elsewhere, 0), table)
         return self.leave(x.masked_fill(elsewhere.unsqueeze(-1), 0.0))
@@ -87,10 +92,10 @@ class _VocabParallelLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, first_column: int, group: ProcessGroup) -> Tensor:
         x = upcast(logits_NV)
         valid = targets_N != IGNORE_INDEX
-        column = targets_N - group.rank() * x.shape[-1]
+        column = targets_N - first_column
         here = valid & (column >= 0) & (column < x.shape[-1])
         column = column.masked_fill(~here, 0)
         top = collectives.max_of(x.amax(-1), group)
@@ -100,40 +105,47 @@ class _VocabParallelLoss(torch.autograd.Function):
         return (total.log() - target).masked_fill(~valid, 0.0).sum()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         logits_NV, log_total, column, here, valid = ctx.saved_tensors
         softmax = (upcast(logits_NV) - log_total.unsqueeze(-1)).exp()
         is_target = here.to(softmax.dtype).unsqueeze(-1)
         grad_NV = softmax.scatter_add(-1, column.unsqueeze(-1), -is_target) * (grad * valid).unsqueeze(-1)
-        return grad_NV.to(logits_NV.dtype), None, None
+        return grad_NV.to(logits_NV.dtype), None, None, None
 
 
 class VocabParallelCrossEntropy(nn.Module):
     """`CrossEntropy` on this rank's vocabulary shard of the logits, which are never gathered."""
 
-    def __init__(self, group: ProcessGroup) -> None:
+    def __init__(self, first_column: int, group: ProcessGroup) -> None:
         super().__init__()
-        self.group = group
+        self.first_column, self.group = first_column, group
 
     def forward(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        return _VocabParallelLoss.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), self.group)
+        return _VocabParallelLoss.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), self.first_column, self.group)
 
 
-def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, group: ProcessGroup) -> Tensor:
-    return collectives.all_gather_replicated(logits, logits.ndim - 1, group)
+def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, vocab_size: int, group: ProcessGroup) -> Tensor:
+    width = shard_rows(vocab_size, group.size())  # gathered shards are equal: the last ones are padded, and cut after
+    logits = F.pad(logits, (0, width - logits.shape[-1]))
+    return collectives.all_gather_replicated(logits, logits.ndim - 1, group)[..., :vocab_size]
+
+
+def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, Any]:
+    """How activations enter a region of split weights, and how its terms are summed when they leave it."""
+    if sequence_parallel:
+        return (
+            partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group),
+            partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group),
+        )
+    return partial(collectives.enter, group=group), partial(collectives.all_reduce, group=group)
 
 
 def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, loss_parallel: bool) -> None:
-    """Split a model on meta over the 1-D `mesh`, in place. Nothing is sent."""
-    group, rank = mesh.get_group(), mesh.get_local_rank()
-    if sequence_parallel:
-        join: Any = partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group)
-        leave: Any = partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group)
-        norm_class: type[RMSNorm] = SequenceParallelRMSNorm
-    else:
-        join = partial(collectives.enter, group=group)
-        leave = partial(collectives.all_reduce, group=group)
-        norm_class = ReplicatedRMSNorm
+    """Split a model on meta over the 1-D `mesh`, in place; not mixtures of experts (`expert.py`). Nothing is sent."""
+    group, vocab_size = mesh.get_group(), model.config.vocab_size
+    first_row = mesh.get_local_rank() * shard_rows(vocab_size, mesh.size())
+    join, leave = boundaries(group, sequence_parallel=sequence_parallel)
+    norm_class = SequenceParallelRMSNorm if sequence_parallel else ReplicatedRMSNorm
 
     def entry(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (join(args[0]), *args[1:])
@@ -151,22 +163,25 @@ def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, l
         for norm in (layer.attention_norm, layer.feed_forward_norm):
             split(norm, norm_class, Replicate())
         attention, feed_forward = layer.attention, layer.feed_forward
-        for linear in (attention.wq, attention.wk, attention.wv, feed_forward.gate, feed_forward.up):
+        for linear in (attention.wq, attention.wk, attention.wv):
             split(linear, ColumnParallelLinear, Shard(0))
         split_rows(attention.wo)
-        split_rows(feed_forward.down)
         attention.register_forward_pre_hook(entry)
-        feed_forward.register_forward_pre_hook(entry)
+        if isinstance(feed_forward, FeedForward):
+            for linear in (feed_forward.gate, feed_forward.up):
+                split(linear, ColumnParallelLinear, Shard(0))
+            split_rows(feed_forward.down)
+            feed_forward.register_forward_pre_hook(entry)
     if (embed := cast(Any, model.embed)) is not None:
         split(embed, VocabParallelEmbedding, Shard(0))
-        embed.leave, embed.rank = leave, rank
+        embed.leave, embed.first_row = leave, first_row
     if model.norm is not None:
         split(model.norm, norm_class, Replicate())
     if model.head is not None:
         split(model.head, ColumnParallelLinear, Shard(0))
         model.head.register_forward_pre_hook(entry)
         if loss_parallel:
-            model.loss = VocabParallelCrossEntropy(group)
+            model.loss = VocabParallelCrossEntropy(first_row, group)
         else:
-            model.head.register_forward_hook(partial(_gather_logits, group=group))
+            model.head.register_forward_hook(partial(_gather_logits, vocab_size=vocab_size, group=group))
     model.tie()

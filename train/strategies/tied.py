@@ -4,15 +4,16 @@
                                                              g0 + g1 on both, so that equal updates keep them equal
     last stage     head.weight     logits       gradient g1 /
 
-Both start from the same value, as initial values follow from global names. Where one rank holds both stages (a V, or one
-rank) they share the parameter itself; if FSDP or DDP, which wrap each stage on its own, own it, the head follows: its
-gradient is added to the embedding's, and it takes the embedding's value before the next forward. Nothing is sent then.
+Both start from the same value, as initial values follow from global names. Where one rank holds both stages (a V, or
+one rank) they share the parameter itself; if FSDP or DDP, which wrap each stage on its own, own it, the head follows:
+its gradient is added to the embedding's, and it takes the embedding's value before the next forward. Then nothing is
+sent, and the head's copy is in no optimiser and no checkpoint.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from train.gradients import SharedParameter, local
 
 if TYPE_CHECKING:
+    from train.model import Transformer
     from train.strategies.stages import Stages
 
 
@@ -48,17 +50,17 @@ class Tied:
             head.grad = None
 
 
-def tie_stages(stages: Stages, mesh: DeviceMesh) -> Tied:
-    """Tie what this rank of the 1-D `mesh` (`pp`) holds. Nothing is sent."""
-    embed = next((part.embed for part in stages.parts.values() if part.embed is not None), None)
-    head = next((part.head for part in stages.parts.values() if part.head is not None), None)
-    if not stages.tied or (embed is None and head is None):
+def tie_stages(stages: Stages, model: Transformer, mesh: DeviceMesh) -> Tied:
+    """Tie what this rank of the 1-D `mesh` (`pp`) holds; `model` holds all of it. Nothing is sent."""
+    embed, head = cast(Any, model.embed), cast(Any, model.head)
+    if not model.config.tie_embeddings or (embed is None and head is None):
         return Tied()
-    if embed is None or head is None:
-        weight, peer = (head, stages.first_rank) if embed is None else (embed, stages.last_rank)
-        counted = embed is not None
-        return Tied(shared=(SharedParameter(weight.weight, mesh.get_group(), peer, counted),))  # type: ignore[union-attr]
+    if embed is None:
+        return Tied(shared=(SharedParameter(head.weight, mesh.get_group(), stages.rank_of(0), counted=False),))
+    if head is None:
+        last = stages.rank_of(stages.num_stages - 1)
+        return Tied(shared=(SharedParameter(embed.weight, mesh.get_group(), last, counted=True),))
     if head.weight is not embed.weight and stages.data_parallel:
-        return Tied(pair=(embed.weight, head.weight))  # type: ignore[arg-type]
+        return Tied(pair=(embed.weight, head.weight))
     head.weight = embed.weight
     return Tied()

@@ -125,8 +125,8 @@ def closed_form_bubble(schedule: str, num_stages: int, num_ranks: int, num_micro
 def draw_schedule(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> str:
     """A line for each rank, a column for each unit of time, and the bubble.
 
-    `F3` is microbatch 3's forward; `B3 --` its backward, two units long; `I3` and `W3` the two halves of it. With several
-    stages on a rank a letter says which: `F3a` on its first, `F3b` on its second. A dot is a rank that waits.
+    `F3` is microbatch 3's forward; `B3 --` its backward, two units long; `I3` and `W3` the two halves of it. With
+    several stages on a rank a letter says which: `F3a` on its first, `F3b` on its second. A dot is a rank that waits.
     """
     table = timetable(actions_by_rank(schedule, num_stages, num_ranks, num_microbatches), num_stages)
     v_shaped, several = SCHEDULES[schedule].v_shaped, num_stages > num_ranks

@@ -1,0 +1,121 @@
+"""Prove that a strategy computes what one device computes: python scripts/verify.py strategy=fsdp_tp nproc=4
+
+Takes every override that train/main.py takes, and: nproc=N processes (1); strategy=dp,fsdp,tp proves several in one
+world. Compared with strategy=single under the same other overrides, on the same kind of device: the loss, every
+gradient, the global norm, every weight after an SGD step, the loss over AdamW steps. Exit code 1 if anything differs,
+2 or 3 if nothing could be started; a rank that dies or hangs ends the command within runtime.timeout_s.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.local import check_machine, take
+from launch.world import run_world
+from train import cli
+from train.config import Config
+from train.data import load_corpus
+from train.exits import reported_once
+from train.plan import Plan
+from train.problems import BadInput, Problem
+from train.world import World
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to prove: overrides by strategy, and those of the one-device reference."""
+
+    nproc: int
+    configs: dict[str, Config]
+    overrides: dict[str, list[str]]
+    reference: list[str]
+
+
+def main(argv: list[str], worker: str = "train.prove") -> int:
+    """The exit code. `worker`: the module that each rank runs."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank is left behind
+    with reported_once(World.single()):
+        task = read(argv)
+    from train.distributed import choose_runtime
+
+    config = next(iter(task.configs.values()))
+    runtime = choose_runtime(config.runtime, World(0, 0, task.nproc, task.nproc, from_torchrun=True))
+    if runtime.note:
+        print(runtime.note)
+    # `auto` for one process may be another device than for several: both get the one that several get
+    where = [f"runtime.device={runtime.device.type}", f"runtime.backend={runtime.backend}"]
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        results = prove(Path(folder), task, where, config.runtime.timeout_s, worker)
+    print(f"against one {runtime.device.type} process, precision={config.precision.value}, backend {runtime.backend}")
+    good = [report(Plan(task.configs[name], task.nproc), results[name]) for name in task.configs]
+    return 0 if all(good) else 1
+
+
+def read(argv: list[str]) -> Task:
+    """Check everything that can be checked before a process is started. Raises BadInput."""
+    argv = list(argv)
+    nproc = take(argv, "nproc", 1) or 1
+    parser = cli.parser("scripts/verify.py [nproc=N]", __doc__ or "")
+    given = [arg for arg in argv if arg.startswith("strategy=")]
+    others = [arg for arg in argv if arg not in given]
+    parsed, overrides = {}, {}
+    for name in given[-1].partition("=")[2].split(",") if given else [None]:
+        config, _, args = cli.parse(parser, [*([f"strategy={name}"] if name else []), *others])
+        parsed[config.strategy.name], overrides[config.strategy.name] = config, args.overrides
+    for config in parsed.values():
+        cli.check(config, nproc)
+        if config.model.dropout > 0:
+            message = f"model.dropout={config.model.dropout} draws other masks where ranks hold other tokens"
+            raise BadInput(Problem("dropout", message, "use model.dropout=0", ("model.dropout=0",)))
+    load_corpus(config)
+    check_machine(config, nproc, None)
+    # degrees and options belong to the strategy; the model, the data, the batch and the precision to both
+    shared = [word for word in args.overrides if not word.lstrip("+~").startswith(("strategy=", "strategy."))]
+    return Task(nproc, parsed, overrides, ["strategy=single", *shared])
+
+
+def prove(
+    folder: Path, task: Task, where: Sequence[str], timeout_s: float, worker: str = "train.prove"
+) -> dict[str, dict[str, Any]]:
+    """Results by strategy."""
+    from train.prove import Job
+
+    runtime = [*where, f"runtime.timeout_s={timeout_s}"]
+    evidence = str(folder / "reference.pt")
+    single = Job("the reference", [*task.reference, *runtime], save=evidence)
+    made = run_world(folder / "one", [single], size=1, runtime=runtime, timeout_s=timeout_s, worker=worker)
+    if "error" in made[single.name]:
+        return dict.fromkeys(task.configs, made[single.name])
+    jobs = [Job(name, [*words, *runtime], reference=evidence) for name, words in task.overrides.items()]
+    return run_world(folder / "all", jobs, size=task.nproc, runtime=runtime, timeout_s=timeout_s, worker=worker)
+
+
+def report(plan: Plan, result: dict[str, Any]) -> bool:
+    """Print a strategy's table; whether it equals one device."""
+    from train.proof import Verdict
+
+    shape = " x ".join(f"{axis} {plan.degrees[axis]}" for axis in plan.axes) or "one device"
+    print(f"\n{plan.config.strategy.name} on {plan.world_size} process(es): {shape}")
+    if "error" in result:
+        print(f"  {result.get('name')} could not be run:")
+        print("\n".join(f"    {line}" for line in result["error"].strip().splitlines()))
+        return False
+    verdicts = [Verdict(*values) for values in result["verdicts"]]
+    width = max(len(verdict.name) for verdict in verdicts)
+    print(f"  {'':<14}{'worst':<{width}}  {'error':>8}  {'bound':>6}")
+    for v in verdicts:
+        answer = "ok" if v.ok else "differs"
+        print(f"  {v.column:<14}{v.name:<{width}}  {v.error:>8.1e}  {v.bound:>6.0e}  {answer}")
+    different = [v.column for v in verdicts if not v.ok]
+    print(f"  {'DIFFERS from one device in ' + ', '.join(different) if different else 'equals one device'}")
+    return not different
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

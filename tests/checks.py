@@ -1,0 +1,41 @@
+"""Functions that each rank of a test world runs, for what the equivalence table cannot say. Each is one test's pair:
+it gets the job's config and runtime, and what it returns on rank 0 is what the test asserts on."""
+
+import dataclasses
+
+import torch
+
+from train.config import Config, Optimiser
+from train.data import load_corpus
+from train.distributed import Runtime, build_mesh, own_rows
+from train.model import Transformer, dtypes
+
+
+def powersgd(config: Config, runtime: Runtime) -> dict:
+    """Gradients of the same batch at fixed weights, step after step: exact, then compressed, their error fed back."""
+    optim = dataclasses.replace(config.optim, name=Optimiser.sgd, weight_decay=0.0)
+    config = dataclasses.replace(config, optim=optim)
+    mesh = build_mesh(config, runtime)
+    size = config.train.global_batch_size
+    step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    batch = load_corpus(config).batch(1, size, own_rows(mesh, size))
+    gradients: list[dict[str, torch.Tensor]] = []
+    step.on_gradients = lambda: gradients.append({n: g.clone() for n, g in step.full_gradients() if g.ndim == 2})
+    for _ in range(config.train.steps):
+        step(*batch, lr=0.0)
+    exact = gradients[0]
+
+    def distance(found: dict[str, torch.Tensor]) -> float:
+        return max(float((found[name] - g).norm() / g.norm()) for name, g in exact.items())
+
+    compressed = gradients[config.strategy.powersgd_start_step :]  # type: ignore[attr-defined]
+    means = [
+        {name: torch.stack([g[name] for g in compressed[: k + 1]]).mean(0) for name in exact}
+        for k in range(len(compressed))
+    ]
+    return {
+        "before": [distance(g) for g in gradients[: len(gradients) - len(compressed)]],
+        "each": [distance(g) for g in compressed],
+        "running_mean": [distance(g) for g in means],
+        "largest_rank": max(int(torch.linalg.matrix_rank(g, rtol=1e-9)) for g in compressed[0].values()),
+    }

@@ -1,0 +1,60 @@
+"""Bugs of expert parallelism and of balancing."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from torch import nn
+
+from tests.planted.base import Counter
+from train.moe import Experts
+from train.strategies import data, expert
+
+
+@contextmanager
+def expert_gradients_times_ep(counter: Counter) -> Iterator[None]:
+    """Experts' gradients, complete over `ep` by the all-to-all's backward, are scaled by `ep` once more."""
+    original = data.sum_gradients
+
+    def sum_gradients(model: nn.Module) -> None:
+        original(model)
+        for module in model.modules():
+            if isinstance(module, Experts):
+                counter.calls += 1
+                ep = module.gate.device_mesh["ep"].size()
+                module.set_gradient_divide_factor(1.0 / ep)
+
+    with mock.patch.object(data, "sum_gradients", sum_gradients):
+        yield
+
+
+@contextmanager
+def aux_loss_of_local_sequences(counter: Counter) -> Iterator[None]:
+    """The auxiliary loss is divided by the sequences of this data rank, not of the global batch."""
+    original = expert.set_aux_scale
+
+    def set_aux_scale(model: Any, *, num_sequences: int) -> None:
+        counter.calls += 1
+        original(model, num_sequences=num_sequences // 2)
+
+    with mock.patch.object(expert, "set_aux_scale", set_aux_scale):
+        yield
+
+
+@contextmanager
+def aux_loss_on_every_tp_rank(counter: Counter) -> Iterator[None]:
+    """Every tp rank puts the whole auxiliary loss into the sum of the router's gradient."""
+    original = expert.split_columns
+
+    def split_columns(moe: Any, mesh: Any, **options: Any) -> None:
+        counter.calls += 1
+        scale = moe.router.aux_scale
+        original(moe, mesh, **options)
+        moe.router.aux_scale = scale
+
+    with mock.patch.object(expert, "split_columns", split_columns):
+        yield
+
+
+BUGS = (expert_gradients_times_ep, aux_loss_of_local_sequences, aux_loss_on_every_tp_rank)

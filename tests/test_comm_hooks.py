@@ -1,0 +1,36 @@
+"""PowerSGD: it starts when it is told to, compresses, and its error feedback makes up for what it left out."""
+
+import pytest
+
+from launch.world import run_world
+from tests.rows.base import BASE, F64
+from train.prove import Job
+
+RANK = 2
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    options = [f"strategy.powersgd_rank={RANK}", "strategy.powersgd_start_step=2", "train.steps=102"]
+    overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1", F64]
+    job = Job("CHECK:powersgd", overrides)
+    folder = tmp_path_factory.mktemp("powersgd")
+    result = run_world(folder, [job], size=2, timeout_s=120, worker="tests.worker")[job.name]
+    assert "error" not in result, result["error"]
+    return result
+
+
+@pytest.mark.timeout(180)
+def test_powersgd_starts_at_its_step(measured):
+    assert len(measured["before"]) == 2
+    assert max(measured["before"]) < 1e-12
+    assert measured["largest_rank"] <= RANK
+    assert measured["each"][0] > 0.1, "nothing was left out: it did not compress"
+
+
+@pytest.mark.timeout(180)
+def test_error_feedback_brings_the_running_sum_back(measured):
+    means = measured["running_mean"]
+    print("running mean, relative error after 10, 40, 100 steps:", means[9], means[39], means[-1])
+    assert means[-1] < 0.25 * means[0]
+    assert means[-1] < 0.25 * min(measured["each"]), "no single step came as near as the sum did"

@@ -1,0 +1,86 @@
+"""What a step is measured to send equals its closed form, in calls and bytes; so do the bytes that each rank holds."""
+
+import pytest
+
+from launch.world import run_world
+from tests.rows.base import BASE, BF16, F32, F64, TIED
+from train.prove import Job
+
+FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
+CONFIGS = {
+    2: [
+        ("strategy=dp", F32),
+        ("strategy=dp", F32, "strategy.bucket_mb=1"),
+        ("strategy=fsdp", F32),
+        ("strategy=fsdp", BF16),
+        ("strategy=zero1", F32),
+        ("strategy=zero2", F32),
+        ("strategy=fsdp", F64, TIED),
+        ("strategy=fsdp", F32, "strategy.reshard_after_forward=false"),
+        ("strategy=tp", F32),
+        ("strategy=tp", BF16),
+        ("strategy=tp", F32, TIED),
+        ("strategy=tp", F32, FULL),
+        ("strategy=tp", F32, SELECTIVE),
+        ("strategy=tp", F32, "strategy.sequence_parallel=false"),
+        ("strategy=tp", F32, "strategy.sequence_parallel=false", FULL),
+        ("strategy=tp", F32, "strategy.loss_parallel=false"),
+        ("strategy=pp", F32),
+        ("strategy=pp", BF16, "strategy.schedule=gpipe"),
+        ("strategy=pp", F32, "strategy.schedule=interleaved_1f1b"),
+        ("strategy=pp", F32, "strategy.schedule=zbv_zero_bubble"),
+        ("strategy=pp", F32, "optim=sgd"),
+        ("strategy=pp", F32, "optim=sgd", "optim.momentum=0.9"),
+    ],
+    4: [
+        ("strategy=fsdp", F32, "model.vocab_size=258", "model.ffn_dim=350"),
+        ("strategy=fsdp", F32, "strategy.dp_replicate=2"),
+        ("strategy=fsdp_tp", F32),
+        ("strategy=fsdp_tp", F32, "strategy.sequence_parallel=false"),
+        ("strategy=tp_pp", F32),
+        ("strategy=dp_pp", F32),
+        ("strategy=fsdp_pp", F32),
+        ("strategy=fsdp_pp", F32, "strategy.schedule=dualpipev"),
+        ("strategy=pp", F32, "strategy.pp=2", "strategy.dp_shard=2", "strategy.reshard_after_forward=true"),
+    ],
+    8: [("strategy=3d", F32)],
+}
+
+
+def name(size, config):
+    return f"{' '.join(config).replace('strategy.', '').replace('strategy=', '')} ws{size}"
+
+
+NAMES = [name(size, config) for size, configs in CONFIGS.items() for config in configs]
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    done = {}
+
+    def results(wanted):
+        size = int(wanted.rpartition("ws")[2])
+        if size not in done:
+            cpu = ["runtime.device=cpu", "runtime.timeout_s=60"]
+            jobs = [Job(name(size, words), [*BASE, *cpu, *words]) for words in CONFIGS[size]]
+            folder = tmp_path_factory.mktemp("ledger")
+            done[size] = run_world(folder, jobs, size=size, runtime=cpu, timeout_s=120, worker="tests.ledger_worker")
+        assert "error" not in done[size][wanted], done[size][wanted]["error"]
+        return [done[size][f"{wanted} rank{rank}"] for rank in range(size)]
+
+    return results
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("config", NAMES)
+def test_a_step_sends_what_it_must(config, measured):
+    for rank, result in enumerate(measured(config)):
+        assert result["measured"] == result["expected"], f"rank {rank}"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("config", NAMES)
+def test_a_rank_holds_what_is_said(config, measured):
+    for rank, result in enumerate(measured(config)):
+        assert result["held"] == result["expected_held"], f"rank {rank}"
+        assert result["state"] == result["expected_state"], f"rank {rank}"

@@ -1,0 +1,112 @@
+"""Rules of mixtures of experts, and of `ep`."""
+
+from __future__ import annotations
+
+from train.plan import Plan
+from train.rules.base import Finding, Rule, divisors, nearest
+from train.rules.tensor import tp_divides
+from train.strategies.base import folded_ranks
+
+
+def ranks_of(plan: Plan) -> tuple[int, int]:
+    """(ep, the ranks that it folds over); ep is 1 where the strategy names none or no valid one."""
+    folded, ep = folded_ranks(plan.degrees), plan.option("ep", None) or 1
+    return (folded if ep == -1 else max(ep, 1)), folded
+
+
+def ep_degree(plan: Plan) -> Finding | None:
+    ep = plan.option("ep", None)
+    if ep is None or ep >= 1 or ep == -1:
+        return None
+    return Finding(f"strategy.ep={ep} is no degree", ("strategy.ep=-1", "strategy.ep=1"))
+
+
+def ep_needs_experts(plan: Plan) -> Finding | None:
+    ep, model = plan.option("ep", None), plan.config.model
+    if ep is None or model.num_experts > 0:
+        return None
+    # a preset is no value, so `validate` cannot try this fix
+    return Finding(f"strategy.ep={ep} splits experts, and model={model.name} has none", (), "use model=moe_tiny")
+
+
+def ep_needs_fsdp(plan: Plan) -> Finding | None:
+    ep = plan.option("ep", None)
+    if ep is None or "dp_shard" in plan.axes:
+        return None
+    degree = plan.axes.get("dp_replicate")
+    moved = () if degree is None else (f"strategy.dp_replicate=null strategy.dp_shard={degree}",)
+    message = f"strategy.ep={ep} folds over strategy.dp_shard, which strategy={plan.config.strategy.name} does not name"
+    return Finding(message, (*moved, "strategy.dp_shard=1", "strategy.ep=null"))
+
+
+def ep_fixes(plan: Plan) -> tuple[str, ...]:
+    """Other degrees, by their distance from this one."""
+    ep, folded = ranks_of(plan)
+    return tuple(f"strategy.ep={degree}" for degree in nearest(divisors(folded), ep))
+
+
+def ep_ranks(plan: Plan) -> Finding | None:
+    ep, folded = ranks_of(plan)
+    if folded % ep == 0:
+        return None
+    axes = "strategy.dp_shard" + (" x strategy.cp" if plan.degrees["cp"] > 1 else "")
+    return Finding(f"{axes}={folded} is not divisible by strategy.ep={ep}", ep_fixes(plan), "use strategy.ep=1")
+
+
+def ep_experts(plan: Plan) -> Finding | None:
+    (ep, _), experts = ranks_of(plan), plan.config.model.num_experts
+    if experts % ep == 0:
+        return None
+    more = (experts // ep + 1) * ep
+    message = f"model.num_experts={experts} is not divisible by strategy.ep={ep}"
+    return Finding(message, (*ep_fixes(plan), f"model.num_experts={more}"), "use strategy.ep=1")
+
+
+def ep_width(plan: Plan) -> Finding | None:
+    (ep, folded), dim = ranks_of(plan), plan.config.model.dim
+    if plan.option("ep", None) is None or folded % ep or dim % (folded // ep) == 0:
+        return None
+    message = f"model.dim={dim} is not divisible by the {folded // ep} ranks that share an expert"
+    return Finding(message, ep_fixes(plan), "use another number of processes")
+
+
+def chosen_experts(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.num_experts == 0 or model.top_k <= model.num_experts:
+        return None
+    message = f"model.top_k={model.top_k} is more than model.num_experts={model.num_experts}"
+    return Finding(message, (f"model.top_k={model.num_experts}",))
+
+
+def expert_width(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.num_experts == 0 or model.expert_ffn_dim > 0:
+        return None
+    message = f"model.expert_ffn_dim={model.expert_ffn_dim} gives model.num_experts={model.num_experts} no width"
+    return Finding(message, (f"model.expert_ffn_dim={model.ffn_dim}",))
+
+
+def shared_of_a_mixture(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.num_experts > 0 or model.num_shared_experts == 0:
+        return None
+    message = f"model.num_shared_experts={model.num_shared_experts} does nothing: model.num_experts=0 is a dense model"
+    return Finding(message, ("model.num_shared_experts=0",))
+
+
+def expert_columns(plan: Plan) -> int:
+    return plan.config.model.expert_ffn_dim if plan.config.model.num_experts else 0
+
+
+RULES = (
+    Rule("ep_degree", "a degree is a number of ranks", ep_degree),
+    Rule("ep_needs_experts", "expert parallelism splits experts", ep_needs_experts),
+    Rule("ep_needs_fsdp", "ep folds over the ranks that FSDP shards dense weights over", ep_needs_fsdp),
+    Rule("ep_ranks", "the ranks that FSDP shards over fall into groups of ep", ep_ranks),
+    Rule("ep_experts", "a rank has whole experts, as many as any other", ep_experts),
+    Rule("ep_width", "what ep leaves of an expert, FSDP splits evenly by its width", ep_width),
+    Rule("top_k", "a token's experts are different ones", chosen_experts),
+    Rule("expert_width", "an expert is a feed-forward with columns", expert_width),
+    Rule("shared_experts", "shared experts stand beside routed ones", shared_of_a_mixture),
+    Rule("tp_expert_ffn", "experts' columns are split evenly", tp_divides("model.expert_ffn_dim", expert_columns)),
+)
