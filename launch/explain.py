@@ -1,7 +1,8 @@
 """Say what a run would be, and start nothing: python -m launch.explain strategy=tp_pp nproc=4
 
-Prints the mesh, what each rank holds, what it sends per optimiser step, and every problem. Takes every override that
-train/main.py takes, and nproc=N processes (1). Exit code 2 if there is a problem: then only what can still be said.
+Prints the mesh, what each rank holds, a pipeline's schedule, what each rank sends per optimiser step, and every
+problem. Takes every override that train/main.py takes, and nproc=N processes (1). Exit code 2 if there is a problem:
+then only what can still be said.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from train.plan import Plan
 from train.problems import EXIT_INPUT, BadInput, Problem
 from train.rules import batch
 from train.shapes import coordinates, element_sizes, held, state_bytes, units, unknown_holdings
+from train.strategies.pipeline import Pipeline
+from train.strategies.timetable import draw_schedule
 from train.validate import validate
 from train.world import World
 
 MiB = 2**20
+MAX_DRAWN = 16  # microbatches in a picture
 # rules of how the batch is cut, which changes nothing of who holds what
 OF_THE_BATCH = {*(rule.name for rule in batch.RULES), "microbatches_and_stages", "schedule"}
 
@@ -40,6 +44,8 @@ def main() -> None:
     if {problem.rule for problem in found} <= OF_THE_BATCH:
         print("\n" + "\n".join(holdings(plan)))
     if not found:
+        if isinstance(config.strategy, Pipeline):
+            print("\n" + "\n".join(picture(plan, config.strategy)))
         missing = unknown(plan)
         print(f"\nsent: no closed form yet for {missing}" if missing else "\n" + "\n".join(sent(plan)))
     if found:
@@ -82,9 +88,21 @@ def holdings(plan: Plan) -> list[str]:
     return lines
 
 
-def modules(plan: Plan, stage: int) -> str:
-    """`embed, layers 0-3` of a stage."""
-    names = [name for name, _ in units(plan, stage)]
+def picture(plan: Plan, strategy: Pipeline) -> list[str]:
+    """The pipeline's schedule over time, of so many microbatches as a line has room for."""
+    ranks, m = plan.degrees["pp"], plan.num_microbatches
+    shown = next((n for n in range(min(m, MAX_DRAWN), 0, -1) if strategy.facts().accepts(n, ranks, plan.num_stages)), m)
+    cut = "" if shown == m else f", drawn for {shown} of {m} microbatches"
+    title = f"schedule {strategy.schedule} of {plan.num_stages} stage(s) on {ranks} rank(s) of pp{cut}"
+    return [
+        title,
+        *(f"  {line}" for line in draw_schedule(strategy.schedule, plan.num_stages, ranks, shown).split("\n")),
+    ]
+
+
+def modules(plan: Plan, place: int) -> str:
+    """`embed, layers 0-3` of a rank of `pp`."""
+    names = [name for name, _ in units(plan, place)]
     layers = [int(name.partition(".")[2]) for name in names if name.startswith("layers.")]
     ends = [name for name in names if not name.startswith("layers.")]
     before = [name for name in ends if name.startswith("embed")]

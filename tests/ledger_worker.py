@@ -3,6 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
 from train import prove
 from train.communication import expected, totals
 from train.data import load_corpus
@@ -16,6 +18,7 @@ from train.world import World
 
 def run(job: prove.Job, world: World, folder: Path) -> prove.Result:
     """Written by every rank, as ranks differ: under `job.name` and the rank."""
+    _clear_sharding_prop_cache()  # or an earlier job's mesh, equal to this one's, lives on with groups of its own
     config = prove.configured(job.overrides)
     plan = Plan(config, world.world_size)
     runtime = choose_runtime(config.runtime, world)

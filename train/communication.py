@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from train.config import ActivationCheckpointing, Precision
 from train.plan import Plan
-from train.shapes import coordinates, element_sizes, tp_shard, units
+from train.shapes import chunk, coordinates, element_sizes, stages_of, tp_shard, units
+from train.strategies.pipeline import Pipeline
 
+Place = dict[str, int]  # a rank's coordinates on every axis
 LAB = "lab"  # the axis of the lab's own traffic: metrics, barriers, checkpoints
 
 
@@ -39,22 +41,26 @@ class Traffic:
 
 def expected(plan: Plan, rank: int = 0) -> list[Traffic]:
     """Everything that this rank sends in one optimiser step. Axes of degree 1 send nothing."""
-    stage = coordinates(plan, rank)["pp"]
-    techniques = (tensor(plan, stage), fsdp(plan, stage), ddp(plan, stage), pipeline(plan, stage), scalars(plan))
+    place = coordinates(plan, rank)
+    techniques = (tensor(plan, place), fsdp(plan, place), ddp(plan, place), pipeline(plan, place), scalars(plan))
     rows = (row for technique in techniques for row in technique)
     return [row for row in rows if plan.degrees.get(row.axis, 1) > 1 and row.calls]
 
 
 def unknown(plan: Plan) -> str | None:
     """What of this plan has no closed form yet: then `expected` must not be asked."""
+    splits = isinstance(plan.config.strategy, Pipeline) and plan.config.strategy.facts().splits_backward
     without = {
         "DeepSpeed's engines": plan.config.strategy.extra is not None,
         "context parallelism": "cp" in plan.axes,
-        "tied embeddings over stages": plan.config.model.tie_embeddings and plan.degrees["pp"] > 1,
+        "tied embeddings over stages": plan.config.model.tie_embeddings and plan.num_stages > 1,
+        "recomputation under a split backward": splits
+        and plan.config.train.activation_checkpointing is not ActivationCheckpointing.none,
+        "FSDP under many stages a rank": "dp_shard" in plan.axes and plan.num_stages > 3 * plan.degrees["pp"],
+        "DDP under several stages a rank": "dp_replicate" in plan.axes and plan.num_stages > plan.degrees["pp"],
         "mixtures of experts": plan.config.model.num_experts > 0,
         "ZeRO stages 1 and 2": "dp_shard" in plan.axes and "pp" not in plan.axes and plan.option("zero_stage", 3) < 3,
         "communication hooks": plan.option("comm_hook", "none") != "none",
-        "uneven vocabulary shards": plan.config.model.vocab_size % plan.degrees["tp"] != 0,
     }
     return ", ".join(name for name, found in without.items() if found) or None
 
@@ -68,7 +74,7 @@ def totals(rows: Iterable[Traffic]) -> dict[tuple[str, str], Total]:
     return result
 
 
-def tensor(plan: Plan, stage: int) -> Iterator[Traffic]:
+def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
     """Tensor parallelism: what enters and leaves the split layers, the loss, and the norms' gradients."""
     if "tp" not in plan.axes:
         return
@@ -76,9 +82,9 @@ def tensor(plan: Plan, stage: int) -> Iterator[Traffic]:
     kept, used = element_sizes(config.precision)
     tokens = config.train.micro_batch_size * config.train.seq_len
     activation = tokens * config.model.dim
-    names = [name for name, _ in units(plan, stage)]
+    names = [name for name, _ in units(plan, place["pp"])]
     layers = sum(name.startswith("layers.") for name in names)
-    embed, head = stage == 0, stage == plan.degrees["pp"] - 1
+    embed, head = (any(end in name for name in names) for end in ("embed", "head"))
     # what recomputation runs again: both entries and the first exit; it stops before the last product's result leaves
     again = config.train.activation_checkpointing is not ActivationCheckpointing.none
     if plan.option("sequence_parallel", True):
@@ -105,11 +111,12 @@ def tensor(plan: Plan, stage: int) -> Iterator[Traffic]:
         scalar = loss_size(plan)
         yield Traffic("tp", "all_reduce", 2 * m, 3 * m * tokens * scalar, "the loss: maxima, sums, targets")
     elif head:
-        logits = tokens * config.model.vocab_size
+        degree = plan.degrees["tp"]
+        logits = tokens * degree * len(chunk(config.model.vocab_size, degree, 0))  # shards are padded to the largest
         yield Traffic("tp", "all_gather", m, m * logits * used, "logits, gathered")
 
 
-def fsdp(plan: Plan, stage: int) -> Iterator[Traffic]:
+def fsdp(plan: Plan, place: Place) -> Iterator[Traffic]:
     """FSDP2: parameters gathered for the forward, and again for the backward where they were freed; gradients
     reduce-scattered, their shards all-reduced over `dp_replicate` (HSDP)."""
     if "dp_shard" not in plan.axes:
@@ -119,8 +126,8 @@ def fsdp(plan: Plan, stage: int) -> Iterator[Traffic]:
     stage_of_zero = plan.option("zero_stage", 3)
     piped = "pp" in plan.axes  # a schedule tells FSDP which backward is the last, as ZeRO-1 does
     reshard = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
-    for name, shapes in units(plan, stage):
-        padded = sum(_padded(tp_shard(plan, key, shape), degree) for key, shape in shapes.items())
+    for name, shapes in units(plan, place["pp"]):
+        padded = sum(_padded(tp_shard(plan, place, key, shape), degree) for key, shape in shapes.items())
         gathered = kept if name.startswith("embed") else used
         freed = reshard and "head" not in name  # the backward begins there: freed, it would be gathered at once
         gathers = _gathers(m, freed=freed, once=piped or stage_of_zero < 3)
@@ -145,12 +152,12 @@ def _padded(shape: tuple[int, ...], degree: int) -> int:
     return math.ceil(shape[0] / degree) * degree * math.prod(shape[1:])
 
 
-def ddp(plan: Plan, stage: int) -> Iterator[Traffic]:
+def ddp(plan: Plan, place: Place) -> Iterator[Traffic]:
     """DDP: every gradient once a step, in buckets."""
     if "dp_replicate" not in plan.axes or "dp_shard" in plan.axes:
         return
     kept, _ = element_sizes(plan.config.precision)
-    sizes = [kept * math.prod(shape) for _, unit in units(plan, stage) for shape in unit.values()][::-1]
+    sizes = [kept * math.prod(shape) for _, unit in units(plan, place["pp"]) for shape in unit.values()][::-1]
     cap = plan.option("bucket_mb", 25.0) * 2**20
     buckets, filled = 0, 0.0
     for size in sizes:  # in the backward's order; a bucket is closed by the one that fills it
@@ -158,18 +165,20 @@ def ddp(plan: Plan, stage: int) -> Iterator[Traffic]:
     yield Traffic("dp_replicate", "all_reduce", buckets + (filled > 0), sum(sizes), "gradients, in buckets")
 
 
-def pipeline(plan: Plan, stage: int) -> Iterator[Traffic]:
+def pipeline(plan: Plan, place: Place) -> Iterator[Traffic]:
     """Activations to the next stage, their gradients to the one before."""
     if "pp" not in plan.axes:
         return
-    config, m, last = plan.config, plan.num_microbatches, plan.degrees["pp"] - 1
+    config, strategy, m = plan.config, plan.config.strategy, plan.num_microbatches
+    assert isinstance(strategy, Pipeline)
     _, used = element_sizes(config.precision)
     shards = plan.degrees["tp"] if "tp" in plan.axes and plan.option("sequence_parallel", True) else 1
     hidden = config.train.micro_batch_size * (config.train.seq_len // shards) * config.model.dim * used
-    if stage < last:
-        yield Traffic("pp", "send", m, m * hidden, "activations to the next stage")
-    if stage > 0:
-        yield Traffic("pp", "send", m, m * hidden, "their gradients to the stage before")
+    own = stages_of(plan, place["pp"])
+    onward = sum(s + 1 < plan.num_stages and s + 1 not in own for s in own)  # a V's turn stays on its rank
+    back = sum(s > 0 and s - 1 not in own for s in own)
+    yield Traffic("pp", "send", onward * m, onward * m * hidden, "activations to the next stage")
+    yield Traffic("pp", "send", back * m, back * m * hidden, "their gradients to the stage before")
 
 
 def scalars(plan: Plan) -> Iterator[Traffic]:

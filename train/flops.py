@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from train.config import ModelConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the config's schema reads this file, by way of the pipeline's
+    from train.config import ModelConfig
 
 
 def matmul_parameters(model: ModelConfig) -> int:

@@ -7,6 +7,7 @@ small collectives runs per step whatever the number of parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -35,6 +36,38 @@ def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
         for (p, grad), total in zip(terms, flat.split([grad.to_local().numel() for _, grad in terms]), strict=True):
             total = total.view_as(grad.to_local())
             p.grad = DTensor.from_local(total, grad.device_mesh, [Replicate()], run_check=False)
+
+
+@dataclass(frozen=True)
+class SharedParameter:
+    """A parameter of which one other rank holds a copy and uses it in its own way: an embedding tied to a head on
+    another pipeline stage. Both ranks shard it alike. `peer`: the other's rank in `group`. `counted`: here in the norm.
+    """
+
+    parameter: nn.Parameter
+    group: dist.ProcessGroup
+    peer: int
+    counted: bool
+
+
+def sum_shared(shared: Iterable[SharedParameter], device: torch.device) -> None:
+    """Complete gradients that are one of two terms, each on a rank of its own, bitwise equal on both.
+
+    Each sends the other its local shard, once per step, which is what an all-reduce of two ranks would send; from
+    `device`, as gradients may wait on the host.
+    """
+    for item in shared:
+        assert item.parameter.grad is not None
+        term = local(item.parameter.grad)
+        own = term.to(device).contiguous()
+        other = torch.empty_like(own)
+        ops = [
+            dist.P2POp(dist.isend, own, group=item.group, group_peer=item.peer),
+            dist.P2POp(dist.irecv, other, group=item.group, group_peer=item.peer),
+        ]
+        for work in dist.batch_isend_irecv(ops):
+            work.wait()
+        term.add_(other.to(term.device))
 
 
 def shard_groups(grad: Tensor) -> tuple[dist.ProcessGroup, ...]:

@@ -40,6 +40,12 @@ class Plan:
         """Forwards per data rank and optimiser step; 0 if not even one fits."""
         return self.config.train.global_batch_size // (self.config.train.micro_batch_size * self.data_ranks)
 
+    @property
+    def num_stages(self) -> int:
+        """Of the pipeline; 1 without one."""
+        chunks = self.option("num_chunks", None)
+        return self.degrees["pp"] * (max(chunks(), 1) if chunks else 1)
+
     def option(self, name: str, default: Any) -> Any:
         """A key of the strategy, or `default` for a strategy that does not have it."""
         return getattr(self.config.strategy, name, default)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from train.config import ModelConfig, Optimiser, Precision
 from train.plan import Plan
 from train.strategies.base import MESH_AXES
-from train.strategies.pipeline import layers_of_stage
+from train.strategies.pipeline import Pipeline
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -43,33 +43,49 @@ def block(model: ModelConfig) -> Shapes:
     }
 
 
-def units(plan: Plan, stage: int) -> Iterator[tuple[str, Shapes]]:
-    """The stage's parameters by the module that FSDP gathers as one: `embed`, each layer, `norm+head`; tied, the ends
-    are one. Global names, whole shapes."""
-    model, last = plan.config.model, plan.degrees["pp"] - 1
-    embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
-    ends: Shapes = {"norm.weight": (model.dim,)} if stage == last else {}
-    if stage == last and not (model.tie_embeddings and stage == 0):
-        ends["head.weight"] = (model.vocab_size, model.dim)
-    tied = model.tie_embeddings and bool(embed) and bool(ends)
-    if embed and not tied:
-        yield "embed", embed
-    for i in layers_of_stage(model.num_layers, plan.degrees["pp"], stage):
-        yield f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
-    if ends:
-        yield ("embed+norm+head", embed | ends) if tied else ("norm+head", ends)
+def stages_of(plan: Plan, rank: int) -> list[int]:
+    """The pipeline stages of a rank of `pp`; without a pipeline the one that is everything."""
+    strategy = plan.config.strategy
+    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [0]
 
 
-def tp_shard(plan: Plan, name: str, shape: Shape) -> Shape:
-    """What a tp rank holds of a parameter."""
+def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
+    """The parameters of a rank of `pp` by the module that FSDP gathers as one: of each of its stages `embed`, the
+    layers, `norm+head`; tied, the ends of one stage are one, and a rank that holds both ends counts the weight once.
+    Whole shapes."""
+    model, strategy, last = plan.config.model, plan.config.strategy, plan.num_stages - 1
+    layers = [range(model.num_layers)]
+    if isinstance(strategy, Pipeline):
+        layers = strategy.layers_of(model, plan.config.train.seq_len, plan.degrees["pp"])
+    stages = stages_of(plan, rank)
+    for stage in stages:
+        embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
+        ends: Shapes = {"norm.weight": (model.dim,)} if stage == last else {}
+        if stage == last and not (model.tie_embeddings and 0 in stages):
+            ends["head.weight"] = (model.vocab_size, model.dim)
+        tied = model.tie_embeddings and bool(embed) and bool(ends)
+        if embed and not tied:
+            yield "embed", embed
+        for i in layers[stage]:
+            yield f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
+        if ends:
+            yield ("embed+norm+head", embed | ends) if tied else ("norm+head", ends)
+
+
+def chunk(size: int, degree: int, index: int) -> range:
+    """Which of `size` rows a shard has: DTensor's rule, equal chunks, the last ones smaller or empty."""
+    most = -(-size // degree)
+    return range(min(index * most, size), min((index + 1) * most, size))
+
+
+def shard(shape: Shape, dim: int, degree: int, index: int) -> Shape:
+    return (*shape[:dim], len(chunk(shape[dim], degree, index)), *shape[dim + 1 :])
+
+
+def tp_shard(plan: Plan, place: dict[str, int], name: str, shape: Shape) -> Shape:
+    """What the tp rank at `place` holds of a parameter."""
     dim = TP_DIM.get(name.split(".")[-2])
-    return shape if dim is None else tuple(s // plan.degrees["tp"] if i == dim else s for i, s in enumerate(shape))
-
-
-def fsdp_shard(shape: Shape, degree: int, index: int) -> Shape:
-    """Rows of dimension 0 in chunks of equal size, the last ones smaller or empty."""
-    chunk = math.ceil(shape[0] / degree)
-    return (max(min(chunk, shape[0] - index * chunk), 0), *shape[1:])
+    return shape if dim is None else shard(shape, dim, plan.degrees["tp"], place["tp"])
 
 
 def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
@@ -84,7 +100,6 @@ def unknown_holdings(plan: Plan) -> str | None:
     """What of this plan `held` and `state_bytes` do not know yet."""
     without = {
         "mixtures of experts": plan.config.model.num_experts > 0,
-        "uneven vocabulary shards": plan.config.model.vocab_size % plan.degrees["tp"] != 0,
         "DeepSpeed's engines": plan.config.strategy.extra is not None,
     }
     return ", ".join(name for name, found in without.items() if found) or None
@@ -94,7 +109,7 @@ def held(plan: Plan, rank: int) -> Shapes:
     """The shapes of this rank's parameters between steps, by global name."""
     place = coordinates(plan, rank)
     return {
-        name: fsdp_shard(tp_shard(plan, name, shape), *fsdp_place(plan, place))
+        name: shard(tp_shard(plan, place, name, shape), 0, *fsdp_place(plan, place))
         for _, unit in units(plan, place["pp"])
         for name, shape in unit.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +18,7 @@ from train.optim import build_optimiser, set_lr
 from train.state import ShardedState
 from train.strategies.base import BATCH_AXES, LOSS_AXES, StepResult
 from train.strategies.data import microbatch
+from train.weights import global_parameters
 
 if TYPE_CHECKING:
     from train.config import Config
@@ -32,12 +33,19 @@ class Step:
     """A `TrainStep`. What differs between SPMD and a pipeline is `forward_backward` and `forward`, nothing else."""
 
     def __init__(
-        self, model: Transformer, mesh: DeviceMesh, config: Config, forward_backward: ForwardBackward, forward: Evaluate
+        self,
+        model: Transformer,
+        mesh: DeviceMesh,
+        config: Config,
+        forward_backward: ForwardBackward,
+        forward: Evaluate,
+        shared: Sequence[gradients.SharedParameter] = (),
     ) -> None:
         self.model, self.mesh, self.clip_norm = model, mesh, config.train.clip_norm
-        self.forward_backward, self.forward = forward_backward, forward
+        self.forward_backward, self.forward, self.shared = forward_backward, forward, shared
         self.on_gradients: Callable[[], None] | None = None
-        self.parameters = dict(model.named_parameters())  # taken now: while FSDP has a block gathered, they hide
+        # taken now: while FSDP has a block gathered, they hide
+        self.parameters = global_parameters(model, config.model)
         self.optimiser = build_optimiser(self.parameters, config.optim)
         self.balance = LoadBalance(model, mesh, config)
         self.state = ShardedState(self.parameters, self.optimiser, mesh["pp"].get_group(), config.model)
@@ -48,11 +56,14 @@ class Step:
         loss = self.forward_backward(tokens, targets, 1.0 / num_valid.clamp(min=1))
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
+        gradients.sum_shared(self.shared, self.model.rope.device)
         self.state.note_gradients()
         if self.on_gradients is not None:
             self.on_gradients()
         grads = [p.grad for p in parameters if p.grad is not None]
-        norm = gradients.global_norm(grads, self.mesh["pp"].get_group(), self.model.rope.device)
+        elsewhere = {item.parameter for item in self.shared if not item.counted}
+        counted = [p.grad for p in parameters if p.grad is not None and p not in elsewhere]
+        norm = gradients.global_norm(counted, self.mesh["pp"].get_group(), self.model.rope.device)
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         set_lr(self.optimiser, lr)

@@ -44,6 +44,19 @@ def _generator(*parts: object) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(derived_seed(*parts))
 
 
+def global_name(name: str, config: ModelConfig) -> str:
+    """The name that a weight has in the whole model: a tied head without its embedding is a copy of the embedding."""
+    return "embed.weight" if config.tie_embeddings and name == "head.weight" else name
+
+
+def global_parameters(model: nn.Module, config: ModelConfig) -> dict[str, nn.Parameter]:
+    """The parameters that are held, once each, by global name. Of two copies of a tied weight, the embedding's."""
+    held: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        held.setdefault(global_name(name, config), parameter)
+    return held
+
+
 def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: int, device: torch.device) -> None:
     """Give the module's meta parameters memory on `device` and their initial values, sharded as they are declared;
     buffers start as zeros.
@@ -56,7 +69,8 @@ def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: in
         if not old.is_meta:
             continue
         if old not in made:
-            value = initial_value(prefix + path, old.shape, config, seed).to(device, old.dtype)
+            name = global_name(prefix + path, config)
+            value = initial_value(name, old.shape, config, seed).to(device, old.dtype)
             if isinstance(old, DTensor):  # src_data_rank=None: every rank has the whole value, nothing is sent
                 value = distribute_tensor(value, old.device_mesh, old.placements, src_data_rank=None)
             made[old] = nn.Parameter(value, requires_grad=old.requires_grad)

@@ -20,6 +20,7 @@ ROWS: list[Row] = [
     row(2, "strategy=ep", options=EXACT),
     row(4, "strategy=ep", options=(*BIAS, "train.activation_checkpointing=full")),
     row(4, "strategy=ep", "strategy.ep=2", options=(*AUX, "train.activation_checkpointing=selective")),
+    row(4, "strategy=ep", "strategy.ep=2", options=AUX),
     row(4, "strategy=ep", "strategy.ep=2", "strategy.tp=2", options=AUX),
     row(4, "strategy=ep", "strategy.dp_replicate=2", options=(*BIAS, "model.top_k=1")),
     row(2, "strategy=cp", options=AUX),

@@ -1,11 +1,41 @@
-"""Pipelines alone."""
+"""Pipelines alone: schedules, virtual stages, uneven splits, tied embeddings."""
 
-from tests.rows.base import BF16, COMPILED, F32, F64, checkpointed, row
+from tests.rows.base import BF16, COMPILED, F32, F64, TIED, Row, checkpointed, row
+
+LAYERS_8 = "model.num_layers=8"
+CHECKPOINTED = "train.activation_checkpointing=full"
+VIRTUAL = ("interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev")
+
+
+def scheduled(size: int, name: str, *strategy: str, options: tuple[str, ...] = (F64,)) -> Row:
+    return row(size, "strategy=pp", f"strategy.schedule={name}", *strategy, options=options)
+
 
 ROWS = [
     *(row(size, "strategy=pp", options=(p,)) for p in (F64, F32) for size in (1, 2, 4)),
     row(2, "strategy=pp", options=(BF16,)),
-    row(2, "strategy=pp", "strategy.schedule=gpipe"),
     *checkpointed(2, "strategy=pp"),
+    *(scheduled(2, name) for name in ("gpipe", *VIRTUAL)),
+    *(scheduled(4, name, options=(F64, LAYERS_8)) for name in ("interleaved_zero_bubble", "zbv_zero_bubble")),
+    # three microbatches on two stages, and fewer than the stages
+    scheduled(2, "1f1b", "strategy.layers_per_stage=[1,3]", options=(F64, "train.global_batch_size=3")),
+    scheduled(4, "gpipe", options=(F64, "train.global_batch_size=3")),
+    # tied: over two ranks, over four with stages between, on one rank
+    row(2, "strategy=pp", options=(F64, TIED)),
+    row(4, "strategy=pp", options=(F64, TIED)),
+    scheduled(2, "zbv_zero_bubble", options=(F64, TIED)),
+    row(2, "strategy=pp", bug="pipeline_scale"),
+    row(2, "strategy=pp", options=(F64, TIED), bug="tied_gradients_not_summed"),
 ]
-SLOW_ROWS = [row(2, "strategy=pp", options=(F32, COMPILED))]
+SLOW_ROWS = [
+    row(2, "strategy=pp", options=(F32, COMPILED)),
+    *(scheduled(2, name, options=(F32, COMPILED)) for name in ("gpipe", "interleaved_1f1b", "looped_bfs")),
+    *(scheduled(2, name, options=(F64, CHECKPOINTED)) for name in ("gpipe", *VIRTUAL)),
+    *(scheduled(1, name) for name in ("gpipe", *VIRTUAL)),
+    *(scheduled(4, name, options=(F64, LAYERS_8)) for name in ("interleaved_1f1b", "looped_bfs", "dualpipev")),
+    scheduled(2, "looped_bfs", "strategy.stages_per_rank=3", options=(F64, LAYERS_8, "train.global_batch_size=5")),
+    scheduled(2, "zbv_zero_bubble", "strategy.layers_per_stage=[1,3,3,1]", options=(F32, LAYERS_8)),
+    scheduled(1, "interleaved_1f1b", options=(F64, TIED)),
+    scheduled(4, "interleaved_1f1b", options=(F64, TIED, LAYERS_8, "train.global_batch_size=10")),
+    scheduled(4, "dualpipev", options=(F64, TIED, LAYERS_8, CHECKPOINTED)),
+]

@@ -84,7 +84,6 @@ def microbatch(wrapped: nn.Module, zero_stage: int, *, last: bool) -> AbstractCo
     if isinstance(wrapped, FSDPModule) and zero_stage < 3:
         wrapped.set_reshard_after_backward(last)
         wrapped.set_requires_gradient_sync(last or zero_stage == 2)
-        wrapped.set_is_last_backward(last)
     return nullcontext()
 
 

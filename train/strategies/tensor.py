@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from train import collectives
 from train.gradients import local
 from train.model import IGNORE_INDEX, Embedding, FeedForward, Linear, RMSNorm, Transformer, upcast
+from train.shapes import chunk
 
 SEQUENCE_DIM = 1
 
@@ -32,11 +33,6 @@ def shard_weight(module: Any, mesh: DeviceMesh, placement: Placement) -> None:
     """Declare the module's weight (on meta) as a DTensor over the tp mesh."""
     weight = distribute_tensor(module.weight.detach(), mesh, [placement], src_data_rank=None)
     module.weight = nn.Parameter(weight)
-
-
-def shard_rows(num_rows: int, num_shards: int) -> int:
-    """Rows of every shard but the last ones, which have what is left: DTensor's way with an uneven split."""
-    return -(-num_rows // num_shards)
 
 
 class ColumnParallelLinear(Linear):
@@ -125,7 +121,7 @@ class VocabParallelCrossEntropy(nn.Module):
 
 
 def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, vocab_size: int, group: ProcessGroup) -> Tensor:
-    width = shard_rows(vocab_size, group.size())  # gathered shards are equal: the last ones are padded, and cut after
+    width = len(chunk(vocab_size, group.size(), 0))  # gathered shards are equal: the last ones are padded, and cut
     logits = F.pad(logits, (0, width - logits.shape[-1]))
     return collectives.all_gather_replicated(logits, logits.ndim - 1, group)[..., :vocab_size]
 
@@ -143,7 +139,7 @@ def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, An
 def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, loss_parallel: bool) -> None:
     """Split a model on meta over the 1-D `mesh`, in place; not mixtures of experts (`expert.py`). Nothing is sent."""
     group, vocab_size = mesh.get_group(), model.config.vocab_size
-    first_row = mesh.get_local_rank() * shard_rows(vocab_size, mesh.size())
+    first_row = chunk(vocab_size, mesh.size(), mesh.get_local_rank()).start
     join, leave = boundaries(group, sequence_parallel=sequence_parallel)
     norm_class = SequenceParallelRMSNorm if sequence_parallel else ReplicatedRMSNorm
 
