@@ -2,13 +2,17 @@
 it gets the job's config and runtime, and what it returns on rank 0 is what the test asserts on."""
 
 import dataclasses
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from tests import masks
 from train.config import Config, Optimiser
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, own_rows
 from train.model import Transformer, dtypes
+from train.strategies.base import MESH_AXES
 
 
 def powersgd(config: Config, runtime: Runtime) -> dict:
@@ -39,3 +43,32 @@ def powersgd(config: Config, runtime: Runtime) -> dict:
         "running_mean": [distance(g) for g in means],
         "largest_rank": max(int(torch.linalg.matrix_rank(g, rtol=1e-9)) for g in compressed[0].values()),
     }
+
+
+def dropout(config: Config, runtime: Runtime) -> dict:
+    """Every mask of some steps, with an evaluation between them, on every rank."""
+    mesh = build_mesh(config, runtime)
+    size = config.train.global_batch_size
+    model = Transformer(config.model, **dtypes(config.precision))
+    step = config.strategy.build(model, mesh, config)
+    watch = masks.Watch()(model)
+    corpus, rows = load_corpus(config), own_rows(mesh, size)
+    drawn = []
+    for i in range(1, config.train.steps + 1):
+        step(*corpus.batch(i, size, rows), lr=1e-3)
+        drawn.append(watch.take())
+        step.evaluate(*corpus.batch(i, size, rows))
+    trained = [mask for step_masks, _ in drawn for mask in step_masks]
+    own = masks.Drawn(
+        place={axis: mesh[axis].get_local_rank() for axis in MESH_AXES},
+        steps=[torch.stack([mask.kept.flatten() for mask in step_masks]).numpy() for step_masks, _ in drawn],
+        calls=[mask.place for mask in drawn[0][0]],
+        recomputed=min(again for _, again in drawn),
+        exact=all(mask.exact for mask in trained),
+        replayed=all(mask.replayed for mask in trained),
+        evaluated=watch.evaluated,
+        changed_in_evaluation=watch.changed_in_evaluation,
+    )
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, own)
+    return masks.facts(ranks, config.model.dropout) if dist.get_rank() == 0 else {}

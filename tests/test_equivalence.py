@@ -6,6 +6,7 @@ import pytest
 
 from tests.rows import ROWS, SLOW_ROWS, Row
 from tests.worlds import prove
+from train.proof import Verdict
 
 MUST_BE_RED = {"gradients", "sgd_weights"}
 
@@ -30,7 +31,7 @@ def table(request, tmp_path_factory):
 
 def verdicts(result):
     assert "error" not in result, result["error"]
-    return result["verdicts"]
+    return [Verdict(*values) for values in result["verdicts"]]
 
 
 def names(row: Row) -> str:
@@ -38,12 +39,12 @@ def names(row: Row) -> str:
 
 
 def assert_green(result):
-    for column, name, error, bound in verdicts(result):
-        assert error <= bound, f"{column}: {name} differs by {error:.1e}, bound {bound:.0e}"
+    for v in verdicts(result):
+        assert v.ok, f"{v.column}: {v.name} differs by {v.error:.1e}, bound {v.bound:.0e}"
 
 
 def assert_red(row, result, record_property):
-    red = {column: error / bound for column, _, error, bound in verdicts(result) if error > bound}
+    red = {v.column: v.error / v.bound for v in verdicts(result) if not v.ok}
     margins = ", ".join(f"{column} {margin:.0e}" for column, margin in red.items())
     record_property("planted_bug", f"{row.bug}: error / bound: {margins}")
     assert result["patched_calls"] > 0, "the patched line never ran"

@@ -1,4 +1,4 @@
-"""What each rank of a test world runs: `train/prove.py`, with the bug that a row's name plants, or a named check."""
+"""What each rank of a test world runs: `train/prove.py` or the check that a job names, with the bug that it plants."""
 
 import warnings
 from contextlib import nullcontext
@@ -13,12 +13,14 @@ from train.world import World
 
 
 def run(job: prove.Job, world: World, folder: Path) -> prove.Result:
-    if check := job.name.partition("CHECK:")[2]:
-        config = prove.configured(job.overrides)
-        return getattr(checks, check)(config, choose_runtime(config.runtime, world))
-    bug, counter = job.name.partition("BUG:")[2], planted.Counter()
-    with planted.BUGS[bug](counter) if bug else nullcontext():
-        result = prove.run(job, world, folder)
+    words = dict(word.split(":", 1) for word in job.name.split() if word.startswith(("CHECK:", "BUG:")))
+    counter = planted.Counter()
+    with planted.BUGS[words["BUG"]](counter) if "BUG" in words else nullcontext():
+        if "CHECK" in words:
+            config = prove.configured(job.overrides)
+            result = getattr(checks, words["CHECK"])(config, choose_runtime(config.runtime, world))
+        else:
+            result = prove.run(job, world, folder)
     return {**result, "patched_calls": counter.calls}
 
 

@@ -51,7 +51,7 @@ def unknown(plan: Plan) -> str | None:
     """What of this plan has no closed form yet: then `expected` must not be asked."""
     splits = isinstance(plan.config.strategy, Pipeline) and plan.config.strategy.facts().splits_backward
     without = {
-        "DeepSpeed's engines": plan.config.strategy.extra is not None,
+        f"strategy={plan.config.strategy.name}": not plan.config.strategy.closed_form,
         "context parallelism": "cp" in plan.axes,
         "tied embeddings over stages": plan.config.model.tie_embeddings and plan.num_stages > 1,
         "recomputation under a split backward": splits

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 from omegaconf import MISSING
 
+from train.fields import number
 from train.strategies.base import Strategy
 from train.strategies.deepspeed import DeepSpeed
 from train.strategies.pipeline import Pipeline
@@ -77,11 +77,6 @@ class Balance(Enum):
 class CompileMode(Enum):
     default = "default"
     reduce_overhead = "reduce-overhead"
-
-
-def number(default: Any, *, ge: float | None = None, gt: float | None = None, lt: float | None = None) -> Any:
-    """A field with a range, checked by `validate`; NaN and infinities are outside every range."""
-    return field(default=default, metadata={"ge": ge, "gt": gt, "lt": lt})
 
 
 @dataclass

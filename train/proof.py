@@ -10,7 +10,10 @@ routers' biases.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -47,16 +50,22 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The worst tensor of a column. `error`: max|a-b| / max|b|."""
+    """The worst tensor of a column. `error`: max|a-b| / max|b|, infinite for NaN. `differs`: why the strategy is
+    expected to differ here; empty where it must be equal."""
 
     column: str
     name: str
     error: float
     bound: float
+    differs: str = ""
+
+    @property
+    def equal(self) -> bool:
+        return self.error <= self.bound
 
     @property
     def ok(self) -> bool:
-        return self.error <= self.bound  # NaN is not
+        return self.equal or (bool(self.differs) and math.isfinite(self.error))
 
 
 def collect(config: Config, runtime: Runtime, corpus: Corpus) -> Evidence:
@@ -113,11 +122,14 @@ def _whole(tensors: object) -> Named:
 _COLUMNS = dataclasses.fields(Evidence)
 
 
-def compare(found: Evidence, reference: Evidence, bound: float) -> list[Verdict]:
-    """The worst error of every column that either side fills."""
+def compare(
+    found: Evidence, reference: Evidence, bound: float, differs: Mapping[str, str] = MappingProxyType({})
+) -> list[Verdict]:
+    """The worst error of every column that either side fills. `differs`: the strategy's own, by column."""
     norm = float(reference.grad_norm["norm"])
     columns = [(field.name, *(getattr(side, field.name) for side in (found, reference))) for field in _COLUMNS]
-    return [_worst(name, a, b, norm, bound) for name, a, b in columns if a or b]
+    verdicts = [_worst(name, a, b, norm, bound) for name, a, b in columns if a or b]
+    return [dataclasses.replace(verdict, differs=differs.get(verdict.column, "")) for verdict in verdicts]
 
 
 def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:

@@ -56,7 +56,8 @@ def run(job: Job, world: World, folder: Path) -> Result:
         torch.save(found, folder / job.save)
     else:
         reference = torch.load(folder / job.reference, weights_only=False)
-        verdicts = compare(found, reference, job.bound or BOUNDS[config.precision])
+        bound = job.bound or BOUNDS[config.precision]
+        verdicts = compare(found, reference, bound, config.strategy.differs())
         result["verdicts"] = [dataclasses.astuple(v) for v in verdicts]
     return result
 

@@ -49,6 +49,7 @@ class Report:
             "precision": config.precision.value,
             **environment(runtime.device, runtime.backend, world.world_size),
             "corpus_sha256": corpus.sha256,
+            "differs": config.strategy.differs(),
         }
         sinks: list[Sink] = [JsonLines(path / "metrics.jsonl"), Terminal(config.train.steps)]
         drawing = draw_mesh(degrees)
@@ -66,6 +67,8 @@ class Report:
             f"strategy {config.strategy.name} on {world.world_size} process(es): {used}\n{drawing}\nrun: {path}",
             flush=True,
         )
+        if facts["differs"]:
+            print(f"expected to differ from one device in {', '.join(facts['differs'])}", flush=True)
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline)

@@ -100,7 +100,7 @@ def unknown_holdings(plan: Plan) -> str | None:
     """What of this plan `held` and `state_bytes` do not know yet."""
     without = {
         "mixtures of experts": plan.config.model.num_experts > 0,
-        "DeepSpeed's engines": plan.config.strategy.extra is not None,
+        f"strategy={plan.config.strategy.name}": not plan.config.strategy.closed_form,
     }
     return ", ".join(name for name, found in without.items() if found) or None
 

@@ -1,9 +1,9 @@
 """Bugs that people really make, patched into the product's own functions where they make them."""
 
-from tests.planted import context, data, deepspeed, expert, pipeline, tensor
+from tests.planted import context, data, deepspeed, dropout, expert, pipeline, tensor
 from tests.planted.base import Bug, Counter
 
-_SUBJECTS = (data, tensor, pipeline, context, expert, deepspeed)
+_SUBJECTS = (data, tensor, pipeline, context, expert, deepspeed, dropout)
 BUGS: dict[str, Bug] = {bug.__name__: bug for subject in _SUBJECTS for bug in subject.BUGS}
 
 __all__ = ["BUGS", "Counter"]

@@ -2,6 +2,8 @@
 
 from tests.rows.base import BF16, COMPILED, F32, F64, TIED, checkpointed, row
 
+DROPOUT = (F64, "model.dropout=0.1")
+
 ROWS = [
     *(row(size, f"strategy={name}", options=(p,)) for name in ("dp", "fsdp") for p in (F64, F32) for size in (1, 2, 4)),
     *(row(2, f"strategy={name}", options=(BF16,)) for name in ("dp", "fsdp")),
@@ -22,10 +24,14 @@ ROWS = [
     row(2, "strategy=dp", "strategy.comm_hook=powersgd"),  # not compressed yet: the rest is test_comm_hooks.py's
     *checkpointed(2, "strategy=fsdp"),
     # the reference keeps its activations: recomputing must draw the same dropout masks again
-    row(1, "strategy=dp", "train.activation_checkpointing=full", options=(F64, "model.dropout=0.1")),
+    *(
+        row(1, "strategy=dp", f"train.activation_checkpointing={mode}", options=DROPOUT)
+        for mode in ("full", "selective")
+    ),
     row(2, "strategy=dp", bug="accumulation_scale"),
     row(2, "strategy=dp", bug="rank_left_out"),
     row(2, "strategy=dp", bug="mean_of_means"),
     row(2, "strategy=fsdp", bug="shards_do_not_decay"),
+    row(1, "strategy=dp", "train.activation_checkpointing=full", options=DROPOUT, bug="masks_not_replayed"),
 ]
 SLOW_ROWS = [row(2, f"strategy={name}", options=(F32, COMPILED)) for name in ("dp", "fsdp")]

@@ -60,10 +60,18 @@ class Strategy(ABC):
 
     name: str = MISSING
     extra: ClassVar[str | None] = None  # the optional package that it needs, which is also the extra's name
+    closed_form: ClassVar[bool] = False  # whether shapes.py and communication.py know what it holds and sends
 
     @abstractmethod
     def mesh_axes(self) -> dict[str, int]:
         """Degree of each axis that this strategy uses, at degree 1 too; -1 means the ranks that are left."""
+
+    def differs(self) -> dict[str, str]:
+        """The columns of the proof (proof.py) that are *expected* not to equal one device's, each with its reason.
+
+        What is not named here must be equal. Said wherever the strategy is explained, proven or run.
+        """
+        return {}
 
     @abstractmethod
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:

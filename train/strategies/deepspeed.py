@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from train.fields import number
 from train.strategies.base import MESH_AXES, Strategy, TrainStep
 
 if TYPE_CHECKING:
@@ -25,15 +26,13 @@ if TYPE_CHECKING:
 @dataclass
 class DeepSpeed(Strategy):
     extra: ClassVar[str | None] = "deepspeed"
-    zero_stage: int = field(default=1, metadata={"ge": 0, "gt": None, "lt": 4})  # 0 (with pp) | 1 | 2 | 3
+    zero_stage: int = number(1, ge=0, lt=4)  # 0 (with pp) | 1 | 2 | 3
     pp: int | None = None
     dp_replicate: int | None = None  # the data ranks of stage 0
     dp_shard: int | None = None  # the data ranks of stages 1 to 3
     offload_optimizer: bool = False  # optimiser state and update on the host (Ren et al. 2021)
-    # of gradients reduced at once and of parameters gathered at once, MiB
-    bucket_mb: float = field(default=25.0, metadata={"ge": None, "gt": 0, "lt": None})
-    # stage 3: parameters of fewer elements are not sharded
-    whole_below: int = field(default=0, metadata={"ge": 0, "gt": None, "lt": None})
+    bucket_mb: float = number(25.0, gt=0)  # of gradients reduced at once and of parameters gathered at once, MiB
+    whole_below: int = number(0, ge=0)  # stage 3: parameters of fewer elements are not sharded
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}

@@ -8,7 +8,7 @@ over `dp_shard`). A preset that names an axis runs its code at degree 1 too.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from train.strategies.base import MESH_AXES, Strategy, TrainStep
 
@@ -26,6 +26,7 @@ COMM_HOOKS = ("none", "fp16", "bf16", "powersgd")
 
 @dataclass
 class Spmd(Strategy):
+    closed_form: ClassVar[bool] = True
     dp_replicate: int | None = None
     dp_shard: int | None = None
     cp: int | None = None
