@@ -64,10 +64,14 @@ def check_machine(config: Config, nproc: int, port: int | None) -> None:
             raise BadInput(
                 Problem("port", problem, "use another, or none for a free one", exit_code=EXIT_ENVIRONMENT)
             ) from error
-    if (config.runtime.device, config.runtime.backend) != ("auto", "auto"):
-        from train.distributed import choose_runtime  # loads torch, which an `auto` run need not wait for
+    if (config.runtime.device, config.runtime.backend) != ("auto", "auto") or config.strategy.needed_backend():
+        from train.distributed import (
+            check_backend,
+            choose_runtime,
+        )  # loads torch, which an `auto` run need not wait for
 
-        choose_runtime(config.runtime, World(0, 0, nproc, nproc, from_torchrun=True))
+        runtime = choose_runtime(config.runtime, World(0, 0, nproc, nproc, from_torchrun=True))
+        check_backend(config.strategy, runtime.backend)
 
 
 if __name__ == "__main__":

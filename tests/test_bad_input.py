@@ -42,6 +42,7 @@ COMMAND_LINES = {
     ),
     "nproc=4 strategy=pp train.global_batch_size=4": (2, "2 microbatches", "train.global_batch_size=8"),
     "nproc=2 strategy=pp strategy.schedule=2f2b": (2, "strategy.schedule=2f2b is not known", "strategy.schedule=gpipe"),
+    "nproc=2 strategy.async_tp=true": (2, "async_tp=true needs compile.enabled=true", "compile.enabled=true"),
     "nproc=3 strategy=dp": (2, "train.global_batch_size=8 is not divisible by", "train.global_batch_size=6"),
     "data=text": (2, "data=text needs a path", "data.path=FILE"),
     "data=text data.path=/no/such/file": (2, "does not exist", "data.path=/no/such/file"),
@@ -56,6 +57,7 @@ COMMAND_LINES = {
     "port={taken}": (3, "cannot be used", "use another"),
 }
 WITHOUT_GPU = {
+    "nproc=2 strategy.async_tp=true compile.enabled=true": (3, "async_tp=true needs nccl", "strategy.async_tp=false"),
     "runtime.backend=nccl": (3, "runtime.backend=nccl needs a cuda device", "runtime.backend=auto"),
     "nproc=2 runtime.device=cuda": (3, "no cuda device", "runtime.device=auto"),
 }

@@ -47,6 +47,7 @@ ALONE = [
     *rows(1, DEGREE_ONE, (F32,)),
     *rows(1, tuple(s for s in DEGREE_ONE if "strategy.comm_hook=bf16" not in s), (BF16, COMPILED)),
     *rows(1, (("fsdp",), ("tp",), ("pp",)), (F32, COMPILED)),
+    *rows(1, (("tp", "strategy.async_tp=true"),), (BF16, COMPILED)),
     *rows(1, (("ep",),), (F64, *MOE)),
 ]
 SHARED = [

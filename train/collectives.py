@@ -15,6 +15,10 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+# torch 2.13 gave them new names and warns of the old ones
+_GATHER = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
+_SCATTER = getattr(funcol, "reduce_scatter_single", None) or funcol.reduce_scatter_tensor
+
 
 def sum_of(x: Tensor, group: ProcessGroup) -> Tensor:
     """Sum over ranks, outside autograd."""
@@ -32,17 +36,18 @@ def _all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     if _is_gloo(group):
         out = torch.ops.strategy_lab.all_gather(x.contiguous(), size, group.group_name)
     else:
-        out = funcol.wait_tensor(funcol.all_gather_tensor(x.contiguous(), 0, group))
-    return out.unflatten(0, (size, -1)).movedim(0, dim).flatten(dim, dim + 1)
+        out = funcol.wait_tensor(_GATHER(x.contiguous(), 0, group))
+    # chunk and cat, of all ways to write it: what inductor can fuse with a product (`tensor.pipeline_products`)
+    return torch.cat(out.chunk(size), dim) if dim else out
 
 
 def _reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     """Sum over ranks and keep this rank's equal shard along `dim`."""
     size = group.size()
-    parts = x.unflatten(dim, (size, -1)).movedim(dim, 0).contiguous().flatten(0, 1)
+    parts = torch.cat(x.chunk(size, dim)) if dim else x.contiguous()
     if _is_gloo(group):
         return torch.ops.strategy_lab.reduce_scatter(parts, size, group.group_name)
-    return funcol.wait_tensor(funcol.reduce_scatter_tensor(parts, "sum", 0, group))
+    return funcol.wait_tensor(_SCATTER(parts, "sum", 0, group))
 
 
 def _is_gloo(group: ProcessGroup) -> bool:

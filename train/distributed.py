@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from train.config import Config, RuntimeConfig
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
-from train.strategies.base import BATCH_AXES, MESH_AXES, resolve_degrees
+from train.strategies.base import BATCH_AXES, MESH_AXES, Strategy, resolve_degrees
 from train.world import World
 
 # What each backend needs to be asked for by name: the device types that it moves.
@@ -76,6 +76,15 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
     return Runtime(torch.device(kind, world.local_rank % count), backend, note)
 
 
+def check_backend(strategy: Strategy, backend: str) -> None:
+    """Raises BadInput (exit code 3) if the strategy has an option that `backend` does not have."""
+    if (needed := strategy.needed_backend()) and needed[0] != backend:
+        option = f"strategy.{needed[1]}"
+        _refuse(
+            "strategy_backend", f"{option}=true needs {needed[0]}, but the run is on {backend}", f"use {option}=false"
+        )
+
+
 def _default_backend(device_type: str) -> str:
     try:
         return dist.get_default_backend_for_device(device_type)
@@ -105,7 +114,11 @@ def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.
 
 
 def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
-    """All axes of MESH_AXES, those that the strategy does not name at degree 1. Collective over the world."""
+    """All axes of MESH_AXES, those that the strategy does not name at degree 1. Collective over the world.
+
+    Raises BadInput as `check_backend` does.
+    """
+    check_backend(config.strategy, runtime.backend)
     degrees = resolve_degrees(config.strategy.mesh_axes(), dist.get_world_size())
     mesh = init_device_mesh(runtime.device.type, tuple(degrees.values()), mesh_dim_names=MESH_AXES)
     assert mesh.size() == dist.get_world_size()

@@ -41,10 +41,32 @@ def dense_columns(plan: Plan) -> int:
     return 0 if plan.config.model.num_experts else plan.config.model.ffn_dim
 
 
+def async_tp(plan: Plan) -> Finding | None:
+    """What of it can be known before a device is chosen; `Spmd.needed_backend` says the rest."""
+    if not plan.option("async_tp", False):
+        return None
+    runtime, needed = plan.config.runtime, []
+    if "tp" not in plan.axes:
+        needed.append("strategy.tp=-1")
+    if not plan.option("sequence_parallel", True):
+        needed.append("strategy.sequence_parallel=true")
+    if not plan.config.compile.enabled:
+        needed.append("compile.enabled=true")
+    if runtime.device == "cpu":
+        needed.append("runtime.device=auto")
+    if runtime.backend == "gloo":
+        needed.append("runtime.backend=auto")
+    if not needed:
+        return None
+    message = f"strategy.async_tp=true needs {', '.join(needed)}"
+    return Finding(message, (" ".join(needed), "strategy.async_tp=false"))
+
+
 RULES = (
     Rule("tp_heads", "a rank has whole heads", tp_divides("model.num_heads", model_size("num_heads"))),
     Rule("tp_kv_heads", "a rank has whole KV heads", tp_divides("model.num_kv_heads", model_size("num_kv_heads"))),
     Rule("tp_ffn", "feed-forward columns are split evenly", tp_divides("model.ffn_dim", dense_columns)),
     Rule("tp_vocab", "every rank has rows of the vocabulary", vocabulary),
+    Rule("async_tp", "the compiler fuses gathers and scatters of NCCL with products", async_tp),
     Rule("tp_sequence", "sequence parallelism splits evenly", tp_divides("train.seq_len", sequence_length)),
 )

@@ -43,8 +43,10 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
     model.rope = model.rope.to(device)
     seed_dropout(mesh, config)
     if "tp" in axes:
-        from train.strategies.tensor import apply_tp
+        from train.strategies.tensor import apply_tp, pipeline_products
 
+        if strategy.async_tp:
+            pipeline_products(mesh["tp"].get_group())
         apply_tp(model, mesh["tp"], sequence_parallel=strategy.sequence_parallel, loss_parallel=strategy.loss_parallel)
     if "cp" in axes:
         from train.strategies.context import apply_cp

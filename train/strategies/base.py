@@ -73,6 +73,10 @@ class Strategy(ABC):
         """
         return {}
 
+    def needed_backend(self) -> tuple[str, str] | None:
+        """(the only torch.distributed backend that can do it, the option that needs it), or None: any can."""
+        return None
+
     @abstractmethod
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         """Apply the strategy to a model on the meta device. Collective: all ranks of the mesh call it."""

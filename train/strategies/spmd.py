@@ -35,6 +35,7 @@ class Spmd(Strategy):
     cp_method: str = "allgather"  # allgather | ring | ulysses: how attention sees the other ranks' keys and values
     sequence_parallel: bool = True  # tp: activations between blocks sharded over the sequence (Korthikanti et al. 2022)
     loss_parallel: bool = True  # tp: cross-entropy on vocabulary shards, logits are never gathered
+    async_tp: bool = False  # tp, compiled, on NCCL: gathers and scatters in pieces, beside the products that need them
     zero_stage: int = 3  # dp_shard: within a step, shard optimiser state (1), gradients too (2), parameters too (3)
     reshard_after_forward: bool = True  # zero_stage 3: gather parameters again for the backward, block by block
     cpu_offload: bool = False  # dp_shard: parameters, gradients and optimiser state wait in host memory
@@ -49,6 +50,9 @@ class Spmd(Strategy):
     def frees_parameters(self) -> bool:
         """Whether a block's gathered parameters are freed between its forward and its backward."""
         return self.zero_stage == 3 and self.reshard_after_forward
+
+    def needed_backend(self) -> tuple[str, str] | None:
+        return ("nccl", "async_tp") if self.async_tp else None
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step, accumulate

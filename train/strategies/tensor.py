@@ -10,6 +10,7 @@ B x T x D elements (half of each in the backward, as the other's adjoint); witho
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
@@ -134,6 +135,22 @@ def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, An
             partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group),
         )
     return partial(collectives.enter, group=group), partial(collectives.all_reduce, group=group)
+
+
+def pipeline_products(group: ProcessGroup) -> None:
+    """Async TP (Wang et al. 2023; torch's `_micro_pipeline_tp`): inductor writes a gather and the products of its
+    result, or a product and its reduce-scatter, as one operator that works in pieces, so that sending one hides behind
+    multiplying another. Its pieces travel by symmetric memory, which ranks of one NVLink domain have.
+
+    Private (torch 2.11 to 2.13), and of NCCL alone (`Spmd.needed_backend`).
+    """
+    import torch._inductor.config
+    from torch.distributed._symmetric_memory import enable_symm_mem_for_group
+
+    with warnings.catch_warnings():  # said to be needless, but inductor still asks for what it registers
+        warnings.simplefilter("ignore", FutureWarning)
+        enable_symm_mem_for_group(group.group_name)
+    torch._inductor.config._micro_pipeline_tp = True
 
 
 def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, loss_parallel: bool) -> None:
