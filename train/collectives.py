@@ -36,7 +36,7 @@ def _all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     if _is_gloo(group):
         out = torch.ops.strategy_lab.all_gather(x.contiguous(), size, group.group_name)
     else:
-        out = funcol.wait_tensor(_GATHER(x.contiguous(), 0, group))
+        out = _waited(_GATHER(x.contiguous(), 0, group))
     # chunk and cat, of all ways to write it: what inductor can fuse with a product (`tensor.pipeline_products`)
     return torch.cat(out.chunk(size), dim) if dim else out
 
@@ -47,7 +47,12 @@ def _reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     parts = torch.cat(x.chunk(size, dim)) if dim else x.contiguous()
     if _is_gloo(group):
         return torch.ops.strategy_lab.reduce_scatter(parts, size, group.group_name)
-    return funcol.wait_tensor(_SCATTER(parts, "sum", 0, group))
+    return _waited(_SCATTER(parts, "sum", 0, group))
+
+
+def _waited(x: Tensor) -> Tensor:
+    """Compiled, torch waits by itself, and a second wait would hide the collective from inductor's fusion."""
+    return x.wait() if isinstance(x, funcol.AsyncCollectiveTensor) else x
 
 
 def _is_gloo(group: ProcessGroup) -> bool:

@@ -1,0 +1,49 @@
+"""Compile a tp step for two ranks that do not exist and print, as JSON, how often inductor uses which collective.
+
+A process of its own, as it pretends NCCL, symmetric memory and a fake process group. Nothing can be sent: the step ends
+at its first fused operator, which has no CPU kernel, after the forward of a block was compiled.
+"""
+
+import json
+import sys
+from collections import Counter
+from unittest import mock
+
+import torch
+import torch._inductor.config as inductor
+import torch.distributed as dist
+from torch.distributed._symmetric_memory import _test_mode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from train.data import load_corpus
+from train.distributed import Runtime, build_mesh
+from train.model import Transformer, dtypes
+from train.prove import configured
+
+
+def main() -> None:
+    found: Counter[str] = Counter()
+
+    def count(graph: torch.fx.Graph) -> None:
+        targets = (str(node.target) for node in graph.nodes)
+        found.update(name for name in targets if name.startswith(("symm_mem.", "_c10d_functional.")))
+
+    inductor.post_grad_custom_post_pass = count
+    inductor.force_disable_caches = True  # a graph out of the cache is not passed
+    config = configured(["strategy=tp", "compile.enabled=true", "precision=bf16", "model.num_layers=1", *sys.argv[1:]])
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    cpu = torch.device("cpu")
+    with mock.patch("torch.distributed.is_nccl_available", return_value=True), _test_mode():
+        with mock.patch("train.distributed.check_backend"):
+            mesh = build_mesh(config, Runtime(cpu, "fake"))
+        step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+        try:
+            step(*load_corpus(config).batch(1, config.train.global_batch_size, slice(None)), lr=0.0)
+        except NotImplementedError as error:
+            if "symm_mem::" not in str(error):
+                raise
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
