@@ -48,6 +48,12 @@ def row(
     return Row(size, tuple(strategy), options, bug, bound)
 
 
+def presets(*names: str, sizes: tuple[int, ...], single: int) -> list[Row]:
+    """float64 at every size; float32, which could hide little that float64 shows, at the size `single` alone."""
+    rows = [row(size, f"strategy={name}") for name in names for size in sizes]
+    return rows + [row(single, f"strategy={name}", options=(F32,)) for name in names]
+
+
 def checkpointed(size: int, *strategy: str) -> list[Row]:
     """With each kind of activation checkpointing."""
     modes = ("full", "selective")

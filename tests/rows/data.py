@@ -1,20 +1,15 @@
 """Data parallelism: DDP, FSDP2, both."""
 
-from tests.rows.base import BF16, COMPILED, F32, F64, TIED, checkpointed, row
+from tests.rows.base import BF16, COMPILED, F32, F64, TIED, checkpointed, presets, row
 
 DROPOUT = (F64, "model.dropout=0.1")
 
 ROWS = [
-    *(row(size, f"strategy={name}", options=(p,)) for name in ("dp", "fsdp") for p in (F64, F32) for size in (1, 2, 4)),
+    *presets("dp", "fsdp", sizes=(1, 2, 4), single=2),
+    *presets("zero1", "zero2", sizes=(2, 4), single=2),
+    *presets("hsdp", sizes=(4,), single=4),
     *(row(2, f"strategy={name}", options=(BF16,)) for name in ("dp", "fsdp")),
     *(row(2, f"strategy={name}", options=(F64, TIED)) for name in ("dp", "fsdp")),
-    *(
-        row(size, f"strategy={name}", options=(p,))
-        for name in ("zero1", "zero2")
-        for p in (F64, F32)
-        for size in (2, 4)
-    ),
-    *(row(4, "strategy=hsdp", options=(p,)) for p in (F64, F32)),
     row(4, "strategy=hsdp", "strategy.zero_stage=1"),
     row(2, "strategy=fsdp", "strategy.reshard_after_forward=false"),
     row(2, "strategy=fsdp", "strategy.cpu_offload=true"),
@@ -34,4 +29,7 @@ ROWS = [
     row(2, "strategy=fsdp", bug="shards_do_not_decay"),
     row(1, "strategy=dp", "train.activation_checkpointing=full", options=DROPOUT, bug="masks_not_replayed"),
 ]
-SLOW_ROWS = [row(2, f"strategy={name}", options=(F32, COMPILED)) for name in ("dp", "fsdp")]
+SLOW_ROWS = [
+    *(row(2, f"strategy={name}", options=(F32, COMPILED)) for name in ("dp", "fsdp")),
+    *(row(4, f"strategy={name}", options=(F32,)) for name in ("dp", "zero1", "zero2", "fsdp")),
+]

@@ -1,6 +1,6 @@
 """Pipelines alone: schedules, virtual stages, uneven splits, tied embeddings."""
 
-from tests.rows.base import BF16, COMPILED, F32, F64, TIED, Row, checkpointed, row
+from tests.rows.base import BF16, COMPILED, F32, F64, TIED, Row, checkpointed, presets, row
 
 LAYERS_8 = "model.num_layers=8"
 CHECKPOINTED = "train.activation_checkpointing=full"
@@ -12,7 +12,7 @@ def scheduled(size: int, name: str, *strategy: str, options: tuple[str, ...] = (
 
 
 ROWS = [
-    *(row(size, "strategy=pp", options=(p,)) for p in (F64, F32) for size in (1, 2, 4)),
+    *presets("pp", sizes=(1, 2, 4), single=2),
     row(2, "strategy=pp", options=(BF16,)),
     *checkpointed(2, "strategy=pp"),
     *(scheduled(2, name) for name in ("gpipe", *VIRTUAL)),
@@ -28,6 +28,7 @@ ROWS = [
     row(2, "strategy=pp", options=(F64, TIED), bug="tied_gradients_not_summed"),
 ]
 SLOW_ROWS = [
+    row(4, "strategy=pp", options=(F32,)),
     row(2, "strategy=pp", options=(F32, COMPILED)),
     *(scheduled(2, name, options=(F32, COMPILED)) for name in ("gpipe", "interleaved_1f1b", "looped_bfs")),
     *(scheduled(2, name, options=(F64, CHECKPOINTED)) for name in ("gpipe", *VIRTUAL)),

@@ -1,24 +1,25 @@
 """Products of axes: presets, and some that no preset names."""
 
-from tests.rows.base import BF16, F32, F64, TIED, Row, row
+from tests.rows.base import BF16, F32, F64, TIED, Row, presets, row
 from tests.rows.pipeline import VIRTUAL
 
 ROWS = [
-    *(row(4, f"strategy={name}", options=(p,)) for name in ("fsdp_tp", "tp_pp", "dp_pp") for p in (F64, F32)),
-    *(row(8, "strategy=3d", options=(p,)) for p in (F64, F32)),
+    *presets("fsdp_tp", "tp_pp", "dp_pp", sizes=(4,), single=4),
+    row(8, "strategy=3d"),
     row(4, "strategy=tp_pp", "strategy.loss_parallel=false", "strategy.sequence_parallel=false"),
-    row(4, "strategy=tp_pp", options=(F64, "model.vocab_size=259")),
     row(4, "strategy=fsdp_pp"),
     row(4, "strategy=fsdp_pp", "strategy.schedule=zbv_zero_bubble", options=(F64, TIED)),
     row(4, "strategy=tp_pp", "strategy.schedule=zbv_zero_bubble"),
-    *(row(4, f"strategy={name}", options=(F64, TIED)) for name in ("fsdp_pp", "tp_pp")),
+    row(4, "strategy=tp_pp", options=(F64, TIED)),
     row(8, "strategy=3d", "strategy.schedule=gpipe", "strategy.sequence_parallel=false"),
     row(8, "strategy=fsdp_tp", "strategy.dp_replicate=2"),
 ]
 FULL = "train.activation_checkpointing=full"
 MIXTURE = ("model=moe_tiny", "model.num_layers=4")
 SLOW_ROWS: list[Row] = [
-    row(4, "strategy=dp_pp", options=(F64, TIED)),
+    row(8, "strategy=3d", options=(F32,)),
+    row(4, "strategy=tp_pp", options=(F64, "model.vocab_size=259")),
+    *(row(4, f"strategy={name}", options=(F64, TIED)) for name in ("dp_pp", "fsdp_pp")),
     row(4, "strategy=dp_pp", "strategy.schedule=interleaved_1f1b"),
     row(
         2,

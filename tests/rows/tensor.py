@@ -1,11 +1,11 @@
 """Tensor and sequence parallelism."""
 
-from tests.rows.base import BF16, COMPILED, F32, F64, TIED, checkpointed, row
+from tests.rows.base import BF16, COMPILED, F32, F64, TIED, checkpointed, presets, row
 
 DROPOUT = "model.dropout=0.1"
 
 ROWS = [
-    *(row(size, "strategy=tp", options=(p,)) for p in (F64, F32) for size in (1, 2, 4)),
+    *presets("tp", sizes=(1, 2, 4), single=2),
     row(2, "strategy=tp", options=(BF16,)),
     row(2, "strategy=tp", options=(F64, TIED)),
     row(2, "strategy=tp", "strategy.sequence_parallel=false"),
@@ -14,7 +14,6 @@ ROWS = [
     *checkpointed(2, "strategy=tp"),
     row(2, "strategy=tp", options=(F64, "model.vocab_size=259")),
     row(4, "strategy=tp", "strategy.loss_parallel=false", options=(F64, TIED, "model.vocab_size=257")),
-    row(4, "strategy=fsdp_tp", options=(F64, "model.vocab_size=259")),
     # equal masks: the tp ranks of one sequence draw what one device draws
     row(2, "strategy=tp", "strategy.sequence_parallel=false", options=(F64, DROPOUT)),
     row(2, "strategy=tp", bug="norm_gradient_not_summed"),
@@ -29,6 +28,8 @@ ROWS = [
     ),
 ]
 SLOW_ROWS = [
+    row(4, "strategy=tp", options=(F32,)),
+    row(4, "strategy=fsdp_tp", options=(F64, "model.vocab_size=259")),
     row(2, "strategy=tp", options=(F32, COMPILED)),
     row(2, "strategy=tp", options=(F32, COMPILED, "train.activation_checkpointing=selective")),
 ]
