@@ -77,7 +77,7 @@ def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
             assert abs(held - total / parts) <= spare, kind
 
 
-@pytest.mark.parametrize("name", ["ds_zero1", "ds_pp"])
+@pytest.mark.parametrize("name", ["ds_zero1", "ds_pp", "ds_autotp"])
 def test_missing_package_is_one_line(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = cli.parse(cli.parser("test", ""), [f"strategy={name}"])[0]
@@ -105,6 +105,16 @@ def test_missing_package_is_one_line(name, monkeypatch):
         (("strategy=ds_pp", "strategy.offload_optimizer=true"), 2),
         (("strategy=ds_pp", "model.tie_embeddings=true"), 2),
         (("strategy=ds_pp", "model.num_layers=2"), 4),
+        (("strategy=ds_autotp", "precision=bf16"), 2),
+        (("strategy=ds_autotp", "precision=float64"), 2),
+        (("strategy=ds_autotp", "train.activation_checkpointing=selective"), 2),
+        (("strategy=ds_autotp", "compile.enabled=true"), 2),
+        (("strategy=ds_autotp", "strategy.zero_stage=0"), 2),
+        (("strategy=ds_autotp", "strategy.tp=2", "strategy.dp_replicate=2"), 4),
+        (("strategy=ds_autotp", "strategy.pp=2"), 4),
+        (("strategy=ds_pp", "strategy.tp=2"), 4),
+        (("strategy=ds_autotp",), 8),
+        (("strategy=ds_autotp", "model.ffn_dim=350"), 4),
     ],
 )
 def test_a_fix_mends_its_problem(overrides, world_size):
