@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
-from tests.rows.base import Row
+from launch.world import run_world
+from tests.rows.base import BASE, F32, Row
 from tests.rows.deepspeed import ROWS, SLOW_ROWS
 from tests.test_equivalence import assert_green, assert_red, names
 from tests.test_run import MiB, held_by_rank, launch, steps_of
 from tests.worlds import prove
 from train import cli
 from train.problems import EXIT_ENVIRONMENT, BadInput
+from train.prove import Job
 from train.validate import validate
 
 KINDS = ("parameters", "gradients", "optimiser")
@@ -75,6 +77,22 @@ def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
         for kind, total, parts, spare in zip(KINDS, totals, shards, padding, strict=True):
             held = step[f"memory_by_rank/{kind}_mib/rank_{rank}"] * MiB
             assert abs(held - total / parts) <= spare, kind
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("checkpointing", "per_layer"), [("none", 7), ("full", 9)])
+def test_autotp_sends_what_is_said_and_replicas_stay_equal(checkpointing, per_layer, tmp_path):
+    words = ["strategy=ds_autotp", F32, "model.dropout=0.1", f"train.activation_checkpointing={checkpointing}"]
+    job = Job("CHECK:autotp", [*BASE, *words, "runtime.device=cpu", "runtime.timeout_s=60"])
+    found = run_world(tmp_path, [job], size=2, runtime=job.overrides[-2:], timeout_s=150, worker="tests.worker")
+    result = found["CHECK:autotp"]
+    assert "error" not in result, result["error"]
+    calls = 4 * 8 * per_layer  # layers, microbatches of one row of 32 tokens, 128 wide, float32
+    assert result["sent"] == {"tp/all_reduce": [calls + 2, calls * 32 * 128 * 4 + 8]}  # and the norm, and overflow
+    assert result["drift"] == 0.0
+    assert result["cut"] == 4 * 7
 
 
 @pytest.mark.parametrize("name", ["ds_zero1", "ds_pp", "ds_autotp"])
