@@ -11,6 +11,7 @@ from tests import masks
 from train.config import Config, Optimiser
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, own_rows
+from train.ledger import Ledger
 from train.model import Transformer, dtypes
 from train.strategies.base import MESH_AXES
 
@@ -72,3 +73,24 @@ def dropout(config: Config, runtime: Runtime) -> dict:
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, own)
     return masks.facts(ranks, config.model.dropout) if dist.get_rank() == 0 else {}
+
+
+def autotp(config: Config, runtime: Runtime) -> dict:
+    """What the second step sends over `tp`, and how far parameters that are whole on all ranks have drifted apart."""
+    mesh = build_mesh(config, runtime)
+    size = config.train.global_batch_size
+    model = Transformer(config.model, **dtypes(config.precision))
+    step = config.strategy.build(model, mesh, config)
+    corpus = load_corpus(config)
+    step(*corpus.batch(1, size, own_rows(mesh, size)), lr=0.1)
+    with Ledger(mesh) as ledger:
+        step(*corpus.batch(2, size, own_rows(mesh, size)), lr=0.1)
+    drift = 0.0
+    for p in (p.detach() for p in model.parameters() if p not in step.cut):  # type: ignore[attr-defined]
+        first = p.clone()
+        dist.broadcast(first, group_src=0, group=mesh["tp"].get_group())
+        drift = max(drift, float((p - first).abs().max()))
+    drifts = [0.0] * dist.get_world_size()
+    dist.all_gather_object(drifts, drift)
+    sent = {f"{axis}/{op}": [total.calls, total.bytes] for (axis, op), total in ledger.totals.items()}
+    return {"sent": sent, "drift": max(drifts), "cut": len(step.cut)}  # type: ignore[attr-defined]

@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
-from tests.rows.base import Row
+from launch.world import run_world
+from tests.rows.base import BASE, F32, Row
 from tests.rows.deepspeed import ROWS, SLOW_ROWS
 from tests.test_equivalence import assert_green, assert_red, names
 from tests.test_run import MiB, held_by_rank, launch, steps_of
 from tests.worlds import prove
 from train import cli
 from train.problems import EXIT_ENVIRONMENT, BadInput
+from train.prove import Job
 from train.validate import validate
 
 KINDS = ("parameters", "gradients", "optimiser")
@@ -77,7 +79,23 @@ def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
             assert abs(held - total / parts) <= spare, kind
 
 
-@pytest.mark.parametrize("name", ["ds_zero1", "ds_pp"])
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize(("checkpointing", "per_layer"), [("none", 7), ("full", 9)])
+def test_autotp_sends_what_is_said_and_replicas_stay_equal(checkpointing, per_layer, tmp_path):
+    words = ["strategy=ds_autotp", F32, "model.dropout=0.1", f"train.activation_checkpointing={checkpointing}"]
+    job = Job("CHECK:autotp", [*BASE, *words, "runtime.device=cpu", "runtime.timeout_s=60"])
+    found = run_world(tmp_path, [job], size=2, runtime=job.overrides[-2:], timeout_s=150, worker="tests.worker")
+    result = found["CHECK:autotp"]
+    assert "error" not in result, result["error"]
+    calls = 4 * 8 * per_layer  # layers, microbatches of one row of 32 tokens, 128 wide, float32
+    assert result["sent"] == {"tp/all_reduce": [calls + 2, calls * 32 * 128 * 4 + 8]}  # and the norm, and overflow
+    assert result["drift"] == 0.0
+    assert result["cut"] == 4 * 7
+
+
+@pytest.mark.parametrize("name", ["ds_zero1", "ds_pp", "ds_autotp"])
 def test_missing_package_is_one_line(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     config = cli.parse(cli.parser("test", ""), [f"strategy={name}"])[0]
@@ -105,6 +123,16 @@ def test_missing_package_is_one_line(name, monkeypatch):
         (("strategy=ds_pp", "strategy.offload_optimizer=true"), 2),
         (("strategy=ds_pp", "model.tie_embeddings=true"), 2),
         (("strategy=ds_pp", "model.num_layers=2"), 4),
+        (("strategy=ds_autotp", "precision=bf16"), 2),
+        (("strategy=ds_autotp", "precision=float64"), 2),
+        (("strategy=ds_autotp", "train.activation_checkpointing=selective"), 2),
+        (("strategy=ds_autotp", "compile.enabled=true"), 2),
+        (("strategy=ds_autotp", "strategy.zero_stage=0"), 2),
+        (("strategy=ds_autotp", "strategy.tp=2", "strategy.dp_replicate=2"), 4),
+        (("strategy=ds_autotp", "strategy.pp=2"), 4),
+        (("strategy=ds_pp", "strategy.tp=2"), 4),
+        (("strategy=ds_autotp",), 8),
+        (("strategy=ds_autotp", "model.ffn_dim=350"), 4),
     ],
 )
 def test_a_fix_mends_its_problem(overrides, world_size):

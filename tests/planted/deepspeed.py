@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import torch.distributed as dist
 from torch import Tensor
 
 from tests.planted.base import Counter
@@ -22,4 +23,17 @@ def averaged_over_ranks(counter: Counter) -> Iterator[None]:
         yield
 
 
-BUGS = (averaged_over_ranks,)
+@contextmanager
+def tensor_ranks_averaged(counter: Counter) -> Iterator[None]:
+    """The mean over all ranks is undone, where DeepSpeed's is over the data ranks: gradients too large by tp."""
+    from train.strategies import deepspeed_engine
+
+    def summed(loss: Tensor, data_ranks: int) -> Tensor:
+        counter.calls += 1
+        return loss * dist.get_world_size()
+
+    with mock.patch.object(deepspeed_engine, "summed", summed):
+        yield
+
+
+BUGS = (averaged_over_ranks, tensor_ranks_averaged)

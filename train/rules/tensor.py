@@ -26,7 +26,7 @@ def sequence_length(plan: Plan) -> int:
 
 def vocabulary(plan: Plan) -> Finding | None:
     tp, rows = plan.degrees["tp"], plan.config.model.vocab_size
-    if -(-rows // tp) * (tp - 1) < rows:
+    if -(-rows // tp) * (tp - 1) < rows or not plan.option("tp_splits_vocabulary", True):
         return None
     message = f"model.vocab_size={rows} in strategy.tp={tp} shards of {-(-rows // tp)} leaves ranks without rows"
     return Finding(message, degree_fixes(plan, "tp", list(range(tp - 1, 0, -1))), "use strategy.tp=1")

@@ -5,7 +5,8 @@
     stage 2             all          1/n         1/n                  the same, reduced as the backward goes: 2P
     stage 3             1/n          1/n         1/n                  two all-gathers and a reduction a microbatch: 3P
 
-`pp` without ZeRO or with stage 1: DeepSpeed's `PipelineModule`, 1F1B. docs/deepspeed.md says what is scaled where.
+`pp` without ZeRO or with stage 1: DeepSpeed's `PipelineModule`, 1F1B. `tp` with any stage: its AutoTP.
+docs/deepspeed.md says what is scaled where.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
 @dataclass
 class DeepSpeed(Strategy):
     extra: ClassVar[str | None] = "deepspeed"
+    tp_splits_vocabulary: ClassVar[bool] = False
     zero_stage: int = number(1, ge=0, lt=4)  # 0 (with pp) | 1 | 2 | 3
     pp: int | None = None
     dp_replicate: int | None = None  # the data ranks of stage 0
     dp_shard: int | None = None  # the data ranks of stages 1 to 3
+    tp: int | None = None  # AutoTP: blocks cut over heads and feed-forward columns
     offload_optimizer: bool = False  # optimiser state and update on the host (Ren et al. 2021)
     bucket_mb: float = number(25.0, gt=0)  # of gradients reduced at once and of parameters gathered at once, MiB
     whole_below: int = number(0, ge=0)  # stage 3: parameters of fewer elements are not sharded
@@ -42,6 +45,10 @@ class DeepSpeed(Strategy):
             from train.strategies.deepspeed_pipe import PipeStep
 
             return PipeStep(model, mesh, config)
+        if self.tp is not None:
+            from train.strategies.deepspeed_autotp import AutoTpStep
+
+            return AutoTpStep(model, mesh, config)
         from train.strategies.deepspeed_engine import ZeroStep
 
         return ZeroStep(model, mesh, config)

@@ -118,13 +118,14 @@ class EngineStep:
         self.num_microbatches = rows // config.train.micro_batch_size
         self.gradient_bytes = 0
 
-    def initialise(self, module: torch.nn.Module, mpu: object | None) -> None:
-        """Hand the materialised module and the lab's own optimiser to DeepSpeed. Broadcasts the weights."""
+    def initialise(self, module: torch.nn.Module, mpu: object | None, **more: Any) -> None:
+        """Hand the materialised module and the lab's own optimiser to DeepSpeed, with `more` of its configuration.
+        Broadcasts the weights."""
         self.parameters = dict(self.model.named_parameters())
         self.engine = self.deepspeed.initialize(
             model=module,
             optimizer=build_optimiser(self.parameters, self.config.optim),
-            config=engine_config(self.config, self.num_microbatches),
+            config=engine_config(self.config, self.num_microbatches) | more,
             mpu=mpu,
             dist_init_required=False,
         )[0]
@@ -156,11 +157,15 @@ class EngineStep:
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Collective, as `safe_get_full_fp32_param` is: an all-reduce over the data ranks for each parameter."""
         get = self.deepspeed.utils.safe_get_full_fp32_param
-        return self.state.full(lambda p: p.detach() if (full := get(p)) is None else full)
+        return self.full(lambda p: p.detach() if (full := get(p)) is None else full)
 
     def full_gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Collective, and only from `on_gradients`: DeepSpeed frees them with its update."""
-        return self.state.full(self.deepspeed.utils.safe_get_full_grad)
+        return self.full(self.deepspeed.utils.safe_get_full_grad)
+
+    def full(self, of: Callable[[torch.nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
+        """`ShardedState.full` of what DeepSpeed has put together over its data ranks."""
+        return self.state.full(of)
 
     def state_bytes(self) -> dict[str, int]:
         """`optimiser` has the partition of master weights in it that DeepSpeed keeps beside the parameters."""
