@@ -91,6 +91,7 @@ def test_it_trains_and_its_limit_is_one_device(copy):
     assert abs(losses[3] - reference[3]) > 1e-6, "this could not have failed"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_rows_preset_and_line_pass_the_suite(copy):
     files = ("tests/test_config.py", "tests/test_equivalence.py", "tests/test_explain.py")

@@ -16,7 +16,10 @@ PLAIN = ("_c10d_functional.all_gather_into_tensor.default", "_c10d_functional.re
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("async_tp", "used", "unused"), [("true", FUSED, PLAIN), ("false", PLAIN, FUSED)])
+@pytest.mark.parametrize(
+    ("async_tp", "used", "unused"),
+    [("true", FUSED, PLAIN), pytest.param("false", PLAIN, FUSED, marks=pytest.mark.slow)],
+)
 def test_collectives_are_fused_with_products(async_tp, used, unused):
     command = [sys.executable, "-m", "tests.fused_worker", f"strategy.async_tp={async_tp}"]
     run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=100)

@@ -59,7 +59,9 @@ def held_by_rank(strategy, size):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("strategy", ["dp", "fsdp", "tp", "pp"])
+@pytest.mark.parametrize(
+    "strategy", ["tp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dp", "fsdp", "pp"))]
+)
 def test_logged_bytes_equal_the_count_from_shapes(strategy, tmp_path):
     _, path = launch(tmp_path, 4, f"strategy={strategy}", "train.steps=2", "train.seq_len=16", "train.eval_batches=1")
     step = steps_of(path)[0][-1]
@@ -110,6 +112,7 @@ def test_a_run_leaves_what_it_says(tmp_path):
     assert "of a byte-bigram model" in out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_second_start_gets_a_directory_of_its_own(tmp_path):
     arguments = ("strategy=single", "train.steps=1", "train.seq_len=16", "model.num_layers=1", "train.eval_batches=1")

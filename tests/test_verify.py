@@ -37,6 +37,7 @@ def test_a_wrong_strategy_differs():
     assert any(line.split()[0] == "gradients" and line.endswith("differs") for line in run.stdout.splitlines() if line)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
