@@ -24,23 +24,25 @@ NUM_FIXES = 3  # shown; the first is the problem's own
 def validate(config: Config, world_size: int) -> list[Problem]:
     """All problems at once, none of them caused by another: rules see values out of range as if they were mended."""
     plan = Plan(config, world_size)
-    problems = [*out_of_range(config), *bad_degrees(config)]
+    problems, found = findings(plan)
+    broken = {*(problem.rule for problem in problems), *found}
+    return problems + [described(plan, rule, finding, broken) for rule, finding in found.items()]
+
+
+def findings(plan: Plan) -> tuple[list[Problem], dict[str, Finding]]:
+    """(Values out of range; the broken rules by name)."""
+    problems = [*out_of_range(plan.config), *bad_degrees(plan.config)]
     for line in (override for problem in problems for override in problem.overrides):
         plan = plan.override(line)
-    found = findings(plan)
-    return problems + [described(plan, rule, finding, found.keys()) for rule, finding in found.items()]
+    return problems, {rule.name: finding for rule in RULES if (finding := rule.check(plan)) is not None}
 
 
-def findings(plan: Plan) -> dict[str, Finding]:
-    """The broken rules, by name."""
-    return {rule.name: finding for rule in RULES if (finding := rule.check(plan)) is not None}
-
-
-def described(plan: Plan, rule: str, finding: Finding, broken: Any) -> Problem:
+def described(plan: Plan, rule: str, finding: Finding, broken: set[str]) -> Problem:
     """The finding with the first of its fixes that mend it and break nothing else."""
     working: list[str] = []
     for line in dict.fromkeys(finding.fixes):
-        after = findings(plan.override(line)).keys()
+        problems, found = findings(plan.override(line))
+        after = {*(problem.rule for problem in problems), *found}
         if rule not in after and after <= broken and not any(set(w.split()) <= set(line.split()) for w in working):
             working.append(line)
         if len(working) == NUM_FIXES:

@@ -4,9 +4,9 @@ All rows train four layers on real text, with accumulation, and with a masked to
 microbatches have unequal numbers of valid tokens.
 """
 
-from tests.rows import context, data, expert, pipeline, products, tensor
+from tests.rows import context, data, expert, pairwise, pipeline, products, tensor
 from tests.rows.base import Row
 
-_SUBJECTS = (data, tensor, pipeline, context, expert, products)
+_SUBJECTS = (data, tensor, pipeline, context, expert, products, pairwise)
 ROWS: list[Row] = [row for subject in _SUBJECTS for row in subject.ROWS]
 SLOW_ROWS: list[Row] = [row for subject in _SUBJECTS for row in subject.SLOW_ROWS]

@@ -33,6 +33,5 @@ ROWS: list[Row] = [
 # the experts' uneven splits break the graph: what is compiled is the rest of the block
 SLOW_ROWS: list[Row] = [
     row(2, "strategy=ep", options=(*BIAS, COMPILED)),
-    row(4, "strategy=ep", "strategy.ep=2", options=(*AUX, "train.activation_checkpointing=selective")),
     row(4, "strategy=ep", "strategy.cp=2", options=AUX),
 ]

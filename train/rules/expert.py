@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.config import ActivationCheckpointing
 from train.plan import Plan
 from train.rules.base import Finding, Rule, divisors, nearest
 from train.rules.tensor import tp_divides
@@ -70,6 +71,14 @@ def ep_width(plan: Plan) -> Finding | None:
     return Finding(message, ep_fixes(plan), "use another number of processes")
 
 
+def ep_checkpointing(plan: Plan) -> Finding | None:
+    found = plan.config.train.activation_checkpointing
+    if plan.option("ep", None) is None or found is not ActivationCheckpointing.selective:
+        return None
+    message = f"train.activation_checkpointing=selective does not go with strategy.ep={plan.option('ep', None)}"
+    return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))
+
+
 def chosen_experts(plan: Plan) -> Finding | None:
     model = plan.config.model
     if model.num_experts == 0 or model.top_k <= model.num_experts:
@@ -105,6 +114,11 @@ RULES = (
     Rule("ep_ranks", "the ranks that FSDP shards over fall into groups of ep", ep_ranks),
     Rule("ep_experts", "a rank has whole experts, as many as any other", ep_experts),
     Rule("ep_width", "what ep leaves of an expert, FSDP splits evenly by its width", ep_width),
+    Rule(
+        "ep_checkpointing",
+        "selective recomputation repeats a block's operators one for one, and the experts' own FSDP runs others there",
+        ep_checkpointing,
+    ),
     Rule("top_k", "a token's experts are different ones", chosen_experts),
     Rule("expert_width", "an expert is a feed-forward with columns", expert_width),
     Rule("shared_experts", "shared experts stand beside routed ones", shared_of_a_mixture),

@@ -63,7 +63,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
         for module in (*model.layers.values(), model.loss):
             apply_compile(module, config.compile)
     fill = partial(materialise, config=config.model, seed=config.train.seed, device=device)
-    if "dp_shard" in axes or ("cp" in axes and "dp_replicate" not in axes):
+    if strategy.uses_fsdp():
         from train.strategies.data import apply_fsdp, sharding_mesh
 
         apply_fsdp(
@@ -76,7 +76,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
         )
         return model
     fill(model, "")
-    if "dp_replicate" in axes:
+    if strategy.uses_ddp():
         from train.strategies.comm_hooks import compression
         from train.strategies.data import apply_ddp, with_cp
 

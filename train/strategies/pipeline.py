@@ -26,6 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from train.fields import number
 from train.strategies.base import TrainStep
 from train.strategies.placement import SCHEDULES, ScheduleFacts, layers_of_stages, layers_per_stage, stages_of_rank
 from train.strategies.spmd import Spmd
@@ -43,7 +44,7 @@ class Pipeline(Spmd):
     schedule: str = "1f1b"  # see above
     stages_per_rank: int | None = None  # null: 1 for gpipe and 1f1b, 2 for the others
     layers_per_stage: list[int] = field(default_factory=list)  # [3, 3, 2]; empty: balanced by FLOPs
-    zero_stage: int = 1  # torch's schedules gather a stage's parameters and reduce its gradients once a step
+    zero_stage: int = number(1, ge=1, lt=4)  # torch's schedules gather and reduce once a step
     reshard_after_forward: bool = False
 
     def facts(self) -> ScheduleFacts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from train.fields import number
 from train.strategies.base import MESH_AXES, Strategy, TrainStep
 
 CP_METHODS = ("allgather", "ring", "ulysses")
@@ -36,16 +37,23 @@ class Spmd(Strategy):
     sequence_parallel: bool = True  # tp: activations between blocks sharded over the sequence (Korthikanti et al. 2022)
     loss_parallel: bool = True  # tp: cross-entropy on vocabulary shards, logits are never gathered
     async_tp: bool = False  # tp, compiled, on NCCL: gathers and scatters in pieces, beside the products that need them
-    zero_stage: int = 3  # dp_shard: within a step, shard optimiser state (1), gradients too (2), parameters too (3)
+    zero_stage: int = number(3, ge=1, lt=4)  # dp_shard: ZeRO's stage within a step (data.py)
     reshard_after_forward: bool = True  # zero_stage 3: gather parameters again for the backward, block by block
     cpu_offload: bool = False  # dp_shard: parameters, gradients and optimiser state wait in host memory
-    bucket_mb: float = 25.0  # dp_replicate: DDP's gradient buckets, MiB
+    bucket_mb: float = number(25.0, gt=0)  # dp_replicate: DDP's gradient buckets, MiB
     comm_hook: str = "none"  # dp_replicate: none | fp16 | bf16 | powersgd: gradients lossily compressed on the wire
-    powersgd_rank: int = 4  # of the factors that a matrix's gradient is sent as
-    powersgd_start_step: int = 10  # steps before it that are not compressed; at least 2
+    powersgd_rank: int = number(4, ge=1)  # of the factors that a matrix's gradient is sent as
+    powersgd_start_step: int = number(10, ge=2)  # steps before it that are not compressed; at least 2
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def uses_fsdp(self) -> bool:
+        """Over dp_shard, and over cp unless DDP takes it."""
+        return self.dp_shard is not None or (self.cp is not None and self.dp_replicate is None)
+
+    def uses_ddp(self) -> bool:
+        return self.dp_replicate is not None and self.dp_shard is None
 
     def frees_parameters(self) -> bool:
         """Whether a block's gathered parameters are freed between its forward and its backward."""

@@ -1,0 +1,123 @@
+"""Configs drawn by hypothesis: any preset, with degrees, options, a model and a batch, in a world of up to 64."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from train import cli
+from train.config import Config
+from train.plan import Plan
+from train.strategies.deepspeed import DeepSpeed
+from train.strategies.pipeline import Pipeline
+from train.strategies.placement import SCHEDULES
+from train.strategies.spmd import COMM_HOOKS, CP_METHODS
+from train.validate import validate
+
+PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs" / "strategy").glob("*.yaml"))
+NATIVE = [name for name in PRESETS if not name.startswith("ds_")]
+# what everything is drawn over: small, so that 200 steps take a minute
+BASE = (
+    *("model.dim=48", "model.num_layers=4", "model.ffn_dim=48", "model.num_heads=12", "model.num_kv_heads=12"),
+    *("train.seq_len=32", "train.micro_batch_size=1"),
+)
+DEGREES = (-1, 1, 2, 3, 4, 8)
+VALUES = {
+    "train.micro_batch_size": (1, 2),
+    "train.global_batch_size": (2, 8, 12, 24, 48, 64),
+    "train.seq_len": (16, 24, 32, 48),
+    "train.activation_checkpointing": ("none", "full", "selective"),
+    "train.clip_norm": (0, 1),
+    "model.num_layers": (2, 3, 4, 8, 16),
+    "model.num_heads": (2, 3, 4, 8, 12, 24),
+    "model.num_kv_heads": (1, 2, 3, 4, 12),
+    "model.ffn_dim": (48, 50, 96),
+    "model.vocab_size": (256, 259, 300),
+    "model.tie_embeddings": (False, True),
+    "model.dropout": (0, 0.1),
+    "model.attention": ("sdpa", "eager"),
+    "model.num_experts": (0, 4, 6, 8),
+    "model.expert_ffn_dim": (0, 24, 48),
+    "model.num_shared_experts": (0, 1),
+    "model.top_k": (1, 2, 8),
+    "model.balance": ("none", "aux_loss", "bias"),
+    "data.ignore_token": ("null", 32, 400),
+    "optim.name": ("adamw", "sgd"),
+    "optim.momentum": (0, 0.9),
+    "precision": ("float64", "float32", "bf16"),
+}
+SPMD = {
+    "strategy.ep": ("null", -1, 1, 2, 4),
+    "strategy.cp_method": (*CP_METHODS, "zigzag"),
+    "strategy.sequence_parallel": (True, False),
+    "strategy.loss_parallel": (True, False),
+    "strategy.zero_stage": (0, 1, 2, 3),
+    "strategy.reshard_after_forward": (True, False),
+    "strategy.cpu_offload": (False, True),
+    "strategy.bucket_mb": (25, 0.01),
+    "strategy.comm_hook": COMM_HOOKS,
+    "strategy.async_tp": (False, True),
+}
+PIPELINE = SPMD | {
+    "strategy.schedule": (*SCHEDULES, "zigzag"),
+    "strategy.stages_per_rank": ("null", 1, 2, 3),
+    "strategy.layers_per_stage": ("[]", "[1,3]", "[2,2,2,2]", "[3,1,3,1]"),
+}
+DEEPSPEED = {
+    "strategy.zero_stage": (0, 1, 2, 3),
+    "strategy.offload_optimizer": (False, True),
+    "strategy.bucket_mb": (25, 0.01),
+    "strategy.whole_below": (0, 1000),
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    overrides: tuple[str, ...]
+    world_size: int
+
+    @property
+    def plan(self) -> Plan:
+        preset, *words = self.overrides
+        return Plan(composed(preset), self.world_size).override(" ".join(words))
+
+    def mended(self) -> "Drawn":
+        """With every problem's override applied, again and again: what a user comes to who does as he is told."""
+        one = self
+        for _ in range(10):
+            overrides = [p.overrides for p in validate(one.plan.config, one.world_size) if p.overrides]
+            if not overrides:
+                break
+            words = dict(word.split("=", 1) for word in (*one.overrides, *overrides[0]))
+            size = int(words.pop("nproc", one.world_size))
+            one = Drawn(tuple(f"{key}={value}" for key, value in words.items()), size)
+        return one
+
+
+@cache
+def composed(preset: str) -> Config:
+    config = cli.parse(cli.parser("test", ""), [preset])[0]
+    return replace(config, runtime=replace(config.runtime, device="cpu"))
+
+
+@st.composite
+def drawn(draw: st.DrawFn, presets: list[str] = PRESETS, most_changes: int = 8, compiled: bool = True) -> Drawn:
+    """`most_changes`: of the keys beside the degrees."""
+    preset = f"strategy={draw(st.sampled_from(presets))}"
+    strategy = composed(preset).strategy
+    axes = ("dp_replicate", "dp_shard", "tp", *(() if isinstance(strategy, DeepSpeed) else ("cp",)))
+    axes += ("pp",) if isinstance(strategy, Pipeline | DeepSpeed) else ()
+    words = {f"strategy.{axis}": draw(st.sampled_from(DEGREES)) for axis in strategy.mesh_axes() if draw(st.booleans())}
+    for axis in draw(st.lists(st.sampled_from(axes), max_size=1)):
+        words[f"strategy.{axis}"] = draw(st.sampled_from(("null", 0, *DEGREES)))
+    own = DEEPSPEED if isinstance(strategy, DeepSpeed) else PIPELINE if isinstance(strategy, Pipeline) else SPMD
+    keys = VALUES | own | ({"compile.enabled": (False, True)} if compiled else {})
+    for key in draw(st.lists(st.sampled_from(sorted(keys)), max_size=most_changes, unique=True)):
+        words[key] = draw(st.sampled_from(keys[key]))
+    if words.get("model.num_experts"):
+        words.setdefault("model.expert_ffn_dim", 24)
+    elif "ep" in preset or "moe" in preset:
+        words |= {"model.num_experts": 8, "model.expert_ffn_dim": 24}
+    size = draw(st.sampled_from((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)))
+    return Drawn((preset, *BASE, *(f"{key}={value}" for key, value in words.items())), size)

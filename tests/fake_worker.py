@@ -1,0 +1,71 @@
+"""Run one step of each config as one rank of a world that does not exist; print the failures as JSON.
+
+argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}. The fake process group takes every
+collective and sends nothing, so figures mean nothing: only that nothing raises, and that every collective could be
+called with the shapes it was given, as on NCCL. A process of its own, as a world that hangs must be ended from outside.
+Where the code reads an answer, the ranks that are not there are played: a sum is this rank's part, a pipeline's
+neighbour agrees, and every rank sends this one's experts as many tokens as this one sends its.
+"""
+
+import json
+import sys
+import traceback
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from train import collectives
+from train.data import load_corpus
+from train.distributed import Runtime, build_mesh, own_rows
+from train.model import Transformer, dtypes
+from train.prove import configured
+
+
+def one_step(overrides: list[str], world_size: int, rank: int) -> None:
+    config = configured(overrides)
+    dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+    try:
+        _clear_sharding_prop_cache()  # or an equal mesh of an earlier world lives on
+        mesh = build_mesh(config, Runtime(torch.device("cpu"), "fake"))
+        step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+        size = config.train.global_batch_size
+        batch = load_corpus(config).batch(1, size, own_rows(mesh, size))
+        step(*batch, lr=1e-3)
+        step.evaluate(*batch)
+        step.state_bytes()
+    finally:
+        dist.destroy_process_group()
+
+
+def summed(tensor, *args, all_reduce=dist.all_reduce, **options):
+    """`dist.all_reduce`, whose work also has a future with a value."""
+    work = all_reduce(tensor, *args, **options)
+    future = torch.futures.Future()
+    future.set_result([tensor])
+    return work and SimpleNamespace(get_future=lambda: future, wait=lambda: True)
+
+
+def main() -> None:
+    failures = []
+    with ExitStack() as played:
+        played.enter_context(mock.patch.object(dist, "all_reduce", summed))
+        played.enter_context(mock.patch.object(dist, "recv", lambda tensor, **_: tensor.fill_(1)))
+        played.enter_context(mock.patch.object(collectives, "exchange", lambda x, group: x))
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            print(json.dumps(job), file=sys.stderr, flush=True)  # the last one, where it hangs
+            try:
+                one_step(**job)
+            except Exception:
+                failures.append(job | {"error": traceback.format_exc()})
+    print(json.dumps(failures))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,136 @@
+"""The rules, on configs that hypothesis draws: fixes mend, words are said where none does, and what is valid runs."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.drawn import NATIVE, Drawn, drawn
+from tests.rows import pairwise
+from tests.rows.base import F64, Row
+from tests.test_equivalence import assert_green
+from tests.worlds import prove
+from train.problems import Problem
+from train.validate import validate
+
+NUM_VALID = 210
+SEED = 3
+# what the one device of the reference does not share
+OF_THE_STRATEGY = ("strategy", "train.activation_checkpointing=", "train.micro_batch_size=")
+
+
+def rules(drawn: Drawn, *words: str) -> dict[str, Problem]:
+    plan = drawn.plan.override(" ".join(words))
+    return {problem.rule: problem for problem in validate(plan.config, plan.world_size)}
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(drawn())
+def test_a_fix_removes_its_problem_and_adds_none(drawn: Drawn) -> None:
+    found = rules(drawn)
+    for rule, problem in found.items():
+        assert problem.message and problem.fix
+        if not problem.overrides:
+            assert problem.fix.startswith("use "), f"no override, and no word of what to do instead: {problem}"
+            continue
+        after = rules(drawn, *problem.overrides)
+        assert rule not in after, f"{problem} does not mend"
+        assert after.keys() <= found.keys(), f"{problem} breaks {after.keys() - found.keys()}"
+
+
+def valid_configs(number: int, presets: list[str], largest: int, most_changes: int) -> list[Drawn]:
+    """So many different ones, drawn by a fixed seed."""
+    chosen: dict[Drawn, None] = {}
+
+    @settings(max_examples=4 * number, deadline=None, derandomize=True, database=None,
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(drawn(presets, most_changes, compiled=False))
+    def collect(one: Drawn) -> None:
+        one = one.mended()
+        # async_tp needs NCCL and a compiler: tests/test_async_tp.py
+        if one.world_size <= largest and not rules(one) and not one.plan.option("async_tp", False):
+            chosen[one] = None
+
+    collect()
+    found = sorted(chosen, key=lambda one: (one.overrides, one.world_size))
+    random.Random(SEED).shuffle(found)
+    by_preset = Counter[str]()  # every preset as often as any other, as far as there are enough
+    order = []
+    for one in found:
+        by_preset[one.overrides[0]] += 1
+        order.append((by_preset[one.overrides[0]], one))
+    order.sort(key=lambda pair: pair[0])
+    return [one for _, one in order[:number]]
+
+
+def run_fake(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The jobs that raised."""
+    with NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(jobs, file)
+        file.flush()
+        command = [sys.executable, "-m", "tests.fake_worker", file.name]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+@pytest.mark.timeout(300)
+def test_what_is_valid_builds_and_steps():
+    """DeepSpeed's engines are left out: they want a process group that answers. Their rows are test_deepspeed.py's."""
+    configs = valid_configs(NUM_VALID, NATIVE, 64, 6)
+    assert len(configs) == NUM_VALID
+    assert {one.overrides[0] for one in configs} == {f"strategy={name}" for name in NATIVE}
+    ranks = random.Random(SEED)
+    jobs = [
+        {"overrides": list(one.overrides), "world_size": one.world_size, "rank": ranks.randrange(one.world_size)}
+        for one in configs
+    ]
+    halves = [jobs[::2], jobs[1::2]]
+    with ThreadPoolExecutor() as both:
+        failures = [failure for found in both.map(run_fake, halves) for failure in found]
+    for failure in failures:
+        print(failure["world_size"], failure["rank"], *failure["overrides"], "\n", failure["error"][-600:])
+    assert not failures, f"{len(failures)} of {len(jobs)} valid configs raised"
+
+
+def rows_of(size: int) -> list[Row]:
+    """Drawn configs as rows of the equivalence table, in float64, without dropout and compression."""
+    rows = []
+    for one in valid_configs(200, NATIVE, 8, 6):
+        words = [word for word in one.overrides if not word.startswith(("precision=", "model.dropout="))]
+        if one.world_size == size and one.plan.option("comm_hook", "none") == "none":
+            strategy = [word for word in words if word.startswith(OF_THE_STRATEGY)]
+            rows.append(Row(size, tuple(strategy), (F64, *(word for word in words if word not in strategy))))
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("size", "number"), [(2, 3), (4, 4), (8, 3)])
+def test_what_is_valid_equals_one_device(size, number, tmp_path):
+    rows = random.Random(SEED).sample(rows_of(size), number)
+    results = prove(tmp_path, rows)
+    for row in rows:
+        print(row.name)
+        assert_green(results[row.name])
+
+
+def test_pairwise_rows_cover_every_pair_that_the_rules_allow():
+    table = [tuple(line.split()) for line in pairwise.TABLE.strip().splitlines()]
+    covered = set().union(*map(pairwise.pairs, table))
+    missing = sorted(pairwise.all_pairs() - covered)
+    draw = random.Random(SEED)
+    allowed = {pair: found[0] for pair in missing if (found := pairwise.with_pair(pair, pairwise.TRIES, draw))}
+    assert not allowed, "pairs that some valid config has, and no row"
+    assert all(map(pairwise.is_valid, table))
+    # nothing goes without a reason: these are what the rules refuse, or what needs 16 ranks
+    print(len(covered), "covered;", *(f"{x} with {y}" for (_, x), (_, y) in missing), sep="\n")
