@@ -10,7 +10,7 @@ from tests.test_model import CPU, build, config
 from train.config import ActivationCheckpointing, Precision
 from train.flops import matmul_parameters
 from train.moe import Experts, Router, routers, sorted_by_expert, take
-from train.strategies.apply import apply_checkpointing
+from train.strategies.recompute import apply_checkpointing
 from train.weights import initial_value, materialise
 
 SMALL = ("model=moe_tiny", "model.num_layers=2", "train.seq_len=16")

@@ -76,9 +76,9 @@ class RoutingRecord:
     def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config, rows: slice) -> None:
         self.routers, self.mesh, self.config, self.rows = routers(model.layers), mesh, config, rows
         self.positions = positions_of(mesh["cp"].get_local_rank(), mesh["cp"].size(), config.train.seq_len)
-        self.seen: dict[int, list[tuple[Tensor, Tensor]]] = {layer: [] for layer in self.routers}
+        self.seen: dict[int, list[tuple[int, Tensor, Tensor]]] = {layer: [] for layer in self.routers}
         for layer, router in self.routers.items():
-            router.on_choice = lambda chosen, margin, layer=layer: self.seen[layer].append((chosen, margin))
+            router.on_choice = lambda *choice, layer=layer: self.seen[layer].append(choice)
 
     def take(self) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         """Since the last call: the chosen experts of the global batch (each token's in rising order) and the biases,
@@ -94,8 +94,10 @@ class RoutingRecord:
         biases = torch.zeros(model.num_layers, model.num_experts, dtype=dtype, device=device)
         least = torch.tensor(float("inf"), device=device)
         for layer, router in self.routers.items():
-            chosen[layer, self.rows][:, self.positions] = torch.cat([choice for choice, _ in self.seen[layer]])
-            least = torch.stack((least, *(margin.min().float() for _, margin in self.seen[layer]))).min()
+            # forwards take microbatches in order; backwards may not (looped_bfs takes the last one first)
+            in_order = sorted(self.seen[layer], key=lambda choice: choice[0])
+            chosen[layer, self.rows][:, self.positions] = torch.cat([choice for _, choice, _ in in_order])
+            least = torch.stack((least, *(margin.min().float() for *_, margin in in_order))).min()
             if router.bias is not None:
                 biases[layer] = router.bias
             self.seen[layer].clear()

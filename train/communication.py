@@ -12,7 +12,18 @@ from dataclasses import dataclass
 
 from train.config import ActivationCheckpointing, Precision
 from train.plan import Plan
-from train.shapes import chunk, coordinates, element_sizes, stages_of, tp_shard, units
+from train.shapes import (
+    Shape,
+    chunk,
+    coordinates,
+    element_sizes,
+    fsdp_place,
+    powersgd_elements,
+    shard,
+    stages_of,
+    tp_shard,
+    units,
+)
 from train.strategies.pipeline import Pipeline
 
 Place = dict[str, int]  # a rank's coordinates on every axis
@@ -42,25 +53,30 @@ class Traffic:
 def expected(plan: Plan, rank: int = 0) -> list[Traffic]:
     """Everything that this rank sends in one optimiser step. Axes of degree 1 send nothing."""
     place = coordinates(plan, rank)
-    techniques = (tensor(plan, place), fsdp(plan, place), ddp(plan, place), pipeline(plan, place), scalars(plan))
-    rows = (row for technique in techniques for row in technique)
-    return [row for row in rows if plan.degrees.get(row.axis, 1) > 1 and row.calls]
+    techniques = (tensor, context, fsdp, ddp, pipeline)
+    rows = [*(row for technique in techniques for row in technique(plan, place)), *scalars(plan)]
+    return [row for row in rows if degree_of(plan, row.axis) > 1 and row.calls]
+
+
+def joined(plan: Plan, *axes: str) -> str:
+    """The name of a group over several axes: those along which its ranks differ."""
+    return ".".join(axis for axis in axes if plan.degrees[axis] > 1) or axes[0]
+
+
+def degree_of(plan: Plan, axis: str) -> int:
+    return math.prod(plan.degrees.get(part, 1) for part in axis.split("."))
 
 
 def unknown(plan: Plan) -> str | None:
     """What of this plan has no closed form yet: then `expected` must not be asked."""
-    splits = isinstance(plan.config.strategy, Pipeline) and plan.config.strategy.facts().splits_backward
+    splits = isinstance(plan.config.strategy, Pipeline) and plan.config.strategy.splits_backward()
     without = {
         f"strategy={plan.config.strategy.name}": not plan.config.strategy.closed_form,
-        "context parallelism": "cp" in plan.axes,
-        "tied embeddings over stages": plan.config.model.tie_embeddings and plan.num_stages > 1,
         "recomputation under a split backward": splits
         and plan.config.train.activation_checkpointing is not ActivationCheckpointing.none,
         "FSDP under many stages a rank": "dp_shard" in plan.axes and plan.num_stages > 3 * plan.degrees["pp"],
         "DDP under several stages a rank": "dp_replicate" in plan.axes and plan.num_stages > plan.degrees["pp"],
         "mixtures of experts": plan.config.model.num_experts > 0,
-        "ZeRO stages 1 and 2": "dp_shard" in plan.axes and "pp" not in plan.axes and plan.option("zero_stage", 3) < 3,
-        "communication hooks": plan.option("comm_hook", "none") != "none",
     }
     return ", ".join(name for name, found in without.items() if found) or None
 
@@ -80,7 +96,7 @@ def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
         return
     config, m = plan.config, plan.num_microbatches
     kept, used = element_sizes(config.precision)
-    tokens = config.train.micro_batch_size * config.train.seq_len
+    tokens = config.train.micro_batch_size * config.train.seq_len // plan.degrees["cp"]
     activation = tokens * config.model.dim
     names = [name for name, _ in units(plan, place["pp"])]
     layers = sum(name.startswith("layers.") for name in names)
@@ -96,7 +112,7 @@ def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
             yield Traffic("tp", "all_gather", 2 * layers * m, 2 * layers * m * activation * used, "recomputed")
             yield Traffic("tp", "reduce_scatter", layers * m, layers * m * activation * used, "recomputed")
         norms, norm_bytes = 2 * layers + head, (2 * layers + head) * config.model.dim * kept
-        if "dp_shard" not in plan.axes:
+        if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
             yield Traffic("tp", "all_reduce", 1, norm_bytes, "the norms' gradients, once a step")
         else:
             times = m if plan.degrees["pp"] == 1 and "pp" not in plan.axes else 1
@@ -116,13 +132,44 @@ def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
         yield Traffic("tp", "all_gather", m, m * logits * used, "logits, gathered")
 
 
+def context(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Context parallelism: keys and values, or heads, of every layer's attention. kv: this rank's K and V."""
+    if "cp" not in plan.axes:
+        return
+    model, m, cp, (kept, used) = (
+        plan.config.model,
+        plan.num_microbatches,
+        plan.degrees["cp"],
+        element_sizes(plan.config.precision),
+    )
+    tokens = plan.config.train.micro_batch_size * plan.config.train.seq_len // cp
+    head_dim, tp = model.dim // model.num_heads, plan.degrees["tp"]
+    kv, q = (tokens * heads // tp * head_dim for heads in (2 * model.num_kv_heads, model.num_heads))
+    n = m * sum(name.startswith("layers.") for name, _ in units(plan, place["pp"]))
+    again = plan.config.train.activation_checkpointing is not ActivationCheckpointing.none
+    forwards = 2 * n if again else n
+    if plan.option("cp_method", "") == "allgather":
+        yield Traffic("cp", "all_gather", forwards, forwards * cp * kv * used, "each layer: K and V")
+        yield Traffic("cp", "reduce_scatter", n, n * cp * kv * used, "each layer: their gradients")
+    elif plan.option("cp_method", "") == "ring":
+        calls, size = forwards * (cp - 1), forwards * (cp - 1) * kv * used
+        yield Traffic("cp", "all_to_all", calls, size, "each layer: K and V round the ring")
+        size = n * ((cp - 1) * kv * used + cp * kv * kept)
+        yield Traffic("cp", "all_to_all", n * (cp + 1), size, "each layer: K, V and their gradients, backward")
+    else:
+        exchanges = 2 * (forwards + n)
+        size = (forwards + n) * (2 * q + kv) * used
+        yield Traffic("cp", "all_to_all", exchanges, size, "each layer: tokens to heads and back")
+
+
 def fsdp(plan: Plan, place: Place) -> Iterator[Traffic]:
     """FSDP2: parameters gathered for the forward, and again for the backward where they were freed; gradients
     reduce-scattered, their shards all-reduced over `dp_replicate` (HSDP)."""
-    if "dp_shard" not in plan.axes:
+    if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
         return
     kept, used = element_sizes(plan.config.precision)
-    m, degree = plan.num_microbatches, plan.degrees["dp_shard"]
+    axis, m = joined(plan, "dp_shard", "cp"), plan.num_microbatches
+    degree = degree_of(plan, axis)
     stage_of_zero = plan.option("zero_stage", 3)
     piped = "pp" in plan.axes  # a schedule tells FSDP which backward is the last, as ZeRO-1 does
     reshard = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
@@ -133,9 +180,9 @@ def fsdp(plan: Plan, place: Place) -> Iterator[Traffic]:
         gathers = _gathers(m, freed=freed, once=piped or stage_of_zero < 3)
         sums = 1 if piped or stage_of_zero == 1 else m
         why = "forward and backward" if freed else "forward"
-        yield Traffic("dp_shard", "all_gather", gathers, gathers * padded * gathered, f"{name}: {why}")
+        yield Traffic(axis, "all_gather", gathers, gathers * padded * gathered, f"{name}: {why}")
         reduced = 4 if plan.config.precision is Precision.bf16 else kept
-        yield Traffic("dp_shard", "reduce_scatter", sums, sums * padded * reduced, f"{name}: gradients")
+        yield Traffic(axis, "reduce_scatter", sums, sums * padded * reduced, f"{name}: gradients")
         if "dp_replicate" in plan.axes:
             shard = padded // degree
             yield Traffic("dp_replicate", "all_reduce", sums, sums * shard * reduced, f"{name}: gradients' shards")
@@ -153,16 +200,28 @@ def _padded(shape: tuple[int, ...], degree: int) -> int:
 
 
 def ddp(plan: Plan, place: Place) -> Iterator[Traffic]:
-    """DDP: every gradient once a step, in buckets."""
-    if "dp_replicate" not in plan.axes or "dp_shard" in plan.axes:
+    """DDP: every gradient once a step, in buckets; with a communication hook as 16 bits, or as PowerSGD's factors."""
+    if not plan.config.strategy.uses_ddp():  # type: ignore[attr-defined]
         return
-    kept, _ = element_sizes(plan.config.precision)
-    sizes = [kept * math.prod(shape) for _, unit in units(plan, place["pp"]) for shape in unit.values()][::-1]
+    axis, (kept, _) = joined(plan, "dp_replicate", "cp"), element_sizes(plan.config.precision)
+    shapes = [shape for _, unit in units(plan, place["pp"]) for shape in unit.values()][::-1]
     cap = plan.option("bucket_mb", 25.0) * 2**20
-    buckets, filled = 0, 0.0
-    for size in sizes:  # in the backward's order; a bucket is closed by the one that fills it
-        buckets, filled = (buckets, filled + size) if filled + size < cap else (buckets + 1, 0.0)
-    yield Traffic("dp_replicate", "all_reduce", buckets + (filled > 0), sum(sizes), "gradients, in buckets")
+    buckets: list[list[Shape]] = [[]]
+    for shape in shapes:  # in the backward's order; a bucket is closed by the one that fills it
+        buckets[-1].append(shape)
+        if kept * sum(map(math.prod, buckets[-1])) >= cap:
+            buckets.append([])
+    buckets = [bucket for bucket in buckets if bucket]
+    hook = plan.option("comm_hook", "none")
+    if hook == "powersgd":
+        for bucket in buckets:
+            sizes = [(math.prod(shape), powersgd_elements(shape, plan.option("powersgd_rank", 4))) for shape in bucket]
+            calls = any(sent == size for size, sent in sizes) + 2 * any(sent < size for size, sent in sizes)
+            size = kept * sum(sent for _, sent in sizes)
+            yield Traffic(axis, "all_reduce", calls, size, "vectors, and two factors a matrix, once it compresses")
+    else:
+        size = (kept if hook == "none" else 2) * sum(map(math.prod, shapes))
+        yield Traffic(axis, "all_reduce", len(buckets), size, "gradients, in buckets")
 
 
 def pipeline(plan: Plan, place: Place) -> Iterator[Traffic]:
@@ -173,12 +232,18 @@ def pipeline(plan: Plan, place: Place) -> Iterator[Traffic]:
     assert isinstance(strategy, Pipeline)
     _, used = element_sizes(config.precision)
     shards = plan.degrees["tp"] if "tp" in plan.axes and plan.option("sequence_parallel", True) else 1
+    shards *= plan.degrees["cp"]
     hidden = config.train.micro_batch_size * (config.train.seq_len // shards) * config.model.dim * used
     own = stages_of(plan, place["pp"])
     onward = sum(s + 1 < plan.num_stages and s + 1 not in own for s in own)  # a V's turn stays on its rank
     back = sum(s > 0 and s - 1 not in own for s in own)
     yield Traffic("pp", "send", onward * m, onward * m * hidden, "activations to the next stage")
     yield Traffic("pp", "send", back * m, back * m * hidden, "their gradients to the stage before")
+    if config.model.tie_embeddings and (0 in own) != (plan.num_stages - 1 in own):
+        kept, _ = element_sizes(config.precision)
+        name, table = "embed.weight", (config.model.vocab_size, config.model.dim)
+        held = shard(tp_shard(plan, place, name, table), 0, *fsdp_place(plan, place))
+        yield Traffic("pp", "send", 1, math.prod(held) * kept, "the tied embedding's gradient")
 
 
 def scalars(plan: Plan) -> Iterator[Traffic]:
@@ -188,10 +253,12 @@ def scalars(plan: Plan) -> Iterator[Traffic]:
     for axis in ("dp_replicate", "dp_shard"):
         if axis in plan.axes:
             yield Traffic(axis, "all_reduce", 2, 8 + loss, "scalars: valid tokens, loss")
-    if "dp_shard" in plan.axes:
+    if "cp" in plan.axes:
+        yield Traffic("cp", "all_reduce", 1, loss, "scalars: loss")
+    if plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
         # under tp the norms are whole, so their squares are summed apart
         classes = 2 if "tp" in plan.axes else 1
-        yield Traffic("dp_shard", "all_reduce", classes, classes * kept, "scalars: gradient norm")
+        yield Traffic(joined(plan, "dp_shard", "cp"), "all_reduce", classes, classes * kept, "scalars: gradient norm")
     if "tp" in plan.axes:
         yield Traffic("tp", "all_reduce", 1, kept, "scalars: gradient norm")
     if "pp" in plan.axes:

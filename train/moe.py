@@ -24,19 +24,20 @@ from train.numerics import upcast
 
 class _Observe(torch.autograd.Function):
     """Identity on the scores. In the backward, `scale` is the gradient of `loss`, which so needs no path to the
-    model's output (Megatron-LM's way), and the router takes note of what the forward chose."""
+    model's output (Megatron-LM's way), and the router takes note of what the forward chose. `place`: of this forward
+    among the router's; it stays the first forward's when that is recomputed."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, loss: Tensor, router: Router, scale: float, *seen: Tensor) -> Tensor:
-        ctx.router, ctx.scale = router, scale
+    def forward(ctx: Any, scores: Tensor, loss: Tensor, router: Router, scale: float, place: int, *seen: Tensor) -> Any:
+        ctx.router, ctx.scale, ctx.place = router, scale, place
         ctx.save_for_backward(loss, *seen)
         return scores.view_as(scores)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         loss, *seen = ctx.saved_tensors
-        ctx.router.note(loss, *seen)
-        return grad, torch.full_like(loss, ctx.scale), None, None, *(None for _ in seen)
+        ctx.router.note(ctx.place, loss, *seen)
+        return grad, torch.full_like(loss, ctx.scale), None, None, None, *(None for _ in seen)
 
 
 class Router(nn.Module):
@@ -68,7 +69,9 @@ class Router(nn.Module):
         self.aux_scale = 1.0  # of a sequence's aux loss in the loss; a strategy knows the number of sequences
         self.sequence_shards = 1  # ranks that share each sequence,
         self.sum_over_sequence: Callable[[Tensor], Tensor] = _identity  # and the sum over them
-        self.on_choice: Callable[[Tensor, Tensor], None] | None = None  # (chosen BTK, margins BT), per microbatch
+        # (place among forwards, chosen BTK, margins BT), per microbatch, in the order of the backwards
+        self.on_choice: Callable[[int, Tensor, Tensor], None] | None = None
+        self.num_forwards = 0  # while `on_choice` is set
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and experts, both BTK; gates in float32 or above."""
@@ -100,8 +103,9 @@ class Router(nn.Module):
         scale = self.coefficient * self.aux_scale
         seen = [num_chosen_BE.sum(0).long(), entropy]
         if self.on_choice is not None:
+            self.num_forwards += 1
             seen += [chosen_BTK.sort(-1).values, self.margin(ranked_BTE)]
-        return _Observe.apply(scores_BTE, aux if scale else aux.detach(), self, scale, *seen)
+        return _Observe.apply(scores_BTE, aux if scale else aux.detach(), self, scale, self.num_forwards, *seen)
 
     def margin(self, ranked_BTE: Tensor) -> Tensor:
         """By how much each token's last chosen expert beats the next: under rounding, a choice within it is chance."""
@@ -110,11 +114,11 @@ class Router(nn.Module):
         best = ranked_BTE.detach().topk(self.top_k + 1, dim=-1).values
         return best[..., -2] - best[..., -1]
 
-    def note(self, aux: Tensor, num_chosen_E: Tensor, entropy: Tensor, *choice: Tensor) -> None:
+    def note(self, place: int, aux: Tensor, num_chosen_E: Tensor, entropy: Tensor, *choice: Tensor) -> None:
         self.num_chosen += num_chosen_E
         self.sums += torch.stack((aux, entropy)).to(self.sums.dtype)
         if choice and self.on_choice is not None:
-            self.on_choice(*choice)
+            self.on_choice(place, *choice)
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -62,7 +62,8 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
         embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
         ends: Shapes = {"norm.weight": (model.dim,)} if stage == last else {}
         if stage == last and not (model.tie_embeddings and 0 in stages):
-            ends["head.weight"] = (model.vocab_size, model.dim)
+            name = "embed.weight" if model.tie_embeddings else "head.weight"  # the embedding's copy has its name
+            ends[name] = (model.vocab_size, model.dim)
         tied = model.tie_embeddings and bool(embed) and bool(ends)
         if embed and not tied:
             yield "embed", embed
@@ -113,6 +114,13 @@ def held(plan: Plan, rank: int) -> Shapes:
         for _, unit in units(plan, place["pp"])
         for name, shape in unit.items()
     }
+
+
+def powersgd_elements(shape: Shape, rank: int) -> int:
+    """How many PowerSGD sends of a gradient: two factors if they are fewer than it has, else all of it."""
+    rows, size = shape[0], math.prod(shape)
+    columns = size // rows
+    return min(size, (rows + columns) * min(rank, rows, columns)) if len(shape) > 1 else size
 
 
 def element_sizes(precision: Precision) -> tuple[int, int]:

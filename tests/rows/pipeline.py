@@ -4,6 +4,7 @@ from tests.rows.base import BF16, COMPILED, F32, F64, TIED, Row, checkpointed, p
 
 LAYERS_8 = "model.num_layers=8"
 CHECKPOINTED = "train.activation_checkpointing=full"
+SELECTIVE = "train.activation_checkpointing=selective"
 VIRTUAL = ("interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev")
 
 
@@ -17,6 +18,7 @@ ROWS = [
     *checkpointed(2, "strategy=pp"),
     *(scheduled(2, name) for name in ("gpipe", *VIRTUAL)),
     *(scheduled(4, name, options=(F64, LAYERS_8)) for name in ("interleaved_zero_bubble", "zbv_zero_bubble")),
+    scheduled(2, "zbv_zero_bubble", options=(F64, SELECTIVE)),  # each half of a backward recomputes
     # three microbatches on two stages, and fewer than the stages
     scheduled(2, "1f1b", "strategy.layers_per_stage=[1,3]", options=(F64, "train.global_batch_size=3")),
     scheduled(4, "gpipe", options=(F64, "train.global_batch_size=3")),

@@ -7,32 +7,22 @@ parameters, outside compiled code.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from train.config import ActivationCheckpointing, CompileConfig, Config
+from train.config import CompileConfig, Config
 from train.distributed import own_device
 from train.model import Transformer
 from train.strategies.base import LOSS_AXES, MESH_AXES
+from train.strategies.recompute import apply_checkpointing
 from train.weights import derived_seed, materialise
 
 if TYPE_CHECKING:
     from train.strategies.spmd import Spmd
-
-# What `selective` keeps: the products and the attention, which are costly to compute and cheap to hold.
-KEPT_OPS = [
-    torch.ops.aten.mm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-]
 
 
 def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn.Module:
@@ -58,7 +48,7 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
 
         expert_mesh = apply_experts(model, mesh, config)
     for layer in model.layers.values():
-        apply_checkpointing(layer, config.train.activation_checkpointing)
+        apply_checkpointing(layer, config.train.activation_checkpointing, splits_backward=strategy.splits_backward())
     if config.compile.enabled:
         for module in (*model.layers.values(), model.loss):
             apply_compile(module, config.compile)
@@ -93,21 +83,6 @@ def seed_dropout(mesh: DeviceMesh, config: Config) -> None:
     torch.manual_seed(derived_seed(config.train.seed, "dropout", *place))
 
 
-def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing) -> None:
-    """Recompute the layer's activations in the backward (Chen et al. 2016), dropout masks replayed."""
-    if mode is ActivationCheckpointing.none:
-        return
-    options: dict[str, Any] = {"use_reentrant": False}
-    if mode is ActivationCheckpointing.selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, KEPT_OPS)
-    _replace_forward(layer, lambda forward: partial(checkpoint, forward, **options))
-
-
 def apply_compile(module: nn.Module, config: CompileConfig) -> None:
     """Compile the module's forward alone: hooks that data parallelism adds later run outside, in eager Python."""
-    _replace_forward(module, lambda forward: torch.compile(forward, mode=config.mode.value))
-
-
-def _replace_forward(module: nn.Module, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    # an attribute of the instance, not a wrapper module: parameters keep their global names
-    module.forward = wrap(module.forward)
+    module.forward = torch.compile(module.forward, mode=config.mode.value)

@@ -1,8 +1,6 @@
 """Lossy gradient sums for DDP: what is sent is smaller, what arrives is not quite the sum.
 
-fp16, bf16: the bucket is rounded to 16 bits, summed, and widened: half the bytes of float32. PowerSGD (Vogels et al.
-2019): the n x m gradient of a matrix is sent as two factors of rank r, (n + m) r numbers instead of n m, and what
-that leaves out is added to the next step's gradient (error feedback). Vectors are sent whole.
+fp16, bf16: the bucket is rounded to 16 bits, summed, and widened: half the bytes of float32. PowerSGD: powersgd.py.
 """
 
 from collections.abc import Callable
@@ -10,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
+
+from train.strategies.powersgd import PowerSgd
 
 if TYPE_CHECKING:
     from train.strategies.spmd import Spmd
@@ -33,21 +32,18 @@ def bf16_sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future:
     return rounded_sum(group, bucket, torch.bfloat16)
 
 
-def powersgd_sum(state: powersgd.PowerSGDState, bucket: dist.GradBucket) -> Future:
-    """Torch's hook gives a mean over the group; here gradients are sums."""
-    size = state.process_group.size()
-    return powersgd.powerSGD_hook(state, bucket).then(lambda future: future.value().mul_(size))
+def powersgd_sum(state: PowerSgd, bucket: dist.GradBucket) -> Future:
+    """Three all-reduces that depend on one another, and so are waited for: nothing overlaps them."""
+    total = state.sum(bucket)
+    future = Future(devices=[total.device] if total.device.type != "cpu" else [])
+    future.set_result(total)
+    return future
 
 
 def compression(strategy: "Spmd", group: dist.ProcessGroup) -> tuple[Any, Callable[..., Future]] | None:
     """(state, hook) of `strategy.comm_hook` for `register_comm_hook`; None sends gradients as they are."""
     if strategy.comm_hook == "powersgd":
-        state = powersgd.PowerSGDState(
-            group,
-            matrix_approximation_rank=strategy.powersgd_rank,
-            start_powerSGD_iter=strategy.powersgd_start_step,
-            min_compression_rate=1,
-        )
+        state = PowerSgd(group, rank=strategy.powersgd_rank, start_step=strategy.powersgd_start_step)
         return state, powersgd_sum
     hooks = {"none": None, "fp16": fp16_sum, "bf16": bf16_sum}
     hook = hooks[strategy.comm_hook]

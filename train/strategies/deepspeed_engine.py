@@ -23,8 +23,9 @@ from train.distributed import own_device
 from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
 from train.state import ShardedState, num_bytes
-from train.strategies.apply import apply_checkpointing, apply_compile
+from train.strategies.apply import apply_compile
 from train.strategies.base import BATCH_AXES, StepResult
+from train.strategies.recompute import apply_checkpointing
 from train.weights import derived_seed, materialise
 
 if TYPE_CHECKING:

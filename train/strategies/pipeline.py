@@ -54,6 +54,9 @@ class Pipeline(Spmd):
     def frees_parameters(self) -> bool:
         return self.reshard_after_forward
 
+    def splits_backward(self) -> bool:
+        return self.facts().splits_backward
+
     def stages_of(self, rank: int, num_ranks: int) -> list[int]:
         """The stages of a rank of `pp`, first to last."""
         return stages_of_rank(rank, num_ranks, num_ranks * self.num_chunks(), v_shaped=self.facts().v_shaped)

@@ -59,6 +59,10 @@ class Spmd(Strategy):
         """Whether a block's gathered parameters are freed between its forward and its backward."""
         return self.zero_stage == 3 and self.reshard_after_forward
 
+    def splits_backward(self) -> bool:
+        """Whether gradients of weights are computed apart from gradients of inputs."""
+        return False
+
     def needed_backend(self) -> tuple[str, str] | None:
         return ("nccl", "async_tp") if self.async_tp else None
 
