@@ -13,7 +13,9 @@ steps whose shapes are new, never to a timed one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.collectives import group_named
 from train.communication import LAB, Total
+from train.spans import span
 
 MiB = 2**20
 # operator -> (what it is, which arguments are the message): torch 2.11 to 2.13
@@ -70,9 +73,10 @@ _SILENT = {"barrier", "monitored_barrier_", "recv_", "recv_any_source_", "wait_t
 class Ledger(TorchDispatchMode):
     """Counts while it is entered. Every rank may enter it or only some: nothing is sent."""
 
-    def __init__(self, mesh: DeviceMesh) -> None:
+    def __init__(self, mesh: DeviceMesh, *, named: bool = False) -> None:
+        """`named`: make every operator a region of a profile too, `lab:comm axis op bytes`."""
         super().__init__()
-        self.mesh = mesh
+        self.mesh, self.named = mesh, named
         self.totals: dict[tuple[str, str], Total] = {}
         self._axes: dict[str, str] = {}
 
@@ -82,23 +86,27 @@ class Ledger(TorchDispatchMode):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # it unwraps itself, and its collectives come here one by one
         library, _, name = func._schema.name.partition("::")
+        region: AbstractContextManager[Any] = nullcontext()
         if library == "c10d" and name not in _SILENT:
             op, message = _C10D.get(name, (name, 0))  # an operator that is not known shows under its own name
-            self._note(op, next(_groups(args)), sum(map(_num_bytes, _tensors(args[message]))))
+            region = self._note(op, next(_groups(args)), sum(map(_num_bytes, _tensors(args[message]))))
         elif library in _FUNCTIONAL_LIBRARIES and name not in _SILENT:
             op = _FUNCTIONAL.get(name, name)
             group = next(_groups(reversed(args)))
             whole = group.size() if op == "all_gather" else 1
-            self._note(op, group, whole * sum(map(_num_bytes, _tensors(args[0]))))
-        return func(*args, **(kwargs or {}))
+            region = self._note(op, group, whole * sum(map(_num_bytes, _tensors(args[0]))))
+        with region:
+            return func(*args, **(kwargs or {}))
 
-    def _note(self, op: str, group: dist.ProcessGroup, num_bytes: int) -> None:
+    def _note(self, op: str, group: dist.ProcessGroup, num_bytes: int) -> AbstractContextManager[Any]:
+        """Count it. Returns its region."""
         if group.size() == 1:
-            return
+            return nullcontext()
         if group.group_name not in self._axes:
             self._axes[group.group_name] = axis_of(group, self.mesh)
         key = (self._axes[group.group_name], op)
         self.totals[key] = self.totals.get(key, Total(0, 0)) + Total(1, num_bytes)
+        return span("comm", *key, num_bytes) if self.named else nullcontext()
 
     def values(self) -> dict[str, float]:
         """By the tags that metrics use: `comm/<axis>/<op>_mib` and `comm/<axis>/<op>_calls`."""
@@ -126,6 +134,12 @@ def axis_of(group: dist.ProcessGroup, mesh: DeviceMesh) -> str:
     if size != len(ranks):
         return "ranks_" + "_".join(map(str, ranks))
     return ".".join(mesh.mesh_dim_names[i] for i in varying)
+
+
+def axis_size(axis: str, mesh: DeviceMesh) -> int:
+    """Ranks in a group named by `axis_of`; 1 where the mesh does not have it."""
+    names = mesh.mesh_dim_names or ()
+    return math.prod(mesh[part].size() for part in axis.split(".") if part in names)
 
 
 def _groups(args: Any) -> Iterator[dist.ProcessGroup]:

@@ -11,7 +11,7 @@ from train import cli
 from train.config import Config
 from train.data import Corpus, load_corpus
 from train.exits import reported_once
-from train.world import World
+from train.world import World, quiet_profiler
 
 
 def main() -> None:
@@ -19,16 +19,20 @@ def main() -> None:
     with reported_once(world):
         config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), sys.argv[1:], world.rank)
         cli.check(config, world.world_size)
+        quiet_profiler()
         train(config, tree, load_corpus(config), world, started)
 
 
 def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, started: float) -> None:
     # imported only now, so that a bad command line is answered before torch is loaded
     from train.distributed import build_mesh, choose_runtime, make_deterministic, own_rows, process_group
+    from train.lab import LabGroup
     from train.metrics import Metrics
     from train.model import Transformer, dtypes
     from train.optim import lr_at
     from train.report import Report
+    from train.sampling import Sampler
+    from train.spans import span
 
     runtime = choose_runtime(config.runtime, world)
     if config.train.deterministic:
@@ -40,7 +44,11 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
         size, steps = config.train.global_batch_size, config.train.steps
         rows = own_rows(mesh, size)
         report = Report.open(config, tree, corpus, world, runtime)
-        metrics = Metrics(config, world, runtime.device, train_step, report.sinks)
+        lab = LabGroup(world)
+        sampler = Sampler(config, mesh, runtime.device, train_step, lab)
+        if config.metrics.trace:
+            sampler.keep_traces(lab.share(str(report.path)))
+        metrics = Metrics(config, lab, runtime.device, train_step, report.sinks)
 
         def evaluate(step: int) -> float:
             metrics.flush()
@@ -53,10 +61,12 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
             return loss_sum / num_valid
 
         for step in range(1, steps + 1):
-            tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
             lr = lr_at(step, steps, config.optim)
-            result = train_step(tokens, targets, lr=lr)
-            metrics.log(step, result, lr)
+            with sampler.watch(step):
+                with span("data"):
+                    tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
+                result = train_step(tokens, targets, lr=lr)
+            metrics.log(step, result, lr, sampler.take(step))
             if step == 1:
                 result.loss.item()  # wait for the device, once
                 report.first_step_s = time.perf_counter() - started

@@ -8,32 +8,33 @@ group of the lab's own. `metrics.jsonl` is the source of truth; TensorBoard gets
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psutil
 import torch
-import torch.distributed as dist
 
-from train.communication import LAB
 from train.config import Config, OnNonfinite
 from train.flops import flops_per_token
 from train.hardware import peak_tflops
+from train.lab import LabGroup
 from train.problems import Reported
+from train.sampling import Record, Sampled
 from train.strategies.base import StepResult, TrainStep
-from train.world import World
 
 GiB, MiB = 2**30, 2**20
 STATE_KINDS = ("parameters", "gradients", "optimiser")
-Record = dict[str, float]
 
 
 class Sink(Protocol):
     """Somewhere that values go."""
 
     def write(self, step: int, values: Record) -> None: ...
+
+    def sample(self, step: int, sample: dict[str, Any]) -> None:
+        """All ranks' part of a recorded step: samples/step-N.json."""
+        ...
 
     def close(self) -> None: ...
 
@@ -72,18 +73,18 @@ class _Pending:
     scalars: torch.Tensor  # loss, gradient norm, extras; on the host once `end` has happened
     extras: tuple[str, ...]  # tags
     memory: list[float]
+    sampled: Sampled
 
 
 class Metrics:
     """Collective: every rank makes one and calls the same methods; `sinks` is empty on all ranks but 0."""
 
     def __init__(
-        self, config: Config, world: World, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+        self, config: Config, lab: LabGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
     ) -> None:
-        self.config, self.world, self.device, self.train_step, self.sinks = config, world, device, train_step, sinks
+        self.config, self.lab, self.device, self.train_step, self.sinks = config, lab, device, train_step, sinks
+        self.world_size = lab.world.world_size
         self.clock = Clock(device)
-        # the lab's own traffic stays off the strategies' groups
-        self.group = dist.new_group(backend="gloo", group_desc=LAB) if world.world_size > 1 else None
         self.process = psutil.Process()
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step
@@ -97,17 +98,20 @@ class Metrics:
         self.flush()
         self.start = self.clock.mark()
 
-    def log(self, step: int, result: StepResult, lr: float) -> None:
-        """Take the step's figures, and write those of the step before."""
+    def log(self, step: int, result: StepResult, lr: float, sampled: Sampled) -> None:
+        """Take the step's figures, and write those of the step before; a recorded step's at once, as reading what was
+        recorded took time that is no step's."""
         scalars = torch.stack([x.double() for x in (result.loss, result.grad_norm, *result.extras.values())])
         if self.device.type != "cpu":
             host = torch.empty(len(scalars), dtype=torch.float64, pin_memory=True)
             scalars = host.copy_(scalars, non_blocking=True)
         end = self.clock.mark()
-        now = _Pending(step, lr, self.start, end, scalars, tuple(result.extras), self._memory())
+        now = _Pending(step, lr, self.start, end, scalars, tuple(result.extras), self._memory(), sampled)
         self.start = end
         self.flush()
         self.pending = now
+        if sampled.step_ms is not None:
+            self.resume_clock()
 
     def log_validation(self, step: int, loss: float) -> None:
         self._write(step, {"validation/loss": loss})
@@ -117,24 +121,32 @@ class Metrics:
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        step_ms = self.clock.elapsed_ms(pending.start, pending.end)
+        step_ms = pending.sampled.step_ms or self.clock.elapsed_ms(pending.start, pending.end)
         loss, norm, *extras = pending.scalars.tolist()
-        by_rank = self._gather([step_ms, *pending.memory, *self.train_step.state_bytes().values()])
+        by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values()])
         values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
-        values |= dict(zip(pending.extras, extras, strict=True))
+        values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
         if by_rank is not None:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
         self._write(pending.step, values)
+        if pending.sampled.ranks is not None:
+            for sink in self.sinks:
+                sink.sample(pending.step, {"step": pending.step, "ranks": pending.sampled.ranks})
         if not (math.isfinite(loss) and math.isfinite(norm)) and self.config.train.on_nonfinite is OnNonfinite.stop:
             raise NonFinite(
                 f"step {pending.step}: train/loss={loss}, train/grad_norm={norm}: use a lower optim.lr, a longer "
                 "optim.warmup_steps, or train.on_nonfinite=ignore to go on"
             )
 
-    def median(self, tag: str) -> float | None:
-        """Over the steps after warm-up; None if the tag was not logged."""
-        values = [r[tag] for r in self.history[self.config.metrics.warmup_steps :] or self.history if tag in r]
-        return statistics.median(values) if values else None
+    def measured(self, tag: str) -> list[float]:
+        """The tag's values in the steps after warm-up that were not recorded, or in all if there are no such."""
+        steps = self.history[self.config.metrics.warmup_steps :]
+        steps = [r for r in steps if "time/step_ms" not in r] or self.history
+        return [r[tag] for r in steps if tag in r]
+
+    def last(self, *prefixes: str) -> Record:
+        """The newest value of every tag with such a beginning."""
+        return {tag: value for r in self.history for tag, value in r.items() if tag.startswith(prefixes)}
 
     def close(self) -> None:
         for sink in self.sinks:
@@ -154,22 +166,13 @@ class Metrics:
         torch.accelerator.reset_peak_memory_stats()
         return [float(peak) for peak in peaks]
 
-    def _gather(self, figures: list[float]) -> list[list[float]] | None:
-        """Every rank's figures, on rank 0."""
-        if self.group is None:
-            return [figures]
-        own = torch.tensor(figures, dtype=torch.float64)
-        parts = [torch.empty_like(own) for _ in range(self.world.world_size)] if self.world.rank == 0 else None
-        dist.gather(own, parts, group=self.group)
-        return None if parts is None else [part.tolist() for part in parts]
-
     def _performance(self, step_ms: float) -> Record:
         per_s = 1e3 / step_ms
-        tflops = self.flops_per_step * per_s / self.world.world_size / 1e12
+        tflops = self.flops_per_step * per_s / self.world_size / 1e12
         values = {
             "perf/step_ms": step_ms,
             "perf/tokens_per_s": self.tokens_per_step * per_s,
-            "perf/tokens_per_s_per_device": self.tokens_per_step * per_s / self.world.world_size,
+            "perf/tokens_per_s_per_device": self.tokens_per_step * per_s / self.world_size,
             "perf/model_tflops_per_s_per_device": tflops,
         }
         return values | ({} if self.peak_tflops is None else {"perf/mfu_pct": 100 * tflops / self.peak_tflops})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,30 @@ from train.metrics import Metrics, Sink
 from train.run_dir import environment, make_run_dir, write_summary
 from train.strategies.base import resolve_degrees
 from train.world import World
+
+
+def spread(metrics: Metrics) -> dict[str, float]:
+    """How steady the measured steps were: percentiles of their time, and a 95 % interval of the median throughput."""
+    times, speeds = metrics.measured("perf/step_ms"), metrics.measured("perf/tokens_per_s")
+    low, high = median_interval(speeds)
+    return {
+        "measured_steps": len(times),
+        "perf/step_ms_p50": statistics.median(times),
+        "perf/step_ms_p95": sorted(times)[math.ceil(0.95 * len(times)) - 1],
+        "perf/tokens_per_s_ci95_low": low,
+        "perf/tokens_per_s_ci95_high": high,
+    }
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """Of the median, 95 %, by order statistics: the binomial's, which ask nothing of the values' distribution but that
+    they are independent. With fewer than six values, all of them."""
+    ordered, n = sorted(values), len(values)
+    tail, cumulative = -1, 0.0
+    while (cumulative := cumulative + math.comb(n, tail + 1) / 2**n) <= 0.025:
+        tail += 1
+    return ordered[max(tail, 0)], ordered[n - 1 - max(tail, 0)]
+
 
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
@@ -51,7 +77,7 @@ class Report:
             "corpus_sha256": corpus.sha256,
             "differs": config.strategy.differs(),
         }
-        sinks: list[Sink] = [JsonLines(path / "metrics.jsonl"), Terminal(config.train.steps)]
+        sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
         drawing = draw_mesh(degrees)
         if config.metrics.tensorboard:
             texts = {
@@ -80,7 +106,7 @@ class Report:
         from train.sinks import print_summary
 
         last = metrics.history[-1]
-        medians = {tag: value for tag in SUMMARY_TAGS if (value := metrics.median(tag)) is not None}
+        medians = {tag: statistics.median(values) for tag in SUMMARY_TAGS if (values := metrics.measured(tag))}
         memory = {tag: value for tag, value in last.items() if tag.startswith("memory/")}
         peaks = {tag: max(r[tag] for r in metrics.history) for tag in memory if "peak" in tag}
         summary = self.facts | {
@@ -92,6 +118,8 @@ class Report:
             "total_s": time.perf_counter() - self.started,
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
+            **spread(metrics),
+            **metrics.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
             **(memory | peaks),
         }
         write_summary(self.path, summary)

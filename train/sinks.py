@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,11 +20,16 @@ NUM_PLAIN_LINES = 10
 class JsonLines:
     """One object a line, complete after every write: a killed run loses at most the step that was in flight."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("w", buffering=1)
+    def __init__(self, directory: Path) -> None:
+        self.samples = directory / "samples"
+        self.file = (directory / "metrics.jsonl").open("w", buffering=1)
 
     def write(self, step: int, values: Record) -> None:
         self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+
+    def sample(self, step: int, sample: dict[str, Any]) -> None:
+        self.samples.mkdir(exist_ok=True)
+        (self.samples / f"step-{step}.json").write_text(json.dumps(sample) + "\n")
 
     def close(self) -> None:
         self.file.close()
@@ -46,6 +52,9 @@ class TensorBoard:
         entries = [self.summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
         self.writer._get_file_writer().add_summary(self.summary(value=entries), step)
         self.writer.flush()
+
+    def sample(self, step: int, sample: dict[str, Any]) -> None:
+        pass
 
     def close(self) -> None:
         self.writer.close()
@@ -81,6 +90,9 @@ class Terminal:
             width = len(str(self.num_steps))
             where = f"step {step:>{width}}/{self.num_steps}"
             print(f"{where}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s", flush=True)
+
+    def sample(self, step: int, sample: dict[str, Any]) -> None:
+        pass
 
     def close(self) -> None:
         if self.progress is not None:

@@ -59,12 +59,22 @@ class ShardedState:
         """Take the size of the gradients, where they are complete and not yet freed."""
         self.gradient_bytes = num_bytes(p.grad for p in self.parameters.values() if p.grad is not None)
 
-    def bytes_held(self) -> dict[str, int]:
-        states = (s for state in self.optimiser.state.values() for s in state.values() if isinstance(s, Tensor))
+    def held(self) -> dict[str, Iterable[Tensor]]:
+        """What there is now; gradients only between backward and update."""
         return {
-            "parameters": num_bytes(self.parameters.values()),
+            "parameters": self.parameters.values(),
+            "gradients": [p.grad for p in self.parameters.values() if p.grad is not None],
+            "optimiser": [
+                s for state in self.optimiser.state.values() for s in state.values() if isinstance(s, Tensor)
+            ],
+        }
+
+    def bytes_held(self) -> dict[str, int]:
+        held = self.held()
+        return {
+            "parameters": num_bytes(held["parameters"]),
             "gradients": self.gradient_bytes,
-            "optimiser": num_bytes(states),
+            "optimiser": num_bytes(held["optimiser"]),
         }
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from train import gradients
 from train.balance import LoadBalance
 from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
+from train.spans import span
 from train.state import ShardedState
 from train.strategies.base import BATCH_AXES, LOSS_AXES, StepResult
 from train.strategies.data import microbatch
@@ -54,6 +55,13 @@ class Step:
         """tokens, targets: this rank's rows [B, T] of the global batch; peers in pp, cp and tp get the same rows."""
         num_valid = self.count_valid(targets).to(self.model.rope.dtype)  # the dtype of losses
         loss = self.forward_backward(tokens, targets, 1.0 / num_valid.clamp(min=1))
+        with span("optimiser"):
+            norm = self.update(lr)
+        extras = self.balance.update()
+        return StepResult(loss=self.sum_over(loss, *LOSS_AXES), grad_norm=norm, extras=extras)
+
+    def update(self, lr: float) -> Tensor:
+        """Complete, measure and clip the gradients, and step. Returns their global norm before clipping."""
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
         gradients.sum_shared(self.shared, self.model.rope.device)
@@ -69,8 +77,7 @@ class Step:
         set_lr(self.optimiser, lr)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        extras = self.balance.update()
-        return StepResult(loss=self.sum_over(loss, *LOSS_AXES), grad_norm=norm, extras=extras)
+        return norm
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +104,9 @@ class Step:
     def full_gradients(self) -> Iterator[tuple[str, Tensor]]:
         return self.state.full(lambda p: p.grad)
 
+    def held(self) -> dict[str, Iterable[Tensor]]:
+        return self.state.held()
+
     def state_bytes(self) -> dict[str, int]:
         return self.state.bytes_held()
 
@@ -112,8 +122,10 @@ def accumulate(
         batches = list(zip(tokens.split(rows), targets.split(rows), strict=True))
         for i, (inputs, labels) in enumerate(batches):
             with microbatch(wrapped, zero_stage, last=i == len(batches) - 1):
-                loss = model.loss(wrapped(inputs), labels) * inverse_num_valid
-                loss.backward()
+                with span("F", 0, i):
+                    loss = model.loss(wrapped(inputs), labels) * inverse_num_valid
+                with span("B", 0, i):
+                    loss.backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 

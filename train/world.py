@@ -28,3 +28,9 @@ class World:
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
             from_torchrun="RANK" in os.environ,
         )
+
+
+def quiet_profiler() -> None:
+    """Before torch is loaded: its libraries would say from every rank that they begin and end to record a step."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # this file is read to check a command line: torch would cost
 
     from train.config import Config
     from train.model import Transformer
+    from train.strategies.timetable import Action
 
 # Outer to inner: the innermost axis has neighbouring ranks, which share the fastest links.
 MESH_AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
@@ -49,9 +50,23 @@ class TrainStep(Protocol):
 
     def full_gradients(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
+    def held(self) -> dict[str, Iterable[torch.Tensor]]:
+        """The tensors behind `state_bytes` that there are now, under the same names: gradients from `on_gradients`."""
+        ...
+
     def state_bytes(self) -> dict[str, int]:
         """Bytes that this rank holds: `parameters`, `gradients` (at the end of backward) and `optimiser`."""
         ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """A pipeline schedule: `rows[rank]`, the actions (timetable.py) of a rank of `pp` in order, and the bubble that a
+    formula gives it, if there is one."""
+
+    rows: list[list[Action]]
+    num_stages: int
+    closed_form: float | None
 
 
 @dataclass
@@ -72,6 +87,10 @@ class Strategy(ABC):
         What is not named here must be equal. Said wherever the strategy is explained, proven or run.
         """
         return {}
+
+    def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
+        """Of a pipeline over so many ranks of `pp`; None without one."""
+        return None
 
     def needed_backend(self) -> tuple[str, str] | None:
         """(the only torch.distributed backend that can do it, the option that needs it), or None: any can."""

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from train.fields import number
-from train.strategies.base import MESH_AXES, Strategy, TrainStep
+from train.strategies.base import MESH_AXES, Order, Strategy, TrainStep
+from train.strategies.timetable import actions_by_rank, closed_form_bubble
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -39,6 +40,12 @@ class DeepSpeed(Strategy):
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
+        if self.pp is None:
+            return None
+        shape = ("1f1b", num_ranks, num_ranks, num_microbatches)
+        return Order(actions_by_rank(*shape), num_ranks, closed_form_bubble(*shape))
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         if self.pp is not None:

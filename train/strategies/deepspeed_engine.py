@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from train.distributed import own_device
 from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
+from train.spans import span
 from train.state import ShardedState, num_bytes
 from train.strategies.apply import apply_compile
 from train.strategies.base import BATCH_AXES, StepResult
@@ -168,19 +169,29 @@ class EngineStep:
         """`ShardedState.full` of what DeepSpeed has put together over its data ranks."""
         return self.state.full(of)
 
-    def state_bytes(self) -> dict[str, int]:
+    def held(self) -> dict[str, Iterable[Tensor]]:
         """`optimiser` has the partition of master weights in it that DeepSpeed keeps beside the parameters."""
         optimiser = self.engine.optimizer
         inner = getattr(optimiser, "optimizer", optimiser)
         parameters = list(self._parameters())
-        held = [p for group in inner.param_groups for p in group["params"]]
-        held += getattr(optimiser, "fp32_partitioned_groups_flat", [])  # stage 3's; its groups are empty between steps
+        masters = [p for group in inner.param_groups for p in group["params"]]
+        masters += getattr(
+            optimiser, "fp32_partitioned_groups_flat", []
+        )  # stage 3's; its groups are empty between steps
         states = [s for state in inner.state.values() for s in state.values() if isinstance(s, Tensor)]
-        parameter_bytes = bytes_of(parameters)
+        kept = {p.untyped_storage().data_ptr() for p in parameters}
         return {
-            "parameters": parameter_bytes,
+            "parameters": parameters,
+            "gradients": [g for g in self._gradients() if g is not None],
+            "optimiser": [s for s in (*masters, *states) if s.untyped_storage().data_ptr() not in kept],
+        }
+
+    def state_bytes(self) -> dict[str, int]:
+        held = self.held()
+        return {
+            "parameters": bytes_of(held["parameters"]),
             "gradients": self.gradient_bytes,
-            "optimiser": bytes_of([*parameters, *held, *states]) - parameter_bytes,
+            "optimiser": bytes_of(held["optimiser"]),
         }
 
     def _parameters(self) -> Iterator[Tensor]:
@@ -236,13 +247,16 @@ class ZeroStep(EngineStep):
         rows, losses = self.config.train.micro_batch_size, []
         self.model.train()
         for i, (inputs, labels) in enumerate(zip(tokens.split(rows), targets.split(rows), strict=True), start=1):
-            loss = self.model.loss(self.engine(inputs), labels) * inverse_num_valid
-            # not its mean over microbatches either: the loss is divided by all tokens already
-            self.engine.backward(summed(loss, self.data_ranks), scale_wrt_gas=False)
+            with span("F", 0, i - 1):
+                loss = self.model.loss(self.engine(inputs), labels) * inverse_num_valid
+            with span("B", 0, i - 1):
+                # not its mean over microbatches either: the loss is divided by all tokens already
+                self.engine.backward(summed(loss, self.data_ranks), scale_wrt_gas=False)
             losses.append(loss.detach())
-            if i == self.num_microbatches:
-                self.gradients_ready()
-            self.engine.step()  # clips and updates after the last microbatch, only counts before
+            with span("optimiser"):
+                if i == self.num_microbatches:
+                    self.gradients_ready()
+                self.engine.step()  # clips and updates after the last microbatch, only counts before
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=losses[0].device)
         return StepResult(loss=self.sum_over(torch.stack(losses).sum(), *BATCH_AXES), grad_norm=norm)
 

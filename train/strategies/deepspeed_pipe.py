@@ -7,9 +7,10 @@ evenly, the embedding on the first stage and the head on the last.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from train import gradients
 from train.model import Transformer
+from train.spans import span
 from train.strategies.base import StepResult
 from train.strategies.deepspeed_engine import EngineStep, prepare, summed
 
@@ -100,6 +102,28 @@ class PipeStep(EngineStep):
         self.norm: Tensor | None = None
         self.update = self.engine._take_model_step
         self.engine._take_model_step = self.measure_and_update  # private; deepspeed 0.19
+        self.name_instructions()
+
+    def name_instructions(self) -> None:
+        """Let the engine's work be recorded by stage and microbatch (a private table; deepspeed 0.19)."""
+        from deepspeed.runtime.pipe import schedule
+
+        stage, done = self.mesh["pp"].get_local_rank(), Counter[str]()
+        table = dict(self.engine._INSTRUCTION_MAP)
+        kinds = {schedule.ForwardPass: "F", schedule.BackwardPass: "B"}
+        updates = (schedule.ReduceTiedGrads, schedule.ReduceGrads, schedule.OptimizerStep)
+
+        def named(kind: str, run: Callable[..., None]) -> Callable[..., None]:
+            def instruction(engine: Any, *args: Any, **kwargs: Any) -> None:
+                with span(kind, stage, done[kind] % self.num_microbatches) if kind in "FB" else span(kind):
+                    run(engine, *args, **kwargs)
+                done[kind] += 1
+
+            return instruction
+
+        for instruction in (*kinds, *updates):
+            table[instruction] = named(kinds.get(instruction, "optimiser"), table[instruction])
+        self.engine._INSTRUCTION_MAP = table
 
     def keep_stage(self) -> None:
         """Drop what DeepSpeed did not build here."""

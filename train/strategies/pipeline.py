@@ -27,9 +27,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from train.fields import number
-from train.strategies.base import TrainStep
+from train.strategies.base import Order, TrainStep
 from train.strategies.placement import SCHEDULES, ScheduleFacts, layers_of_stages, layers_per_stage, stages_of_rank
 from train.strategies.spmd import Spmd
+from train.strategies.timetable import actions_by_rank, closed_form_bubble
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -69,6 +70,10 @@ class Pipeline(Spmd):
     def num_chunks(self) -> int:
         """Stages per rank."""
         return self.facts().least if self.stages_per_rank is None else self.stages_per_rank
+
+    def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
+        shape = (self.schedule, num_ranks * self.num_chunks(), num_ranks, num_microbatches)
+        return Order(actions_by_rank(*shape), shape[1], closed_form_bubble(*shape))
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train.config import Config
 from train.model import Transformer, dtypes
 from train.shapes import chunk
+from train.spans import span
 from train.step import Evaluate, ForwardBackward
 from train.strategies.apply import apply_techniques
 from train.strategies.base import BATCH_AXES
@@ -146,6 +147,24 @@ def pipelined(stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config) -> t
     return forward_backward, evaluate
 
 
+class RecordedStage(PipelineStage):
+    """torch's, its work named by stage and microbatch."""
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with span("F", self.stage_index, fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> None:
+        with span("B" if full_backward else "I", self.stage_index, bwd_chunk_id):
+            super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        with span("W", self.stage_index, bwd_chunk_id):
+            super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+
+
 def build_schedule(
     facts: ScheduleFacts,
     stages: Stages,
@@ -158,7 +177,7 @@ def build_schedule(
     tokens, so gradients are not scaled."""
     last = stages.num_stages - 1
     own = [
-        PipelineStage(
+        RecordedStage(
             wrapped,
             stage,
             stages.num_stages,

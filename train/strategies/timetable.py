@@ -6,6 +6,7 @@ gradient of weights (W) take one unit each, a whole backward (B) two, sending no
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -23,20 +24,25 @@ class Action(NamedTuple):
     microbatch: int
 
 
+def units(action: Action) -> float:
+    return UNITS[action.kind]
+
+
 @dataclass(frozen=True)
 class Timetable:
-    """`rows[rank]`: (start in units, action), in order of time."""
+    """`rows[rank]`: (start, action), in order of time. `duration`: of an action, in the same unit."""
 
-    rows: list[list[tuple[int, Action]]]
+    rows: list[list[tuple[float, Action]]]
+    duration: Callable[[Action], float] = units
 
     @property
-    def length(self) -> int:
-        return max(start + UNITS[action.kind] for row in self.rows for start, action in row)
+    def length(self) -> float:
+        return max(start + self.duration(action) for row in self.rows for start, action in row)
 
     @property
     def bubble(self) -> float:
         """The share of the ranks' time in which they wait, from the first forward to the last backward."""
-        busy = sum(UNITS[action.kind] for row in self.rows for _, action in row)
+        busy = sum(self.duration(action) for row in self.rows for _, action in row)
         return 1 - busy / (self.length * len(self.rows))
 
 
@@ -79,11 +85,11 @@ def _torch_actions(schedule: str, num_stages: int, num_ranks: int, num_microbatc
     ]
 
 
-def timetable(rows: list[list[Action]], num_stages: int) -> Timetable:
+def timetable(rows: list[list[Action]], num_stages: int, duration: Callable[[Action], float] = units) -> Timetable:
     """Each rank does its actions in order, each as soon as what it needs is there."""
-    done: dict[Action, int] = {}  # when an action ends
-    placed: list[list[tuple[int, Action]]] = [[] for _ in rows]
-    free = [0] * len(rows)
+    done: dict[Action, float] = {}  # when an action ends
+    placed: list[list[tuple[float, Action]]] = [[] for _ in rows]
+    free = [0.0] * len(rows)
     while any(len(row) > len(had) for row, had in zip(rows, placed, strict=True)):
         progressed = False
         for rank, row in enumerate(rows):
@@ -94,14 +100,14 @@ def timetable(rows: list[list[Action]], num_stages: int) -> Timetable:
                     break
                 start = max(free[rank], ready)
                 placed[rank].append((start, action))
-                done[action] = free[rank] = start + UNITS[action.kind]
+                done[action] = free[rank] = start + duration(action)
                 progressed = True
         if not progressed:
             raise ValueError("the schedule waits for itself")
-    return Timetable(placed)
+    return Timetable(placed, duration)
 
 
-def _ready(action: Action, num_stages: int, done: dict[Action, int]) -> int | None:
+def _ready(action: Action, num_stages: int, done: dict[Action, float]) -> float | None:
     """When what the action needs has ended; None if that is not yet known."""
     kind, stage, i = action
     if kind == "F":
@@ -133,8 +139,8 @@ def draw_schedule(schedule: str, num_stages: int, num_ranks: int, num_microbatch
     cells = []
     for rank, row in enumerate(table.rows):
         own = stages_of_rank(rank, num_ranks, num_stages, v_shaped=v_shaped)
-        line = ["."] * table.length
-        for start, (kind, stage, microbatch) in row:
+        line = ["."] * int(table.length)
+        for start, (kind, stage, microbatch) in ((int(start), action) for start, action in row):
             line[start] = f"{kind}{microbatch}" + (chr(ord("a") + own.index(stage)) if several else "")
             line[start + 1 : start + UNITS[kind]] = ["--"] * (UNITS[kind] - 1)
         cells.append(line)
@@ -163,8 +169,8 @@ def forward_ticks(num_stages: int, num_ranks: int, num_microbatches: int, *, v_s
         for r in range(num_ranks)
     ]  # fmt: skip
     table = timetable(rows, num_stages)
-    ticks: list[list[Forward]] = [[] for _ in range(table.length)]
+    ticks: list[list[Forward]] = [[] for _ in range(int(table.length))]
     for row in table.rows:
         for start, (_, stage, i) in row:
-            ticks[start].append(Forward(rank_of_stage(stage, num_ranks, v_shaped=v_shaped), stage, i))
+            ticks[int(start)].append(Forward(rank_of_stage(stage, num_ranks, v_shaped=v_shaped), stage, i))
     return ticks

@@ -1,0 +1,101 @@
+"""Where a recorded step's time went, from one rank's `Recording`: parts that do not overlap, and each collective.
+
+communication is exposed only: something is in flight or waited for, and the device works on nothing. The other parts
+are without it. data, forward, backward and optimiser are the regions' own time on a CPU (Python between operators
+included), the kernels that they launched on a GPU (and of data the host's time, where the device has nothing to do).
+other is the rest of the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from train.recording import Message, Recording
+from train.spans import Interval, Intervals, clip, length, subtract, union
+
+PARTS = ("data", "forward", "backward", "optimiser", "communication", "other")
+PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward", "data": "data", "optimiser": "optimiser"}
+MiB = 2**20
+
+
+def parts(recording: Recording) -> dict[str, Intervals]:
+    """By name, as PARTS: disjoint, and together the step."""
+    whole: Intervals = [(0.0, recording.step_ms)]
+    exposed = _within(whole, subtract(recording.in_flight, recording.work))
+    found: dict[str, Intervals] = {"communication": exposed}
+    rest = subtract(whole, exposed)
+    for name in ("forward", "backward", "optimiser", "data"):
+        found[name] = _within(rest, _phase(recording, name))
+        rest = subtract(rest, found[name])
+    found["other"] = rest
+    return {name: found[name] for name in PARTS}
+
+
+def _phase(recording: Recording, name: str) -> Intervals:
+    hosts = [r.interval for r in recording.regions if PHASES.get(r.words[0]) == name]
+    if not recording.phase_work:
+        return union(hosts)
+    kernels = [i for word, intervals in recording.phase_work.items() if PHASES[word] == name for i in intervals]
+    if name == "data":
+        kernels += subtract(union(hosts), recording.work)
+    return union(kernels)
+
+
+def _within(outer: Intervals, inner: Intervals) -> Intervals:
+    return union(part for start, end in outer for part in clip(inner, start, end))
+
+
+def collectives(recording: Recording, exposed: Intervals) -> dict[str, dict[str, float]]:
+    """By `axis/op`: calls, mib, ms (of the transfers), exposed_ms. An exposed instant is the earliest's in flight;
+    what none was in flight for is waiting to receive, and goes to the sends: `pp/send`."""
+    rows: dict[str, dict[str, float]] = {}
+    cursor = 0.0
+    claimed: Intervals = []
+    for message in sorted(recording.messages, key=lambda m: m.interval):
+        row = _row(rows, message)
+        start, end = max(message.interval[0], cursor), message.interval[1]
+        cursor = max(cursor, end)
+        if end > start:
+            row["exposed_ms"] += length(clip(exposed, start, end))
+            claimed.append((start, end))
+    waited = length(subtract(exposed, union(claimed)))
+    for name, row in rows.items():
+        if name.endswith("/send"):
+            row["exposed_ms"] += waited
+    return rows
+
+
+def _row(rows: dict[str, dict[str, float]], message: Message) -> dict[str, float]:
+    zero = {"calls": 0.0, "mib": 0.0, "ms": 0.0, "exposed_ms": 0.0}
+    row = rows.setdefault(f"{message.axis}/{message.op}", zero)
+    row["calls"] += 1
+    row["mib"] += message.bytes / MiB
+    row["ms"] += message.ran
+    return row
+
+
+BUS_FACTORS = {"all_reduce": lambda n: 2 * (n - 1) / n, "all_gather": lambda n: (n - 1) / n,
+               "reduce_scatter": lambda n: (n - 1) / n, "all_to_all": lambda n: (n - 1) / n}  # fmt: skip
+
+
+def bandwidths(row: dict[str, float], op: str, size: int) -> dict[str, float]:
+    """Algorithm and bus bandwidth in GB/s (10^9) over the time of the transfers, by nccl-tests' factors; none of a
+    send, whose time is that of a peer that is not ready."""
+    if row["ms"] <= 0 or op == "send":
+        return {}
+    algorithm = row["mib"] * MiB / (row["ms"] * 1e6)
+    factor = BUS_FACTORS.get(op, lambda n: 1.0)(size)
+    return {"algbw_gb_per_s": algorithm, "busbw_gb_per_s": algorithm * factor}
+
+
+def actions(recording: Recording) -> list[list[Any]]:
+    """[kind, stage, microbatch, start ms, end ms] of every forward and backward, in order of time."""
+    rows = [(r.words[0], int(r.words[1]), int(r.words[2]), *r.interval) for r in recording.actions]
+    return [list(row) for row in sorted(rows, key=lambda row: row[3])]
+
+
+def busy(recording: Recording) -> Interval | None:
+    """From the first forward to the end of the last backward; None if there was none."""
+    if not recording.actions:
+        return None
+    return min(r.interval[0] for r in recording.actions), max(r.interval[1] for r in recording.actions)
