@@ -58,15 +58,22 @@ class Checked:
 class InvalidPoints(Reported):
     """Some points cannot be run, and nothing was started."""
 
-    def __init__(self, checked: Sequence[Checked]) -> None:
-        self.total, self.invalid = len(checked), [one for one in checked if one.problems]
+    def __init__(self, checked: Sequence[Checked], fairness: str) -> None:
+        self.checked, self.fairness = checked, fairness
+        self.invalid = [one for one in checked if one.problems]
         self.exit_code = min(problem.exit_code for one in self.invalid for problem in one.problems)
         super().__init__(self.report())
 
     def report(self) -> str:
-        good = self.total - len(self.invalid)
-        lines = [f"{len(self.invalid)} of {self.total} point(s) cannot be run, nothing was trained:"]
-        lines += said(self.invalid, "every point" if not good and self.total > 1 else "")
+        total, good = len(self.checked), len(self.checked) - len(self.invalid)
+        lines = [f"{len(self.invalid)} of {total} point(s) cannot be run, nothing was trained:"]
+        lines += said(self.invalid, "every point" if not good and total > 1 else "")
+        first = next((one for one in self.checked if one.microbatches), None)
+        if self.fairness != "global" and first:
+            lines.append(
+                f"batch={self.fairness} gives every point {first.microbatches} microbatch(es) per data rank, as the "
+                f"first, {first.point.label}, has: a larger {GLOBAL} gives each more"
+            )
         return "\n".join([*lines, f"skip_invalid=true runs the other {good}"] if good else lines)
 
 
@@ -102,15 +109,16 @@ def check_all(parser: ArgumentParser, points: Sequence[Point], fairness: str) ->
 
 
 def said(invalid: Sequence[Checked], everything: str = "") -> list[str]:
-    """Lines that name every problem once, with the points that have it (`everything`: a name for all of them)."""
+    """Lines that say every problem once, under the points that have it (`everything`: a name for all of them)."""
     labels: dict[str, list[str]] = {}
     for one in invalid:
         for problem in one.problems:
             labels.setdefault(str(problem), []).append(one.point.label)
-    return [
-        f"  {everything if everything and len(names) == len(invalid) else ', '.join(names)}: {problem}"
-        for problem, names in labels.items()
-    ]
+    lines = []
+    for text, names in labels.items():
+        lines.append("  " + (everything if everything and len(names) == len(invalid) else ", ".join(names)))
+        lines.append(f"    {text}")
+    return lines
 
 
 def _check(

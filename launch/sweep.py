@@ -24,6 +24,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launch.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
 from launch.local import take
@@ -31,8 +32,12 @@ from launch.points import DONE, FAILED, INVALID, RUNNING, Entry, State, held
 from launch.torchrun import Start, last_words, torchrun
 from train import cli
 from train.exits import reported_once
+from train.plan import Plan
 from train.problems import BadInput, Problem
 from train.world import World
+
+if TYPE_CHECKING:  # which loads torch
+    from train.distributed import Runtime
 
 COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 PROBE = (
@@ -63,7 +68,7 @@ def main(argv: list[str], start: Start = torchrun) -> int:
         task = read(argv)
         invalid = [one for one in task.checked if one.problems]
         if invalid and (len(invalid) == len(task.checked) or not task.skip_invalid):
-            raise InvalidPoints(task.checked)
+            raise InvalidPoints(task.checked, task.fairness)
         plan = next(one.plan for one in task.checked if one.plan and not one.problems)
         bound = task.bound if task.fairness == "best" else None
         state = State.of(Path(plan.config.metrics.dir), task.checked, task.fairness, shlex.join(argv), bound)
@@ -99,6 +104,8 @@ def run_all(state: State, task: Task, start: Start) -> None:
     done = len(state.with_status(DONE))
     before = f", {done} done before (fresh=true forgets them)" if done else ""
     print(f"{len(todo)} point(s), batch={state.fairness}{before}; logs: {state.folder}/", flush=True)
+    notes = dict.fromkeys(_runtime(one.plan).note for _, one in todo if one.plan)
+    print("".join(f"{note}\n" for note in notes if note), end="", flush=True)
     state.save()
     for number, (entry, checked) in enumerate(todo, start=1):
         head = f"[{number}/{len(todo)}] {entry.label}"
@@ -141,16 +148,13 @@ def finish(state: State) -> int:
 
 def choose(state: State, entry: Entry, checked: Checked, bound: int | None, start: Start) -> list[str]:
     """The overrides of the best micro batch; empty if not even the given one runs. Measured once: `tried` is kept."""
-    from train.distributed import choose_runtime
-
     assert checked.plan is not None
-    config, nproc = checked.plan.config, entry.nproc
-    on_cpu = choose_runtime(config.runtime, World(0, 0, nproc, nproc, from_torchrun=True)).device.type == "cpu"
+    first, on_cpu = checked.plan.config.train.micro_batch_size, _runtime(checked.plan).device.type == "cpu"
 
     def measure(micro_batch: int) -> float | None:
         if str(micro_batch) not in entry.tried:
             words = [*PROBE, f"metrics.dir='{state.folder / 'probes'}'", *checked.sized(micro_batch)]
-            probe = Entry(entry.label, [*entry.overrides, *words], nproc, entry.probe_log(micro_batch))
+            probe = Entry(entry.label, [*entry.overrides, *words], entry.nproc, entry.probe_log(micro_batch))
             _run(state, probe, start)
             summary = probe.summary()
             entry.exit_code = probe.exit_code
@@ -160,7 +164,7 @@ def choose(state: State, entry: Entry, checked: Checked, bound: int | None, star
         print(f"      {micro_batch}: {'does not run' if speed is None else f'{speed:,.0f} tokens/s'}", flush=True)
         return speed
 
-    found = best_micro_batch(measure, config.train.micro_batch_size, bound or (MAX_ON_CPU if on_cpu else None), on_cpu)
+    found = best_micro_batch(measure, first, bound or (MAX_ON_CPU if on_cpu else None), on_cpu)
     return checked.sized(found) if found else []
 
 
@@ -191,6 +195,14 @@ def _run(state: State, entry: Entry, start: Start) -> None:
     entry.settle(state.folder)
     if entry.status != DONE:
         entry.status = FAILED
+
+
+def _runtime(plan: Plan) -> Runtime:
+    """The device that the ranks will take. Loads torch."""
+    from train.distributed import choose_runtime
+
+    size = plan.world_size
+    return choose_runtime(plan.config.runtime, World(0, 0, size, size, from_torchrun=True))
 
 
 def _points(parser: ArgumentParser, words: list[str], fairness: str) -> list[Checked]:

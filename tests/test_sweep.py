@@ -88,9 +88,9 @@ def test_every_invalid_point_is_told_and_nothing_started(capsys):
     assert end.value.code == 2
     assert said.count("nothing was trained") == 1
     assert "5 of 6 point(s)" in said
-    assert "dp train.global_batch_size=5: train.global_batch_size=5 is not divisible by" in said
-    assert "single train.global_batch_size=4, single train.global_batch_size=5: strategy=single runs on 1" in said
-    assert "strategy=foo names no preset" in said
+    assert "  dp train.global_batch_size=5\n    train.global_batch_size=5 is not divisible by" in said
+    assert "  foo train.global_batch_size=4, foo train.global_batch_size=5\n    strategy=foo names no preset" in said
+    assert "strategy=single runs on 1 process" in said
     assert not start.started
     assert not Path("runs").exists()
 
@@ -104,9 +104,9 @@ def test_every_invalid_point_is_told_and_nothing_started(capsys):
 @pytest.mark.parametrize(
     ("line", "code", "says"),
     [
-        ("strategy=dp,tp train.stepss=1", 2, "every point: train.stepss is not a key"),
-        ("strategy=dp,tp runtime.device=teapot", 3, "every point: runtime.device=teapot"),
-        ("strategy=dp,tp data=text", 2, "every point: data=text needs a path"),
+        ("strategy=dp,tp train.stepss=1", 2, "every point\n    train.stepss is not a key"),
+        ("strategy=dp,tp runtime.device=teapot", 3, "every point\n    runtime.device=teapot"),
+        ("strategy=dp,tp data=text", 2, "every point\n    data=text needs a path"),
         ("batch=large", 2, "use batch=global or micro or best"),
         ("metrics.dir=a,b", 2, "a sweep has one folder"),
         ("batch=micro train.global_batch_size=8,16", 2, "batch=micro sets it"),
