@@ -127,7 +127,7 @@ def run_all(state: State, task: Task, start: Start) -> None:
         if entry.status == DONE:
             print(f"{entry.seconds:.1f} s{_speed(entry)}", flush=True)
         else:
-            print(f"failed (exit code {entry.exit_code}), the last lines of {state.folder / log}:", flush=True)
+            print(f"failed, exit code {entry.exit_code}; the last lines of {state.folder / log}:", flush=True)
             print("\n".join(f"    {line}" for line in last_words(state.folder / log)), flush=True)
 
 

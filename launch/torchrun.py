@@ -17,7 +17,7 @@ from train.world import RUN_FILE
 
 REPO = Path(__file__).resolve().parent.parent
 PATIENCE_S = 35.0  # torchrun gives its ranks 30 s between TERM and KILL
-NUM_LINES = 12
+NUM_LINES, WIDTH = 8, 200  # of what is shown of a log
 
 # (overrides, nproc, log, the file in which rank 0 names its run's directory) -> exit code
 Start = Callable[[Sequence[str], int, Path, Path], int]
@@ -45,7 +45,8 @@ def last_words(log: Path) -> list[str]:
     """The last lines of a run that failed, without torchrun's own report."""
     text = log.read_text(errors="replace")
     own = re.split(r"^[EWI]\d{4} .*torch/distributed/elastic", text, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
-    return (own or text.rstrip() or "(no output)").splitlines()[-NUM_LINES:]
+    lines = [line for line in (own or text.rstrip() or "(no output)").splitlines() if line.strip()]
+    return [line if len(line) <= WIDTH else f"{line[:WIDTH]} ..." for line in lines[-NUM_LINES:]]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -128,7 +128,7 @@ def test_a_failed_point_does_not_end_the_sweep_and_is_run_again(capsys):
     assert main(words, start) == 1
     assert statuses() == {"dp": "done", "fsdp": "failed", "tp": "done"}
     out = capsys.readouterr().out
-    assert "[2/3] fsdp ... failed (exit code 1)" in out
+    assert "[2/3] fsdp ... failed, exit code 1" in out
     assert "    why it failed" in out
     assert "torch/distributed/elastic" not in out
     assert "1 failed (fsdp)" in out
@@ -256,6 +256,8 @@ def test_last_words_leave_out_torchruns_report(tmp_path):
     log = tmp_path / "log"
     log.write_text("step 1\n" * 50 + "the reason\nW1123 10:00:00.1 7 site-packages/torch/distributed/elastic/x.py] y\n")
     assert last_words(log)[-1] == "the reason"
+    log.write_text("a" * 300 + "\n\nthe reason\n")
+    assert last_words(log) == ["a" * 200 + " ...", "the reason"]
     log.write_text("")
     assert last_words(log) == ["(no output)"]
 
@@ -287,7 +289,7 @@ def test_two_real_points():
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_ctrl_c_leaves_no_rank_behind_and_the_sweep_goes_on(tmp_path):
+def test_ctrl_c_leaves_no_rank_behind_and_a_state_to_go_on_from(tmp_path):
     process = subprocess.Popen(command(*TINY, "train.steps=100000"), env=ENV, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(Path("runs").glob("dp-*/metrics.jsonl")) and time.monotonic() < deadline:
