@@ -44,7 +44,7 @@ class Fake:
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setattr("launch.sweep.COMPARE", tmp_path / "compare.py")
 
 
 def state():
@@ -132,12 +132,19 @@ def test_a_failed_point_does_not_end_the_sweep_and_is_run_again(capsys):
     assert "    why it failed" in out
     assert "torch/distributed/elastic" not in out
     assert "1 failed (fsdp)" in out
-    assert "python" in out.splitlines()[-1] or (REPO / "scripts" / "compare.py").exists()
+    assert out.splitlines()[-1] == "python compare.py runs/run-0 runs/run-2"
     start.bad = []
     assert main(["strategy=tp,fsdp,dp", "nproc=2"], start) == 0  # the same points, typed in another order
     assert [words[0] for words, _ in start.started[3:]] == ["strategy=fsdp"]
     assert main([*words, "fresh=true"], start) == 0
     assert len(start.started) == 7
+
+
+@pytest.mark.timeout(120)
+def test_it_ends_with_the_comparison(tmp_path):
+    (tmp_path / "compare.py").write_text("import sys; open('compared', 'w').write(' '.join(sys.argv[1:]))")
+    assert main(["strategy=dp,tp", "nproc=2"], Fake()) == 0
+    assert (tmp_path / "compared").read_text() == "runs/run-0 runs/run-1"
 
 
 @pytest.mark.timeout(120)
