@@ -11,6 +11,7 @@ import re
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from train import cli
@@ -32,12 +33,22 @@ def main() -> None:
         cli.check(config, nproc or 1)
         load_corpus(config)
         check_machine(config, nproc or 1, port)
-    where = ["--standalone"] if port is None else [f"--master_port={port}"]
-    script = str(MAIN.relative_to(Path.cwd())) if MAIN.is_relative_to(Path.cwd()) else str(MAIN)
-    line = [*where, f"--nproc_per_node={nproc}", script, *args.overrides]
+    line = torchrun_line(args.overrides, nproc or 1, port)
     print(shlex.join(["torchrun", *line]), flush=True)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // (nproc or 1), 1)))
+    os.environ.setdefault("OMP_NUM_THREADS", threads(nproc or 1))
     os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *line])
+
+
+def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
+    """torchrun's arguments for one run on this machine."""
+    where = "--standalone" if port is None else f"--master_port={port}"
+    script = str(MAIN.relative_to(Path.cwd())) if MAIN.is_relative_to(Path.cwd()) else str(MAIN)
+    return [where, f"--nproc_per_node={nproc}", script, *overrides]
+
+
+def threads(nproc: int) -> str:
+    """OMP_NUM_THREADS of each process: torchrun would give one to each of several, and leave cores idle."""
+    return str(max((os.cpu_count() or 1) // nproc, 1))
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:

@@ -61,7 +61,7 @@ def parse(
             Problem(
                 "multirun",
                 "-m/--multirun starts several runs, but these processes are one run",
-                "start one torchrun a run, for instance in a shell loop",
+                "start one torchrun a run, as python -m launch.sweep does",
             )
         )
     tree = _compose(args.overrides)

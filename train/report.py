@@ -17,7 +17,7 @@ from train.data import Corpus
 from train.distributed import Runtime
 from train.drawing import draw_mesh
 from train.metrics import Metrics, Sink
-from train.run_dir import environment, make_run_dir, write_summary
+from train.run_dir import environment, make_run_dir, work_hash, write_summary, write_work
 from train.strategies.base import resolve_degrees
 from train.world import World
 
@@ -75,8 +75,12 @@ class Report:
             "precision": config.precision.value,
             **environment(runtime.device, runtime.backend, world.world_size),
             "corpus_sha256": corpus.sha256,
+            "work_hash": work_hash(config, corpus.sha256),
             "differs": config.strategy.differs(),
         }
+        write_work(path, config, corpus.sha256, facts["degrees"], world.world_size)
+        if world.run_file:
+            Path(world.run_file).write_text(f"{path}\n")
         sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
         drawing = draw_mesh(degrees)
         if config.metrics.tensorboard:

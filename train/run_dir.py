@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
 import subprocess
+from enum import Enum
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,43 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
         break
     (path / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
     return path
+
+
+def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
+    """What decides the numbers that training computes, and so what two runs must share to be compared.
+
+    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by its
+    path. Plain JSON values.
+    """
+    data = {name: value for name, value in dataclasses.asdict(config.data).items() if name != "path"}
+    train = {name: getattr(config.train, name) for name in ("seed", "seq_len", "global_batch_size", "steps")}
+    values = {
+        "model": dataclasses.asdict(config.model),
+        "data": data | {"corpus_sha256": corpus_sha256},
+        "optim": dataclasses.asdict(config.optim),
+        "precision": config.precision,
+        "train": train,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=_plain))
+    return plain
+
+
+def work_hash(config: Config, corpus_sha256: str) -> str:
+    """8 hex digits of `work`: runs that have them in common are comparable."""
+    text = json.dumps(work(config, corpus_sha256), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def write_work(path: Path, config: Config, corpus_sha256: str, degrees: dict[str, int], world_size: int) -> None:
+    """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too."""
+    values = {
+        "work_hash": work_hash(config, corpus_sha256),
+        "strategy": config.strategy.name,
+        "degrees": degrees,
+        "world_size": world_size,
+        "work": work(config, corpus_sha256),
+    }
+    (path / "work.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
 def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
@@ -62,3 +101,9 @@ def _commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return run.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{value!r} is no JSON value")

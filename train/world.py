@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+RUN_FILE = "STRATEGY_LAB_RUN_FILE"
+
 
 @dataclass(frozen=True)
 class World:
@@ -13,6 +15,7 @@ class World:
     world_size: int
     local_world_size: int
     from_torchrun: bool
+    run_file: str = ""  # where rank 0 writes the run's directory, for the program that started it
 
     @classmethod
     def single(cls) -> World:
@@ -27,6 +30,7 @@ class World:
             world_size=int(os.environ.get("WORLD_SIZE", 1)),
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
             from_torchrun="RANK" in os.environ,
+            run_file=os.environ.get(RUN_FILE, ""),
         )
 
 

@@ -1,0 +1,195 @@
+"""The points of a sweep: a command line multiplied out by Hydra's own grammar, made fair, checked. No torch here.
+
+    strategy=dp,tp train.micro_batch_size=range(1,3) nproc=2    gives 4 points
+    strategy.layers_per_stage=[3,3,2]                           a list in brackets is one value
+
+Fairness: `global` leaves the global batch as it is given; `micro` and `best` scale it, so that each data rank does as
+many microbatches as one of the first point does. `best` then looks for the micro batch itself (launch/sweep.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
+from hydra.errors import HydraException, OverrideParseException
+
+from launch.local import check_machine
+from train import cli
+from train.config import Config
+from train.data import load_corpus
+from train.plan import Plan
+from train.problems import BadInput, Problem, Reported
+
+GLOBAL, MICRO = "train.global_batch_size", "train.micro_batch_size"
+SCALED = {"global": (), "micro": (GLOBAL,), "best": (GLOBAL, MICRO)}  # keys that a fairness mode sets by itself
+
+
+@dataclass(frozen=True)
+class Point:
+    """`label`: the words in which it differs from the others."""
+
+    label: str
+    overrides: tuple[str, ...]
+    nproc: int
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A point, its config if it can be composed, and all that is wrong with it. `microbatches`: per data rank."""
+
+    point: Point
+    plan: Plan | None
+    microbatches: int
+    problems: tuple[Problem, ...]
+
+    def sized(self, micro_batch: int) -> list[str]:
+        """Overrides for another micro batch, with as many microbatches."""
+        assert self.plan is not None
+        return [f"{MICRO}={micro_batch}", f"{GLOBAL}={micro_batch * self.plan.data_ranks * self.microbatches}"]
+
+
+class InvalidPoints(Reported):
+    """Some points cannot be run, and nothing was started."""
+
+    def __init__(self, checked: Sequence[Checked], fairness: str) -> None:
+        self.checked, self.fairness = checked, fairness
+        self.invalid = [one for one in checked if one.problems]
+        self.exit_code = min(problem.exit_code for one in self.invalid for problem in one.problems)
+        super().__init__(self.report())
+
+    def report(self) -> str:
+        total, good = len(self.checked), len(self.checked) - len(self.invalid)
+        lines = [f"{len(self.invalid)} of {total} point(s) cannot be run, nothing was trained:"]
+        lines += said(self.invalid, "every point" if not good and total > 1 else "")
+        first = next((one for one in self.checked if one.microbatches), None)
+        if self.fairness != "global" and first:
+            lines.append(
+                f"batch={self.fairness} gives every point {first.microbatches} microbatch(es) per data rank, as the "
+                f"first, {first.point.label}, has: a larger {GLOBAL} gives each more"
+            )
+        return "\n".join([*lines, f"skip_invalid=true runs the other {good}"] if good else lines)
+
+
+def expand(words: Sequence[str]) -> list[Point]:
+    """All combinations, the last word fastest, each once. Raises BadInput for a word that is no override."""
+    axes: list[list[tuple[str, bool]]] = []  # of each word: its values, and whether a label names them
+    for override in _parsed(words):
+        if override.is_sweep_override():
+            axes.append([(f"{override.get_key_element()}={value}", True) for value in _values(override)])
+        else:
+            axes.append([(override.input_line or "", override.key_or_group == "strategy")])
+    points = []
+    for combination in itertools.product(*axes):
+        counts = [word for word, _ in combination if word.startswith("nproc=")]
+        overrides = tuple(word for word, _ in combination if word not in counts)
+        shown = [word.removeprefix("strategy=") for word, named in combination if named]
+        points.append(Point(" ".join(shown) or "run", overrides, _nproc(counts[-1] if counts else "nproc=1")))
+    return list(dict.fromkeys(points))
+
+
+def check_all(parser: ArgumentParser, points: Sequence[Point], fairness: str) -> list[Checked]:
+    """Each point, in the same order, with everything that stands against it. Nothing is started."""
+    checked: list[Checked] = []
+    read: dict[str, tuple[Problem, ...]] = {}  # what was found in each text, which many points share
+    for point in points:
+        microbatches = next((one.microbatches for one in checked if one.plan), 0)
+        checked.append(_check(parser, point, fairness, microbatches, read))
+    folders = {one.plan.config.metrics.dir for one in checked if one.plan}
+    if len(folders) > 1:
+        message = f"metrics.dir differs between the points ({', '.join(sorted(folders))}), but a sweep has one folder"
+        raise BadInput(Problem("metrics_dir", message, "use one metrics.dir"))
+    return checked
+
+
+def said(invalid: Sequence[Checked], everything: str = "") -> list[str]:
+    """Lines that say every problem once, under the points that have it (`everything`: a name for all of them)."""
+    labels: dict[str, list[str]] = {}
+    for one in invalid:
+        for problem in one.problems:
+            labels.setdefault(str(problem), []).append(one.point.label)
+    lines = []
+    for text, names in labels.items():
+        lines.append("  " + (everything if everything and len(names) == len(invalid) else ", ".join(names)))
+        lines.append(f"    {text}")
+    return lines
+
+
+def _check(
+    parser: ArgumentParser, point: Point, fairness: str, microbatches: int, read: dict[str, tuple[Problem, ...]]
+) -> Checked:
+    try:
+        config, _, _ = cli.parse(parser, [*point.overrides])
+    except BadInput as error:
+        return Checked(point, None, microbatches, error.problems)
+    plan = Plan(config, point.nproc)
+    unit = config.train.micro_batch_size * plan.data_ranks
+    if unit > 0:
+        microbatches = microbatches or max(config.train.global_batch_size // unit, 1)
+        if fairness != "global":
+            word = f"{GLOBAL}={unit * microbatches}"
+            plan = plan.override(word)
+            label = f"{point.label} {word}" if fairness == "micro" else point.label
+            point = dataclasses.replace(point, label=label, overrides=(*point.overrides, word))
+    return Checked(point, plan, microbatches, _problems(plan.config, point.nproc, read))
+
+
+def _problems(config: Config, nproc: int, read: dict[str, tuple[Problem, ...]]) -> tuple[Problem, ...]:
+    """As launch.local finds them: of the config, else of the text, else of the machine."""
+    try:
+        cli.check(config, nproc)
+        text = repr((config.data, config.train.seq_len, config.model.vocab_size))
+        if text not in read:
+            read[text] = _problems_of_text(config)
+        if read[text]:
+            return read[text]
+        check_machine(config, nproc, None)
+    except BadInput as error:
+        return error.problems
+    return ()
+
+
+def _problems_of_text(config: Config) -> tuple[Problem, ...]:
+    try:
+        load_corpus(config)
+    except BadInput as error:
+        return error.problems
+    return ()
+
+
+def _parsed(words: Sequence[str]) -> list[Override]:
+    parser, found = OverridesParser.create(), []
+    for word in words:
+        try:
+            found += parser.parse_overrides([word])
+        except OverrideParseException as error:
+            fix = "use key=value, key=a,b or key=range(1,5); quote a value that has commas"
+            raise BadInput(Problem("grammar", f"{word} is no override", fix)) from error
+    return found
+
+
+def _values(override: Override) -> list[str]:
+    countable = override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP
+    try:
+        values = list(override.sweep_string_iterator()) if countable else []
+    except (HydraException, ValueError) as error:
+        raise BadInput(
+            Problem("grammar", f"{override.input_line}: {error}", "use key=a,b or key=range(1,5)")
+        ) from error
+    if not values:
+        message = f"{override.input_line} names no values that can be counted"
+        raise BadInput(Problem("grammar", message, "use key=a,b or key=range(1,5)"))
+    return values
+
+
+def _nproc(word: str) -> int:
+    value = word.partition("=")[2]
+    if not re.fullmatch(r"[1-9]\d*", value):
+        raise BadInput(Problem("nproc", f"{word} is no nproc", "use nproc= and positive whole numbers, as nproc=2,4"))
+    return int(value)

@@ -1,0 +1,150 @@
+"""What a sweep remembers of its points: <metrics.dir>/sweep-<id>/points.json, whole after every write.
+
+The id follows from the points, not from the order in which they were typed: the same sweep finds its own folder again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.grid import Checked, Point
+from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
+
+WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"
+
+
+@dataclass
+class Entry:
+    """A point's line in points.json. `tried`: tokens/s by micro batch, None where it did not run (`batch=best`)."""
+
+    label: str
+    overrides: list[str]
+    nproc: int
+    log: str  # its name in the sweep's folder
+    status: str = WAITING
+    run_dir: str | None = None
+    exit_code: int | None = None
+    seconds: float | None = None
+    problems: list[str] = field(default_factory=list)
+    tried: dict[str, float | None] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)  # overrides that followed from `tried`
+
+    def settle(self, folder: Path) -> None:
+        """Take over what rank 0 said of its run's directory: a run with a summary is done, whoever watched it."""
+        told = folder / self.told
+        if told.exists():
+            self.run_dir = told.read_text().strip() or None
+        if self.summary() is not None:
+            self.status = DONE
+
+    @property
+    def told(self) -> str:
+        """The file in which rank 0 names its run's directory."""
+        return Path(self.log).stem + ".run"
+
+    def probe_log(self, micro_batch: int) -> str:
+        """The log of a short run of the search for the micro batch."""
+        return f"{Path(self.log).stem}.micro-{micro_batch}.log"
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json of the run, which stands there only if the run came to its end."""
+        path = Path(self.run_dir) / "summary.json" if self.run_dir else None
+        if path is None or not path.exists():
+            return None
+        values: dict[str, Any] = json.loads(path.read_text())
+        return values
+
+
+@dataclass
+class State:
+    folder: Path
+    fairness: str
+    line: str  # as it was typed
+    entries: list[Entry]
+
+    @classmethod
+    def of(cls, root: Path, checked: Sequence[Checked], fairness: str, line: str, bound: int | None) -> State:
+        """A new sweep's state. `bound`: of the micro batch, under `batch=best`."""
+        points = sorted([[*one.point.overrides], one.point.nproc] for one in checked)
+        digest = hashlib.sha256(json.dumps([points, fairness, bound]).encode()).hexdigest()[:6]
+        logs = _log_names([one.point for one in checked])
+        entries = [
+            Entry(one.point.label, [*one.point.overrides], one.point.nproc, log)
+            for one, log in zip(checked, logs, strict=True)
+        ]
+        for entry, one in zip(entries, checked, strict=True):
+            if one.problems:
+                entry.status, entry.problems = INVALID, [str(problem) for problem in one.problems]
+        return cls(root / f"sweep-{digest}", fairness, line, entries)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "points.json"
+
+    def resume(self) -> None:
+        """Take over what an earlier start of the same sweep came to; a point that failed is run again."""
+        if not self.path.exists():
+            return
+        before = {_key(old): old for old in json.loads(self.path.read_text())["points"]}
+        for entry in self.entries:
+            old = before.get(_key(dataclasses.asdict(entry)))
+            if old is None or entry.status == INVALID:
+                continue
+            for name in ("run_dir", "exit_code", "seconds", "chosen"):
+                setattr(entry, name, old[name])
+            # what did not run may run now, unless it was the end of a search that found something
+            entry.tried = {size: speed for size, speed in old["tried"].items() if old["chosen"] or speed is not None}
+            entry.settle(self.folder)
+
+    def forget(self) -> None:
+        """Nothing of an earlier start is taken for this one's."""
+        for told in self.folder.glob("*.run"):
+            told.unlink()
+
+    def save(self) -> None:
+        values = {"fairness": self.fairness, "line": self.line, "points": [dataclasses.asdict(e) for e in self.entries]}
+        new = self.path.with_suffix(".tmp")
+        new.write_text(json.dumps(values, indent=2) + "\n")
+        os.replace(new, self.path)
+
+    def with_status(self, status: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.status == status]
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The sweep's folder, for one process. Raises BadInput (exit code 3) if another runs this sweep."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = f"{folder} is being run by another process"
+            fix = "wait for it, or end it first"
+            raise BadInput(Problem("running", message, fix, exit_code=EXIT_ENVIRONMENT)) from error
+        yield
+
+
+def _key(values: dict[str, Any]) -> str:
+    return json.dumps([values["overrides"], values["nproc"]])
+
+
+def _log_names(points: Sequence[Point]) -> list[str]:
+    """Readable and unique: `tp_train.micro_batch_size=2.log`."""
+    names: list[str] = []
+    for point in points:
+        name = re.sub(r"[^\w.=+-]+", "_", point.label)[:80]
+        if f"{name}.log" in names:
+            name += "-" + hashlib.sha256(json.dumps([point.overrides, point.nproc]).encode()).hexdigest()[:6]
+        names.append(f"{name}.log")
+    return names

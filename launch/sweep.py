@@ -1,0 +1,239 @@
+"""Run every combination, one after another, and compare: python -m launch.sweep strategy=dp,fsdp,tp nproc=4
+
+Takes every override that train/main.py takes, with several values as Hydra's grammar has them (a,b or range(1,5)), and:
+  nproc=2,4        processes (1)
+  batch=MODE       global: the global batch is fixed (the default); micro: train.micro_batch_size is fixed, the global
+                   batch scaled so that each data rank does as many microbatches as in the first point; best: the
+                   largest micro batch per point that runs, found by short runs
+  max_micro_batch_size=N   bound of the search (64 on a CPU, the memory on a GPU)
+  skip_invalid=true        run the points that can be run
+  fresh=true               forget what an earlier start of the same line came to; without it, that is continued
+
+All points are checked before the first is started. A point that fails does not end the sweep. What each came to, and
+its log: <metrics.dir>/sweep-<id>/. Exit code 1 if a point failed, 2 or 3 if nothing was started, 130 after ctrl-C.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launch.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
+from launch.local import take
+from launch.points import DONE, FAILED, INVALID, RUNNING, Entry, State, held
+from launch.torchrun import Start, last_words, torchrun
+from train import cli
+from train.exits import reported_once
+from train.plan import Plan
+from train.problems import BadInput, Problem
+from train.world import World
+
+if TYPE_CHECKING:  # which loads torch
+    from train.distributed import Runtime
+
+COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
+PROBE = (
+    "train.steps=8",
+    "train.eval_every=0",
+    "train.eval_batches=1",
+    "metrics.warmup_steps=2",
+    "metrics.tensorboard=false",
+)
+MAX_ON_CPU = 64  # sequences
+GAIN = 1.03  # on a CPU, a larger micro batch must be faster by this
+
+
+@dataclass(frozen=True)
+class Task:
+    """The command line, read and checked."""
+
+    checked: list[Checked]
+    fairness: str
+    bound: int | None
+    skip_invalid: bool
+    fresh: bool
+
+
+def main(argv: list[str], start: Start = torchrun) -> int:
+    """The exit code. `start` runs one world and gives its exit code."""
+    with reported_once(World.single()):
+        task = read(argv)
+        invalid = [one for one in task.checked if one.problems]
+        if invalid and (len(invalid) == len(task.checked) or not task.skip_invalid):
+            raise InvalidPoints(task.checked, task.fairness)
+        plan = next(one.plan for one in task.checked if one.plan and not one.problems)
+        bound = task.bound if task.fairness == "best" else None
+        state = State.of(Path(plan.config.metrics.dir), task.checked, task.fairness, shlex.join(argv), bound)
+        with held(state.folder):
+            state.forget() if task.fresh else state.resume()
+            if invalid:
+                print("\n".join(["skipped", *said(invalid)]))
+            try:
+                run_all(state, task, start)
+            except KeyboardInterrupt:
+                done = len(state.with_status(DONE))
+                print(f"\nstopped, {done} of {len(state.entries)} done: the same line goes on from here", flush=True)
+                raise SystemExit(128 + signal.SIGINT) from None
+    return finish(state)
+
+
+def read(argv: list[str]) -> Task:
+    """Everything that can be known before a process is started. Raises BadInput."""
+    argv = list(argv)
+    fairness = _word(argv, "batch", [*SCALED])
+    fresh, skip = _word(argv, "fresh", ["false", "true"]), _word(argv, "skip_invalid", ["false", "true"])
+    bound = take(argv, "max_micro_batch_size", None)
+    parser = cli.parser("python -m launch.sweep", __doc__ or "")
+    args = parser.parse_intermixed_args(argv)
+    if args.cfg:
+        raise BadInput(Problem("cfg", "--cfg prints one config, a sweep has several", "use launch.local --cfg job"))
+    return Task(_points(parser, args.overrides, fairness), fairness, bound, skip == "true", fresh == "true")
+
+
+def run_all(state: State, task: Task, start: Start) -> None:
+    """Every point that is not done yet, one after another."""
+    todo = [pair for pair in zip(state.entries, task.checked, strict=True) if pair[0].status != INVALID]
+    done = len(state.with_status(DONE))
+    before = f", {done} done before (fresh=true forgets them)" if done else ""
+    print(f"{len(todo)} point(s), batch={state.fairness}{before}; logs: {state.folder}/", flush=True)
+    notes = dict.fromkeys(_runtime(one.plan).note for _, one in todo if one.plan)
+    print("".join(f"{note}\n" for note in notes if note), end="", flush=True)
+    state.save()
+    for number, (entry, checked) in enumerate(todo, start=1):
+        head = f"[{number}/{len(todo)}] {entry.label}"
+        if entry.status == DONE:
+            print(f"{head} ... done before{_speed(entry)}", flush=True)
+            continue
+        if state.fairness == "best":
+            print(f"{head}: looking for the largest micro batch", flush=True)
+            entry.chosen = choose(state, entry, checked, task.bound, start)
+            head += f" {' '.join(entry.chosen)}"
+        print(f"{head} ...", end=" ", flush=True)
+        if state.fairness == "best" and not entry.chosen:
+            assert checked.plan is not None
+            entry.status, log = FAILED, entry.probe_log(checked.plan.config.train.micro_batch_size)
+        else:
+            _run(state, entry, start)
+            log = entry.log
+        state.save()
+        if entry.status == DONE:
+            print(f"{entry.seconds:.1f} s{_speed(entry)}", flush=True)
+        else:
+            print(f"failed, exit code {entry.exit_code}; the last lines of {state.folder / log}:", flush=True)
+            print("\n".join(f"    {line}" for line in last_words(state.folder / log)), flush=True)
+
+
+def finish(state: State) -> int:
+    """Say what came of it, and compare the runs that came to their end. The exit code."""
+    done, failed, invalid = (state.with_status(status) for status in (DONE, FAILED, INVALID))
+    others = [f"{len(failed)} failed ({', '.join(e.label for e in failed)})"] if failed else []
+    others += [f"{len(invalid)} skipped"] if invalid else []
+    print("; ".join([f"{len(done)} of {len(state.entries)} point(s) done", *others]), flush=True)
+    if done:
+        script = str(COMPARE.relative_to(Path.cwd())) if COMPARE.is_relative_to(Path.cwd()) else str(COMPARE)
+        line = [script, *(str(entry.run_dir) for entry in done)]
+        print(shlex.join(["python", *line]), flush=True)
+        if COMPARE.exists():
+            subprocess.run([sys.executable, *line], check=False)
+    return 1 if failed else 0
+
+
+def choose(state: State, entry: Entry, checked: Checked, bound: int | None, start: Start) -> list[str]:
+    """The overrides of the best micro batch; empty if not even the given one runs. Measured once: `tried` is kept."""
+    assert checked.plan is not None
+    first, on_cpu = checked.plan.config.train.micro_batch_size, _runtime(checked.plan).device.type == "cpu"
+
+    def measure(micro_batch: int) -> float | None:
+        if str(micro_batch) not in entry.tried:
+            words = [*PROBE, f"metrics.dir='{state.folder / 'probes'}'", *checked.sized(micro_batch)]
+            probe = Entry(entry.label, [*entry.overrides, *words], entry.nproc, entry.probe_log(micro_batch))
+            _run(state, probe, start)
+            summary = probe.summary()
+            entry.exit_code = probe.exit_code
+            entry.tried[str(micro_batch)] = None if summary is None else float(summary["perf/tokens_per_s"])
+            state.save()
+        speed = entry.tried[str(micro_batch)]
+        print(f"      {micro_batch}: {'does not run' if speed is None else f'{speed:,.0f} tokens/s'}", flush=True)
+        return speed
+
+    found = best_micro_batch(measure, first, bound or (MAX_ON_CPU if on_cpu else None), on_cpu)
+    return checked.sized(found) if found else []
+
+
+def best_micro_batch(
+    measure: Callable[[int], float | None], first: int, bound: int | None, until_slower: bool
+) -> int | None:
+    """The largest of first, 2 first, 4 first … up to `bound` that runs; None if none does. `measure`: tokens/s or None.
+
+    `until_slower`: stop at the first that is not faster by 3 % than the one before, which is then the best.
+    """
+    best, speed, size = None, 0.0, first
+    while bound is None or size <= max(bound, first):
+        measured = measure(size)
+        if measured is None or (until_slower and measured < speed * GAIN):
+            break
+        best, speed, size = size, measured, 2 * size
+    return best
+
+
+def _run(state: State, entry: Entry, start: Start) -> None:
+    entry.status, entry.run_dir, entry.exit_code = RUNNING, None, None
+    (state.folder / entry.told).unlink(missing_ok=True)
+    state.save()
+    began = time.monotonic()
+    words = [*entry.overrides, *entry.chosen]
+    entry.exit_code = start(words, entry.nproc, state.folder / entry.log, state.folder / entry.told)
+    entry.seconds = time.monotonic() - began
+    entry.settle(state.folder)
+    if entry.status != DONE:
+        entry.status = FAILED
+
+
+def _runtime(plan: Plan) -> Runtime:
+    """The device that the ranks will take. Loads torch."""
+    from train.distributed import choose_runtime
+
+    size = plan.world_size
+    return choose_runtime(plan.config.runtime, World(0, 0, size, size, from_torchrun=True))
+
+
+def _points(parser: ArgumentParser, words: list[str], fairness: str) -> list[Checked]:
+    for key in SCALED[fairness]:
+        swept = next((word for word in words if word.startswith(f"{key}=") and len(expand([word])) > 1), None)
+        if swept:
+            message = f"{swept} is swept, but batch={fairness} sets it"
+            raise BadInput(Problem("batch", message, "give one value, to begin with, or use batch=global"))
+    return check_all(parser, expand(words), fairness)
+
+
+def _word(argv: list[str], name: str, known: list[str]) -> str:
+    """Remove `name=value` from argv and return the value; the first known one is the default."""
+    given = [arg for arg in argv if arg.startswith(f"{name}=")]
+    for arg in given:
+        argv.remove(arg)
+    value = given[-1].partition("=")[2] if given else known[0]
+    if value not in known:
+        raise BadInput(Problem(name, f"{given[-1]} is not known", f"use {name}={' or '.join(known)}"))
+    return value
+
+
+def _speed(entry: Entry) -> str:
+    speed = (entry.summary() or {}).get("perf/tokens_per_s")
+    return "" if speed is None else f", {speed:,.0f} tokens/s"
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that no rank is left behind
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # before the first point
+        sys.exit(128 + signal.SIGINT)

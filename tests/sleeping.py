@@ -1,0 +1,72 @@
+"""A transformer whose layers sleep instead of computing, and steps of it recorded on every rank: time without cores.
+
+A layer's forward, the gradient of its input and the gradient of its weights take one unit each.
+"""
+
+import time
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from train import model as model_file
+from train.config import Config
+from train.data import load_corpus
+from train.distributed import Runtime, build_mesh, own_rows
+from train.gradients import local
+from train.lab import LabGroup
+from train.model import Transformer, dtypes
+from train.sampling import Sampler
+from train.spans import span
+from train.world import World
+
+
+class _Sleep(torch.autograd.Function):
+    """The input, `forward_s` late; its gradient comes `backward_s` late."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward_s: float, backward_s: float) -> Tensor:
+        time.sleep(forward_s)
+        ctx.seconds = backward_s
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        time.sleep(ctx.seconds)
+        return grad, None, None
+
+
+@contextmanager
+def layers(unit_s: float, slow_layer: str = ""):
+    """`slow_layer`: this one's forward takes two units."""
+
+    def forward(block: model_file.Block, x_BTD: Tensor, rope: Tensor) -> Tensor:
+        weight = _Sleep.apply(local(block.feed_forward_norm.weight), 0, unit_s)
+        return _Sleep.apply(x_BTD, unit_s * (2 if block.name == slow_layer else 1), unit_s) + 0 * weight
+
+    original = model_file.Transformer.__init__
+
+    def named(self: Transformer, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        for name, block in self.layers.items():
+            block.name = name
+
+    with mock.patch.object(model_file.Block, "forward", forward), mock.patch.object(Transformer, "__init__", named):
+        yield
+
+
+def record(config: Config, runtime: Runtime, world: World) -> dict[str, Any]:
+    """The last step's tags and samples, on rank 0."""
+    mesh = build_mesh(config, runtime)
+    step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    sampler = Sampler(config, mesh, runtime.device, step, LabGroup(world))
+    corpus, size = load_corpus(config), config.train.global_batch_size
+    for i in range(1, config.train.steps + 1):
+        with sampler.watch(i):
+            with span("data"):
+                batch = corpus.batch(i, size, own_rows(mesh, size))
+            step(*batch, lr=0.0)
+        sampled = sampler.take(i)
+    return {"values": sampled.values, "ranks": sampled.ranks}

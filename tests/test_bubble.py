@@ -1,0 +1,74 @@
+"""The measured bubble is the schedule's, on real processes whose layers sleep; what is planted shows where it is."""
+
+import pytest
+
+from launch.world import run_world
+from train.prove import Job
+
+SMALL = (
+    *("model.dim=16", "model.num_heads=2", "model.num_kv_heads=2", "model.ffn_dim=16", "train.seq_len=8"),
+    *("train.micro_batch_size=1", "train.steps=2", "precision=float32", "runtime.device=cpu", "runtime.timeout_s=60"),
+)
+SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": 2, "interleaved_zero_bubble": 2}  # stages a rank
+UNIT = {4: 0.03, 8: 0.05}
+NEAR = 5.0  # percent of the step
+
+
+def job(name, size, schedule, microbatches, stages):
+    words = ["strategy=pp", f"strategy.schedule={schedule}", f"train.global_batch_size={microbatches}"]
+    return Job(name, [*SMALL, *words, f"model.num_layers={size * stages}"])
+
+
+def run(folder, jobs, size):
+    runtime = ["runtime.device=cpu", "runtime.timeout_s=60"]
+    results = run_world(folder, jobs, size=size, runtime=runtime, timeout_s=120, worker="tests.bubble_worker")
+    for result in results.values():
+        assert "error" not in result, result["error"]
+    return {name: result for name, result in results.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("size", [4, 8])
+def test_bubble_is_that_of_the_schedule(size, tmp_path):
+    jobs = [job(f"{name} unit:{UNIT[size]}", size, name, size, stages) for name, stages in SCHEDULES.items()]
+    for name, result in run(tmp_path, jobs, size).items():
+        values = result["values"]
+        measured, theory = values["pipeline/bubble_pct"], values["pipeline/bubble_theory_pct"]
+        closed = values["pipeline/bubble_closed_form_pct"]
+        print(f"{size} ranks, {name}: measured {measured:.1f} %, theory {theory:.1f} %, closed form {closed:.1f} %")
+        assert measured == pytest.approx(closed, abs=NEAR), name
+        assert measured == pytest.approx(theory, abs=NEAR), name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_slow_stage_shows_as_the_slowest_rank_and_in_the_bubble_alone(tmp_path):
+    plain, slow = f"plain unit:{UNIT[4]}", f"slow unit:{UNIT[4]} slow_layer:2"
+    found = run(tmp_path, [job(name, 4, "1f1b", 8, 1) for name in (plain, slow)], 4)
+    before, after = found[plain]["values"], found[slow]["values"]
+    assert after["stragglers/slowest_rank"] == 2
+    grown = after["stragglers/compute_ms_max"] - before["stragglers/compute_ms_max"]
+    assert grown == pytest.approx(8 * 1e3 * UNIT[4], rel=0.25)  # eight microbatches, a unit each
+    assert after["stragglers/compute_ms_min"] == pytest.approx(before["stragglers/compute_ms_min"], rel=0.15)
+    assert after["pipeline/bubble_pct"] > before["pipeline/bubble_pct"] + 3
+    assert after["pipeline/bubble_pct"] == pytest.approx(after["pipeline/bubble_theory_pct"], abs=NEAR)
+    sent = {tag: value for tag, value in before.items() if tag.endswith(("_mib", "_calls")) and tag.startswith("comm/")}
+    assert sent and sent == {tag: after[tag] for tag in sent}
+    backward = [result["values"]["time/backward_ms"] for result in (found[plain], found[slow])]
+    assert backward[1] == pytest.approx(backward[0], rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_slow_link_shows_in_exposed_communication_alone(tmp_path):
+    words = ["strategy=tp", "model.num_layers=2", "train.global_batch_size=2"]
+    plain, slow = "plain unit:0.03", "slow unit:0.03 link:0.02"
+    found = run(tmp_path, [Job(name, [*SMALL, *words]) for name in (plain, slow)], 2)
+    before, after = found[plain]["values"], found[slow]["values"]
+    grown = after["time/communication_ms"] - before["time/communication_ms"]
+    assert grown == pytest.approx(1e3 * found[slow]["late_s"], rel=0.2)
+    exposed = sum(v - before[t] for t, v in after.items() if t.startswith("comm/tp/") and t.endswith("_exposed_ms"))
+    assert exposed == pytest.approx(grown, rel=0.2)
+    for part in ("forward", "backward"):
+        assert after[f"time/{part}_ms"] == pytest.approx(before[f"time/{part}_ms"], rel=0.2), part
