@@ -6,10 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import torch
 
-from train import breakdown, peak, spans
+from train import breakdown, cli, out_of_memory, peak, spans
+from train.out_of_memory import OutOfMemory
 from train.recording import Recording, read
 from train.report import median_interval
 
@@ -198,3 +201,19 @@ def test_a_run_logs_a_recorded_step(tmp_path):
     assert (
         summary["perf/tokens_per_s_ci95_low"] <= summary["perf/tokens_per_s"] <= summary["perf/tokens_per_s_ci95_high"]
     )
+
+
+def test_out_of_memory_is_one_line_of_what_fills_it_and_what_helps():
+    config = cli.parse(cli.parser("test", ""), ["strategy=dp"])[0]
+    cpu = torch.device("cpu")
+    with pytest.raises(OutOfMemory) as caught, out_of_memory.explained(config, cpu, 1) as watched:
+        watched.train_step = mock.Mock(
+            held=lambda: {"parameters": [torch.ones(2**18)], "optimiser": [torch.ones(2**20)]}
+        )
+        torch.empty(2**62, dtype=torch.uint8)
+    text = caught.value.report()
+    assert "rank 1 (cpu), which holds optimiser 0.00 GiB, parameters 0.00 GiB" in text and "\n" not in text
+    assert "train.micro_batch_size=1 or train.activation_checkpointing=full or precision=bf16" in text
+    assert caught.value.exit_code == 3
+    with pytest.raises(RuntimeError, match="else"), out_of_memory.explained(config, cpu, 0):
+        raise RuntimeError("something else")

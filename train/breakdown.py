@@ -46,29 +46,26 @@ def _within(outer: Intervals, inner: Intervals) -> Intervals:
 
 
 def collectives(recording: Recording, exposed: Intervals) -> dict[str, dict[str, float]]:
-    """By `axis/op`: calls, mib, ms (of the transfers), exposed_ms. An exposed instant is the earliest's in flight;
-    what none was in flight for is waiting to receive, and goes to the sends: `pp/send`."""
+    """By `axis/op`: calls, mib, ms (of the transfers), exposed_ms. An exposed instant belongs to the earliest in
+    flight; in between, as a wait may outlast its transfer, to the one that was asked for last."""
     rows: dict[str, dict[str, float]] = {}
-    cursor = 0.0
-    claimed: Intervals = []
+    cursor, row = 0.0, None
     for message in sorted(recording.messages, key=lambda m: m.interval):
+        start, end = message.interval
+        if row is not None and start > cursor:
+            row["exposed_ms"] += length(clip(exposed, cursor, start))
         row = _row(rows, message)
-        start, end = max(message.interval[0], cursor), message.interval[1]
+        row["exposed_ms"] += length(clip(exposed, max(start, cursor), max(end, cursor)))
         cursor = max(cursor, end)
-        if end > start:
-            row["exposed_ms"] += length(clip(exposed, start, end))
-            claimed.append((start, end))
-    waited = length(subtract(exposed, union(claimed)))
-    for name, row in rows.items():
-        if name.endswith("/send"):
-            row["exposed_ms"] += waited
+    if row is not None:
+        row["exposed_ms"] += length(clip(exposed, cursor, recording.step_ms))
     return rows
 
 
 def _row(rows: dict[str, dict[str, float]], message: Message) -> dict[str, float]:
     zero = {"calls": 0.0, "mib": 0.0, "ms": 0.0, "exposed_ms": 0.0}
     row = rows.setdefault(f"{message.axis}/{message.op}", zero)
-    row["calls"] += 1
+    row["calls"] += message.counted
     row["mib"] += message.bytes / MiB
     row["ms"] += message.ran
     return row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from omegaconf import DictConfig
 
@@ -30,6 +31,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
     from train.metrics import Metrics
     from train.model import Transformer, dtypes
     from train.optim import lr_at
+    from train.out_of_memory import explained
     from train.report import Report
     from train.sampling import Sampler
     from train.spans import span
@@ -37,17 +39,19 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
     runtime = choose_runtime(config.runtime, world)
     if config.train.deterministic:
         make_deterministic()
-    with process_group(runtime, world, config.runtime.timeout_s):
+    with (
+        process_group(runtime, world, config.runtime.timeout_s),
+        explained(config, runtime.device, world.rank) as watched,
+    ):
         mesh = build_mesh(config, runtime)
         model = Transformer(config.model, **dtypes(config.precision))
-        train_step = config.strategy.build(model, mesh, config)
+        train_step = watched.train_step = config.strategy.build(model, mesh, config)
         size, steps = config.train.global_batch_size, config.train.steps
         rows = own_rows(mesh, size)
         report = Report.open(config, tree, corpus, world, runtime)
         lab = LabGroup(world)
-        sampler = Sampler(config, mesh, runtime.device, train_step, lab)
-        if config.metrics.trace:
-            sampler.keep_traces(lab.share(str(report.path)))
+        watched.run = Path(lab.share(str(report.path)))
+        sampler = Sampler(config, mesh, runtime.device, train_step, lab, watched.run)
         metrics = Metrics(config, lab, runtime.device, train_step, report.sinks)
 
         def evaluate(step: int) -> float:

@@ -69,13 +69,15 @@ class Region(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One collective, from where it was asked for (CPU) or began (GPU) to its end. `ran`: in it, the transfer alone."""
+    """One collective, from where it was asked for (CPU) or began (GPU) to its end. `ran`: in it, the transfer alone.
+    A receive is an operation `send` that its sender counts."""
 
     axis: str
     op: str
     bytes: int
     interval: Interval
     ran: float
+    counted: bool = True
 
 
 class Allocation(NamedTuple):
@@ -198,9 +200,7 @@ def _read_cpu(recording: Recording, timed: Timed, mesh: DeviceMesh | None) -> No
 
 def _matched(asked: list[Region], transfers: list[tuple[Interval, str]]) -> Iterator[Message]:
     """Each region that asked for a collective with gloo's event of it: the first that begins after it was asked for.
-
-    Nobody asks for a receive in the ledger's sense: its bytes are its sender's, its waiting is in `in_flight`.
-    """
+    The ledger has no region for a receive: those are on the axis of the sends, as all are of one pipeline."""
     sends = [interval for interval, name in transfers if name == "send"]
     others = [interval for interval, name in transfers if name not in ("send", "recv")]
     for (_, axis, op, num_bytes), (start, end) in asked:
@@ -210,6 +210,10 @@ def _matched(asked: list[Region], transfers: list[tuple[Interval, str]]) -> Iter
             began, ended = rest.pop(found)
             end, ran = max(end, ended), ended - began
         yield Message(axis, op, int(num_bytes), (start, end), ran)
+    sending = next((r.words[1] for r in asked if r.words[2] == "send"), "pp")
+    for interval, name in transfers:
+        if name == "recv":
+            yield Message(sending, "send", 0, interval, 0.0, counted=False)
 
 
 def _read_device(recording: Recording, timed: Timed, mesh: DeviceMesh | None) -> None:
@@ -250,7 +254,7 @@ def _nccl_message(args: dict[str, Any], interval: Interval, mesh: DeviceMesh | N
     elements = max(args.get("In msg nelems", 0), args.get("Out msg nelems", 0))
     num_bytes = elements * ELEMENT_BYTES.get(args.get("dtype", ""), 0)
     if name == "recv":
-        num_bytes = 0  # counted by its sender
+        return Message(axes[group], op, 0, interval, 0.0, counted=False)
     return Message(axes[group], op, num_bytes, interval, interval[1] - interval[0])
 
 

@@ -46,19 +46,22 @@ class Sampler:
     """Collective: every rank makes one, enters `watch` for each step, and then calls `take`."""
 
     def __init__(
-        self, config: Config, mesh: DeviceMesh, device: torch.device, train_step: TrainStep, lab: LabGroup
+        self,
+        config: Config,
+        mesh: DeviceMesh,
+        device: torch.device,
+        train_step: TrainStep,
+        lab: LabGroup,
+        run: Path | None = None,
     ) -> None:
+        """`run`: the run's directory, where traces go if `metrics.trace` says so."""
         self.config, self.mesh, self.device, self.train_step, self.lab = config, mesh, device, train_step, lab
         self.sent: Record = {}  # by comm/… tags, from the step that was counted
         # compiled blocks run eagerly under the ledger: harmless on gloo, too large and too slow on a GPU
         self.counts = not (config.compile.enabled and device.type != "cpu")
         self.recorder: Recorder | None = None
         self.known: dict[str, peak.Addresses] = {}
-        self.traces: Path | None = None
-
-    def keep_traces(self, run: str) -> None:
-        """Write every recording, as Perfetto and chrome://tracing read it, into the run's directory."""
-        self.traces = Path(run) / "traces"
+        self.traces = run / "traces" if run is not None and config.metrics.trace else None
 
     def due(self, step: int) -> bool:
         every, first = self.config.metrics.profile_every, min(FIRST, self.config.train.steps)
