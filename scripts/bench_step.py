@@ -3,13 +3,15 @@
     python scripts/bench_step.py model=tiny                          single against the bare loop
     torchrun --nproc_per_node=2 scripts/bench_step.py strategy=dp    a strategy's own step time, for a table
 
-The two loops take turns, step by step, in one process, and the ratio is the median over pairs of neighbouring steps
-with a 95 % interval by bootstrap: a machine that slows down slows both. Arguments are train/main.py's, and steps=N
-pairs (40).
+The loops take turns, step by step, in one process, and the ratios are medians over neighbouring steps with a 95 %
+interval by bootstrap: a machine that slows down slows all. `lab` is the loop of train/main.py, `silent` the same
+without a line logged, `bare` the one that one would write. Then RECORDED steps are recorded whole, as every
+`metrics.profile_every`-th is, what that takes beyond a step included. Arguments are train/main.py's, and steps=N (40).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -29,15 +31,17 @@ from train.config import Config, Precision
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
 from train.exits import reported_once
+from train.lab import LabGroup
 from train.metrics import Clock, Metrics
 from train.model import Transformer, dtypes
 from train.optim import lr_at
 from train.run_dir import environment
+from train.sampling import Sampler
 from train.sinks import JsonLines, TensorBoard
 from train.weights import materialise
 from train.world import World
 
-WARM_UP = 5
+WARM_UP, RECORDED = 5, 5
 Loop = Callable[[int], None]
 
 
@@ -71,20 +75,32 @@ def bare_loop(config: Config, device: torch.device, next_batch: Callable[[int], 
     return step
 
 
-def lab_loop(
+def lab_loops(
     config: Config, runtime: Runtime, world: World, next_batch: Callable[[int], tuple[Tensor, Tensor]], folder: Path
-) -> Loop:
-    """One turn of train/main.py's loop, logging included."""
-    model = Transformer(config.model, **dtypes(config.precision))
-    train_step = config.strategy.build(model, build_mesh(config, runtime), config)
-    sinks = [JsonLines(folder / "metrics.jsonl"), TensorBoard(folder, {})] if world.rank == 0 else []
-    metrics = Metrics(config, world, runtime.device, train_step, sinks)
+) -> dict[str, Loop]:
+    """One turn of train/main.py's loop: logged, with nothing logged, and recorded whole."""
+    mesh, lab = build_mesh(config, runtime), LabGroup(world)
+    train_step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    sinks = [JsonLines(folder), TensorBoard(folder, {})] if world.rank == 0 else []
+    metrics = Metrics(config, lab, runtime.device, train_step, sinks)
 
-    def step(index: int) -> None:
-        lr = lr_at(index, config.train.steps, config.optim)
-        metrics.log(index, train_step(*next_batch(index), lr=lr), lr)
+    def logged(profile_every: int) -> Loop:
+        own = dataclasses.replace(config.metrics, profile_every=profile_every)
+        once = dataclasses.replace(config.train, steps=1)  # so that the first step is due
+        sampler = Sampler(dataclasses.replace(config, metrics=own, train=once), mesh, runtime.device, train_step, lab)
 
-    return step
+        def step(index: int) -> None:
+            lr = lr_at(index, config.train.steps, config.optim)
+            with sampler.watch(index):
+                result = train_step(*next_batch(index), lr=lr)
+            metrics.log(index, result, lr, sampler.take(index))
+
+        return step
+
+    def silent(index: int) -> None:
+        train_step(*next_batch(index), lr=lr_at(index, config.train.steps, config.optim))
+
+    return {"lab": logged(0), "silent": silent, "recorded": logged(1)}
 
 
 def timed(clock: Clock, step: Loop, index: int) -> float:
@@ -117,7 +133,8 @@ def main() -> None:
                 tokens, targets = corpus.batch(index, size, rows)
                 return tokens.to(runtime.device, non_blocking=True), targets.to(runtime.device, non_blocking=True)
 
-            loops = {"lab": lab_loop(config, runtime, world, next_batch, Path(folder))}
+            loops = lab_loops(config, runtime, world, next_batch, Path(folder))
+            recorded = loops.pop("recorded")
             if not config.strategy.mesh_axes():
                 loops["bare"] = bare_loop(config, runtime.device, next_batch)
             clock, times = Clock(runtime.device), {name: [] for name in loops}
@@ -125,12 +142,16 @@ def main() -> None:
                 order = list(loops) if index % 2 else list(reversed(loops))
                 for name in order:
                     times[name].append(timed(clock, loops[name], index))
+            extra = [timed(clock, recorded, index) for index in range(RECORDED)]
         if world.rank == 0:
-            report(config, runtime, world, {name: values[WARM_UP:] for name, values in times.items()})
+            report(config, runtime, world, {name: values[WARM_UP:] for name, values in times.items()}, extra[1:])
 
 
-def report(config: Config, runtime: Runtime, world: World, times: dict[str, list[float]]) -> None:
-    """One JSON line: a figure travels with what it was measured on."""
+def report(
+    config: Config, runtime: Runtime, world: World, times: dict[str, list[float]], recorded: list[float]
+) -> None:
+    """One JSON line: a figure travels with what it was measured on. The first recording, which starts the profiler,
+    is not in `recorded`."""
     tokens = config.train.global_batch_size * config.train.seq_len
     result = {
         "strategy": config.strategy.name,
@@ -143,10 +164,15 @@ def report(config: Config, runtime: Runtime, world: World, times: dict[str, list
         "date": time.strftime("%Y-%m-%d"),
         **environment(runtime.device, runtime.backend, world.world_size),
     }
-    if "bare" in times:
-        ratios = [lab / bare for lab, bare in zip(times["lab"], times["bare"], strict=True)]
-        low, high = interval(ratios)
-        result |= {"lab_over_bare": round(statistics.median(ratios), 4), "interval_95": [round(low, 4), round(high, 4)]}
+    for other in ("bare", "silent"):
+        if other in times:
+            ratios = [lab / others for lab, others in zip(times["lab"], times[other], strict=True)]
+            bounds = [round(bound, 4) for bound in interval(ratios)]
+            result |= {f"lab_over_{other}": round(statistics.median(ratios), 4), f"lab_over_{other}_95": bounds}
+    step, every = statistics.median(times["lab"]), config.metrics.profile_every
+    result["recorded_ms"] = round(statistics.median(recorded), 1)
+    if every:
+        result[f"recording_pct_every_{every}"] = round(100 * (result["recorded_ms"] - step) / (every * step), 3)
     print(json.dumps(result))
 
 
