@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from train.config import AttentionKernel, ModelConfig, Precision
 from train.moe import MixtureOfExperts
 from train.numerics import upcast
+from train.spans import span
 
 IGNORE_INDEX = -100  # a target that carries no loss
 
@@ -189,8 +190,9 @@ class Transformer(nn.Module):
         rope = self.rope if positions_T is None else self.rope[:, positions_T]
         if self.embed is not None:
             x = self.dropout(self.embed(x).to(self.compute_dtype))
-        for layer in self.layers.values():
-            x = layer(x, rope)
+        for name, layer in self.layers.items():
+            with span("layer", name):
+                x = layer(x, rope)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.head is None else self.head(x)
