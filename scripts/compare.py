@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from comparing import table
 from comparing.gate import Group, groups_of
-from comparing.runs import find_runs
+from comparing.runs import find_runs, points_without_run
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
     if not runs:
         stop(f"no run in {', '.join(map(str, paths))}: name a folder that holds metrics.jsonl, or one of such folders")
     groups = groups_of(runs)
+    groups[0].notes += points_without_run(paths)
     if args.sort not in (names := table.sortable(groups)):
         stop(f"--sort {args.sort} is no column: use one of {', '.join(names)}")
     table.sort(groups, args.sort)

@@ -148,7 +148,7 @@ def test_other_work_stands_apart_and_says_what_differs(tmp_path):
     same, other, unknown = groups_of(find_runs([tmp_path]))
     assert [row.run.strategy for row in same.rows] == ["dp", "tp"]
     assert other.heading.endswith("not comparable with the first table: model.num_layers 4, not 2")
-    assert other.rows[0].equal == "reference"
+    assert other.rows[0].equal == "-", "alone in its table"
     assert unknown.heading.startswith("work unknown") and unknown.rows[0].equal == "-"
 
 
@@ -167,10 +167,14 @@ def test_runs_that_a_sweep_names_belong_to_it_wherever_they_are(tmp_path):
     run = make_run(tmp_path, "dp")
     make_run(tmp_path, "tp", work_hash="bbbbbbbb")
     (tmp_path / "sweep-1").mkdir()
-    points = [{"label": "dp", "run": str(run)}, {"label": "pp", "error": "out of memory"}]
+    points = [
+        {"label": "dp", "run_dir": f"runs/{run.name}", "status": "done"},
+        {"label": "pp", "run_dir": None, "status": "failed"},
+    ]
     (tmp_path / "sweep-1" / "points.json").write_text(json.dumps({"fairness": "best", "points": points}))
     assert [(r.strategy, r.fairness) for r in find_runs([tmp_path / "sweep-1"])] == [("dp", "best")]
     assert [(r.strategy, r.fairness) for r in find_runs([tmp_path])] == [("dp", "best"), ("tp", "global")]
+    assert "  pp: failed\n" in compare(tmp_path)
 
 
 def test_a_run_that_was_cut_off(tmp_path):
@@ -241,6 +245,18 @@ def test_torch_and_matplotlib_are_not_loaded_for_a_table(tmp_path):
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
 
 
+def test_missing_matplotlib_is_one_line(tmp_path):
+    make_run(tmp_path, "tp")
+    code = (
+        f"import runpy, sys\nsys.modules['matplotlib'] = None\nsys.path.insert(0, {str(COMPARE.parent)!r})\n"
+        f"sys.argv = ['', {str(tmp_path)!r}, '--png', {str(tmp_path)!r}]\n"
+        f"runpy.run_path({str(COMPARE)!r}, run_name='__main__')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert run.returncode == 3 and run.stderr.count("\n") == 1
+    assert "pip install 'strategy-lab[plot]'" in run.stderr
+
+
 @pytest.mark.parametrize("samples", [True, False])
 def test_report_is_one_file_that_needs_no_other(tmp_path, samples):
     for strategy in ("dp", "tp", "pp"):
@@ -250,7 +266,7 @@ def test_report_is_one_file_that_needs_no_other(tmp_path, samples):
     compare(tmp_path / "runs", "--html", tmp_path / "report.html", "--png", tmp_path / "png")
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"https?:|src=|@import|<link|<script|url\((?!#)|href=\"(?!#)", page)
-    assert "running or cut off at step 3" in page and "work bbbbbbbb" in page
+    assert "running or cut off at step 3" in page and "other work bbbbbbbb" in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids)), "pictures must not share ids"
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)

@@ -39,9 +39,9 @@ def figures_of(run: Run) -> Figures:
         "exposed_comm_pct": 100 * shares["communication"] / sum(shares.values()) if shares else None,
         "bubble_pct": median(values(run.sampled, "pipeline/bubble_pct")),
         "bubble_theory_pct": median(values(run.sampled, "pipeline/bubble_theory_pct")),
-        "joules_per_step": median(values(run.unprofiled, "energy/joules_per_step")),
+        "joules_per_step": last(values(run.steps, "energy/joules_per_step")),  # a mean since warm-up
         "usd_per_million_tokens": median(values(run.unprofiled, "cost/usd_per_million_tokens")),
-        "gco2_per_million_tokens": median(values(run.unprofiled, "cost/gco2_per_million_tokens")),
+        "gco2_per_million_tokens": last(values(run.steps, "cost/gco2_per_million_tokens")),
         "train_loss": last(values(run.steps, "train/loss")),
         "validation_loss": last(values([*run.validations, run.summary], "validation/loss")),
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .figures import Figures, figures_of
-from .runs import Run, flat, number
+from .runs import Run, flat, label, number
 
 # largest relative difference of train/loss in the first steps: far above what rounding was seen to do (docs), and
 # rounding grows with the steps, so later ones are shown and not judged
@@ -54,6 +54,7 @@ def groups_of(runs: list[Run]) -> list[Group]:
     ordered = sorted(by_work.values(), key=lambda same: (not _gated(same[0]), -len(same)))
     groups: list[Group] = []
     for same in ordered:
+        label(same)
         rows = [Row(run, figures_of(run)) for run in same]
         groups.append(Group(_heading(same[0], ordered[0][0]), rows))
         if _gated(same[0]):
@@ -80,7 +81,7 @@ def _heading(run: Run, first: Run) -> str:
         return "work unknown (no work.json): not known to be comparable, losses not compared"
     work_hash = run.facts["work_hash"]
     if work_hash == first.facts.get("work_hash") or "work_hash" not in first.facts:
-        return f"work {work_hash}"
+        return f"same work ({work_hash})"
     mine, theirs = flat(run.work.get("work", {})), flat(first.work.get("work", {}))
     differ = [f"{key} {_short(mine.get(key))}, not {_short(theirs.get(key))}"
               for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]  # fmt: skip
@@ -95,7 +96,7 @@ def _short(value: Any) -> str:
 
 def judge(rows: Sequence[Row]) -> None:
     """Set `equal`: each loss curve against the reference, which is `single` if there, else the first with a step."""
-    usable = [row for row in rows if row.run.steps]
+    usable = [row for row in rows if row.run.steps] if len(rows) > 1 else []
     reference = next((row for row in usable if row.run.strategy == "single"), usable[0] if usable else None)
     for row in rows:
         if row is reference:

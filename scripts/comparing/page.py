@@ -13,8 +13,9 @@ import matplotlib
 
 from . import words
 from .gate import Group, Row
-from .pictures import STYLE, Picture, pictures_of
+from .pictures import pictures_of
 from .runs import Run, config_differences
+from .style import STYLE, Picture
 from .table import METHOD, Column, best, columns_of, notes_of
 
 ENVIRONMENT = ("commit", "torch", "python", "device", "platform", "backend", "world_size", "omp_threads")
@@ -110,7 +111,7 @@ def _environment(runs: list[Run]) -> str:
     facts: dict[str, list[Any]] = {name: [run.facts.get(name) for run in runs] for name in ENVIRONMENT}
     facts["started (UTC)"] = [_date(run) for run in runs]
     facts["state"] = [run.status for run in runs]
-    return _matrix(facts, runs)
+    return _matrix({name: values for name, values in facts.items() if any(v is not None for v in values)}, runs)
 
 
 def _date(run: Run) -> str | None:
@@ -127,7 +128,9 @@ def _matrix(facts: dict[str, list[Any]], runs: list[Run]) -> str:
     common = f"<dl>{''.join(lines)}</dl>" if lines else ""
     if len(same) == len(facts):
         return common or "<p>Nothing.</p>"
-    head = "".join(f'<th scope="col">{escape(run.label)}</th>' for run in runs)
+    works = {run.facts.get("work_hash") for run in runs}
+    names = [f"{run.label} ({run.facts.get('work_hash')})" if len(works) > 1 else run.label for run in runs]
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
     rows = "\n".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{_shown(value)}</td>" for value in values)}</tr>'
         for name, values in facts.items()

@@ -31,7 +31,7 @@ class Run:
     validations: list[Record] = field(default_factory=list)
     sample: dict[str, Any] = field(default_factory=dict)  # the last samples/step-N.json
     fairness: str = "global"  # of the sweep it belongs to: global, micro or best
-    label: str = ""  # unique among the runs read together
+    label: str = ""  # unique among the runs of one table
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -90,11 +90,22 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def find_runs(paths: list[Path]) -> list[Run]:
-    """Every run named, or below a folder named, once, each with a label of its own."""
+    """Every run named, or below a folder named, once."""
     found = dict.fromkeys(run.resolve() for path in paths for run in _expand(path, DEEPEST))
-    runs = [read_run(path, _fairness(path)) for path in found]
-    _label(runs)
-    return runs
+    return [read_run(path, _fairness(path)) for path in found]
+
+
+def points_without_run(paths: list[Path]) -> list[str]:
+    """A line for each point of the sweeps named, or in a folder named, that failed or could not be run."""
+    files = dict.fromkeys(
+        file.resolve() for path in paths for file in [path / "points.json", *path.glob("*/points.json")]
+    )
+    return [
+        f"{point.get('label')}: {point['status']}" + (f", {'; '.join(said)}" if (said := point.get("problems")) else "")
+        for file in files
+        for point in _json(file).get("points", [])
+        if point.get("status") in ("failed", "invalid")
+    ]
 
 
 def _expand(path: Path, depth: int) -> list[Path]:
@@ -113,11 +124,10 @@ def _is_run(path: Path) -> bool:
 
 
 def _runs_named(sweep: Path) -> list[Path]:
-    """The run directories that stand in the sweep's points.json, by a path from here, from it or from beside it."""
-    texts = [leaf for point in _json(sweep / "points.json").get("points", [])
-             for leaf in flat(point).values() if isinstance(leaf, str) and leaf]  # fmt: skip
-    places = [base / text for text in texts for base in (Path(), sweep, sweep.parent)]
-    return [place for place in places if len(str(place)) < 1000 and _is_run(place)]
+    """The run directories that stand in the sweep's points.json, wherever they are now."""
+    named = [Path(point["run_dir"]) for point in _json(sweep / "points.json").get("points", []) if point.get("run_dir")]
+    places = [place for run in named for place in (run, sweep.parent / run.name, sweep / run.name)]
+    return [place for place in places if _is_run(place)]
 
 
 def _fairness(run: Path) -> str:
@@ -193,8 +203,8 @@ def config_differences(runs: list[Run]) -> dict[str, list[Any]]:
     return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
 
 
-def _label(runs: list[Run]) -> None:
-    """The strategy; where several runs share it, with what else sets them apart; with a number if nothing does."""
+def label(runs: list[Run]) -> None:
+    """Name each: the strategy, what sets it apart from others of the same strategy, a number if nothing does."""
     by_strategy: dict[str, list[Run]] = {}
     for run in runs:
         by_strategy.setdefault(run.strategy, []).append(run)

@@ -8,7 +8,8 @@ from matplotlib.patches import Patch
 from .gate import Row
 from .table import figure as written
 
-WIDTH_IN, LEAST_SHARE = 9.0, 0.018  # of the step: a bar this long has room for its microbatch's number
+WIDTH_IN, MOST_RANKS = 11.0, 16
+LEAST_SHARE = 0.014  # of the step: a bar this long has room for its microbatch's number
 # kind: (name, colour, colour of the number in it)
 KINDS = {
     "F": ("F forward", "#4477AA", "#ffffff"),
@@ -27,8 +28,11 @@ def _timeline(row: Row) -> tuple[str, str, Figure, str] | None:
     ranks = [
         (r["rank"], [bar for bar in r.get("timeline", []) if bar[0] in KINDS]) for r in row.run.sample.get("ranks", [])
     ]
-    if not any(bars for _, bars in ranks):
-        return None
+    if len({bar[1] for _, bars in ranks for bar in bars}) < 2:
+        return None  # one stage is no pipeline
+    if len(ranks) > MOST_RANKS:  # one rank of each pipeline stage
+        ranks = list({tuple(sorted({bar[1] for bar in bars})): (rank, bars) for rank, bars in reversed(ranks)}.values())
+        ranks.sort()
     end = max(stop for _, bars in ranks for *_, stop in bars)
     several = len({bar[1] for _, bars in ranks for bar in bars}) > len(ranks)
     figure = Figure(figsize=(WIDTH_IN, 1.1 + 0.42 * len(ranks)), layout="constrained")

@@ -20,9 +20,7 @@ def summary(group: Group) -> list[str]:
     if len(ranked) > 1:
         sentences += [shares(row) for row in (ranked[0], ranked[-1])]
         if not any(time_parts(row.run) for row in ranked):
-            sentences.append(
-                "No run has a sampled step (metrics.profile_every=10), so where the time goes is not known."
-            )
+            sentences.append("No run has a sampled step (metrics.profile_every), so where the time goes is not known.")
     return [sentence for sentence in sentences if sentence]
 
 
@@ -64,6 +62,8 @@ def memory(group: Group) -> str:
     ties = [
         r.run.label for r in group.rows if r.good and (r.figures["memory_mib"] or float("inf")) <= least * (1 + TIE)
     ]
+    if len(ties) == len(group.rows):
+        return f"All hold as much: {figure(least)} MiB on the largest rank ({group.memory})."
     holds = "hold" if len(ties) > 1 else "holds"
     return f"{listed(ties)} {holds} least: {figure(least)} MiB on the largest rank ({group.memory})."
 
