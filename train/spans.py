@@ -22,8 +22,8 @@ Intervals = list[Interval]
 def span(name: str, *of: object) -> record_function:
     """A context whose region the profiler shows as `lab:name of…`.
 
-    `data`, `optimiser`, `layer n` (its forward), `comm axis op bytes` (by the ledger), and of microbatch m on stage s, as in `timetable.Action`: `F s m` a forward, `B s m` a
-    backward, `I s m` and `W s m` the two halves of one.
+    `data`, `optimiser`, `layer n` (its forward), `comm axis op bytes` (by the ledger); and of microbatch m on stage s,
+    as in `timetable.Action`: `F s m` a forward, `B s m` a backward, `I s m` and `W s m` the two halves of one.
     """
     from torch.profiler import record_function
 

@@ -1,0 +1,78 @@
+"""Compare runs: python scripts/compare.py runs [--sort COLUMN] [--md|--csv|--json] [--html FILE] [--png DIR]
+
+Takes run directories, finished, killed or going on, and folders of them. Runs of the same work stand in one table, and
+say whether their losses are equal; others stand apart and say what differs. Exit code 2 if there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from comparing import table
+from comparing.gate import Group, groups_of
+from comparing.runs import find_runs, points_without_run
+
+
+def main() -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    args = parser().parse_args()
+    paths = [Path(path) for path in args.runs]
+    runs = find_runs(paths)
+    if not runs:
+        stop(f"no run in {', '.join(map(str, paths))}: name a folder that holds metrics.jsonl, or one of such folders")
+    groups = groups_of(runs)
+    groups[0].notes += points_without_run(paths)
+    if args.sort not in (names := table.sortable(groups)):
+        stop(f"--sort {args.sort} is no column: use one of {', '.join(names)}")
+    table.sort(groups, args.sort)
+    if args.html or args.png:
+        draw(groups, args)
+    if args.md or args.csv or args.json:
+        write = table.to_markdown if args.md else table.to_csv if args.csv else table.to_json
+        sys.stdout.write(write(groups))
+    else:
+        table.to_terminal(groups)
+
+
+def draw(groups: list[Group], args: argparse.Namespace) -> None:
+    """Write the pictures and the page, and say on stderr where they are."""
+    try:
+        from comparing import page, pictures
+    except ModuleNotFoundError as error:
+        stop(f"pictures need {error.name}, which is not installed: pip install 'strategy-lab[plot]'", code=3)
+    try:
+        if args.png:
+            for path in pictures.save_all(groups, Path(args.png)):
+                print(path, file=sys.stderr)
+        if args.html:
+            Path(args.html).write_text(page.report(groups), encoding="utf-8")
+            print(args.html, file=sys.stderr)
+    except OSError as error:
+        stop(f"{error.filename} cannot be written ({error.strerror}): name a place that can")
+
+
+def parser() -> argparse.ArgumentParser:
+    first, _, rest = (__doc__ or "").partition("\n")
+    result = argparse.ArgumentParser(prog="scripts/compare.py", description=first, epilog=rest, allow_abbrev=False)
+    result.add_argument("runs", nargs="+", help="run directories, or folders of them")
+    result.add_argument("--sort", default="tokens_per_s", metavar="COLUMN", help="a figure of --json (tokens_per_s)")
+    formats = result.add_mutually_exclusive_group()
+    formats.add_argument("--md", action="store_true", help="print the table as Markdown")
+    formats.add_argument("--csv", action="store_true", help="print every figure as CSV")
+    formats.add_argument("--json", action="store_true", help="print every figure as JSON")
+    result.add_argument("--html", metavar="FILE", help="write a report, one file that needs no other")
+    result.add_argument("--png", metavar="DIR", help="write the pictures")
+    return result
+
+
+def stop(message: str, code: int = 2) -> NoReturn:
+    print(f"compare: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What a table or a picture shows, in a sentence: which is fastest, which holds least, where the time goes."""
+
+from __future__ import annotations
+
+from .figures import TIME_PARTS, time_parts
+from .gate import Group, Row, difference
+from .table import best, figure
+
+TIE = 0.01  # of memory: within it two rows hold as much
+PART_NAMES = {part: part for part in TIME_PARTS} | {
+    "communication": "communication that nothing hides",
+    "data": "loading",
+}
+
+
+def summary(group: Group) -> list[str]:
+    """The sentences at the top of a report; what is not known is left out or said."""
+    sentences = [speed(group), memory(group)]
+    ranked = by_speed(group)
+    if len(ranked) > 1:
+        sentences += [shares(row) for row in (ranked[0], ranked[-1])]
+        if not any(time_parts(row.run) for row in ranked):
+            sentences.append("No run has a sampled step (metrics.profile_every), so where the time goes is not known.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def by_speed(group: Group) -> list[Row]:
+    """The rows that can win, fastest first."""
+    known = [row for row in group.rows if row.good and row.figures["tokens_per_s"] is not None]
+    return sorted(known, key=lambda row: -(row.figures["tokens_per_s"] or 0.0))
+
+
+def speed(group: Group) -> str:
+    """Who is fastest, by how much, and whether the intervals allow to say so."""
+    ranked = by_speed(group)
+    if not ranked:
+        return "No run has a step with a speed yet."
+    first = ranked[0]
+    top = f"{figure(first.figures['tokens_per_s'])} tokens/s"
+    if len(ranked) == 1:
+        return f"{first.run.label}: {top}."
+    last = ranked[-1]
+    ratio = (first.figures["tokens_per_s"] or 0.0) / (last.figures["tokens_per_s"] or 1.0)
+    slowest = f"{ratio:.3g} times {last.run.label}, the slowest"
+    low = first.figures["tokens_per_s_ci95_low"]
+    if low is None:
+        return f"{first.run.label} has the highest median, {top}, {slowest}; too few steps for an interval."
+    near = [row.run.label for row in ranked[1:] if (row.figures["tokens_per_s_ci95_high"] or float("inf")) >= low]
+    if near:
+        return (
+            f"{first.run.label} has the highest median, {top}, {slowest}; its interval overlaps that of {listed(near)}."
+        )
+    return f"{first.run.label} is fastest: {top}, {slowest}."
+
+
+def memory(group: Group) -> str:
+    """Whose largest rank holds least, ties included."""
+    winner = best(group, "memory_mib")
+    if winner is None:
+        return ""
+    least = winner.figures["memory_mib"] or 0.0
+    ties = [
+        r.run.label for r in group.rows if r.good and (r.figures["memory_mib"] or float("inf")) <= least * (1 + TIE)
+    ]
+    if len(ties) == len(group.rows):
+        return f"All hold as much: {figure(least)} MiB on the largest rank ({group.memory})."
+    holds = "hold" if len(ties) > 1 else "holds"
+    return f"{listed(ties)} {holds} least: {figure(least)} MiB on the largest rank ({group.memory})."
+
+
+def shares(row: Row) -> str:
+    """The largest part of a sampled step; empty if none was sampled."""
+    parts = time_parts(row.run)
+    if not parts:
+        return ""
+    part = max(parts, key=lambda name: parts[name])
+    return f"{row.run.label}: {100 * parts[part] / sum(parts.values()):.0f} % of its step is {PART_NAMES[part]}."
+
+
+def losses(group: Group) -> str:
+    """How far the farthest loss curve is from the reference's."""
+    reference = next((row for row in group.rows if row.equal == "reference"), None)
+    if reference is None:
+        return "Loss curves: nothing to hold them against."
+    apart = {row.run.label: found for row in group.rows if row is not reference
+             if (found := difference(row.run, reference.run)) is not None}  # fmt: skip
+    if not apart:
+        return f"Loss of {reference.run.label}: no other run of the same work."
+    worst = max(apart, key=lambda label: apart[label])
+    wrong = [row.run.label for row in group.rows if not row.good]
+    verdict = f"{listed(wrong)} computed something else" if wrong else "The loss curves lie on one another"
+    return f"{verdict}: at most {apart[worst]:.1e} of the loss from {reference.run.label} ({worst})."
+
+
+def listed(names: list[str]) -> str:
+    """a, b and c"""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,276 @@
+"""scripts/compare.py on run directories written here, so that every figure in them is known."""
+
+import csv
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.comparing import table
+from scripts.comparing.figures import figures_of, median_interval, quantile
+from scripts.comparing.gate import groups_of
+from scripts.comparing.runs import find_runs, read_run
+
+COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
+WORK = {"model": {"num_layers": 2}, "data": {"source": "python_docs", "sha256": "ab" * 32}, "precision": "float32",
+        "train.seed": 1234, "train.global_batch_size": 8}  # fmt: skip
+PARTS = {"data": 1.0, "forward": 30.0, "backward": 60.0, "optimiser": 4.0, "communication": 20.0, "other": 5.0}
+KINDS = {"parameters": 2.0, "gradients": 2.0, "optimiser": 4.0, "activations": 5.0, "communication": 1.0}
+SAMPLED = 10
+
+
+def make_run(folder, strategy, *, steps=12, world=2, ms=100.0, off=0.0, work=None, work_hash="aaaaaaaa", samples=True,
+             finished=True, precision="float32", pipeline=False, name=None, **facts):  # fmt: skip
+    """The files of a run whose n-th step takes ms + n ms; the sampled one twice that."""
+    path = folder / (name or f"{strategy}-x{world}-ws{world}-abcdef")
+    path.mkdir(parents=True)
+    work = WORK | {"precision": precision} | (work or {})
+    identity = {"strategy": strategy, "degrees": {"x": world}, "world_size": world}
+    if work_hash:
+        (path / "work.json").write_text(json.dumps({"work_hash": work_hash, "work": work, **identity}))
+    (path / "config.yaml").write_text(
+        f"strategy: {{name: {strategy}}}\nprecision: {precision}\ntrain: {{steps: {steps}, seed: 1234}}\n"
+        "metrics: {warmup_steps: 5}\n"
+    )
+    lines = [
+        line_of(n, ms, off, world, samples=samples and n == SAMPLED, pipeline=pipeline) for n in range(1, steps + 1)
+    ]
+    if finished:
+        lines.append({"step": steps, "time": 2000.0, "validation/loss": 3.5 + off})
+        summary = {**identity, "precision": precision, "torch": "2.13.0", "device": "a cpu", "commit": "0123456789",
+                   "warmup_steps": 5, "validation/loss": 3.5 + off, "steps": steps, **facts}  # fmt: skip
+        (path / "summary.json").write_text(json.dumps(summary))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if samples:
+        write_sample(path, world, pipeline)
+    return path
+
+
+def line_of(n, ms, off, world, *, samples, pipeline):
+    step_ms = (ms + n) * (2 if samples else 1)
+    line = {"step": n, "time": 1000.0 + n, "train/loss": 5.0 - 0.1 * n + off, "perf/step_ms": step_ms,
+            "perf/tokens_per_s": 1e6 / step_ms, "perf/tokens_per_s_per_device": 1e6 / step_ms / world,
+            "memory/resident_gib": 0.25, "comm/tp/all_gather_mib": 3.0, "comm/tp/all_gather_calls": 7.0,
+            "comm/dp_shard.cp/reduce_scatter_mib": 1.5, "comm/lab/gather_mib": 9.0}  # fmt: skip
+    for kind in ("parameters", "gradients", "optimiser"):
+        line[f"memory/{kind}_mib"] = KINDS[kind]
+        line |= {f"memory_by_rank/{kind}_mib/rank_{r}": KINDS[kind] for r in range(world)}
+    if samples:
+        line |= {f"time/{part}_ms": part_ms for part, part_ms in PARTS.items()} | {"time/step_ms": sum(PARTS.values())}
+        line |= {f"memory_at_peak/{kind}_mib": mib for kind, mib in KINDS.items()}
+        if pipeline:
+            line |= {"pipeline/bubble_pct": 25.0, "pipeline/bubble_theory_pct": 20.0}
+    return line
+
+
+def write_sample(path, world, pipeline):
+    (path / "samples").mkdir()
+    ranks = []
+    for rank in range(world):
+        bars = [["forward", 0, 0, 0.0, 30.0], ["backward", 0, 0, 30.0, 90.0], ["optimiser", 0, 0, 90.0, 94.0]]
+        if pipeline:
+            bars = [[kind, rank, i, 20.0 * i + 10 * rank + late, 20.0 * i + 10 * rank + late + length]
+                    for kind, late, length in (("F", 0.0, 8.0), ("B", 60.0, 16.0)) for i in range(3)]  # fmt: skip
+        ranks.append({"rank": rank, "parts_ms": PARTS, "step_ms": sum(PARTS.values()), "comm": {}, "timeline": bars,
+                      "memory": {"at_peak_mib": KINDS, "curve": [[0.0, 8.0], [50.0, 14.0]]}})  # fmt: skip
+    (path / "samples" / f"step-{SAMPLED}.json").write_text(json.dumps({"step": SAMPLED, "ranks": ranks}))
+
+
+def compare(*arguments, code=0):
+    run = subprocess.run(
+        [sys.executable, str(COMPARE), *map(str, arguments)], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == code, run.stderr
+    return run.stdout if code == 0 else run.stderr
+
+
+def by_label(*paths):
+    return {row.run.label: row for group in groups_of(find_runs(list(paths))) for row in group.rows}
+
+
+def test_figures_are_of_the_steps_after_warm_up_without_the_sampled_one(tmp_path):
+    figures = figures_of(read_run(make_run(tmp_path, "tp")))
+    times = [106.0, 107.0, 108.0, 109.0, 111.0, 112.0]  # step 10 was sampled
+    assert figures["step_ms_p50"] == 108.5
+    assert figures["step_ms_p95"] == pytest.approx(111.75)
+    speeds = [1e6 / ms for ms in times]
+    assert (figures["tokens_per_s_ci95_low"], figures["tokens_per_s_ci95_high"]) == (min(speeds), max(speeds))
+    assert figures["sent_mib_per_step"] == 4.5, "the lab's own traffic is not the strategy's"
+    assert figures["exposed_comm_pct"] == pytest.approx(100 * 20 / 120)
+    assert (figures["state_mib"], figures["tensors_mib"], figures["allocated_mib"]) == (8.0, 14.0, None)
+    assert figures["resident_mib"] == 256.0
+    assert figures["bubble_pct"] is None and figures["mfu_pct"] is None, "not measured is not 0"
+
+
+@pytest.mark.parametrize("n, k", [(6, 1), (9, 2), (10, 2), (30, 10), (95, 38)])
+def test_interval_leaves_out_as_much_as_the_binomial_allows(n, k):
+    values = list(range(1, n + 1))
+    assert median_interval(values[::-1]) == (k, n + 1 - k)
+    outside = 2 * sum(math.comb(n, i) for i in range(k)) / 2**n
+    assert outside <= 0.05 < outside + 2 * math.comb(n, k) / 2**n
+    assert median_interval(values[:5]) == (None, None)
+    assert quantile([1.0, 2.0, 4.0], 0.75) == 3.0
+
+
+def test_loss_is_gated_by_precision_against_single(tmp_path):
+    make_run(tmp_path, "dp", off=2e-7)
+    make_run(tmp_path, "fsdp", off=0.05)
+    make_run(tmp_path, "hsdp", off=0.05, differs={"loss": "a lossy hook"})
+    make_run(tmp_path, "pp", off=float("nan"))
+    make_run(tmp_path, "single", world=1)
+    rows = by_label(tmp_path)
+    assert rows["single"].equal == "reference"
+    assert rows["dp"].equal == "yes (5.3e-08)" and rows["dp"].good
+    assert rows["fsdp"].equal == "loss differs (1.3e-02)" and not rows["fsdp"].good
+    assert rows["hsdp"].equal.startswith("loss differs (1.3e-02), as it may") and rows["hsdp"].good
+    assert not rows["pp"].good, "a loss that is no number equals nothing"
+    (group,) = groups_of(find_runs([tmp_path]))
+    assert table.best(group, "tokens_per_s").run.label != "fsdp"
+
+
+@pytest.mark.parametrize("precision, equal", [("float64", False), ("float32", True), ("bf16", True)])
+def test_bound_follows_the_precision(tmp_path, precision, equal):
+    make_run(tmp_path, "dp", precision=precision)
+    make_run(tmp_path, "tp", precision=precision, off=1e-4)
+    assert by_label(tmp_path)["tp"].good is equal
+
+
+def test_other_work_stands_apart_and_says_what_differs(tmp_path):
+    for strategy in ("dp", "tp"):
+        make_run(tmp_path, strategy)
+    make_run(tmp_path, "pp", work_hash="bbbbbbbb", work={"model": {"num_layers": 4}}, off=1.0)
+    make_run(tmp_path, "fsdp", work_hash=None)
+    same, other, unknown = groups_of(find_runs([tmp_path]))
+    assert [row.run.strategy for row in same.rows] == ["dp", "tp"]
+    assert other.heading.endswith("not comparable with the first table: model.num_layers 4, not 2")
+    assert other.rows[0].equal == "-", "alone in its table"
+    assert unknown.heading.startswith("work unknown") and unknown.rows[0].equal == "-"
+
+
+def test_a_sweep_of_other_batches_is_compared_by_speed_alone(tmp_path):
+    sweep = tmp_path / "sweep-1"
+    make_run(sweep, "dp", work_hash="aaaaaaaa")
+    make_run(sweep, "tp", work_hash="bbbbbbbb", off=1.0)
+    (sweep / "points.json").write_text(json.dumps({"fairness": "micro", "points": []}))
+    for paths in ([tmp_path], sorted(sweep.glob("*-ws2-*"))):
+        (group,) = groups_of(find_runs(paths))
+        assert group.heading == "different batch: speed only"
+        assert [row.equal for row in group.rows] == ["-", "-"]
+
+
+def test_runs_that_a_sweep_names_belong_to_it_wherever_they_are(tmp_path):
+    run = make_run(tmp_path, "dp")
+    make_run(tmp_path, "tp", work_hash="bbbbbbbb")
+    (tmp_path / "sweep-1").mkdir()
+    points = [
+        {"label": "dp", "run_dir": f"runs/{run.name}", "status": "done"},
+        {"label": "pp", "run_dir": None, "status": "failed"},
+    ]
+    (tmp_path / "sweep-1" / "points.json").write_text(json.dumps({"fairness": "best", "points": points}))
+    assert [(r.strategy, r.fairness) for r in find_runs([tmp_path / "sweep-1"])] == [("dp", "best")]
+    assert [(r.strategy, r.fairness) for r in find_runs([tmp_path])] == [("dp", "best"), ("tp", "global")]
+    assert "  pp: failed\n" in compare(tmp_path)
+
+
+def test_a_run_that_was_cut_off(tmp_path):
+    path = make_run(tmp_path, "tp", steps=9, finished=False, samples=False)
+    whole = (path / "metrics.jsonl").read_text()
+    (path / "metrics.jsonl").write_text(whole + whole.splitlines()[-1][:40])
+    (tmp_path / "pp-pp2-ws2-000000").mkdir()
+    (tmp_path / "pp-pp2-ws2-000000" / "config.yaml").write_text("strategy: {name: pp}\ntrain: {steps: 9}\n")
+    run = read_run(path)
+    assert len(run.steps) == 9 and run.status == "running or cut off at step 9 of 9"
+    out = compare(tmp_path)
+    assert "tp: running or cut off at step 9 of 9" in out
+    assert "pp: running or cut off at step 0 of 9" in out
+    assert "interval" in out and "metrics.profile_every" in out
+
+
+def test_event_file_alone_is_read(tmp_path):
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    path = make_run(tmp_path, "tp")
+    expected = figures_of(read_run(path))
+    writer = EventFileWriter(str(path))
+    for line in map(json.loads, (path / "metrics.jsonl").read_text().splitlines()):
+        step, when = line.pop("step"), line.pop("time")
+        entries = [Summary.Value(tag=tag, simple_value=value) for tag, value in line.items()]
+        writer.add_event(Event(step=step, wall_time=when, summary=Summary(value=entries)))
+    writer.close()
+    (path / "metrics.jsonl").unlink()
+    found = figures_of(read_run(path))
+    assert {k for k, v in found.items() if v is None} == {k for k, v in expected.items() if v is None}
+    for name, value in expected.items():
+        assert found[name] == (value if value is None else pytest.approx(value, rel=1e-6)), name
+
+
+def test_formats_and_order(tmp_path):
+    for strategy, ms in (("dp", 100.0), ("tp", 300.0), ("pp", 200.0)):
+        make_run(tmp_path, strategy, ms=ms, pipeline=strategy == "pp")
+    rows = json.loads(compare(tmp_path, "--json"))
+    assert [row["strategy"] for row in rows] == ["dp", "pp", "tp"], "most tokens/s first"
+    assert [row["bubble_pct"] for row in rows] == [None, 25.0, None]
+    table_of = list(csv.DictReader(io.StringIO(compare(tmp_path, "--csv", "--sort", "step_ms_p95"))))
+    assert [row["strategy"] for row in table_of] == ["dp", "pp", "tp"], "fewest ms first"
+    assert float(table_of[1]["tokens_per_s"]) == rows[1]["tokens_per_s"] and table_of[0]["bubble_pct"] == "-"
+    by_bubble = json.loads(compare(tmp_path, "--json", "--sort", "bubble_pct"))
+    assert by_bubble[0]["strategy"] == "pp", "unknown last"
+    lines = [line for line in compare(tmp_path, "--md").splitlines() if line.startswith("|")]
+    assert len(lines) == 5 and len({line.count(" | ") for line in lines}) == 1
+
+
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
+    assert compare(tmp_path, code=2) == (
+        f"compare: no run in {tmp_path}: name a folder that holds metrics.jsonl, or one of such folders\n"
+    )
+    make_run(tmp_path, "tp")
+    message = compare(tmp_path, "--sort", "beauty", code=2)
+    assert message.startswith("compare: --sort beauty is no column: use one of ") and message.count("\n") == 1
+
+
+def test_torch_and_matplotlib_are_not_loaded_for_a_table(tmp_path):
+    make_run(tmp_path, "tp")
+    code = (
+        f"import runpy, sys\nsys.argv = ['', {str(tmp_path)!r}]\nsys.path.insert(0, {str(COMPARE.parent)!r})\n"
+        f"runpy.run_path({str(COMPARE)!r}, run_name='__main__')\n"
+        "assert not {'torch', 'matplotlib', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
+
+
+def test_missing_matplotlib_is_one_line(tmp_path):
+    make_run(tmp_path, "tp")
+    code = (
+        f"import runpy, sys\nsys.modules['matplotlib'] = None\nsys.path.insert(0, {str(COMPARE.parent)!r})\n"
+        f"sys.argv = ['', {str(tmp_path)!r}, '--png', {str(tmp_path)!r}]\n"
+        f"runpy.run_path({str(COMPARE)!r}, run_name='__main__')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert run.returncode == 3 and run.stderr.count("\n") == 1
+    assert "pip install 'strategy-lab[plot]'" in run.stderr
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_report_is_one_file_that_needs_no_other(tmp_path, samples):
+    for strategy in ("dp", "tp", "pp"):
+        make_run(tmp_path / "runs", strategy, samples=samples and strategy != "tp", pipeline=strategy == "pp", off=1e-7)
+    make_run(tmp_path / "runs", "fsdp", samples=False, finished=False, steps=3)
+    make_run(tmp_path / "runs", "dp", work_hash="bbbbbbbb", name="dp-other", samples=samples)
+    compare(tmp_path / "runs", "--html", tmp_path / "report.html", "--png", tmp_path / "png")
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"https?:|src=|@import|<link|<script|url\((?!#)|href=\"(?!#)", page)
+    assert "running or cut off at step 3" in page and "other work bbbbbbbb" in page
+    ids = re.findall(r'\bid="([^"]*)"', page)
+    assert len(ids) == len(set(ids)), "pictures must not share ids"
+    assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)
+    names = {path.stem for path in (tmp_path / "png").iterdir()}
+    assert names >= {"throughput", "memory", "wire", "loss", "throughput-2"}
+    assert ({"step-time", "timeline-pp"} <= names) is samples
+    assert page.count("<svg") == len(names)
