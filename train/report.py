@@ -14,6 +14,7 @@ from train.config import Config
 from train.data import Corpus
 from train.distributed import Runtime
 from train.drawing import draw_mesh
+from train.energy import open_meter
 from train.metrics import Metrics, Sink
 from train.run_dir import environment, make_run_dir, write_summary
 from train.strategies.base import resolve_degrees
@@ -50,6 +51,7 @@ class Report:
             **environment(runtime.device, runtime.backend, world.world_size),
             "corpus_sha256": corpus.sha256,
             "differs": config.strategy.differs(),
+            "energy_sensor": open_meter(runtime.device).note,
         }
         sinks: list[Sink] = [JsonLines(path / "metrics.jsonl"), Terminal(config.train.steps)]
         drawing = draw_mesh(degrees)
@@ -82,6 +84,8 @@ class Report:
         last = metrics.history[-1]
         medians = {tag: value for tag in SUMMARY_TAGS if (value := metrics.median(tag)) is not None}
         memory = {tag: value for tag, value in last.items() if tag.startswith("memory/")}
+        energy = {tag: value for tag, value in last.items() if tag.startswith(("energy/", "cost/"))}  # means so far
+        energy |= {tag: metrics.median(tag) or 0.0 for tag in energy if "usd" in tag}  # of a step's own speed
         peaks = {tag: max(r[tag] for r in metrics.history) for tag in memory if "peak" in tag}
         summary = self.facts | {
             "steps": self.config.train.steps,
@@ -93,6 +97,7 @@ class Report:
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
             **(memory | peaks),
+            **energy,
         }
         write_summary(self.path, summary)
         precise = 10 if self.config.precision.value == "float64" else 6
@@ -104,5 +109,6 @@ class Report:
             rows["  of a byte-bigram model"] = f"{self.baseline:.{precise}f}"
         rows |= {tag: f"{value:,.1f}  (median)" for tag, value in medians.items()}
         rows |= {f"{tag}, largest of the ranks": f"{value:.3f}" for tag, value in (memory | peaks).items()}
+        rows |= {tag: f"{value:,.4g}" for tag, value in energy.items()}
         rows["start to first step, s"] = f"{self.first_step_s:.1f}"
         print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")
