@@ -45,9 +45,14 @@ def test_strategy_is_in_the_readme(name):
 
 
 def test_hardware_figures_have_a_source():
-    for path in (cli.CONFIG_DIR / "hardware").glob("*_*.yaml"):
+    for path in (cli.CONFIG_DIR / "hardware").glob("*.yaml"):
         values = yaml.safe_load(path.read_text())
-        assert values["source"] and values["match"] and values["peak_tflops"]["bf16"] > 0
+        figures = values.keys() - {"defaults", "name", "match", "source"}
+        assert values["name"] == path.stem
+        assert all(values.get("source", {}).get(name) for name in figures), path.stem
+        assert values.get("source", {}).keys() <= figures, "a source of nothing"
+        if path.stem != "auto":
+            assert values["match"] and values["peak_tflops"]["bf16"] > 0
 
 
 def test_defaults():

@@ -26,7 +26,14 @@ def build(model_config, precision=Precision.float64, seed=1):
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("tiny", 1.542), ("small", 123.6), ("llama_1b", 889.3), ("llama_8b", 8030.3), ("llama_70b", 70553.7)],
+    [
+        ("tiny", 1.542),
+        ("small", 123.6),
+        ("llama_1b", 889.3),
+        ("moe_1b", 2550.5),
+        ("llama_8b", 8030.3),
+        ("llama_70b", 70553.7),
+    ],
 )
 def test_presets_have_their_size_and_need_no_memory(name, millions):
     model = Transformer(config(f"model={name}", "train.seq_len=64").model, **dtypes(Precision.float32))
@@ -38,6 +45,17 @@ def test_flops_follow_the_convention():
     model = config("model=llama_1b", "train.seq_len=4096").model
     assert matmul_parameters(model) / 1e6 == pytest.approx(822, abs=0.5)
     assert flops_per_token(model, 4096) == 6 * matmul_parameters(model) + 12 * 16 * 2048 * 4096
+
+
+def test_the_mixture_works_as_hard_as_the_dense_model():
+    """A token meets as many weights of moe_1b as of llama_1b, and the router's."""
+    dense, mixture = (config(f"model={name}", "train.seq_len=64").model for name in ("llama_1b", "moe_1b"))
+    router = mixture.num_layers * mixture.dim * mixture.num_experts
+    assert matmul_parameters(mixture) == matmul_parameters(dense) + router
+    model = Transformer(mixture, **dtypes(Precision.float32))
+    idle = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name) * 6 // 8
+    active = sum(p.numel() for p in model.parameters()) - idle
+    assert (active / 1e6, matmul_parameters(mixture) / 1e6) == pytest.approx((889.5, 822.3), abs=0.06)
 
 
 def test_weights_are_a_function_of_seed_and_name_alone():

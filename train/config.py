@@ -129,12 +129,17 @@ class OptimConfig:
 
 @dataclass
 class HardwareConfig:
-    """Figures of a device; without them nothing that needs them is logged."""
+    """Figures of a device; without them nothing that needs them is logged. `source`: where each figure is from."""
 
     name: str = MISSING
-    match: str | None = None  # part of the name that the driver reports
+    match: str | None = None  # how the name that the driver reports ends
     peak_tflops: dict[str, float] = field(default_factory=dict)  # by precision, dense
-    source: str | None = None
+    memory_gib: float | None = number(None, gt=0)  # as the driver reports it
+    memory_gb_per_s: float | None = number(None, gt=0)
+    link_gb_per_s: float | None = number(None, gt=0)  # NVLink of a device, all its links together, in one direction
+    price_usd_per_hour: float | None = number(None, ge=0)  # of one device
+    grid_gco2_per_kwh: float | None = number(None, ge=0)  # what the power that the devices use emits
+    source: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import cast
 
@@ -19,14 +20,26 @@ def device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device).get_device_name(device))
 
 
+def known(config: Config, device: torch.device) -> HardwareConfig:
+    """Figures of the named hardware, or by the device's name; under `auto` what the user gives goes first."""
+    given = config.hardware
+    if given.name != "auto":
+        return given
+    files = (_load(path) for path in sorted((CONFIG_DIR / "hardware").glob("*.yaml")))
+    name = device_name(device)
+    found = next((file for file in files if file.match is not None and name.endswith(file.match)), None)
+    if found is None:
+        return given
+    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given) if field.name != "name"}
+    peaks = found.peak_tflops | values.pop("peak_tflops")
+    sources = found.source | values.pop("source")
+    mine = {name: value for name, value in values.items() if value is not None}
+    return dataclasses.replace(found, peak_tflops=peaks, source=sources, **mine)
+
+
 def peak_tflops(config: Config, device: torch.device) -> float | None:
-    """Dense peak for the run's precision in TFLOP/s, from the named hardware or by the device's name, or None."""
-    hardware = config.hardware
-    if hardware.name == "auto":
-        known = (_load(path) for path in sorted((CONFIG_DIR / "hardware").glob("*.yaml")))
-        name = device_name(device)
-        hardware = next((h for h in known if h.match is not None and h.match in name), hardware)
-    return hardware.peak_tflops.get(config.precision.value)
+    """Dense peak for the run's precision in TFLOP/s, or None."""
+    return known(config, device).peak_tflops.get(config.precision.value)
 
 
 def _load(path: Path) -> HardwareConfig:

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from train.config import Config, OnNonfinite
+from train.energy import Energy
 from train.flops import flops_per_token
 from train.hardware import peak_tflops
 from train.lab import LabGroup
@@ -89,6 +90,7 @@ class Metrics:
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step
         self.peak_tflops = peak_tflops(config, device)
+        self.energy = Energy(config, device, world, self.group)
         self.pending: _Pending | None = None
         self.history: list[Record] = []
         self.start = self.clock.mark()
@@ -96,6 +98,7 @@ class Metrics:
     def resume_clock(self) -> None:
         """What came before this call is in no step's time."""
         self.flush()
+        self.energy.resume()
         self.start = self.clock.mark()
 
     def log(self, step: int, result: StepResult, lr: float, sampled: Sampled) -> None:
@@ -123,11 +126,13 @@ class Metrics:
         pending, self.pending = self.pending, None
         step_ms = pending.sampled.step_ms or self.clock.elapsed_ms(pending.start, pending.end)
         loss, norm, *extras = pending.scalars.tolist()
-        by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values()])
+        joules = self.energy.step_done(pending.step, step_ms)
+        by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
         values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
         values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
         if by_rank is not None:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
+            values |= self.energy.values([figures[-1] for figures in by_rank], values["perf/tokens_per_s"])
         self._write(pending.step, values)
         if pending.sampled.ranks is not None:
             for sink in self.sinks:

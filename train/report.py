@@ -16,6 +16,7 @@ from train.config import Config
 from train.data import Corpus
 from train.distributed import Runtime
 from train.drawing import draw_mesh
+from train.energy import open_meter
 from train.metrics import Metrics, Sink
 from train.run_dir import environment, make_run_dir, work_hash, write_summary, write_work
 from train.strategies.base import resolve_degrees
@@ -77,6 +78,7 @@ class Report:
             "corpus_sha256": corpus.sha256,
             "work_hash": work_hash(config, corpus.sha256),
             "differs": config.strategy.differs(),
+            "energy_sensor": open_meter(runtime.device).note,
         }
         write_work(path, config, corpus.sha256, facts["degrees"], world.world_size)
         if world.run_file:
@@ -112,6 +114,8 @@ class Report:
         last = metrics.history[-1]
         medians = {tag: statistics.median(values) for tag in SUMMARY_TAGS if (values := metrics.measured(tag))}
         memory = {tag: value for tag, value in last.items() if tag.startswith("memory/")}
+        energy = {tag: value for tag, value in last.items() if tag.startswith(("energy/", "cost/"))}  # means so far
+        energy |= {tag: metrics.median(tag) or 0.0 for tag in energy if "usd" in tag}  # of a step's own speed
         peaks = {tag: max(r[tag] for r in metrics.history) for tag in memory if "peak" in tag}
         summary = self.facts | {
             "steps": self.config.train.steps,
@@ -125,6 +129,7 @@ class Report:
             **spread(metrics),
             **metrics.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
             **(memory | peaks),
+            **energy,
         }
         write_summary(self.path, summary)
         precise = 10 if self.config.precision.value == "float64" else 6
@@ -136,5 +141,6 @@ class Report:
             rows["  of a byte-bigram model"] = f"{self.baseline:.{precise}f}"
         rows |= {tag: f"{value:,.1f}  (median)" for tag, value in medians.items()}
         rows |= {f"{tag}, largest of the ranks": f"{value:.3f}" for tag, value in (memory | peaks).items()}
+        rows |= {tag: f"{value:,.4g}" for tag, value in energy.items()}
         rows["start to first step, s"] = f"{self.first_step_s:.1f}"
         print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")

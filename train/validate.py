@@ -65,6 +65,7 @@ def out_of_range(config: Config) -> Iterator[Problem]:
                 key = f"{group.name}.{field.name}"
                 limits = [f"{text} {bounds[name]:g}" for name, text, _ in _COMPARISONS if bounds[name] is not None]
                 default = bounds["ge"] if field.default == MISSING else field.default
+                default = "null" if default is None else default
                 yield Problem(
                     f"range of {key}",
                     f"{key}={value} is out of range",
