@@ -69,6 +69,13 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
     """The parameters of a rank of `pp` by the module that FSDP gathers as one: of each of its stages `embed`, the
     layers, `norm+head`; tied, the ends of one stage are one, and a rank that holds both ends counts the weight once.
     Whole shapes."""
+    for _, name, shapes in units_by_stage(plan, rank):
+        yield name, shapes
+
+
+def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
+    """The same, with the stage of each. `copies`: the last stage has its tied weight on the first stage's rank too, as
+    FSDP and DDP, which own each stage apart, gather and sum it."""
     model, strategy, last = plan.config.model, plan.config.strategy, plan.num_stages - 1
     layers = [range(model.num_layers)]
     if isinstance(strategy, Pipeline):
@@ -77,16 +84,16 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
     for stage in stages:
         embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
         ends: Shapes = {"norm.weight": (model.dim,)} if stage == last else {}
-        if stage == last and not (model.tie_embeddings and 0 in stages):
+        if stage == last and (copies or not (model.tie_embeddings and 0 in stages)):
             name = "embed.weight" if model.tie_embeddings else "head.weight"  # the embedding's copy has its name
             ends[name] = (model.vocab_size, model.dim)
         tied = model.tie_embeddings and bool(embed) and bool(ends)
         if embed and not tied:
-            yield "embed", embed
+            yield stage, "embed", embed
         for i in layers[stage]:
-            yield f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
+            yield stage, f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
         if ends:
-            yield ("embed+norm+head", embed | ends) if tied else ("norm+head", ends)
+            yield (stage, "embed+norm+head", embed | ends) if tied else (stage, "norm+head", ends)
 
 
 def chunk(size: int, degree: int, index: int) -> range:

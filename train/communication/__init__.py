@@ -6,7 +6,7 @@ Sources are in docs/communication.md. One file per technique; B, T, D, V as in `
 
 from __future__ import annotations
 
-from train.communication.base import LAB, Total, Traffic, degree_of, recomputes, totals
+from train.communication.base import LAB, Total, Traffic, degree_of, totals
 from train.communication.context import context
 from train.communication.data import ddp, fsdp
 from train.communication.expert import experts
@@ -15,7 +15,6 @@ from train.communication.scalars import scalars
 from train.communication.tensor import tensor
 from train.plan import Plan
 from train.shapes import coordinates
-from train.strategies.pipeline import Pipeline
 
 __all__ = ["LAB", "Total", "Traffic", "expected", "totals", "unknown"]
 
@@ -29,12 +28,5 @@ def expected(plan: Plan, rank: int = 0) -> list[Traffic]:
 
 
 def unknown(plan: Plan) -> str | None:
-    """What of this plan has no closed form yet: then `expected` must not be asked."""
-    splits = isinstance(plan.config.strategy, Pipeline) and plan.config.strategy.splits_backward()
-    without = {
-        f"strategy={plan.config.strategy.name}": not plan.config.strategy.closed_form,
-        "recomputation under a split backward": splits and recomputes(plan),
-        "FSDP under many stages a rank": "dp_shard" in plan.axes and plan.num_stages > 3 * plan.degrees["pp"],
-        "DDP under several stages a rank": "dp_replicate" in plan.axes and plan.num_stages > plan.degrees["pp"],
-    }
-    return ", ".join(name for name, found in without.items() if found) or None
+    """What of this plan has no closed form: then `expected` must not be asked."""
+    return None if plan.config.strategy.closed_form else f"strategy={plan.config.strategy.name}"

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from train.config import ActivationCheckpointing, Precision
 from train.plan import Plan
-from train.shapes import units
+from train.shapes import block, units
+from train.strategies.pipeline import Pipeline
+from train.strategies.timetable import actions_by_rank
 
 Place = dict[str, int]  # a rank's coordinates on every axis
 LAB = "lab"  # the axis of the lab's own traffic: metrics, barriers, checkpoints
@@ -68,5 +70,23 @@ def num_layers(plan: Plan, place: Place) -> int:
     return sum(name.startswith("layers.") for name, _ in units(plan, place["pp"]))
 
 
-def recomputes(plan: Plan) -> bool:
-    return plan.config.train.activation_checkpointing is not ActivationCheckpointing.none
+def recomputations(plan: Plan, place: Place) -> int:
+    """How many times a layer's forward runs again in a step, over the layers of a rank.
+
+    Once a microbatch under whole backwards. A split one runs it again for the gradients of inputs and, as torch asks
+    for them one by one, for the gradient of every parameter; but the first stage, which has no inputs to tell, as a
+    whole one.
+    """
+    strategy, ranks = plan.config.strategy, plan.degrees["pp"]
+    if plan.config.train.activation_checkpointing is ActivationCheckpointing.none:
+        return 0
+    if not (isinstance(strategy, Pipeline) and strategy.splits_backward()):
+        return plan.num_microbatches * num_layers(plan, place)
+    layers = strategy.layers_of(plan.config.model, plan.config.train.seq_len, ranks)
+    actions = actions_by_rank(strategy.schedule, plan.num_stages, ranks, plan.num_microbatches)[place["pp"]]
+    split = 1 + len(block(plan.config.model))
+    times = {"B": 1, "W": split}
+    return sum(
+        len(layers[stage]) * (min(times.get(kind, 0), 1) if stage == 0 else times.get(kind, 0))
+        for kind, stage, _ in actions
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from train.communication.base import Place, Traffic, num_layers, recomputes, tokens_of
+from train.communication.base import Place, Traffic, num_layers, recomputations, tokens_of
 from train.plan import Plan
 from train.shapes import element_sizes
 
@@ -17,7 +17,7 @@ def context(plan: Plan, place: Place) -> Iterator[Traffic]:
     tokens, head_dim, tp = tokens_of(plan), model.dim // model.num_heads, plan.degrees["tp"]
     kv, q = (tokens * heads // tp * head_dim for heads in (2 * model.num_kv_heads, model.num_heads))
     n = plan.num_microbatches * num_layers(plan, place)
-    forwards = 2 * n if recomputes(plan) else n
+    forwards = n + recomputations(plan, place)
     if plan.option("cp_method", "") == "allgather":
         yield Traffic("cp", "all_gather", forwards, forwards * cp * kv * used, "each layer: K and V")
         yield Traffic("cp", "reduce_scatter", n, n * cp * kv * used, "each layer: their gradients")

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 from train.communication.base import Place, Traffic, degree_of, joined
 from train.config import Precision
 from train.plan import Plan
-from train.shapes import Shape, Shapes, element_sizes, fsdp_split, is_expert, model_shard, powersgd_elements, units
+from train.shapes import (
+    Shape,
+    Shapes,
+    element_sizes,
+    fsdp_split,
+    is_expert,
+    model_shard,
+    powersgd_elements,
+    units_by_stage,
+)
+from train.strategies.pipeline import Pipeline
+from train.strategies.timetable import Action, actions_by_rank
+
+MAX_WHOLE = 3  # stages of a rank that torch's schedules keep gathered
 
 
 def fsdp(plan: Plan, place: Place) -> Iterator[Traffic]:
@@ -17,23 +31,24 @@ def fsdp(plan: Plan, place: Place) -> Iterator[Traffic]:
     if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
         return
     axis = joined(plan, "dp_shard", "cp")
-    for name, unit in units(plan, place["pp"]):
+    frees = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
+    for stage, name, unit in units_by_stage(plan, place["pp"], copies=True):
+        freed = frees and "head" not in name  # the backward begins there: freed, it would be gathered at once
+        gathers = num_gathers(plan, place, stage, freed=freed)
         dense = {key: shape for key, shape in unit.items() if not (plan.splits_experts and is_expert(key))}
-        yield from fsdp_unit(plan, place, name, dense, axis)
+        yield from fsdp_unit(plan, place, name, dense, axis, gathers, freed=freed)
         if own := {key: shape for key, shape in unit.items() if key not in dense}:
-            yield from fsdp_unit(plan, place, f"{name}.experts", own, "efsdp")
+            yield from fsdp_unit(plan, place, f"{name}.experts", own, "efsdp", gathers, freed=freed)
 
 
-def fsdp_unit(plan: Plan, place: Place, name: str, shapes: Shapes, axis: str) -> Iterator[Traffic]:
+def fsdp_unit(
+    plan: Plan, place: Place, name: str, shapes: Shapes, axis: str, gathers: int, *, freed: bool
+) -> Iterator[Traffic]:
     kept, used = element_sizes(plan.config.precision)
-    m, stage_of_zero = plan.num_microbatches, plan.option("zero_stage", 3)
-    piped = "pp" in plan.axes  # a schedule tells FSDP which backward is the last, as ZeRO-1 does
-    reshard = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
     padded = sum(_padded(plan, place, key, shape) for key, shape in shapes.items())
     gathered = kept if name.startswith("embed") else used
-    freed = reshard and "head" not in name  # the backward begins there: freed, it would be gathered at once
-    gathers = _gathers(m, freed=freed, once=piped or stage_of_zero < 3)
-    sums = 1 if piped or stage_of_zero == 1 else m
+    # a schedule tells FSDP which backward is the last, as ZeRO-1 does
+    sums = 1 if "pp" in plan.axes or plan.option("zero_stage", 3) == 1 else plan.num_microbatches
     why = "forward and backward" if freed else "forward"
     yield Traffic(axis, "all_gather", gathers, gathers * padded * gathered, f"{name}: {why}")
     reduced = 4 if plan.config.precision is Precision.bf16 else kept
@@ -43,10 +58,30 @@ def fsdp_unit(plan: Plan, place: Place, name: str, shapes: Shapes, axis: str) ->
         yield Traffic("dp_replicate", "all_reduce", sums, sums * part * reduced, f"{name}: gradients' shards")
 
 
-def _gathers(m: int, *, freed: bool, once: bool) -> int:
-    if once:  # a backward keeps what it gathered, and the forward after it frees it: one more than forwards
-        return m + 1 if freed else 1
+def num_gathers(plan: Plan, place: Place, stage: int, *, freed: bool) -> int:
+    m, ranks = plan.num_microbatches, plan.degrees["pp"]
+    strategy = plan.config.strategy
+    if isinstance(strategy, Pipeline) and plan.num_stages > MAX_WHOLE * ranks:
+        actions = actions_by_rank(strategy.schedule, plan.num_stages, ranks, m)[place["pp"]]
+        return gathers_of_stage(actions, stage, freed=freed)
+    if "pp" in plan.axes or plan.option("zero_stage", 3) < 3:
+        return m + 1 if freed else 1  # a backward keeps what it gathered, and the forward after it frees it
     return 2 * m if freed else m
+
+
+def gathers_of_stage(actions: list[Action], stage: int, *, freed: bool) -> int:
+    """How often torch's schedules gather a stage: they hold those that come next, MAX_WHOLE of them, and no others."""
+    gathers, held, whole = 0, False, False
+    for i, action in enumerate(actions):
+        coming = list(islice(dict.fromkeys(later.stage for later in actions[i:]), MAX_WHOLE))
+        was, held = held, stage in coming
+        whole = whole and held
+        needed = (held and not was) or action.stage == stage
+        gathers += needed and not whole
+        whole = whole or needed
+        if action.stage == stage and action.kind == "F" and freed:
+            whole = False
+    return gathers
 
 
 def _padded(plan: Plan, place: Place, name: str, shape: Shape) -> int:
@@ -60,8 +95,11 @@ def ddp(plan: Plan, place: Place) -> Iterator[Traffic]:
     if not plan.config.strategy.uses_ddp():  # type: ignore[attr-defined]
         return
     axis, (kept, _) = joined(plan, "dp_replicate", "cp"), element_sizes(plan.config.precision)
-    shapes = [shape for _, unit in units(plan, place["pp"]) for shape in unit.values()][::-1]
-    filled = buckets(shapes, kept, plan.option("bucket_mb", 25.0) * 2**20)
+    shapes: dict[int, list[Shape]] = {}
+    for stage, _, unit in units_by_stage(plan, place["pp"], copies=True):
+        shapes.setdefault(stage, []).extend(unit.values())
+    cap = plan.option("bucket_mb", 25.0) * 2**20
+    filled = [bucket for of_stage in shapes.values() for bucket in buckets(of_stage[::-1], kept, cap)]
     hook = plan.option("comm_hook", "none")
     if hook == "powersgd":
         for bucket in filled:
@@ -70,7 +108,7 @@ def ddp(plan: Plan, place: Place) -> Iterator[Traffic]:
             size = kept * sum(sent for _, sent in sizes)
             yield Traffic(axis, "all_reduce", calls, size, "vectors, and two factors a matrix, once it compresses")
     else:
-        size = (kept if hook == "none" else 2) * sum(map(math.prod, shapes))
+        size = (kept if hook == "none" else 2) * sum(math.prod(shape) for bucket in filled for shape in bucket)
         yield Traffic(axis, "all_reduce", len(filled), size, "gradients, in buckets")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from train.communication.base import Place, Traffic, loss_size, num_layers, recomputes, tokens_of
+from train.communication.base import Place, Traffic, loss_size, num_layers, recomputations, tokens_of
 from train.plan import Plan
 from train.shapes import element_sizes
 
@@ -18,7 +18,7 @@ def experts(plan: Plan, place: Place) -> Iterator[Traffic]:
     if model.num_experts == 0:
         return
     n = plan.num_microbatches * num_layers(plan, place)
-    forwards = 2 * n if recomputes(plan) else n
+    forwards = n + recomputations(plan, place)
     if plan.splits_experts:
         _, used = element_sizes(plan.config.precision)
         rows = model.top_k * tokens_of(plan) * model.dim * used

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from train.communication.base import Place, Traffic, loss_size, num_layers, recomputes, tokens_of
+from train.communication.base import Place, Traffic, loss_size, num_layers, recomputations, tokens_of
 from train.plan import Plan
 from train.shapes import chunk, element_sizes, units
 
@@ -30,7 +30,7 @@ def activations(plan: Plan, place: Place) -> Iterator[Traffic]:
     n = m * num_layers(plan, place)
     embed, head = (m * holds(plan, place, end) for end in ("embed", "head"))
     # what recomputation runs again: both entries and the first exit; it stops before the last product's result leaves
-    again = n if recomputes(plan) else 0
+    again = recomputations(plan, place)
     if plan.option("sequence_parallel", True):
         for op in ("all_gather", "reduce_scatter"):
             yield Traffic("tp", op, 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
