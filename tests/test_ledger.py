@@ -7,6 +7,8 @@ from tests.rows.base import BASE, BF16, F32, F64, TIED
 from train.prove import Job
 
 FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
+MOE = ("model=moe_tiny", "model.num_layers=2")
+FOUR_STAGES = ("strategy.schedule=interleaved_1f1b", "strategy.stages_per_rank=4", "model.num_layers=8")
 CONFIGS = {
     2: [
         ("strategy=dp", F32),
@@ -39,6 +41,10 @@ CONFIGS = {
         ("strategy=pp", F32, TIED),
         ("strategy=pp", F32, "optim=sgd"),
         ("strategy=pp", F32, "optim=sgd", "optim.momentum=0.9"),
+        *((f"strategy={name}", F32, *MOE) for name in ("dp", "fsdp", "tp", "pp", "cp", "ep")),
+        ("strategy=tp", F32, *MOE, "strategy.sequence_parallel=false"),
+        ("strategy=ep", BF16, *MOE, "model.balance=aux_loss"),
+        ("strategy=ep", F32, *MOE, FULL),
     ],
     4: [
         ("strategy=fsdp", F32, "model.vocab_size=258", "model.ffn_dim=350"),
@@ -57,8 +63,17 @@ CONFIGS = {
         ("strategy=dp", F32, "strategy.cp=2"),
         ("strategy=fsdp_pp", F32, TIED),
         ("strategy=pp", F32, "strategy.pp=2", "strategy.dp_shard=2", "strategy.reshard_after_forward=true"),
+        ("strategy=dp_pp", F32, "strategy.schedule=interleaved_1f1b", "strategy.bucket_mb=0.5"),
+        ("strategy=fsdp_pp", F32, "strategy.schedule=zbv_zero_bubble", TIED),
+        *(("strategy=fsdp_pp", F32, *FOUR_STAGES, f"strategy.reshard_after_forward={x}") for x in ("true", "false")),
+        ("strategy=tp_pp", F32, "strategy.schedule=interleaved_zero_bubble", FULL),
+        ("strategy=tp_pp", F32, "strategy.schedule=dualpipev", SELECTIVE),
+        ("strategy=ep", F32, *MOE, "strategy.ep=2"),
+        ("strategy=ep", F32, *MOE, "strategy.ep=2", "strategy.tp=2"),
+        ("strategy=ep", F32, *MOE, "strategy.dp_replicate=2"),
+        ("strategy=ep", F32, *MOE, "strategy.cp=2"),
     ],
-    8: [("strategy=3d", F32)],
+    8: [("strategy=3d", F32), ("strategy=moe_3d", F32, *MOE)],
 }
 
 
