@@ -1,12 +1,17 @@
 """What a step is measured to send equals its closed form, in calls and bytes; so do the bytes that each rank holds."""
 
+import random
+
 import pytest
 
 from launch.world import run_world
+from tests.drawn import NATIVE
 from tests.rows.base import BASE, BF16, F32, F64, TIED
+from tests.test_rules import SEED, run_fake, valid_configs
 from train.prove import Job
 
 FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
+NUM_DRAWN = 100
 MOE = ("model=moe_tiny", "model.num_layers=2")
 FOUR_STAGES = ("strategy.schedule=interleaved_1f1b", "strategy.stages_per_rank=4", "model.num_layers=8")
 CONFIGS = {
@@ -81,6 +86,13 @@ def name(size, config):
     return f"{' '.join(config).replace('strategy.', '').replace('strategy=', '')} ws{size}"
 
 
+def run_ledger(folder, size, configs):
+    """Results by name and rank: what ledger_worker.py writes."""
+    cpu = ["runtime.device=cpu", "runtime.timeout_s=60"]
+    jobs = [Job(name(size, words), [*BASE, *cpu, *words]) for words in configs]
+    return run_world(folder, jobs, size=size, runtime=cpu, timeout_s=120, worker="tests.ledger_worker")
+
+
 NAMES = [name(size, config) for size, configs in CONFIGS.items() for config in configs]
 
 
@@ -91,10 +103,7 @@ def measured(tmp_path_factory):
     def results(wanted):
         size = int(wanted.rpartition("ws")[2])
         if size not in done:
-            cpu = ["runtime.device=cpu", "runtime.timeout_s=60"]
-            jobs = [Job(name(size, words), [*BASE, *cpu, *words]) for words in CONFIGS[size]]
-            folder = tmp_path_factory.mktemp("ledger")
-            done[size] = run_world(folder, jobs, size=size, runtime=cpu, timeout_s=120, worker="tests.ledger_worker")
+            done[size] = run_ledger(tmp_path_factory.mktemp("ledger"), size, CONFIGS[size])
         assert "error" not in done[size][wanted], done[size][wanted]["error"]
         return [done[size][f"{wanted} rank{rank}"] for rank in range(size)]
 
@@ -126,3 +135,19 @@ def test_a_rank_holds_what_is_said(config, measured):
     for rank, result in enumerate(measured(config)):
         assert result["held"] == result["expected_held"], f"rank {rank}"
         assert result["state"] == result["expected_state"], f"rank {rank}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_drawn_configs_send_what_is_said():
+    """One rank of each, in worlds of up to 64, on a process group that sends nothing (tests/fake_worker.py)."""
+    configs, ranks = valid_configs(NUM_DRAWN, NATIVE, 64, 6), random.Random(SEED)
+    jobs = [
+        {"overrides": [*one.overrides], "world_size": one.world_size, "rank": ranks.randrange(one.world_size)}
+        for one in configs
+    ]
+    jobs = [job | {"count": True} for job in jobs]
+    failures = [failure for i in range(0, NUM_DRAWN, 25) for failure in run_fake(jobs[i : i + 25])]
+    for failure in failures:
+        print(failure["world_size"], failure["rank"], *failure["overrides"], "\n", failure["error"][-600:])
+    assert len(configs) == NUM_DRAWN and not failures
