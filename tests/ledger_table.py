@@ -12,9 +12,8 @@ from tempfile import TemporaryDirectory
 import torch
 
 from tests.rows.base import BF16, F32, TIED
-from tests.test_ledger import FULL, MOE, name, run_ledger
+from tests.test_ledger import FULL, MOE, MOST_SCALARS, name, run_ledger
 
-MOST_OF_SCALARS = 64  # bytes
 TELLING = {
     2: [
         ("strategy=dp", F32),
@@ -55,7 +54,7 @@ def rows(title: str, size: int, result: dict) -> list[str]:
     lines = []
     for key in sorted(result["measured"].keys() | result["expected"].keys()):
         (calls, sent), (said_calls, said) = (result[kind].get(key, (0, 0)) for kind in ("measured", "expected"))
-        if max(sent, said) > MOST_OF_SCALARS:
+        if max(sent, said) > 16 * MOST_SCALARS:
             axis, op = key.split("/")
             mean = " (mean)" if key in result["means"] else ""
             figures = f"{calls} | {sent:,} | {said_calls} | {said:,}{mean}"

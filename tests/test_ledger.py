@@ -1,5 +1,6 @@
 """What a step is measured to send equals its closed form, in calls and bytes; so do the bytes that each rank holds."""
 
+import math
 import random
 
 import pytest
@@ -7,11 +8,15 @@ import pytest
 from launch.world import run_world
 from tests.drawn import NATIVE
 from tests.rows.base import BASE, BF16, F32, F64, TIED
+from tests.test_deepspeed import needs_deepspeed
 from tests.test_rules import SEED, run_fake, valid_configs
-from train.prove import Job
+from train.plan import Plan
+from train.prove import Job, configured
+from train.shapes import held
 
 FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
 NUM_DRAWN = 100
+MOST_SCALARS = 4  # calls of an operation in a step that send a single number
 MOE = ("model=moe_tiny", "model.num_layers=2")
 FOUR_STAGES = ("strategy.schedule=interleaved_1f1b", "strategy.stages_per_rank=4", "model.num_layers=8")
 CONFIGS = {
@@ -115,18 +120,20 @@ def measured(tmp_path_factory):
 def test_a_step_sends_what_it_must(config, measured):
     results = measured(config)
     for rank, result in enumerate(results):
+        said = dict(result["expected"])
         for key in result["means"]:
-            over_experts_ranks(key, result, [other for other in results if other["ep_group"] == result["ep_group"]])
-        assert result["measured"] == result["expected"], f"rank {rank}"
+            said[key] = [said[key][0], over_experts_ranks(key, result, results)]
+        assert result["measured"] == said, f"rank {rank}"
 
 
-def over_experts_ranks(key, result, group):
-    """What a rank sends back depends on the routing: no rank sends less than it must, and together they send what is
-    said; then take this rank's own bytes for said."""
+def over_experts_ranks(key, result, results):
+    """The bytes that the rank is measured to send. What it sends back depends on the routing; but it is not less than
+    the exact part, and over the ranks that share experts it is what is said."""
+    group = [other for other in results if other["ep_group"] == result["ep_group"]]
     sent, said = (sum(rank[name][key][1] for rank in group) for name in ("measured", "expected"))
     assert sent == said
     assert result["measured"][key][1] >= result["exact"][key][1]
-    result["expected"][key][1] = result["measured"][key][1]
+    return result["measured"][key][1]
 
 
 @pytest.mark.timeout(600)
@@ -135,6 +142,34 @@ def test_a_rank_holds_what_is_said(config, measured):
     for rank, result in enumerate(measured(config)):
         assert result["held"] == result["expected_held"], f"rank {rank}"
         assert result["state"] == result["expected_state"], f"rank {rank}"
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_deepspeeds_engines_send_what_is_said(tmp_path):
+    """docs/deepspeed.md: P float32 parameters in one bucket, m microbatches; single numbers beside them."""
+    plan = Plan(configured([*BASE, F32, "strategy=single"]), 1)
+    parameters, hidden = 4 * sum(math.prod(shape) for shape in held(plan, 0).values()), 4 * 32 * 128
+    m, groups = 4, 2  # of the optimiser: what decays, and what does not
+    wanted = {
+        "ds_zero1": {"dp_shard/all_reduce": (1, parameters), "dp_shard/all_gather": (groups, parameters)},
+        "ds_zero2": {"dp_shard/all_reduce": (m, m * parameters), "dp_shard/all_gather": (groups, parameters)},
+        "ds_zero3": {"dp_shard/all_gather": (m, m * parameters), "dp_shard/reduce_scatter": (m, m * parameters)},
+        "ds_pp": {"pp/send": (2 * m, 2 * m * hidden)},
+        "ds_autotp": {"tp/all_reduce": (2 * m * 4 * 7, 2 * m * 4 * 7 * hidden)},
+    }
+    found = run_ledger(tmp_path, 2, [(f"strategy={engine}", F32) for engine in wanted])
+    for engine, said in wanted.items():
+        config = name(2, (f"strategy={engine}", F32))
+        assert "error" not in found[config], found[config]["error"]
+        for rank in range(2):
+            measured = found[f"{config} rank{rank}"]["measured"]
+            assert said.keys() <= measured.keys(), engine
+            for key, (calls, size) in measured.items():
+                least, least_size = said.get(key, (0, 0))  # beside them, by the same operation, single numbers
+                assert 0 <= calls - least <= MOST_SCALARS, f"{engine} rank {rank} {key}: {calls} calls, not {least}"
+                assert 0 <= size - least_size <= 16 * MOST_SCALARS, f"{engine} rank {rank} {key}: {size} bytes"
 
 
 @pytest.mark.slow
