@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import islice
+from functools import cache
 
 from train.communication.base import Place, Traffic, degree_of, joined
 from train.config import Precision
@@ -62,19 +62,21 @@ def num_gathers(plan: Plan, place: Place, stage: int, *, freed: bool) -> int:
     m, ranks = plan.num_microbatches, plan.degrees["pp"]
     strategy = plan.config.strategy
     if isinstance(strategy, Pipeline) and plan.num_stages > MAX_WHOLE * ranks:
-        actions = actions_by_rank(strategy.schedule, plan.num_stages, ranks, m)[place["pp"]]
-        return gathers_of_stage(actions, stage, freed=freed)
+        return gathers_of_stage(strategy.schedule, plan.num_stages, ranks, m, place["pp"], stage, freed)
     if "pp" in plan.axes or plan.option("zero_stage", 3) < 3:
         return m + 1 if freed else 1  # a backward keeps what it gathered, and the forward after it frees it
     return 2 * m if freed else m
 
 
-def gathers_of_stage(actions: list[Action], stage: int, *, freed: bool) -> int:
+@cache
+def gathers_of_stage(
+    schedule: str, num_stages: int, num_ranks: int, num_microbatches: int, rank: int, stage: int, freed: bool
+) -> int:
     """How often torch's schedules gather a stage: they hold those that come next, MAX_WHOLE of them, and no others."""
+    actions = actions_by_rank(schedule, num_stages, num_ranks, num_microbatches)[rank]
     gathers, held, whole = 0, False, False
     for i, action in enumerate(actions):
-        coming = list(islice(dict.fromkeys(later.stage for later in actions[i:]), MAX_WHOLE))
-        was, held = held, stage in coming
+        was, held = held, stage in next_stages(actions, i)
         whole = whole and held
         needed = (held and not was) or action.stage == stage
         gathers += needed and not whole
@@ -82,6 +84,16 @@ def gathers_of_stage(actions: list[Action], stage: int, *, freed: bool) -> int:
         if action.stage == stage and action.kind == "F" and freed:
             whole = False
     return gathers
+
+
+def next_stages(actions: list[Action], start: int) -> list[int]:
+    found: list[int] = []
+    for i in range(start, len(actions)):
+        if actions[i].stage not in found:
+            found.append(actions[i].stage)
+        if len(found) == MAX_WHOLE:
+            break
+    return found
 
 
 def _padded(plan: Plan, place: Place, name: str, shape: Shape) -> int:
