@@ -20,7 +20,7 @@ from train.exits import reported_once
 from train.plan import Plan
 from train.problems import EXIT_INPUT, BadInput, Problem
 from train.rules import batch
-from train.shapes import coordinates, element_sizes, held, state_bytes, units, unknown_holdings
+from train.shapes import chunk, coordinates, element_sizes, ep_place, held, state_bytes, units, unknown_holdings
 from train.strategies.pipeline import Pipeline
 from train.strategies.timetable import draw_schedule
 from train.validate import validate
@@ -72,11 +72,12 @@ def holdings(plan: Plan) -> list[str]:
     if missing := unknown_holdings(plan):
         return [f"held: no closed form yet for {missing}"]
     kept, _ = element_sizes(plan.config.precision)
-    whole = plan.override(" ".join([*(f"strategy.{axis}=1" for axis in plan.axes), "nproc=1"]))
+    axes = [*plan.axes, "ep"] if plan.splits_experts else plan.axes
+    whole = plan.override(" ".join([*(f"strategy.{axis}=1" for axis in axes), "nproc=1"]))
     everything = kept * sum(map(math.prod, held(whole, 0).values()))
     groups: dict[tuple[str, tuple[int, ...]], list[int]] = {}
     for rank in range(plan.world_size):
-        key = (modules(plan, coordinates(plan, rank)["pp"]), tuple(state_bytes(plan, rank).values()))
+        key = (modules(plan, coordinates(plan, rank)), tuple(state_bytes(plan, rank).values()))
         groups.setdefault(key, []).append(rank)
     names = [ranges(ranks) for ranks in groups.values()]
     width, modules_width = max(map(len, [*names, "ranks"])), max(len(text) for text, _ in groups)
@@ -102,13 +103,15 @@ def picture(plan: Plan, strategy: Pipeline) -> list[str]:
     ]
 
 
-def modules(plan: Plan, place: int) -> str:
-    """`embed, layers 0-3` of a rank of `pp`."""
-    names = [name for name, _ in units(plan, place)]
+def modules(plan: Plan, place: dict[str, int]) -> str:
+    """`embed, layers 0-3`, and `experts 0-1` where `ep` splits them, of the rank at `place`."""
+    names = [name for name, _ in units(plan, place["pp"])]
     layers = [int(name.partition(".")[2]) for name in names if name.startswith("layers.")]
     ends = [name for name in names if not name.startswith("layers.")]
     before = [name for name in ends if name.startswith("embed")]
-    return ", ".join([*before, f"layers {ranges(layers)}", *(name for name in ends if name not in before)])
+    degree, index = ep_place(plan, place)
+    experts = [f"experts {ranges([*chunk(plan.config.model.num_experts, degree, index)])}"] if degree > 1 else []
+    return ", ".join([*before, f"layers {ranges(layers)}", *experts, *(name for name in ends if name not in before)])
 
 
 def sent(plan: Plan) -> list[str]:
@@ -117,17 +120,19 @@ def sent(plan: Plan) -> list[str]:
     for rank in range(plan.world_size):
         groups.setdefault(tuple(expected(plan, rank)), []).append(rank)
     lines = [f"sent by each rank per optimiser step of {plan.num_microbatches} microbatch(es)"]
+    if any(row.mean for rows in groups for row in rows):
+        lines.append("  ~: the mean over the axis; each rank sends as much as routers sent it")
     for rows, ranks in groups.items():
         total = sum(row.bytes for row in rows) / MiB
         lines.append(f"  rank(s) {ranges(ranks)}: {total:.3f} MiB" if rows else f"  rank(s) {ranges(ranks)}: nothing")
-        merged: dict[tuple[str, str, str], tuple[int, int]] = {}
+        merged: dict[tuple[str, str, str, str], tuple[int, int]] = {}
         for row in rows:
             kind, _, what = row.reason.rpartition(": ") if row.reason.startswith("layers.") else ("", "", row.reason)
-            key = (row.axis, row.op, f"each layer: {what}" if kind else what)
+            key = (row.axis, row.op, f"each layer: {what}" if kind else what, "~" if row.mean else " ")
             calls, size = merged.get(key, (0, 0))
             merged[key] = (calls + row.calls, size + row.bytes)
-        for (axis, op, reason), (calls, size) in merged.items():
-            lines.append(f"    {axis:<12} {op:<14} {calls:>5} call(s) {size / MiB:>12.6f} MiB  {reason}")
+        for (axis, op, reason, about), (calls, size) in merged.items():
+            lines.append(f"    {axis:<12} {op:<14} {calls:>5} call(s) {about}{size / MiB:>12.6f} MiB  {reason}")
     return lines
 
 

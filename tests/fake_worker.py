@@ -1,8 +1,9 @@
 """Run one step of each config as one rank of a world that does not exist; print the failures as JSON.
 
-argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}. The fake process group takes every
-collective and sends nothing, so figures mean nothing: only that nothing raises, and that every collective could be
-called with the shapes it was given, as on NCCL. A process of its own, as a world that hangs must be ended from outside.
+argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}, and "count": true to hold what the
+third step sends against its closed form. The fake process group takes every collective and sends nothing, so losses
+mean nothing: only that nothing raises, and that every collective is called with the shapes that it was given, as on
+NCCL. A process of its own, as a world that hangs must be ended from outside.
 Where the code reads an answer, the ranks that are not there are played: a sum is this rank's part, a pipeline's
 neighbour agrees, and every rank sends this one's experts as many tokens as this one sends its.
 """
@@ -21,13 +22,18 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from train import collectives
+from train.communication import expected, totals
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, own_rows
+from train.gradients import local
+from train.ledger import Ledger
 from train.model import Transformer, dtypes
+from train.plan import Plan
 from train.prove import configured
+from train.shapes import held, state_bytes
 
 
-def one_step(overrides: list[str], world_size: int, rank: int) -> None:
+def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = False) -> None:
     config = configured(overrides)
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
@@ -37,10 +43,32 @@ def one_step(overrides: list[str], world_size: int, rank: int) -> None:
         size = config.train.global_batch_size
         batch = load_corpus(config).batch(1, size, own_rows(mesh, size))
         step(*batch, lr=1e-3)
-        step.evaluate(*batch)
-        step.state_bytes()
+        if count:
+            step(*batch, lr=1e-3)
+            compare(step, batch, mesh, Plan(config, world_size), rank)
+        else:
+            step.evaluate(*batch)
+            step.state_bytes()
     finally:
         dist.destroy_process_group()
+
+
+def compare(step, batch, mesh, plan: Plan, rank: int) -> None:
+    with Ledger(mesh) as ledger:
+        step(*batch, lr=1e-3)
+    said = totals(expected(plan, rank))
+    keys = sorted(ledger.totals.keys() | said.keys())
+    wrong = {key: (ledger.totals.get(key), said.get(key)) for key in keys if ledger.totals.get(key) != said.get(key)}
+    assert not wrong, f"(measured, closed form): {wrong}"
+    shapes = {name: tuple(local(p).shape) for name, p in step.parameters.items()}
+    assert shapes == held(plan, rank)
+    assert step.state_bytes() == state_bytes(plan, rank)
+
+
+def answered(x, group, exchange=collectives.exchange):
+    """Numbers of rows are this rank's own, as if every rank had sent it as many; tensors are what came, nothing."""
+    other = exchange(x, group)
+    return other if x.is_floating_point() else x
 
 
 def summed(tensor, *args, all_reduce=dist.all_reduce, **options):
@@ -56,7 +84,7 @@ def main() -> None:
     with ExitStack() as played:
         played.enter_context(mock.patch.object(dist, "all_reduce", summed))
         played.enter_context(mock.patch.object(dist, "recv", lambda tensor, **_: tensor.fill_(1)))
-        played.enter_context(mock.patch.object(collectives, "exchange", lambda x, group: x))
+        played.enter_context(mock.patch.object(collectives, "exchange", answered))
         for job in json.loads(Path(sys.argv[1]).read_text()):
             print(json.dumps(job), file=sys.stderr, flush=True)  # the last one, where it hangs
             try:

@@ -6,13 +6,14 @@ from pathlib import Path
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from train import prove
-from train.communication import expected, totals
+from train.communication import expected, totals, unknown
 from train.data import load_corpus
 from train.distributed import build_mesh, choose_runtime, own_rows
+from train.gradients import local
 from train.ledger import Ledger
 from train.model import Transformer, dtypes
 from train.plan import Plan
-from train.shapes import held, state_bytes
+from train.shapes import coordinates, fsdp_place, held, state_bytes
 from train.world import World
 
 
@@ -30,23 +31,27 @@ def run(job: prove.Job, world: World, folder: Path) -> prove.Result:
         step(*batch, lr=1e-3)
     with Ledger(mesh) as ledger:
         step(*batch, lr=1e-3)
-    wanted = totals(expected(plan, world.rank))
-    result = {
-        "measured": {f"{axis}/{op}": dataclasses.astuple(t) for (axis, op), t in sorted(ledger.totals.items())},
-        "expected": {f"{axis}/{op}": dataclasses.astuple(t) for (axis, op), t in sorted(wanted.items())},
-        "held": {name: list(p.shape) for name, p in local_shapes(step)},
-        "expected_held": held(plan, world.rank),
-        "state": step.state_bytes(),
-        "expected_state": state_bytes(plan, world.rank),
-    }
+    result = {"measured": by_name(ledger.totals), "state": step.state_bytes()}
+    if not unknown(plan):
+        result |= said(plan, world.rank) | {"held": {name: list(local(p).shape) for name, p in step.parameters.items()}}
     prove.write(folder, {"name": f"{job.name} rank{world.rank}", **result})
     return {}
 
 
-def local_shapes(step):
-    from train.gradients import local
+def said(plan, rank):
+    place, rows = coordinates(plan, rank), expected(plan, rank)
+    return {
+        "expected": by_name(totals(rows)),
+        "exact": by_name(totals(row for row in rows if not row.mean)),
+        "means": sorted({f"{row.axis}/{row.op}" for row in rows if row.mean}),
+        "ep_group": [place["pp"], place["dp_replicate"], fsdp_place(plan, place)[1] // plan.ep, place["tp"]],
+        "expected_held": held(plan, rank),
+        "expected_state": state_bytes(plan, rank),
+    }
 
-    return [(name, local(p)) for name, p in step.parameters.items()]
+
+def by_name(found):
+    return {f"{axis}/{op}": dataclasses.astuple(total) for (axis, op), total in sorted(found.items())}
 
 
 if __name__ == "__main__":

@@ -122,8 +122,8 @@ def axis_of(group: dist.ProcessGroup, mesh: DeviceMesh) -> str:
     description = group.group_desc
     if description == LAB:
         return LAB
-    if description == "mesh_ep":  # folded over other axes, whose ranks it may share
-        return "ep"
+    if description in ("mesh_ep", "mesh_efsdp"):  # folded over other axes, whose ranks they may share
+        return description.removeprefix("mesh_")
     assert mesh.mesh_dim_names is not None
     ranks = dist.get_process_group_ranks(group)
     places = torch.stack([(mesh.mesh == rank).nonzero()[0] for rank in ranks])

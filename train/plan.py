@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from train.config import Config
-from train.strategies.base import BATCH_AXES, resolve_degrees
+from train.strategies.base import BATCH_AXES, folded_ranks, resolve_degrees
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,17 @@ class Plan:
         """Of the pipeline; 1 without one."""
         chunks = self.option("num_chunks", None)
         return self.degrees["pp"] * (max(chunks(), 1) if chunks else 1)
+
+    @property
+    def ep(self) -> int:
+        """Ranks that share a layer's experts; 1 where the strategy names none or no valid number."""
+        ep = self.option("ep", None) or 1
+        return folded_ranks(self.degrees) if ep == -1 else max(ep, 1)
+
+    @property
+    def splits_experts(self) -> bool:
+        """Whether experts are units of FSDP of their own: where the strategy names `ep`, at degree 1 too."""
+        return self.option("ep", None) is not None and self.config.model.num_experts > 0
 
     def option(self, name: str, default: Any) -> Any:
         """A key of the strategy, or `default` for a strategy that does not have it."""

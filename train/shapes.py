@@ -15,8 +15,11 @@ from train.strategies.pipeline import Pipeline
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
-# the dimension that tensor parallelism splits, by the module's name; norms are whole
+# the dimension that tensor parallelism splits, by the module's name; norms and routers are whole
 TP_DIM = dict.fromkeys(("wq", "wk", "wv", "gate", "up", "embed", "head"), 0) | dict.fromkeys(("wo", "down"), 1)
+# of the experts' weights [E, F, D] and [E, D, F]: what tp splits, and what FSDP splits where ep has split the experts
+EXPERT_TP_DIM = {"gate": 1, "up": 1, "down": 2}
+EXPERT_WIDTH_DIM = {"gate": 2, "up": 2, "down": 1}
 
 
 def coordinates(plan: Plan, rank: int) -> dict[str, int]:
@@ -30,17 +33,30 @@ def coordinates(plan: Plan, rank: int) -> dict[str, int]:
 def block(model: ModelConfig) -> Shapes:
     """One layer's parameters, by their names inside it."""
     head_dim = model.dim // model.num_heads
-    return {
+    attention = {
         "attention_norm.weight": (model.dim,),
         "attention.wq.weight": (model.num_heads * head_dim, model.dim),
         "attention.wk.weight": (model.num_kv_heads * head_dim, model.dim),
         "attention.wv.weight": (model.num_kv_heads * head_dim, model.dim),
         "attention.wo.weight": (model.dim, model.num_heads * head_dim),
         "feed_forward_norm.weight": (model.dim,),
-        "feed_forward.gate.weight": (model.ffn_dim, model.dim),
-        "feed_forward.up.weight": (model.ffn_dim, model.dim),
-        "feed_forward.down.weight": (model.dim, model.ffn_dim),
     }
+    if model.num_experts == 0:
+        return attention | feed_forward("feed_forward", model.dim, model.ffn_dim)
+    count, width = model.num_experts, model.expert_ffn_dim
+    mixture: Shapes = {
+        "feed_forward.router.weight": (count, model.dim),
+        "feed_forward.experts.gate": (count, width, model.dim),
+        "feed_forward.experts.up": (count, width, model.dim),
+        "feed_forward.experts.down": (count, model.dim, width),
+    }
+    if model.num_shared_experts:
+        mixture |= feed_forward("feed_forward.shared", model.dim, model.num_shared_experts * width)
+    return attention | mixture
+
+
+def feed_forward(name: str, dim: int, width: int) -> Shapes:
+    return {f"{name}.gate.weight": (width, dim), f"{name}.up.weight": (width, dim), f"{name}.down.weight": (dim, width)}
 
 
 def stages_of(plan: Plan, rank: int) -> list[int]:
@@ -53,6 +69,13 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
     """The parameters of a rank of `pp` by the module that FSDP gathers as one: of each of its stages `embed`, the
     layers, `norm+head`; tied, the ends of one stage are one, and a rank that holds both ends counts the weight once.
     Whole shapes."""
+    for _, name, shapes in units_by_stage(plan, rank):
+        yield name, shapes
+
+
+def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
+    """The same, with the stage of each. `copies`: the last stage has its tied weight on the first stage's rank too, as
+    FSDP and DDP, which own each stage apart, gather and sum it."""
     model, strategy, last = plan.config.model, plan.config.strategy, plan.num_stages - 1
     layers = [range(model.num_layers)]
     if isinstance(strategy, Pipeline):
@@ -61,16 +84,16 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
     for stage in stages:
         embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
         ends: Shapes = {"norm.weight": (model.dim,)} if stage == last else {}
-        if stage == last and not (model.tie_embeddings and 0 in stages):
+        if stage == last and (copies or not (model.tie_embeddings and 0 in stages)):
             name = "embed.weight" if model.tie_embeddings else "head.weight"  # the embedding's copy has its name
             ends[name] = (model.vocab_size, model.dim)
         tied = model.tie_embeddings and bool(embed) and bool(ends)
         if embed and not tied:
-            yield "embed", embed
+            yield stage, "embed", embed
         for i in layers[stage]:
-            yield f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
+            yield stage, f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
         if ends:
-            yield ("embed+norm+head", embed | ends) if tied else ("norm+head", ends)
+            yield (stage, "embed+norm+head", embed | ends) if tied else (stage, "norm+head", ends)
 
 
 def chunk(size: int, degree: int, index: int) -> range:
@@ -83,10 +106,17 @@ def shard(shape: Shape, dim: int, degree: int, index: int) -> Shape:
     return (*shape[:dim], len(chunk(shape[dim], degree, index)), *shape[dim + 1 :])
 
 
-def tp_shard(plan: Plan, place: dict[str, int], name: str, shape: Shape) -> Shape:
-    """What the tp rank at `place` holds of a parameter."""
-    dim = TP_DIM.get(name.split(".")[-2])
-    return shape if dim is None else shard(shape, dim, plan.degrees["tp"], place["tp"])
+def is_expert(name: str) -> bool:
+    return ".experts." in name
+
+
+def model_shard(plan: Plan, place: dict[str, int], name: str, shape: Shape) -> Shape:
+    """What the rank at `place` computes with of a parameter: its part by tp, and of experts by ep."""
+    if is_expert(name):
+        dim = EXPERT_TP_DIM[name.split(".")[-1]]
+        return shard(shard(shape, 0, *ep_place(plan, place)), dim, plan.degrees["tp"], place["tp"])
+    tp_dim = TP_DIM.get(name.split(".")[-2])
+    return shape if tp_dim is None else shard(shape, tp_dim, plan.degrees["tp"], place["tp"])
 
 
 def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
@@ -97,20 +127,29 @@ def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
     return degree, index
 
 
+def ep_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
+    """(degree, index) of the shards of experts: over neighbours of those that FSDP shards over."""
+    return plan.ep, fsdp_place(plan, place)[1] % plan.ep
+
+
+def fsdp_split(plan: Plan, place: dict[str, int], name: str) -> tuple[int, int, int]:
+    """(dimension, degree, index) of FSDP's shard of a parameter's part; of experts over the ranks that `ep` leaves."""
+    degree, index = fsdp_place(plan, place)
+    if is_expert(name) and plan.splits_experts:
+        return EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // plan.ep, index // plan.ep
+    return 0, degree, index
+
+
 def unknown_holdings(plan: Plan) -> str | None:
-    """What of this plan `held` and `state_bytes` do not know yet."""
-    without = {
-        "mixtures of experts": plan.config.model.num_experts > 0,
-        f"strategy={plan.config.strategy.name}": not plan.config.strategy.closed_form,
-    }
-    return ", ".join(name for name, found in without.items() if found) or None
+    """What of this plan `held` and `state_bytes` do not know."""
+    return None if plan.config.strategy.closed_form else f"strategy={plan.config.strategy.name}"
 
 
 def held(plan: Plan, rank: int) -> Shapes:
     """The shapes of this rank's parameters between steps, by global name."""
     place = coordinates(plan, rank)
     return {
-        name: shard(tp_shard(plan, place, name, shape), 0, *fsdp_place(plan, place))
+        name: shard(model_shard(plan, place, name, shape), *fsdp_split(plan, place, name))
         for _, unit in units(plan, place["pp"])
         for name, shape in unit.items()
     }

@@ -11,8 +11,7 @@ from train.strategies.base import folded_ranks
 
 def ranks_of(plan: Plan) -> tuple[int, int]:
     """(ep, the ranks that it folds over); ep is 1 where the strategy names none or no valid one."""
-    folded, ep = folded_ranks(plan.degrees), plan.option("ep", None) or 1
-    return (folded if ep == -1 else max(ep, 1)), folded
+    return plan.ep, folded_ranks(plan.degrees)
 
 
 def ep_degree(plan: Plan) -> Finding | None:

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -119,7 +120,11 @@ def expert_mesh(mesh: DeviceMesh, degree: int) -> DeviceMesh:
     folded = folded_ranks(sizes)
     ep = folded if degree == -1 else degree
     shape = {"pp": sizes["pp"], "dp_replicate": sizes["dp_replicate"], "efsdp": folded // ep, "ep": ep}
-    return init_device_mesh(mesh.device_type, (*shape.values(), sizes["tp"]), mesh_dim_names=(*shape, "tp"))
+    # groups of their own, also where torch would take the world's: tokens do not queue behind FSDP, and have a name
+    own: dict[int | str, Any] = dict.fromkeys(("efsdp", "ep"), dist.get_backend(mesh["dp_shard"].get_group()))
+    return init_device_mesh(
+        mesh.device_type, (*shape.values(), sizes["tp"]), mesh_dim_names=(*shape, "tp"), backend_override=own
+    )
 
 
 def split_experts(model: Transformer, mesh: DeviceMesh) -> None:

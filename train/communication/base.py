@@ -1,0 +1,92 @@
+"""What every closed form is made of: rows of traffic, their sums, the names of groups, counts that techniques share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from train.config import ActivationCheckpointing, Precision
+from train.plan import Plan
+from train.shapes import block, units
+from train.strategies.pipeline import Pipeline
+from train.strategies.timetable import actions_by_rank
+
+Place = dict[str, int]  # a rank's coordinates on every axis
+LAB = "lab"  # the axis of the lab's own traffic: metrics, barriers, checkpoints
+
+
+@dataclass(frozen=True)
+class Total:
+    calls: int
+    bytes: int
+
+    def __add__(self, other: Total) -> Total:
+        return Total(self.calls + other.calls, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """`bytes`: of all `calls` together. `mean`: over the axis' ranks, of which each sends as much as routers chose."""
+
+    axis: str
+    op: str
+    calls: int
+    bytes: int
+    reason: str
+    mean: bool = False
+
+
+def totals(rows: Iterable[Traffic]) -> dict[tuple[str, str], Total]:
+    """By (axis, op), as the ledger gives them."""
+    result: dict[tuple[str, str], Total] = {}
+    for row in rows:
+        key = (row.axis, row.op)
+        result[key] = result.get(key, Total(0, 0)) + Total(row.calls, row.bytes)
+    return result
+
+
+def joined(plan: Plan, *axes: str) -> str:
+    """The name of a group over several axes: those along which its ranks differ."""
+    return ".".join(axis for axis in axes if plan.degrees[axis] > 1) or axes[0]
+
+
+def degree_of(plan: Plan, axis: str) -> int:
+    """Ranks of a group, by the name of its axis or axes."""
+    folded = {"ep": plan.ep, "efsdp": plan.degrees["dp_shard"] * plan.degrees["cp"] // plan.ep}
+    return math.prod(folded.get(part) or plan.degrees.get(part, 1) for part in axis.split("."))
+
+
+def loss_size(plan: Plan) -> int:
+    return 8 if plan.config.precision is Precision.float64 else 4
+
+
+def tokens_of(plan: Plan) -> int:
+    """Tokens of one microbatch on one rank of cp."""
+    return plan.config.train.micro_batch_size * plan.config.train.seq_len // plan.degrees["cp"]
+
+
+def num_layers(plan: Plan, place: Place) -> int:
+    return sum(name.startswith("layers.") for name, _ in units(plan, place["pp"]))
+
+
+def recomputations(plan: Plan, place: Place) -> int:
+    """How many times a layer's forward runs again in a step, over the layers of a rank.
+
+    Once a microbatch under whole backwards. A split one runs it again for the gradients of inputs and, as torch asks
+    for them one by one, for the gradient of every parameter; but the first stage, which has no inputs to tell, as a
+    whole one.
+    """
+    strategy, ranks = plan.config.strategy, plan.degrees["pp"]
+    if plan.config.train.activation_checkpointing is ActivationCheckpointing.none:
+        return 0
+    if not (isinstance(strategy, Pipeline) and strategy.splits_backward()):
+        return plan.num_microbatches * num_layers(plan, place)
+    layers = strategy.layers_of(plan.config.model, plan.config.train.seq_len, ranks)
+    actions = actions_by_rank(strategy.schedule, plan.num_stages, ranks, plan.num_microbatches)[place["pp"]]
+    split = 1 + len(block(plan.config.model))
+    times = {"B": 1, "W": split}
+    return sum(
+        len(layers[stage]) * (min(times.get(kind, 0), 1) if stage == 0 else times.get(kind, 0))
+        for kind, stage, _ in actions
+    )

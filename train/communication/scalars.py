@@ -1,0 +1,37 @@
+"""Single numbers of a step: valid tokens (int64), the loss, the gradient's norm by who holds which part of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from train.communication.base import Place, Traffic, joined, loss_size
+from train.plan import Plan
+from train.shapes import element_sizes
+
+
+def scalars(plan: Plan, place: Place) -> Iterator[Traffic]:
+    loss = loss_size(plan)
+    for axis in ("dp_replicate", "dp_shard"):
+        if axis in plan.axes:
+            yield Traffic(axis, "all_reduce", 2, 8 + loss, "scalars: valid tokens, loss")
+    if "cp" in plan.axes:
+        yield Traffic("cp", "all_reduce", 1, loss, "scalars: loss")
+    yield from norm(plan)
+    if "pp" in plan.axes:
+        kept, _ = element_sizes(plan.config.precision)
+        yield Traffic("pp", "all_reduce", 2, kept + loss, "scalars: gradient norm, loss")
+
+
+def norm(plan: Plan) -> Iterator[Traffic]:
+    """Weights that are split alike are summed together: under tp the norms are whole, and ep splits experts only."""
+    kept, _ = element_sizes(plan.config.precision)
+    apart = plan.splits_experts
+    if plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
+        classes = 2 if "tp" in plan.axes else 1
+        yield Traffic(joined(plan, "dp_shard", "cp"), "all_reduce", classes, classes * kept, "scalars: gradient norm")
+    if apart:
+        for axis in ("efsdp", "ep"):
+            yield Traffic(axis, "all_reduce", 1, kept, "scalars: experts' gradient norm")
+    if "tp" in plan.axes:
+        calls = 2 if apart else 1
+        yield Traffic("tp", "all_reduce", calls, calls * kept, "scalars: gradient norm")

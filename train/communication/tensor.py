@@ -1,0 +1,69 @@
+"""Tensor parallelism: what enters and leaves the split layers, the loss, and the gradients of whole weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from train.communication.base import Place, Traffic, loss_size, num_layers, recomputations, tokens_of
+from train.plan import Plan
+from train.shapes import chunk, element_sizes, units
+
+
+def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
+    if "tp" not in plan.axes:
+        return
+    yield from activations(plan, place)
+    yield from whole_weights(plan, place)
+    if holds(plan, place, "head"):
+        yield loss(plan)
+
+
+def holds(plan: Plan, place: Place, end: str) -> bool:
+    return any(end in name for name, _ in units(plan, place["pp"]))
+
+
+def activations(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Of BTD each: four a layer, two in the forward and two in the backward, and one or two for each end."""
+    m, (kept, used) = plan.num_microbatches, element_sizes(plan.config.precision)
+    size = tokens_of(plan) * plan.config.model.dim
+    n = m * num_layers(plan, place)
+    embed, head = (m * holds(plan, place, end) for end in ("embed", "head"))
+    # what recomputation runs again: both entries and the first exit; it stops before the last product's result leaves
+    again = recomputations(plan, place)
+    if plan.option("sequence_parallel", True):
+        for op in ("all_gather", "reduce_scatter"):
+            yield Traffic("tp", op, 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
+            yield Traffic("tp", op, embed, embed * size * kept, "embedding")
+            yield Traffic("tp", op, head, head * size * used, "the head's input")
+        yield Traffic("tp", "all_gather", 2 * again, 2 * again * size * used, "recomputed")
+        yield Traffic("tp", "reduce_scatter", again, again * size * used, "recomputed")
+    else:
+        yield Traffic("tp", "all_reduce", 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
+        yield Traffic("tp", "all_reduce", embed, embed * size * kept, "embedding")
+        yield Traffic("tp", "all_reduce", head, head * size * used, "the head's input, backward")
+        yield Traffic("tp", "all_reduce", again, again * size * used, "recomputed")
+
+
+def whole_weights(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Gradients that are one term of a sum: routers', and under sequence parallelism the norms'."""
+    kept, _ = element_sizes(plan.config.precision)
+    ends = ("router.weight", "norm.weight") if plan.option("sequence_parallel", True) else ("router.weight",)
+    whole = {name: shape for _, unit in units(plan, place["pp"]) for name, shape in unit.items() if name.endswith(ends)}
+    size = kept * sum(map(math.prod, whole.values()))
+    if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
+        yield Traffic("tp", "all_reduce", min(len(whole), 1), size, "gradients of whole weights, once a step")
+    else:
+        times = 1 if "pp" in plan.axes else plan.num_microbatches
+        yield Traffic("tp", "all_reduce", len(whole) * times, size * times, "FSDP completes whole weights' gradients")
+
+
+def loss(plan: Plan) -> Traffic:
+    """Maxima, sums and target logits of every token; or all logits, whose shards are padded to the largest."""
+    m, tokens = plan.num_microbatches, tokens_of(plan)
+    if plan.option("loss_parallel", True):
+        return Traffic("tp", "all_reduce", 2 * m, 3 * m * tokens * loss_size(plan), "the loss: maxima, sums, targets")
+    _, used = element_sizes(plan.config.precision)
+    degree = plan.degrees["tp"]
+    logits = tokens * degree * len(chunk(plan.config.model.vocab_size, degree, 0))
+    return Traffic("tp", "all_gather", m, m * logits * used, "logits, gathered")
