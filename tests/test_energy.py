@@ -10,6 +10,7 @@ import torch
 
 from train import cli, hardware
 from train.energy import Energy, costs, device_id, first_of_each, open_meter
+from train.lab import LabGroup
 from train.metrics import Metrics
 from train.sinks import JsonLines
 from train.strategies.base import StepResult
@@ -115,14 +116,15 @@ def test_a_counter_that_fails_later_ends_the_figure(nvml):
     assert meter.read_joules() is None
 
 
-def test_a_board_that_ranks_share_is_read_once(nvml, monkeypatch):
+def test_a_board_that_ranks_share_is_read_once(nvml):
     assert first_of_each(["a", "b", "a", "b"]) == [True, True, False, False]
     assert first_of_each(["", ""]) == [True, True]
-    monkeypatch.setattr(
-        "torch.distributed.all_gather_object", lambda ids, own, group: ids.__setitem__(slice(None), [own] * 2)
-    )
-    config, group = parse("metrics.warmup_steps=0"), object()
-    ranks = [Energy(config, GPU, World(rank, rank, 2, 2, True), group) for rank in range(2)]
+    config = parse("metrics.warmup_steps=0")
+    labs = [
+        SimpleNamespace(world=World(rank, rank, 2, 2, True), gather_json=lambda own: [own] * 2, share=lambda text: text)
+        for rank in range(2)
+    ]
+    ranks = [Energy(config, GPU, lab) for lab in labs]
     nvml.counters["GPU-aaaa"] += 600_000
     joules = [energy.step_done(1, 2000.0) for energy in ranks]
     assert joules == [600.0, 0.0]
@@ -133,7 +135,7 @@ def test_a_board_that_ranks_share_is_read_once(nvml, monkeypatch):
 
 def test_energy_is_a_mean_after_warm_up_without_evaluations(nvml):
     config = parse("metrics.warmup_steps=2", "hardware.grid_gco2_per_kwh=36", "hardware.price_usd_per_hour=3.6")
-    energy = Energy(config, GPU, World.single(), None)
+    energy = Energy(config, GPU, LabGroup(World.single()))
 
     def step(index, joules, ms=400.0):
         nvml.counters["GPU-aaaa"] += round(joules * 1e3)

@@ -7,16 +7,16 @@ evaluations left out, and is given once that is long enough. Without a sensor or
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from train.config import Config
 from train.hardware import device_name, known
-from train.world import World
+from train.lab import LabGroup
 
 MIN_WINDOW_MS = 1000.0  # ten updates of the slowest counter
 JOULES_PER_KWH = 3.6e6
@@ -110,16 +110,13 @@ def costs(
 
 
 class Energy:
-    """What this rank's device used in the steps after warm-up. Collective over `group`, which is None for one rank."""
+    """What this rank's device used in the steps after warm-up. Collective: every rank makes one."""
 
-    def __init__(self, config: Config, device: torch.device, world: World, group: dist.ProcessGroup | None) -> None:
-        ids: list[Any] = [device_id(device)]
-        if group is not None:
-            ids *= world.world_size
-            dist.all_gather_object(ids, device_id(device), group=group)
+    def __init__(self, config: Config, device: torch.device, lab: LabGroup) -> None:
+        ids = json.loads(lab.share(json.dumps(lab.gather_json(device_id(device)))))
         firsts = first_of_each(ids)
         self.num_devices = sum(firsts)
-        self.meter = open_meter(device) if firsts[world.rank] else SharedMeter("read by another rank")
+        self.meter = open_meter(device) if firsts[lab.world.rank] else SharedMeter("read by another rank")
         self.hardware = known(config, device)
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.warmup_steps = config.metrics.warmup_steps

@@ -90,7 +90,7 @@ class Metrics:
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step
         self.peak_tflops = peak_tflops(config, device)
-        self.energy = Energy(config, device, world, self.group)
+        self.energy = Energy(config, device, lab)
         self.pending: _Pending | None = None
         self.history: list[Record] = []
         self.start = self.clock.mark()
