@@ -12,6 +12,7 @@ from train import cli, hardware
 from train.energy import Energy, costs, device_id, first_of_each, open_meter
 from train.lab import LabGroup
 from train.metrics import Metrics
+from train.sampling import Sampled
 from train.sinks import JsonLines
 from train.strategies.base import StepResult
 from train.validate import validate
@@ -191,9 +192,9 @@ def test_a_cpu_run_logs_money_where_a_price_is_given_and_no_energy(tmp_path, pri
         "strategy=single", "metrics.warmup_steps=1", *([f"hardware.price_usd_per_hour={price}"] if price else [])
     )
     step = SimpleNamespace(state_bytes=lambda: dict.fromkeys(("parameters", "gradients", "optimiser"), 0))
-    metrics = Metrics(config, World.single(), CPU, step, [JsonLines(tmp_path / "metrics.jsonl")])
+    metrics = Metrics(config, LabGroup(World.single()), CPU, step, [JsonLines(tmp_path)])
     for index in range(1, 4):
-        metrics.log(index, StepResult(torch.tensor(1.0), torch.tensor(1.0)), 1e-3)
+        metrics.log(index, StepResult(torch.tensor(1.0), torch.tensor(1.0)), 1e-3, Sampled())
     metrics.resume_clock()
     metrics.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -55,6 +55,8 @@ def at_peak(recording: Recording, known: dict[str, Addresses]) -> dict[str, Any]
             kinds[event.address] = kind
         else:
             kind = kinds.pop(event.address, "untracked")
+            if kind == "untracked" and not event.total:
+                continue  # of a CPU: it was never counted
         held[kind] += event.bytes
         total += event.bytes
         curve.append((event.at, total))

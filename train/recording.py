@@ -81,7 +81,7 @@ class Message(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """`bytes` are negative where memory is given back. `total`: the allocator's after it, of a GPU."""
+    """`bytes` are negative where memory is given back. `total`: the allocator's after it; 0 of a CPU."""
 
     at: float
     address: int
@@ -168,7 +168,7 @@ def read(events: list[dict[str, Any]], device_type: str, mesh: DeviceMesh | None
     regions += [Region(("sending",), interval) for event, interval in timed if event["name"].startswith(SENDING)]
     kind = 0 if device_type == "cpu" else 1
     allocations = sorted(
-        Allocation((e["ts"] - start) / 1e3, a["Addr"], a["Bytes"], a["Total Allocated"])
+        Allocation((e["ts"] - start) / 1e3, a["Addr"], a["Bytes"], kind * a["Total Allocated"])
         for e in inside
         if e["name"] == "[memory]" and (a := e["args"])["Device Type"] == kind
     )

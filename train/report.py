@@ -115,9 +115,8 @@ class Report:
         medians = {tag: statistics.median(values) for tag in SUMMARY_TAGS if (values := metrics.measured(tag))}
         memory = {tag: value for tag, value in last.items() if tag.startswith("memory/")}
         energy = {tag: value for tag, value in last.items() if tag.startswith(("energy/", "cost/"))}  # means so far
-        energy |= {
-            tag: statistics.median(metrics.measured(tag)) for tag in energy if "usd" in tag
-        }  # of a step's own speed
+        # money follows from a step's own speed
+        energy |= {tag: statistics.median(metrics.measured(tag)) for tag in energy if "usd" in tag}
         peaks = {tag: max(r[tag] for r in metrics.history) for tag in memory if "peak" in tag}
         summary = self.facts | {
             "steps": self.config.train.steps,
