@@ -65,9 +65,9 @@ limited() {
 }
 
 run_all() {
-  local n=$1 label words nproc folder log status took
+  local n=$1 label words nproc log status took
   mkdir -p "$(dirname "$results")"
-  folder=$(mktemp -d)
+  folder=$(mktemp -d)  # not local: the trap outlives this function
   trap 'rm -rf "$folder"' EXIT
   log=$folder/log
   while IFS=$'\t' read -r label words; do
@@ -75,7 +75,7 @@ run_all() {
     # shellcheck disable=SC2086  # words are overrides without spaces
     limit=$verify_limit limited "$python" scripts/verify.py "nproc=$n" $words
     cat "$log"
-    "$python" scripts/bench_points.py row "$results" "$label" "$n" "$status" "$took" "$folder" $words
+    "$python" scripts/bench_results.py row "$results" "$label" "$n" "$status" "$took" "$folder" $words
   done < <(proofs "$n")
   while IFS=$'\t' read -r label nproc words; do
     if ! [[ $label =~ $only ]] || done_already "$label" "$nproc"; then continue; fi
@@ -83,9 +83,9 @@ run_all() {
     # shellcheck disable=SC2086
     limited "$python" -m torch.distributed.run --standalone "--nproc_per_node=$nproc" train/main.py $words \
       "metrics.dir=$folder/runs" metrics.tensorboard=false
-    "$python" scripts/bench_points.py row "$results" "$label" "$nproc" "$status" "$took" "$folder" $words
+    "$python" scripts/bench_results.py row "$results" "$label" "$nproc" "$status" "$took" "$folder" $words
   done < <(points list "$n")
-  "$python" scripts/bench_points.py table "$results"
+  "$python" scripts/bench_results.py table "$results"
 }
 
 if [[ -n ${DRY_RUN:-} ]]; then

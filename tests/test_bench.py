@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_points
+from scripts import bench_points, bench_results
 from train import cli
 from train.plan import Plan
 from train.validate import validate
@@ -83,21 +83,24 @@ def test_a_row_of_a_run_that_was_stopped(tmp_path):
          "memory/parameters_mib": 2.0, "comm/tp/all_gather_mib": 3.0, "comm/tp/reduce_scatter_mib": 4.0}
         for i in range(1, 9)
     ]  # fmt: skip
-    (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    row = bench_points.row(bench_points.Point("tp", 2, ("strategy=tp",)), "stopped after 60 s", 61, tmp_path)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"step": 9, "tra')
+    row = bench_results.row(bench_points.Point("tp", 2, ("strategy=tp",)), "stopped after 60 s", 61, tmp_path)
     assert (row["steps"], row["steps_measured"], row["memory/peak_allocated_gib"]) == (8, 3, 24.0)
-    assert "out of memory" in row["why"]
-    line = next(line for line in bench_points.table([row]).splitlines() if line.startswith("| tp |"))
+    assert "why" not in row, "it was stopped, whatever torchrun says of that"
+    failed = bench_results.row(bench_points.Point("tp", 2, ()), "failed (1)", 61, tmp_path)
+    assert "out of memory" in failed["why"]
+    line = next(line for line in bench_results.table([row]).splitlines() if line.startswith("| tp |"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
-        "tp", "2", "100", "40.0", "24.0", "2", "tp 7", "not measured", "not measured", "3 (stopped after 60 s)"
+        "tp", "2", "100", "40.0", "24.0", "parameters 2", "tp 7", "not measured", "not measured",
+        "3 (stopped after 60 s)",
     ]  # fmt: skip
 
 
 def test_efficiency_is_over_one_gpu_and_the_newest_run_counts():
     speeds = {("single", 1): 50.0, ("dp", 1): 49.0, ("dp", 2): 40.0}
-    rows = [{"label": label, "nproc": n, "status": "ok", bench_points.SPEED: v} for (label, n), v in speeds.items()]
-    text = bench_points.table([rows[0] | {bench_points.SPEED: 1.0}, *rows])
+    rows = [{"label": label, "nproc": n, "status": "ok", bench_results.SPEED: v} for (label, n), v in speeds.items()]
+    text = bench_results.table([rows[0] | {bench_results.SPEED: 1.0}, *rows])
     assert "| dp | 98.0 | 80.0 |" in text and "| tp | not run | not run |" in text
     assert text.count("| single | 1 |") == 1
 
@@ -111,4 +114,4 @@ fsdp on 2 process(es): dp_shard 2
 tp on 2 process(es): tp 2
   DIFFERS from one device in loss
 """
-    assert bench_points.verdicts(log) == {"fsdp": "equals one device", "tp": "DIFFERS from one device in loss"}
+    assert bench_results.verdicts(log) == {"fsdp": "equals one device", "tp": "DIFFERS from one device in loss"}

@@ -1,0 +1,148 @@
+"""What came of scripts/bench_strategies.sh, which calls this file.
+
+python scripts/bench_results.py row FILE LABEL NPROC STATUS SECONDS DIR override …    add what stands in DIR to FILE
+python scripts/bench_results.py table FILE     the results in Markdown, the newest of each point
+python scripts/bench_results.py skeleton N     the same of the points on N GPUs, none of them run
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from scripts.bench_points import SCALED, Point, points
+
+SPEED = "perf/tokens_per_s_per_device"
+WARM_UP = 5  # steps, in which blocks are compiled and buffers allocated
+
+
+def row(point: Point, status: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """What stands in a point's folder: `log`, and under `runs` what a run left, if one started."""
+    result: dict[str, Any] = {"label": point.label, "nproc": point.nproc, "status": status, "seconds": seconds}
+    result["overrides"] = " ".join(point.overrides)
+    log = (folder / "log").read_text(errors="replace")
+    if said := verdicts(log):
+        result["verdicts"] = said
+    if status.startswith("failed") and not said:
+        result["why"] = why(log)
+    for run in (folder / "runs").glob("*/metrics.jsonl"):
+        result |= figures(run.parent)
+    return result
+
+
+def verdicts(log: str) -> dict[str, str]:
+    """By strategy, what scripts/verify.py found."""
+    found, name = {}, ""
+    for line in log.splitlines():
+        if heading := re.match(r"(\w+) on \d+ process", line):
+            name = heading[1]
+        elif name and (line.startswith(("  equals", "  DIFFERS")) or "could not be run" in line):
+            found[name] = line.strip()
+    return found
+
+
+def why(log: str) -> str:
+    """The first line that names an error, else the lab's own message, else the last line."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    named = [
+        line for pattern in ("Error: |out of memory", ": use |needs ") for line in lines if re.search(pattern, line)
+    ]
+    return next(iter([*named, *lines[-1:]]), "")[:300]
+
+
+def figures(folder: Path) -> dict[str, Any]:
+    """Of a run, also of one that was stopped, without its first steps: medians of speeds, the largest of memory, else
+    a tag's last value."""
+    steps = [line for line in _lines(folder / "metrics.jsonl") if "train/loss" in line]
+    measured = steps[WARM_UP:]
+    summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
+    facts = {name: summary[name] for name in ("commit", "torch", "device", "first_step_s") if name in summary}
+    result: dict[str, Any] = facts | {"run": folder.name, "steps": len(steps), "steps_measured": len(measured)}
+    for tag in dict.fromkeys(tag for line in measured for tag in line if "/" in tag and "by_rank" not in tag):
+        values = [line[tag] for line in measured if tag in line]
+        how = statistics.median if tag.startswith("perf/") else max if tag.startswith("memory/") else lambda v: v[-1]
+        result[tag] = how(values)
+    return result
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that may end in the middle of a line."""
+    whole, _, _ = path.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: every point, and efficiency from 1 GPU up. A cell whose figure is missing says so."""
+    names = ("point", "GPUs", "tokens/s a GPU", "MFU, %", "peak, GiB", "of it, MiB", "sent a step, MiB",
+             "exposed, ms", "bubble, %", "steps")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+    newest = {(r["label"], r["nproc"]): r for r in rows if not r["label"].startswith("verify")}
+    for r in newest.values():
+        missing = "not run" if r["status"] == "not run" else "not measured"
+        measured = r.get("steps_measured", 0)
+        cells = [
+            r["label"], str(r["nproc"]), _shown(r, SPEED, ",.0f"), _shown(r, "perf/mfu_pct", ".1f"),
+            _shown(r, "memory/peak_allocated_gib", ".1f"),
+            _memory(r),
+            _by_axis(r, "_mib"), _by_axis(r, "_exposed_ms"), _shown(r, "pipeline/bubble_pct", ".1f"),
+            f"{measured}" if r["status"] == "ok" else f"{measured} ({r['status']})" if measured else r["status"],
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cell or missing for cell in cells)} |")
+    facts = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for r in newest.values() if "device" in r}
+    return "\n".join([*sorted(facts), "", *lines, "", *scaling(newest)])
+
+
+def scaling(newest: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
+    """Tokens/s a GPU over those of `single`, each GPU with the same share of the batch; lines of Markdown."""
+    sizes = sorted({nproc for label, nproc in newest if label in SCALED})
+    lines = [f"| over `single`, % | {' | '.join(f'{n} GPU' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    one = newest.get(("single", 1), {}).get(SPEED)
+    for label in SCALED:
+        speeds = [newest.get((label, n), {}).get(SPEED) for n in sizes]
+        cells = [f"{100 * speed / one:.1f}" if speed and one else "not run" for speed in speeds]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def _shown(r: dict[str, Any], tag: str, spec: str) -> str:
+    return format(r[tag], spec) if tag in r else ""
+
+
+def _memory(r: dict[str, Any]) -> str:
+    """By kind, at the peak where a sampled step measured that, else what is held between steps."""
+    kinds = [tag for tag in r if tag.startswith("memory_at_peak/")]
+    kinds = kinds or [f"memory/{kind}_mib" for kind in ("parameters", "gradients", "optimiser")]
+    return "; ".join(f"{tag.split('/')[1].removesuffix('_mib')} {r[tag]:,.0f}" for tag in kinds if tag in r)
+
+
+def _by_axis(r: dict[str, Any], suffix: str) -> str:
+    """`tp 1,024; pp 64`: comm/<axis>/<op><suffix>, summed over operations."""
+    totals: dict[str, float] = {}
+    for tag, value in r.items():
+        if tag.startswith("comm/") and tag.endswith(suffix):
+            axis = tag.split("/")[1]
+            totals[axis] = totals.get(axis, 0.0) + value
+    return "; ".join(f"{axis} {value:,.0f}" for axis, value in totals.items())
+
+
+def main(argv: list[str]) -> None:
+    command, *rest = argv
+    if command == "table":
+        print(table(_lines(Path(rest[0]))))
+    elif command == "skeleton":
+        rows = [{"label": point.label, "nproc": point.nproc, "status": "not run"} for point in points(int(rest[0]))]
+        print(table(rows))
+    else:
+        file, label, nproc, status, seconds, folder, *overrides = rest
+        added = row(Point(label, int(nproc), tuple(overrides)), status, float(seconds), Path(folder))
+        with Path(file).open("a") as out:
+            out.write(json.dumps(added) + "\n")
+        print(f"{label} on {nproc}: {status}, {seconds} s {added.get('why', '')}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
