@@ -38,6 +38,16 @@ def test_mesh_holdings_and_traffic():
     assert ["pp", "send", "4", "call(s)", "0.250000", "MiB", "activations", "to", "the", "next", "stage"] in lines
 
 
+def test_experts_and_what_routers_decide():
+    run = explain("strategy=ep", "model=moe_tiny", "nproc=4")
+    assert run.returncode == 0, run.stderr
+    assert "embed, layers 0-7, experts 2-3, norm+head" in run.stdout
+    lines = [line.split() for line in run.stdout.splitlines()]
+    # forward and backward of 8 layers: 2 experts' rows of 256 tokens, 128 wide, float32
+    assert any(line[:5] == ["ep", "all_to_all", "16", "call(s)", "4.000000"] for line in lines)
+    assert any(line[:6] == ["ep", "all_to_all", "16", "call(s)", "~", "4.000000"] for line in lines)
+
+
 def test_problems_and_what_can_still_be_said():
     run = explain("strategy=fsdp_tp", "nproc=6")
     assert run.returncode == 2, run.stderr
@@ -62,7 +72,7 @@ def test_it_does_not_load_torch():
     subprocess.run([sys.executable, "-c", script], cwd=REPO, check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("options", [(), ("model.tie_embeddings=true",), ("model=llama_8b",)])
+@pytest.mark.parametrize("options", [(), ("model.tie_embeddings=true",), ("model=llama_8b",), ("model=moe_tiny",)])
 def test_shapes_are_the_models(options):
     plan = plan_of(1, "strategy=single", *options)
     model = Transformer(plan.config.model, **dtypes(plan.config.precision))

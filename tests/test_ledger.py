@@ -116,7 +116,7 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("config", NAMES)
+@pytest.mark.parametrize("config", NAMES, ids=NAMES)
 def test_a_step_sends_what_it_must(config, measured):
     results = measured(config)
     for rank, result in enumerate(results):
@@ -137,7 +137,7 @@ def over_experts_ranks(key, result, results):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("config", NAMES)
+@pytest.mark.parametrize("config", NAMES, ids=NAMES)
 def test_a_rank_holds_what_is_said(config, measured):
     for rank, result in enumerate(measured(config)):
         assert result["held"] == result["expected_held"], f"rank {rank}"

@@ -9,7 +9,7 @@ import torch
 
 from tests.planted.base import Counter
 from train import step
-from train.strategies import apply
+from train.strategies import apply, recompute
 
 
 @contextmanager
@@ -41,13 +41,13 @@ def masks_start_anew(counter: Counter) -> Iterator[None]:
 @contextmanager
 def masks_not_replayed(counter: Counter) -> Iterator[None]:
     """What is recomputed in the backward draws masks of its own."""
-    original = apply.checkpoint
+    original = recompute.checkpoint
 
     def checkpoint(*args: Any, **options: Any) -> Any:
         counter.calls += 1
         return original(*args, preserve_rng_state=False, **options)
 
-    with mock.patch.object(apply, "checkpoint", checkpoint):
+    with mock.patch.object(recompute, "checkpoint", checkpoint):
         yield
 
 
