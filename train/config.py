@@ -175,7 +175,7 @@ class MetricsConfig:
     dir: str = "runs"
     warmup_steps: int = number(5, ge=0)  # left out of the medians in the summary
     tensorboard: bool = True
-    profile_every: int = number(200, ge=0)  # steps from one recorded step to the next, the first being step 10; 0: none
+    profile_every: int = number(500, ge=0)  # steps from one recorded step to the next, the first being step 10; 0: none
     memory_snapshot: bool = False  # of a GPU's allocator, with stacks, at the end; after an out-of-memory error, always
     trace: bool = False  # keep what was recorded, a file per rank, for Perfetto
 

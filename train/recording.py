@@ -27,7 +27,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from train.collectives import group_named
 from train.ledger import axis_of
-from train.spans import PREFIX, Interval, Intervals, clip, span, subtract, union
+from train.spans import PREFIX, Interval, Intervals, span, subtract, union
 
 PYTHON_GAP_MS = 0.2
 WAITS = ("_c10d_functional::wait_tensor", PREFIX + "wait")
@@ -46,7 +46,6 @@ NCCL_OPS = {
     "all_to_all": "all_to_all",
     "all_to_allv": "all_to_all",
     "alltoall_base": "all_to_all",
-    "recv": "send",
 }
 ELEMENT_BYTES = {
     "Float": 4,
@@ -222,12 +221,15 @@ def _read_device(recording: Recording, timed: Timed, mesh: DeviceMesh | None) ->
     hosts = sorted((r for r in recording.regions if r.words[0] in ("data", "optimiser", *"FBIW")), key=lambda r: r[1])
     by_region: dict[Region, Intervals] = {}
     work: Intervals = []
-    axes: dict[str, str] = {}
+    axis_of_group = _Axes(mesh)
+    points = [(e["args"], i) for e, i in timed if e.get("args", {}).get("Collective name") in ("send", "recv")]
+    recording.messages = [_nccl_send(args, interval, axis_of_group) for args, interval in points]
+    sending = next((message.axis for message in recording.messages), "pp")
     for event, interval in timed:
         if event["cat"] not in ON_DEVICE:
             continue
         if event["name"].startswith("ncclDevKernel"):
-            recording.messages.append(_nccl_message(event["args"], interval, mesh, axes))
+            recording.messages.append(_nccl_message(event["args"], interval, axis_of_group, sending))
             continue
         work.append(interval)
         at = launched.get(event["args"].get("correlation"))
@@ -245,18 +247,33 @@ def _read_device(recording: Recording, timed: Timed, mesh: DeviceMesh | None) ->
     recording.actions.sort(key=lambda r: r.interval)
 
 
-def _nccl_message(args: dict[str, Any], interval: Interval, mesh: DeviceMesh | None, axes: dict[str, str]) -> Message:
-    name = args.get("Collective name", "unknown")
-    op = NCCL_OPS.get(name, name)
-    group = str(args.get("Process Group Name", ""))
-    if group not in axes:
-        axes[group] = axis_of(group_named(group), mesh) if mesh is not None and group else group
-    elements = max(args.get("In msg nelems", 0), args.get("Out msg nelems", 0))
-    num_bytes = elements * ELEMENT_BYTES.get(args.get("dtype", ""), 0)
-    if name == "recv":
-        return Message(axes[group], op, 0, interval, 0.0, counted=False)
-    return Message(axes[group], op, num_bytes, interval, interval[1] - interval[0])
+class _Axes(dict[str, str]):
+    """Mesh axes by the name of a process group."""
+
+    def __init__(self, mesh: DeviceMesh | None) -> None:
+        super().__init__()
+        self.mesh = mesh
+
+    def __missing__(self, group: str) -> str:
+        self[group] = axis_of(group_named(group), self.mesh) if self.mesh is not None else group
+        return self[group]
 
 
-def clipped(intervals: Intervals, to: Intervals) -> Intervals:
-    return [part for a, b in to for part in clip(intervals, a, b)]
+def _nccl_message(args: dict[str, Any], interval: Interval, axes: _Axes, sending: str) -> Message:
+    """Of a kernel. One that says nothing of itself is a batch of sends and receives, which the host's events count."""
+    ran = interval[1] - interval[0]
+    if "Collective name" not in args:
+        return Message(sending, "send", 0, interval, ran, counted=False)
+    op = NCCL_OPS.get(args["Collective name"], args["Collective name"])
+    return Message(axes[args["Process Group Name"]], op, _nccl_bytes(args), interval, ran, counted=op != "send")
+
+
+def _nccl_send(args: dict[str, Any], interval: Interval, axes: _Axes) -> Message:
+    """Of the host's request: its bytes, no time. A receive is counted by its sender."""
+    at, sent = interval[0], args["Collective name"] == "send"
+    num_bytes = _nccl_bytes(args) if sent else 0
+    return Message(axes[args["Process Group Name"]], "send", num_bytes, (at, at), 0.0, counted=sent)
+
+
+def _nccl_bytes(args: dict[str, Any]) -> int:
+    return max(args["In msg nelems"], args["Out msg nelems"]) * ELEMENT_BYTES.get(args["dtype"], 0)

@@ -102,6 +102,13 @@ def autotp_compile(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     return Finding(message, ("compile.enabled=false",))
 
 
+def stage_3_compile(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    if strategy.zero_stage != 3 or not plan.config.compile.enabled:
+        return None
+    message = "compile.enabled=true does not go with DeepSpeed's strategy.zero_stage=3"
+    return Finding(message, ("compile.enabled=false", "strategy.zero_stage=2"), "use strategy=fsdp")
+
+
 def dense(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if plan.config.model.num_experts == 0:
         return None
@@ -130,6 +137,11 @@ RULES = (
         "ds_autotp_compile",
         "AutoTP reduces in place within the block, and inductor of torch 2.11 loses gradients by that",
         of_deepspeed(autotp_compile),
+    ),
+    Rule(
+        "ds_stage_3_compile",
+        "stage 3 gathers weights into tensors that a compiled block took for others: gradients came out wrong on a GPU",
+        of_deepspeed(stage_3_compile),
     ),
     Rule("ds_dense", "the lab's balancing of experts is not in DeepSpeed's step", of_deepspeed(dense)),
     Rule("ds_tied", "the lab's layer list shares no weight between its ends", of_deepspeed(tied)),
