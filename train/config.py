@@ -79,6 +79,14 @@ class CompileMode(Enum):
     reduce_overhead = "reduce-overhead"
 
 
+class Tracker(Enum):
+    """Experiment trackers; each is a package of that name, and an extra."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
 @dataclass
 class ModelConfig:
     name: str = MISSING
@@ -170,6 +178,7 @@ class MetricsConfig:
     dir: str = "runs"
     warmup_steps: int = number(5, ge=0)  # left out of the medians in the summary
     tensorboard: bool = True
+    trackers: list[Tracker] = field(default_factory=list)  # [mlflow, wandb, trackio]: beside TensorBoard
 
 
 @dataclass
