@@ -106,6 +106,6 @@ def test_one_that_cannot_start_or_is_not_installed_or_not_known(monkeypatch):
     assert found.value.exit_code == EXIT_ENVIRONMENT
     hint = 'metrics.trackers=[mlflow] needs mlflow, which is not installed: pip install "strategy-lab[mlflow]"'
     assert str(found.value) == hint
-    with pytest.raises(BadInput, match="metrics.trackers.*'pigeon'") as found:
+    with pytest.raises(BadInput, match=r"metrics.trackers.*'pigeon'") as found:
         config_of("metrics.trackers=[pigeon]")
     assert found.value.exit_code == 2

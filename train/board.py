@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 
 Hparams = dict[str, str | float]
 
-# tag -> the column's title
+# tag -> the column's title; TensorBoard shows five columns of results at first, so the first five must say the most
 RESULTS = {
     "result/tokens_per_s": "tokens/s",
-    "result/step_ms": "step, ms",
-    "result/held_mib": "held between steps, MiB",
     "result/memory_gib": "memory, GiB",
+    "result/held_mib": "held between steps, MiB",
     "result/exposed_communication_pct": "exposed communication, %",
     "result/bubble_pct": "bubble, %",
-    "result/sent_mib": "sent a step, MiB",
     "result/validation_loss": "validation loss",
     "result/train_loss": "training loss",
+    "result/step_ms": "step, ms",
+    "result/sent_mib": "sent a step, MiB",
     "result/mfu_pct": "MFU, %",
 }
+# The same of hyperparameters: those said to differ come first, the others after them by name.
+FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
 
@@ -59,11 +61,12 @@ def hparams(config: Config, world_size: int, device: str) -> Hparams:
     """The same keys for every strategy: degrees are 1, and the schedule "-", where a strategy has none."""
     plan, train = Plan(config, world_size), config.train
     ep = plan.option("ep", None) or 1
+    degrees = plan.degrees | {"ep": folded_ranks(plan.degrees) if ep == -1 else ep}
     return {
         "strategy": config.strategy.name,
+        "layout": " ".join(f"{axis}{degree}" for axis, degree in degrees.items() if degree > 1) or "-",
         "world_size": world_size,
-        **plan.degrees,
-        "ep": folded_ranks(plan.degrees) if ep == -1 else ep,
+        **degrees,
         "schedule": plan.option("schedule", "-"),
         "micro_batch": train.micro_batch_size,
         "activation_checkpointing": train.activation_checkpointing.value,
@@ -134,7 +137,7 @@ def start_summary(values: Hparams) -> Any:
 
     text, number = api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_FLOAT64
     columns = [
-        api_pb2.HParamInfo(name=name, type=text if isinstance(value, str) else number, differs=name == "strategy")
+        api_pb2.HParamInfo(name=name, type=text if isinstance(value, str) else number, differs=name in FIRST_COLUMNS)
         for name, value in values.items()
     ]
     found = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title) for tag, title in RESULTS.items()]

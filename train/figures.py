@@ -16,6 +16,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from train.drawing import mesh_blocks
 
+WIDTH, DPI = 7.0, 110  # inches and dots an inch: TensorBoard shows a picture at about half of its size first
 MAX_ROWS = 32  # ranks that a picture has room for
 # kind of a piece of work -> (colour, what the legend says)
 WORK = {
@@ -55,7 +56,7 @@ def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
         return None
     end = max(max(piece[4] for piece in pieces), max(rank["step_ms"] for rank in shown))
     several = len({(index, piece[1]) for index, rank in enumerate(shown) for piece in rank["timeline"]}) > len(shown)
-    figure = Figure(figsize=(10, 1.3 + 0.45 * len(shown)), dpi=100, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 1.2 + 0.4 * len(shown)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     for row, rank in enumerate(shown):
         first = min((piece[1] for piece in rank["timeline"]), default=0)
@@ -66,9 +67,11 @@ def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
             axes.barh(row, stop - start, left=start, height=0.8, color=colour, alpha=alpha, edgecolor="white", lw=0.4)
             if kind != "optimiser" and stop - start > 0.02 * end:
                 axes.text((start + stop) / 2, row, str(microbatch), ha="center", va="center", color="white", size=8)
-    kinds = dict.fromkeys(WORK[piece[0]] for piece in pieces)
-    legend = [Patch(color=colour, label=label) for colour, label in sorted(kinds, key=lambda kind: kind[1])]
-    axes.set(xlim=(0, end), xlabel="ms from the start of the step; what is blank is waiting, or communication in sight")
+    did = {WORK[piece[0]] for piece in pieces}
+    legend = [
+        Patch(color=colour, label=label) for colour, label in dict.fromkeys(WORK.values()) if (colour, label) in did
+    ]
+    axes.set(xlim=(0, end), xlabel="ms from the start of the step; blank: waiting, or exposed communication")
     axes.set_title(f"step {step}: what each rank did{_of(ranks)}", loc="left", size=11)
     figure.legend(handles=legend, loc="outside upper right", ncols=len(legend), frameon=False, fontsize=8)
     _name_rows(axes, shown)
@@ -81,9 +84,9 @@ def memory(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
     curves = [rank for rank in shown if rank["memory"]["curve"]]
     if not shown:
         return None
-    height = 1.5 + 0.35 * len(shown)
-    figure = Figure(figsize=(10, max(height, 3.0) if curves else height), dpi=100, layout="constrained")
-    bars, *rest = figure.subplots(1, 2 if curves else 1, squeeze=False)[0]
+    heights = [0.9 + 0.32 * len(shown), 2.2][: 2 if curves else 1]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.3), dpi=DPI, layout="constrained")
+    bars, *rest = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     ends = [0.0] * len(shown)
     for kind, colour in MEMORY.items():
         sizes = [rank["memory"]["at_peak_mib"].get(kind, 0.0) for rank in shown]
@@ -96,13 +99,17 @@ def memory(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
     bars.set_title(f"step {step}: memory by kind{_of(ranks)}", loc="left", size=11)
     _name_rows(bars, shown)
     for axes in rest:
-        for rank in curves:
-            axes.step(*zip(*rank["memory"]["curve"], strict=True), where="post", lw=1, label=f"rank {rank['rank']}")
+        largest = max(curves, key=lambda rank: max(mib for _, mib in rank["memory"]["curve"]))
+        for rank in sorted(curves, key=lambda rank: rank is largest):
+            style: dict[str, Any] = {"color": "0.7", "lw": 0.8}
+            if rank is largest:
+                style = {"color": "#c44e52", "lw": 1.4, "label": f"rank {rank['rank']}, the largest"}
+            axes.step(*zip(*rank["memory"]["curve"], strict=True), where="post", **style)
         axes.set(xlabel="ms from the start of the step", ylabel="MiB", ylim=(0, None))
-        axes.set_title("over the step", loc="left", size=11)
-        if len(curves) <= 8:
-            axes.legend(fontsize=8, frameon=False)
-    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8)
+        axes.set_title("over the step, each rank", loc="left", size=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, frameon=False, loc="lower right")
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside upper right", ncols=7, frameon=False, fontsize=8)
     return figure
 
 
@@ -118,7 +125,7 @@ def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Fig
     across = min(len(blocks), max(8 // columns, 1))
     down = math.ceil(len(blocks) / across)
     size = (1.2 + across * (0.6 + 0.9 * columns), 1.0 + down * (0.7 + 0.6 * rows))
-    figure = Figure(figsize=(max(size[0], 5.0), size[1]), dpi=100, layout="constrained")
+    figure = Figure(figsize=(max(size[0], 5.0), size[1]), dpi=DPI, layout="constrained")
     low, high = min(computed.values()), max(computed.values())
     scale = Normalize(min(low, 0.9 * high), max(high, 1e-9))  # ranks within a tenth of one another look alike
     grid = figure.subplots(down, across, squeeze=False)

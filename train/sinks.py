@@ -50,6 +50,9 @@ class TensorBoard(Sink):
 
         self.proto, self.degrees = Summary, degrees
         self.standing, self.step = board.Standing(warmup_steps), 0
+        self.results: Record = {}  # as last written
+        self.num_samples = 0
+        self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
         self.writer = SummaryWriter(str(directory))
         for name, text in texts.items():
             self.writer.add_text(name, f"```\n{text}\n```", 0)
@@ -57,10 +60,28 @@ class TensorBoard(Sink):
 
     def write(self, step: int, values: Record) -> None:
         # one event a step, not one a tag: 40 tags cost as much as one
-        self.step = step
-        self._add_scalars(values | self.standing.add(values))
+        self.step, self.results = step, self.standing.add(values)
+        self._add_scalars(values | self.results)
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
+        self.num_samples += 1
+        if self.num_samples & (self.num_samples - 1):  # drawing takes a moment: the 1st, 2nd, 4th, 8th …, and the last
+            self.undrawn = (step, record)
+        else:
+            self.undrawn = None
+            self._draw(step, record)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        if self.undrawn is not None:
+            self._draw(*self.undrawn)
+        final = board.results(self.standing.latest | values)
+        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value})
+        self._add(board.end_summary(), self.step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _draw(self, step: int, record: dict[str, Any]) -> None:
         if find_spec("matplotlib") is None:  # the extra `plot`
             return
         from train.figures import figures
@@ -72,13 +93,6 @@ class TensorBoard(Sink):
             image = self.proto.Image(width=width, height=height, encoded_image_string=png.getvalue())
             images.append(self.proto.Value(tag=tag, image=image))
         self._add(self.proto(value=images), step)
-
-    def summary(self, values: dict[str, Any]) -> None:
-        self._add_scalars(board.results(self.standing.latest | values))
-        self._add(board.end_summary(), self.step)
-
-    def close(self) -> None:
-        self.writer.close()
 
     def _add_scalars(self, values: Record) -> None:
         self._add(self.proto(value=[self.proto.Value(tag=t, simple_value=v) for t, v in values.items()]), self.step)
