@@ -8,6 +8,7 @@ far, so that a run that is killed or still going has them too; they end as the f
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from bisect import insort
@@ -40,6 +41,7 @@ FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
 
+SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
 # Title -> expressions; custom scalars matches them from the start of a tag. All in one category: others start folded.
 CHARTS = {
     "throughput: tokens per second": (r"perf/tokens_per_s$",),
@@ -51,7 +53,7 @@ CHARTS = {
     "memory: at the peak by kind, MiB": (r"memory_at_peak/\w+_mib$",),
     "pipeline bubble: measured, % of the time": (r"pipeline/bubble_pct$",),
     "pipeline bubble: theory and closed form, %": (r"pipeline/bubble_(theory|closed_form)_pct$",),
-    "communication: sent a step by axis and collective, MiB": (r"comm/(?!lab/)[\w.]+/\w+_mib$",),
+    "communication: sent a step by axis and collective, MiB": (SENT,),
     "communication: exposed, ms": (r"time/communication_ms$",),
     "step time by part, ms": (r"time/(data|forward|backward|optimiser|communication|other)_ms$",),
 }
@@ -100,7 +102,12 @@ class Standing:
                     had.clear()  # steps of the warm-up count only while there are no others
                 if tag in values:
                     insort(had, values[tag])
-        return results(self.latest | {tag: statistics.median(had) for tag, had in self.ordered.items() if had})
+        return self.results({})
+
+    def results(self, known: dict[str, Any]) -> Record:
+        """The results, with figures that are known better put in for those of the steps."""
+        medians = {tag: statistics.median(had) for tag, had in self.ordered.items() if had}
+        return results(self.latest | medians | known)
 
 
 def results(values: dict[str, Any]) -> Record:
@@ -110,7 +117,7 @@ def results(values: dict[str, Any]) -> Record:
         name, _, rank = tag.removeprefix("memory_by_rank/").partition("/")
         if tag.startswith("memory_by_rank/") and name.endswith("_mib"):
             held[rank] = held.get(rank, 0.0) + value
-    sent = [v for tag, v in values.items() if tag.startswith("comm/") and tag.endswith("_mib")]
+    sent = [v for tag, v in values.items() if re.match(SENT, tag)]
     whole = sum(v for tag, v in values.items() if tag.startswith("time/") and tag != "time/step_ms")
     exposed = values.get("time/communication_ms")
     found = {

@@ -74,7 +74,7 @@ class TensorBoard(Sink):
     def summary(self, values: dict[str, Any]) -> None:
         if self.undrawn is not None:
             self._draw(*self.undrawn)
-        final = board.results(self.standing.latest | values)
+        final = self.standing.results(values)
         self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value})
         self._add(board.end_summary(), self.step)
 
