@@ -113,7 +113,7 @@ def test_a_run_leaves_what_it_says(tmp_path):
     assert ends["result/validation_loss"] == pytest.approx(summary["validation/loss"])
     assert SESSION_END_INFO_TAG in events.summary_metadata, "not told that it is complete"
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    told = {"config", "environment", "mesh", "custom_scalars__config__", "_hparams_"}
+    told = {"config", "environment", "mesh", "custom_scalars__config__"}
     assert {tag.split("/")[0] for tag in events.Tags()["tensors"]} == told
     assert len(list(path.glob("events.out.*"))) == 1
 
