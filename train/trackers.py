@@ -17,7 +17,7 @@ from train.board import Hparams
 from train.config import Config, Tracker
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
 
-PROJECT = "strategy-lab"
+PROJECT, MAX_MESSAGE = "strategy-lab", 160
 Record = dict[str, float]
 
 
@@ -143,5 +143,6 @@ def open_trackers(config: Config, run: str, hparams: Hparams) -> list[TrackerSin
 
 
 def _line(error: Exception) -> str:
-    """The first line of what went wrong."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The start of what went wrong: some of these messages fill a page."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} …"
