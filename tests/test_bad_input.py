@@ -51,6 +51,7 @@ COMMAND_LINES = {
     "data=tokens data.path={foreign}": (2, "contains token id 999, but model.vocab_size=256", "model.vocab_size=1000"),
     "-m strategy=dp,tp": (2, "-m/--multirun", "one torchrun a run"),
     "--frobnicate": (2, "unrecognized arguments: --frobnicate", "--help"),
+    "metrics.trackers=[pigeon]": (2, "pigeon", "--help"),
     "nproc=none": (2, "nproc=none", "whole number"),
     "runtime.device=teapot": (3, "no teapot device", "runtime.device=auto"),
     "runtime.backend=pigeon": (3, "runtime.backend=pigeon is not known", "gloo"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
 
 from train import cli
 from train.flops import flops_per_token
@@ -103,9 +104,18 @@ def test_a_run_leaves_what_it_says(tmp_path):
     assert "strategy:" in (path / "config.yaml").read_text()
 
     events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
-    assert set(events.Tags()["scalars"]) == {tag for line in steps + validations for tag in line} - {"step", "time"}
+    logged = {tag for line in steps + validations for tag in line} - {"step", "time"}
+    results = {tag for tag in events.Tags()["scalars"] if tag.startswith("result/")}
+    assert set(events.Tags()["scalars"]) - results == logged
+    ends = {tag: events.Scalars(tag)[-1].value for tag in results}
+    assert ends["result/step_ms"] == pytest.approx(summary["perf/step_ms"])
+    assert ends["result/tokens_per_s"] == pytest.approx(summary["perf/tokens_per_s"])
+    assert ends["result/validation_loss"] == pytest.approx(summary["validation/loss"])
+    assert SESSION_END_INFO_TAG in events.summary_metadata, "not told that it is complete"
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
-    assert {tag.split("/")[0] for tag in events.Tags()["tensors"]} == {"config", "environment", "mesh"}
+    told = {"config", "environment", "mesh", "custom_scalars__config__"}
+    assert {tag.split("/")[0] for tag in events.Tags()["tensors"]} == told
+    assert len(list(path.glob("events.out.*"))) == 1
 
     assert "tensorboard --logdir runs" in out
     assert out.count("step 6/6  loss") == 1

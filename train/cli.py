@@ -74,13 +74,14 @@ def parse(
 
 
 def check(config: Config, world_size: int) -> None:
-    """Raise BadInput with every rule that the config breaks, and the optional package that it needs in vain."""
+    """Raise BadInput with every rule that the config breaks, and every optional package that it needs in vain."""
     problems = validate(config, world_size)
-    extra = config.strategy.extra
-    if extra is not None and importlib.util.find_spec(extra) is None:
-        message = f"strategy={config.strategy.name} needs {extra}, which is not installed"
-        fix = f'pip install "strategy-lab[{extra}]"'
-        problems.append(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
+    needed = {} if config.strategy.extra is None else {f"strategy={config.strategy.name}": config.strategy.extra}
+    needed |= {f"metrics.trackers=[{tracker.value}]": tracker.value for tracker in config.metrics.trackers}
+    for setting, extra in needed.items():
+        if importlib.util.find_spec(extra) is None:
+            message, fix = f"{setting} needs {extra}, which is not installed", f'pip install "strategy-lab[{extra}]"'
+            problems.append(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
     if problems:
         raise BadInput(*problems)
 

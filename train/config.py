@@ -79,6 +79,14 @@ class CompileMode(Enum):
     reduce_overhead = "reduce-overhead"
 
 
+class Tracker(Enum):
+    """Experiment trackers; each is a package of that name, and an extra."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
 @dataclass
 class ModelConfig:
     name: str = MISSING
@@ -178,6 +186,7 @@ class MetricsConfig:
     profile_every: int = number(500, ge=0)  # steps from one recorded step to the next, the first being step 10; 0: none
     memory_snapshot: bool = False  # of a GPU's allocator, with stacks, at the end; after an out-of-memory error, always
     trace: bool = False  # keep what was recorded, a file per rank, for Perfetto
+    trackers: list[Tracker] = field(default_factory=list)  # [mlflow, wandb, trackio]: beside TensorBoard
 
 
 @dataclass

@@ -16,23 +16,37 @@ def draw_mesh(degrees: dict[str, int]) -> str:
       0               0  1
       1               2  3
     """
-    used = [axis for axis in MESH_AXES if degrees[axis] > 1]
-    if not used:
+    row, column, blocks = mesh_blocks(degrees)
+    if not column:
         return "rank 0 alone"
-    *outer, row, column = ["", *used] if len(used) == 1 else used
-    across, down = degrees[column], degrees.get(row, 1)
     corner = f"{row} \\ {column}" if row else column
     width = max(len(str(math.prod(degrees.values()) - 1)), 2) + 1
     lines: list[str] = []
-    for block, index in enumerate(itertools.product(*(range(degrees[axis]) for axis in outer))):
-        if index:
-            lines.append(" ".join(f"{axis}={i}" for axis, i in zip(outer, index, strict=True)))
-        lines.append("  " + corner + "".join(f"{i:>{width}}" for i in range(across)))
-        for i in range(down):
-            first = (block * down + i) * across
-            ranks = "".join(f"{rank:>{width}}" for rank in range(first, first + across))
-            lines.append("  " + f"{i if row else 'rank':<{len(corner)}}" + ranks)
+    for title, table in blocks:
+        if title:
+            lines.append(title)
+        lines.append("  " + corner + "".join(f"{i:>{width}}" for i in range(len(table[0]))))
+        for i, ranks in enumerate(table):
+            lines.append(
+                "  " + f"{i if row else 'rank':<{len(corner)}}" + "".join(f"{rank:>{width}}" for rank in ranks)
+            )
     return "\n".join(lines)
+
+
+def mesh_blocks(degrees: dict[str, int]) -> tuple[str, str, list[tuple[str, list[list[int]]]]]:
+    """(The axis down, the axis across, tables of ranks), each table with its place on the outer axes: `pp=1`.
+
+    An axis that there is not, as no degree is above 1, is the empty string.
+    """
+    used = [axis for axis in MESH_AXES if degrees[axis] > 1]
+    *outer, row, column = ["", "", *used] if not used else ["", *used] if len(used) == 1 else used
+    across, down = degrees.get(column, 1), degrees.get(row, 1)
+    blocks = []
+    for block, index in enumerate(itertools.product(*(range(degrees[axis]) for axis in outer))):
+        title = " ".join(f"{axis}={i}" for axis, i in zip(outer, index, strict=True))
+        firsts = [(block * down + i) * across for i in range(down)]
+        blocks.append((title, [list(range(first, first + across)) for first in firsts]))
+    return row, column, blocks
 
 
 def ranges(numbers: list[int]) -> str:

@@ -78,7 +78,6 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
             if due or step == steps:
                 validation_loss = evaluate(step)
                 metrics.resume_clock()
-        metrics.close()
         report.finish(metrics, validation_loss)
 
 

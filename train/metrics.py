@@ -29,13 +29,17 @@ STATE_KINDS = ("parameters", "gradients", "optimiser")
 
 
 class Sink(Protocol):
-    """Somewhere that values go."""
+    """Somewhere that values go. One that inherits from this need only write and close."""
 
     def write(self, step: int, values: Record) -> None: ...
 
-    def sample(self, step: int, sample: dict[str, Any]) -> None:
-        """All ranks' part of a recorded step: samples/step-N.json."""
-        ...
+    def sample(self, step: int, record: dict[str, Any]) -> None:
+        """Take a sampled step's timelines and memory of all ranks: what samples/step-<N>.json holds."""
+        return None
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Take what summary.json holds: the run is complete, and nothing but `close` follows."""
+        return None
 
     def close(self) -> None: ...
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from train.board import hparams
 from train.config import Config
 from train.data import Corpus
 from train.distributed import Runtime
@@ -67,6 +68,7 @@ class Report:
         if world.rank > 0:
             return cls(config)
         from train.sinks import JsonLines, TensorBoard, Terminal
+        from train.trackers import open_trackers
 
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         path = make_run_dir(config, tree, degrees, world.world_size)
@@ -84,14 +86,16 @@ class Report:
         if world.run_file:
             Path(world.run_file).write_text(f"{path}\n")
         sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
-        drawing = draw_mesh(degrees)
+        drawing, flat = draw_mesh(degrees), hparams(config, world.world_size, facts["device"])
         if config.metrics.tensorboard:
             texts = {
                 "config": OmegaConf.to_yaml(tree, resolve=True),
                 "environment": "\n".join(f"{name}: {value}" for name, value in facts.items()),
                 "mesh": drawing,
             }
-            sinks.append(TensorBoard(path, texts))
+            warmup_steps = config.metrics.warmup_steps
+            sinks.append(TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=warmup_steps))
+        sinks += open_trackers(config, path.name, flat)
         if runtime.note:
             print(runtime.note)
         used = f"{facts['device']}, {runtime.backend}, torch {torch.__version__}"
@@ -106,7 +110,7 @@ class Report:
         return cls(config, path, facts, sinks, baseline)
 
     def finish(self, metrics: Metrics, validation_loss: float) -> None:
-        """Write summary.json and print the table."""
+        """Write summary.json, tell the sinks, close them and print the table."""
         if self.path is None:
             return
         from train.sinks import print_summary
@@ -133,6 +137,9 @@ class Report:
             **energy,
         }
         write_summary(self.path, summary)
+        for sink in self.sinks:
+            sink.summary(summary)
+        metrics.close()
         precise = 10 if self.config.precision.value == "float64" else 6
         rows = {
             "training loss, last step": f"{last['train/loss']:.{precise}f}",

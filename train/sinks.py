@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from train.metrics import Record
+from train import board
+from train.metrics import Record, Sink
 
 NUM_PLAIN_LINES = 10
 
 
-class JsonLines:
+class JsonLines(Sink):
     """One object a line, complete after every write: a killed run loses at most the step that was in flight."""
 
     def __init__(self, directory: Path) -> None:
@@ -27,40 +30,85 @@ class JsonLines:
     def write(self, step: int, values: Record) -> None:
         self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
-    def sample(self, step: int, sample: dict[str, Any]) -> None:
+    def sample(self, step: int, record: dict[str, Any]) -> None:
         self.samples.mkdir(exist_ok=True)
-        (self.samples / f"step-{step}.json").write_text(json.dumps(sample) + "\n")
+        (self.samples / f"step-{step}.json").write_text(json.dumps(record) + "\n")
 
     def close(self) -> None:
         self.file.close()
 
 
-class TensorBoard:
-    """The same tags, and texts: config, versions, mesh, corpus."""
+class TensorBoard(Sink):
+    """The same tags; texts (config, versions, mesh); hyperparameters, results and charts (board.py); figures."""
 
-    def __init__(self, directory: Path, texts: dict[str, str]) -> None:
-        from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+    def __init__(
+        self,
+        directory: Path,
+        texts: dict[str, str],
+        hparams: board.Hparams | None = None,
+        *,
+        degrees: dict[str, int] | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
-        self.summary = Summary
+        self.proto, self.degrees = Summary, degrees
+        self.standing, self.step = board.Standing(warmup_steps), 0
+        self.results: Record = {}  # as last written
+        self.num_samples = 0
+        self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
         self.writer = SummaryWriter(str(directory))
         for name, text in texts.items():
             self.writer.add_text(name, f"```\n{text}\n```", 0)
+        self._add(board.start_summary(hparams or {}), 0)
 
     def write(self, step: int, values: Record) -> None:
         # one event a step, not one a tag: 40 tags cost as much as one
-        entries = [self.summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self.writer._get_file_writer().add_summary(self.summary(value=entries), step)
-        self.writer.flush()
+        self.step, self.results = step, self.standing.add(values)
+        self._add_scalars(values | self.results)
 
-    def sample(self, step: int, sample: dict[str, Any]) -> None:
-        pass
+    def sample(self, step: int, record: dict[str, Any]) -> None:
+        self.num_samples += 1
+        if self.num_samples & (self.num_samples - 1):  # drawing takes a moment: the 1st, 2nd, 4th, 8th …, and the last
+            self.undrawn = (step, record)
+        else:
+            self.undrawn = None
+            self._draw(step, record)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        if self.undrawn is not None:
+            self._draw(*self.undrawn)
+        final = self.standing.results(values)
+        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value})
+        self._add(board.end_summary(), self.step)
 
     def close(self) -> None:
         self.writer.close()
 
+    def _draw(self, step: int, record: dict[str, Any]) -> None:
+        if find_spec("matplotlib") is None:  # the extra `plot`
+            return
+        from train.figures import figures
 
-class Terminal:
+        images = []
+        for tag, figure in figures(record, self.degrees).items():
+            figure.savefig(png := BytesIO(), format="png")
+            width, height = figure.canvas.get_width_height()
+            image = self.proto.Image(width=width, height=height, encoded_image_string=png.getvalue())
+            images.append(self.proto.Value(tag=tag, image=image))
+        self._add(self.proto(value=images), step)
+
+    def _add_scalars(self, values: Record) -> None:
+        self._add(self.proto(value=[self.proto.Value(tag=t, simple_value=v) for t, v in values.items()]), self.step)
+
+    def _add(self, summary: Any, step: int) -> None:
+        """Written through at once, as a killed process loses what is queued."""
+        self.writer._get_file_writer().add_summary(summary, step)
+        self.writer.flush()
+
+
+class Terminal(Sink):
     """A progress bar on a terminal; elsewhere a line now and then."""
 
     def __init__(self, num_steps: int) -> None:
@@ -91,8 +139,8 @@ class Terminal:
             where = f"step {step:>{width}}/{self.num_steps}"
             print(f"{where}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s", flush=True)
 
-    def sample(self, step: int, sample: dict[str, Any]) -> None:
-        pass
+    def summary(self, values: dict[str, Any]) -> None:
+        self.close()  # the table follows
 
     def close(self) -> None:
         if self.progress is not None:

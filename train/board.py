@@ -1,0 +1,189 @@
+"""What TensorBoard is told beside the scalars, so that `tensorboard --logdir runs` alone says which run is fastest,
+which fits, and why: hyperparameters with the same columns for every strategy, results, and a page of charts, "Compare".
+
+TensorBoard takes the columns from the first run that it reads, so they are the same for all. A result that is not known
+is absent, which shows as an empty cell; NaN would show as a number. Results are written at every step, of the run so
+far, so that a run that is killed or still going has them too; they end as the figures of summary.json.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from bisect import insort
+from typing import TYPE_CHECKING, Any
+
+from train.config import Config
+from train.plan import Plan
+from train.strategies.base import folded_ranks
+
+if TYPE_CHECKING:
+    from train.metrics import Record
+
+Hparams = dict[str, str | float]
+
+# tag -> the column's title; TensorBoard shows five columns of results at first, so the first five must say the most
+RESULTS = {
+    "result/tokens_per_s": "tokens/s",
+    "result/memory_gib": "memory, GiB",
+    "result/held_mib": "held between steps, MiB",
+    "result/exposed_communication_pct": "exposed communication, %",
+    "result/bubble_pct": "bubble, %",
+    "result/validation_loss": "validation loss",
+    "result/train_loss": "training loss",
+    "result/step_ms": "step, ms",
+    "result/sent_mib": "sent a step, MiB",
+    "result/mfu_pct": "MFU, %",
+}
+# The same of hyperparameters: those said to differ come first, the others after them by name.
+FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
+
+MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
+
+SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
+# Title -> expressions; custom scalars matches them from the start of a tag. All in one category: others start folded.
+CHARTS = {
+    "throughput: tokens per second": (r"perf/tokens_per_s$",),
+    "throughput: step, ms": (r"perf/step_ms$",),
+    "loss: training": (r"train/loss$",),
+    "loss: validation": (r"validation/loss$",),
+    "memory: held between steps by the largest rank, MiB": (r"result/held_mib$",),
+    "memory: peak allocated on a GPU, resident on a CPU, GiB": (r"memory/(peak_allocated|resident)_gib$",),
+    "memory: at the peak by kind, MiB": (r"memory_at_peak/\w+_mib$",),
+    "pipeline bubble: measured, % of the time": (r"pipeline/bubble_pct$",),
+    "pipeline bubble: theory and closed form, %": (r"pipeline/bubble_(theory|closed_form)_pct$",),
+    "communication: sent a step by axis and collective, MiB": (SENT,),
+    "communication: exposed, ms": (r"time/communication_ms$",),
+    "step time by part, ms": (r"time/(data|forward|backward|optimiser|communication|other)_ms$",),
+}
+
+
+def hparams(config: Config, world_size: int, device: str) -> Hparams:
+    """The same keys for every strategy: degrees are 1, and the schedule "-", where a strategy has none."""
+    plan, train = Plan(config, world_size), config.train
+    ep = plan.option("ep", None) or 1
+    degrees = plan.degrees | {"ep": folded_ranks(plan.degrees) if ep == -1 else ep}
+    return {
+        "strategy": config.strategy.name,
+        "layout": " ".join(f"{axis}{degree}" for axis, degree in degrees.items() if degree > 1) or "-",
+        "world_size": world_size,
+        **degrees,
+        "schedule": plan.option("schedule", "-"),
+        "micro_batch": train.micro_batch_size,
+        "activation_checkpointing": train.activation_checkpointing.value,
+        "compile": config.compile.mode.value if config.compile.enabled else "off",
+        "precision": config.precision.value,
+        "model": config.model.name,
+        "global_batch": train.global_batch_size,
+        "seq_len": train.seq_len,
+        "optimiser": config.optim.name.value,
+        "lr": config.optim.lr,
+        "device": device,
+    }
+
+
+class Standing:
+    """The results of a run so far: medians of the steps after warm-up, peaks, and the latest of everything else."""
+
+    def __init__(self, warmup_steps: int) -> None:
+        self.warmup_steps, self.num_steps = warmup_steps, 0
+        self.latest: dict[str, float] = {}
+        self.ordered: dict[str, list[float]] = {tag: [] for tag in MEDIANS}
+
+    def add(self, values: Record) -> Record:
+        """The results after these values."""
+        peaks = {tag: max(v, self.latest.get(tag, v)) for tag, v in values.items() if tag.startswith("memory/peak_")}
+        self.latest |= values | peaks
+        if "perf/step_ms" in values:
+            self.num_steps += 1
+            for tag, had in self.ordered.items():
+                if self.num_steps == self.warmup_steps + 1:
+                    had.clear()  # steps of the warm-up count only while there are no others
+                if tag in values:
+                    insort(had, values[tag])
+        return self.results({})
+
+    def results(self, known: dict[str, Any]) -> Record:
+        """The results, with figures that are known better put in for those of the steps."""
+        medians = {tag: statistics.median(had) for tag, had in self.ordered.items() if had}
+        return results(self.latest | medians | known)
+
+
+def results(values: dict[str, Any]) -> Record:
+    """Those of RESULTS that are known from a run's figures, under the tags of metrics.jsonl and summary.json."""
+    held: dict[str, float] = {}
+    for tag, value in values.items():
+        name, _, rank = tag.removeprefix("memory_by_rank/").partition("/")
+        if tag.startswith("memory_by_rank/") and name.endswith("_mib"):
+            held[rank] = held.get(rank, 0.0) + value
+    sent = [v for tag, v in values.items() if re.match(SENT, tag)]
+    whole = sum(v for tag, v in values.items() if tag.startswith("time/") and tag != "time/step_ms")
+    exposed = values.get("time/communication_ms")
+    found = {
+        "tokens_per_s": values.get("perf/tokens_per_s"),
+        "step_ms": values.get("perf/step_ms"),
+        "held_mib": max(held.values(), default=None),
+        "memory_gib": values.get("memory/peak_allocated_gib", values.get("memory/resident_gib")),
+        "exposed_communication_pct": 100 * exposed / whole if exposed is not None and whole else None,
+        "bubble_pct": values.get("pipeline/bubble_pct"),
+        "sent_mib": sum(sent) if sent else None,
+        "validation_loss": values.get("validation/loss"),
+        "train_loss": values.get("train/loss"),
+        "mfu_pct": values.get("perf/mfu_pct"),
+    }
+    return {f"result/{name}": value for name, value in found.items() if value is not None}
+
+
+def start_summary(values: Hparams) -> Any:
+    """A Summary with the columns, this run's hyperparameters, and the charts: all that a run that is killed needs."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
+    from torch.utils.tensorboard.summary import custom_scalars
+
+    text, number = api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_FLOAT64
+    columns = [
+        api_pb2.HParamInfo(name=name, type=text if isinstance(value, str) else number, differs=name in FIRST_COLUMNS)
+        for name, value in values.items()
+    ]
+    found = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title) for tag, title in RESULTS.items()]
+    start = SessionStartInfo(start_time_secs=time.time())
+    for name, value in values.items():
+        if isinstance(value, str):
+            start.hparams[name].string_value = value
+        else:
+            start.hparams[name].number_value = value
+    experiment = HParamsPluginData(
+        version=metadata.PLUGIN_DATA_VERSION,
+        experiment=api_pb2.Experiment(hparam_infos=columns, metric_infos=found),
+    )
+    session = HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, session_start_info=start)
+    summary = Summary(
+        value=[
+            _without_value(metadata.EXPERIMENT_TAG, experiment),
+            _without_value(metadata.SESSION_START_INFO_TAG, session),
+        ]
+    )
+    summary.MergeFrom(custom_scalars({"Compare": {title: ["Multiline", list(tags)] for title, tags in CHARTS.items()}}))
+    return summary
+
+
+def end_summary() -> Any:
+    """A Summary that says that the run is complete; without it, it is running or was ended."""
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.hparams import api_pb2, metadata
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+    end = SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
+    data = HParamsPluginData(version=metadata.PLUGIN_DATA_VERSION, session_end_info=end)
+    return Summary(value=[_without_value(metadata.SESSION_END_INFO_TAG, data)])
+
+
+def _without_value(tag: str, data: Any) -> Any:
+    """The hparams plug-in keeps what it knows in a tag's metadata."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
+
+    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=data.SerializeToString())
+    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin))
