@@ -89,11 +89,11 @@ def step_time(group: Group, colours: Colours) -> Picture | None:
     if not rows:
         return None
     figure, axes = bars([row.run.label for row in rows])
-    stack(axes, [time_parts(row.run) for row in rows], TIME_PARTS, PART_COLOURS)
     axes.plot([row.figures["step_ms_p50"] or float("nan") for row in rows], range(len(rows)), "|", color="black",
-              markersize=16, markeredgewidth=2, label="median step")  # fmt: skip
+              markersize=16, markeredgewidth=2, label="median step", zorder=3)  # fmt: skip
+    stack(axes, [time_parts(row.run) for row in rows], TIME_PARTS, PART_COLOURS)
     axes.set_xlabel("ms of a step")
-    legend(figure, axes)
+    legend(axes)
     ranked = [row for row in words.by_speed(group) if row in rows]
     title = " ".join(words.shares(row) for row in ([ranked[0], ranked[-1]] if len(ranked) > 1 else ranked or rows[:1]))
     note = (
@@ -120,7 +120,7 @@ def memory(group: Group, colours: Colours) -> Picture | None:
         text.set_fontweight("bold" if text.get_text() in by_run else "normal")
     stack(axes, [kinds for _, kinds in lines], MEMORY_KINDS, MEMORY_COLOURS)
     axes.set_xlabel("MiB at the peak of a sampled step" if sampled else "MiB of state held between steps")
-    legend(figure, axes)
+    legend(axes)
     note = "" if sampled else "No sample of every run: activations and buffers are not in it."
     return Picture("memory", words.memory(group) or "Memory by kind and rank.", figure, note)
 
@@ -134,7 +134,7 @@ def wire(group: Group, colours: Colours) -> Picture | None:
     figure, axes = bars(list(sent))
     stack(axes, list(sent.values()), names, AXIS_COLOURS)
     axes.set_xlabel("MiB sent by rank 0 per step (message bytes)")
-    legend(figure, axes)
+    legend(axes)
     totals = {label: sum(parts.values()) for label, parts in sent.items()}
     most, least = max(totals, key=lambda label: totals[label]), min(totals, key=lambda label: totals[label])
     title = f"{most} sends {totals[most]:.3g} MiB a step" + (
@@ -159,7 +159,7 @@ def loss(group: Group, colours: Colours) -> Picture | None:
         curves.plot(*zip(*_losses(row).items(), strict=True), colours.line(row), color=colours.colour(row),
                     linewidth=width, label=row.run.label, solid_capstyle="round")  # fmt: skip
     curves.set_ylabel("training loss")
-    legend(figure, curves)
+    legend(curves)
     if distances is not None and reference is not None:
         _distances(distances, [row for row in rows if row is not reference], reference, colours)
     (distances or curves).set_xlabel("step")

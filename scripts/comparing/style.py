@@ -19,6 +19,7 @@ STRATEGY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55
 BLUE, CYAN, GREEN, YELLOW = "#4477AA", "#66CCEE", "#228833", "#CCBB44"
 RED, PURPLE, GREY = "#EE6677", "#AA3377", "#BBBBBB"
 LEGEND_COLUMNS = 3
+ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
 LINES = ("-", "--", ":", "-.")
 PART_COLOURS = {"forward": BLUE, "backward": PURPLE, "optimiser": GREEN, "communication": YELLOW, "data": CYAN}
 MEMORY_COLOURS = {"parameters": RED, "gradients": PURPLE, "optimiser": GREEN, "activations": BLUE,
@@ -77,7 +78,7 @@ def bars(labels: list[str], each_in: float = 0.42, wrap: bool = True) -> tuple[F
 
 
 def stack(axes: Axes, rows: list[dict[str, float]], kinds: Iterable[str], colours: dict[str, str]) -> None:
-    """Stacked horizontal bars; a kind that no bar has is not in the legend."""
+    """Stacked horizontal bars from 0; a kind that no bar has is not in the legend."""
     ends = [0.0] * len(rows)
     for kind in kinds:
         lengths = [row.get(kind, 0.0) for row in rows]
@@ -87,11 +88,14 @@ def stack(axes: Axes, rows: list[dict[str, float]], kinds: Iterable[str], colour
         axes.barh(range(len(rows)), lengths, left=ends, height=0.75, label=kind, color=colours.get(kind, GREY),
                   hatch=hatch, edgecolor="white" if hatch else "none", linewidth=0)  # fmt: skip
         ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    axes.use_sticky_edges = False  # room beyond the longest bar
+    axes.set_xlim(left=0)
 
 
-def legend(figure: Figure, axes: Axes) -> None:
+def legend(axes: Axes) -> None:
+    """Above the axes, in rows."""
     handles, labels = axes.get_legend_handles_labels()
     # matplotlib fills columns, readers read rows
     order = [i for column in range(LEGEND_COLUMNS) for i in range(column, len(labels), LEGEND_COLUMNS)]
     shown = [handles[i] for i in order], [labels[i] for i in order]
-    figure.legend(*shown, loc="outside upper left", ncols=LEGEND_COLUMNS, fontsize=8.5, columnspacing=1.0)
+    axes.legend(*shown, ncols=LEGEND_COLUMNS, fontsize=8.5, columnspacing=1.0, **ABOVE)

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from .gate import Row
+from .style import ABOVE
 from .table import figure as written
 
 WIDTH_IN, MOST_RANKS = 11.0, 16
@@ -48,7 +49,7 @@ def _timeline(row: Row) -> tuple[str, str, Figure, str] | None:
     axes.set(ylim=(len(ranks) - 0.5, -0.5), xlim=(0, end), xlabel="ms since the start of the step")
     used = [kind for kind in KINDS if any(bar[0] == kind for _, bars in ranks for bar in bars)]
     patches = [Patch(color=KINDS[kind][1], label=KINDS[kind][0]) for kind in used]
-    figure.legend(handles=patches, loc="outside upper left", ncols=4, fontsize=8.5)
+    axes.legend(handles=patches, ncols=4, fontsize=8.5, **ABOVE)
     measured, theory = row.figures["bubble_pct"], row.figures["bubble_theory_pct"]
     bubble = "" if measured is None else f": ranks wait {written(measured, 1)} % of the time"
     bubble += "" if measured is None or theory is None else f", the schedule alone explains {written(theory, 1)} %"

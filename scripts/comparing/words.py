@@ -74,7 +74,9 @@ def shares(row: Row) -> str:
     if not parts:
         return ""
     part = max(parts, key=lambda name: parts[name])
-    return f"{row.run.label}: {100 * parts[part] / sum(parts.values()):.0f} % of its step is {PART_NAMES[part]}."
+    return (
+        f"{row.run.label}: {100 * parts[part] / sum(parts.values()):.0f} % of its sampled step is {PART_NAMES[part]}."
+    )
 
 
 def losses(group: Group) -> str:
