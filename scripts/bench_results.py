@@ -14,7 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.bench_points import SCALED, Point, points
+if __package__:
+    from scripts.bench_points import SCALED, Point, points
+else:  # as a script
+    from bench_points import SCALED, Point, points
 
 SPEED = "perf/tokens_per_s_per_device"
 WARM_UP = 5  # steps, in which blocks are compiled and buffers allocated

@@ -128,13 +128,13 @@ class Energy:
         """What was used before this call is in no step's energy."""
         self.last = self._read()
 
-    def step_done(self, step: int, step_ms: float) -> float:
+    def step_done(self, step: int, step_ms: float, *, counted: bool = True) -> float:
         """Joules since the end of warm-up that this rank answers for, NaN if not known; called when the step has
-        just ended on the device."""
+        just ended on the device. `counted`: not of a recorded step, after which its recording was read."""
         if step < self.warmup_steps:
             return math.nan
         now = self._read()
-        if step > self.warmup_steps:
+        if step > self.warmup_steps and counted:
             self.joules += now - self.last
             self.window_ms += step_ms
             self.steps += 1

@@ -130,7 +130,7 @@ class Metrics:
         pending, self.pending = self.pending, None
         step_ms = pending.sampled.step_ms or self.clock.elapsed_ms(pending.start, pending.end)
         loss, norm, *extras = pending.scalars.tolist()
-        joules = self.energy.step_done(pending.step, step_ms)
+        joules = self.energy.step_done(pending.step, step_ms, counted=pending.sampled.step_ms is None)
         by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
         values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
         values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
