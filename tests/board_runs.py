@@ -85,7 +85,7 @@ def write_run(folder, strategy, *, complete=True, steps=STEPS):
     path.mkdir(parents=True)
     flat = hparams(config, nproc, "invented")
     board = TensorBoard(path, {"mesh": "a mesh"}, flat, degrees=degrees, warmup_steps=config.metrics.warmup_steps)
-    sinks = [JsonLines(path / "metrics.jsonl"), board]
+    sinks = [JsonLines(path), board]
     for step in range(1, steps + 1):
         for sink in sinks:
             sink.write(step, values_of(strategy, step, config))
