@@ -167,7 +167,7 @@ def test_a_complete_run_says_so_and_ends_as_its_summary(tmp_path):
     assert (
         len(events.Scalars("result/tokens_per_s")) == STEPS + 1
     )  # the steps and the validation; nothing twice at the end
-    assert not [entry for entry in path.iterdir() if entry.is_dir()], "a run inside the run"
+    assert {entry.name for entry in path.iterdir() if entry.is_dir()} == {"samples"}, "a run inside the run"
 
 
 def test_figures_of_a_sampled_step(tmp_path, monkeypatch):

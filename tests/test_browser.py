@@ -1,13 +1,18 @@
 """What a person sees in a browser: that the five strategies and their figures are on the pages, not that pages load."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from tests.board_runs import FIGURES, STEPS, config_of, values_of, write_run
 from tests.browser import browser, page, tensorboard  # noqa: F401  (fixtures)
+from tests.synthetic_runs import make_run
 from train import board
 
+COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 KILLED = "ds_zero1"
 
@@ -105,3 +110,22 @@ def test_images_are_there_for_every_strategy(name, page, url, runs):  # noqa: F8
         image.wait_for()
         page.wait_for_function("image => image.complete && image.naturalWidth > 400", arg=image.element_handle())
         loader.get_by_text("8", exact=True).first.wait_for()  # its step
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_shows_every_strategy_in_its_table_and_pictures(page, tmp_path, width):  # noqa: F811
+    strategies = ["single", "dp", "fsdp", "tp", "pp"]
+    for i, strategy in enumerate(strategies):
+        make_run(tmp_path / "runs", strategy, world=1 if strategy == "single" else 2, ms=100.0 + 10 * i)
+    report = tmp_path / "report.html"
+    command = [sys.executable, str(COMPARE), str(tmp_path / "runs"), "--html", str(report)]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(report.as_uri())
+    rows = page.locator("table").first.locator("tbody tr")
+    assert sorted(row.split()[0] for row in rows.all_inner_texts()) == sorted(strategies)
+    pictures = page.locator("svg")
+    assert pictures.count() >= 5
+    for strategy in strategies:
+        assert pictures.filter(has_text=strategy).count() >= 2, strategy
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page itself scrolls sideways"
