@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from scripts.comparing import table
-from scripts.comparing.figures import figures_of, median_interval, quantile
+from scripts.comparing.figures import figures_of
 from scripts.comparing.gate import groups_of
 from scripts.comparing.runs import find_runs, read_run
 from tests.synthetic_runs import make_run
+from train.quantiles import median_interval, quantile
 
 COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 

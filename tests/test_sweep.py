@@ -255,7 +255,13 @@ def test_work_is_what_decides_the_numbers(tmp_path):
     written = json.loads((tmp_path / "work.json").read_text())
     assert written["work_hash"] == first
     assert (written["strategy"], written["degrees"], written["world_size"]) == ("tp", {"tp": 2}, 2)
-    assert written["work"]["train"] == {"seed": 1234, "seq_len": 128, "global_batch_size": 8, "steps": 100}
+    assert written["work"]["train"] == {
+        "seed": 1234,
+        "seq_len": 128,
+        "global_batch_size": 8,
+        "steps": 100,
+        "clip_norm": 1.0,
+    }
 
 
 @pytest.mark.timeout(60)

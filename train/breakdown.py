@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from train.recording import Message, Recording
-from train.spans import Interval, Intervals, clip, length, subtract, union
+from train.spans import Intervals, clip, intersect, length, subtract, union
 
 PARTS = ("data", "forward", "backward", "optimiser", "communication", "other")
 PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward", "data": "data", "optimiser": "optimiser"}
@@ -21,11 +21,11 @@ MiB = 2**20
 def parts(recording: Recording) -> dict[str, Intervals]:
     """By name, as PARTS: disjoint, and together the step."""
     whole: Intervals = [(0.0, recording.step_ms)]
-    exposed = _within(whole, subtract(recording.in_flight, recording.work))
+    exposed = intersect(whole, subtract(recording.in_flight, recording.work))
     found: dict[str, Intervals] = {"communication": exposed}
     rest = subtract(whole, exposed)
     for name in ("forward", "backward", "optimiser", "data"):
-        found[name] = _within(rest, _phase(recording, name))
+        found[name] = intersect(rest, _phase(recording, name))
         rest = subtract(rest, found[name])
     found["other"] = rest
     return {name: found[name] for name in PARTS}
@@ -39,10 +39,6 @@ def _phase(recording: Recording, name: str) -> Intervals:
     if name == "data":
         kernels += subtract(union(hosts), recording.work)
     return union(kernels)
-
-
-def _within(outer: Intervals, inner: Intervals) -> Intervals:
-    return union(part for start, end in outer for part in clip(inner, start, end))
 
 
 def collectives(recording: Recording, exposed: Intervals) -> dict[str, dict[str, float]]:
@@ -75,24 +71,18 @@ BUS_FACTORS = {"all_reduce": lambda n: 2 * (n - 1) / n, "all_gather": lambda n: 
                "reduce_scatter": lambda n: (n - 1) / n, "all_to_all": lambda n: (n - 1) / n}  # fmt: skip
 
 
-def bandwidths(row: dict[str, float], op: str, size: int) -> dict[str, float]:
+def bandwidths(row: dict[str, float], op: str, size: int | None) -> dict[str, float]:
     """Algorithm and bus bandwidth in GB/s (10^9) over the time of the transfers, by nccl-tests' factors; none of a
     send, whose time is that of a peer that is not ready."""
     if row["ms"] <= 0 or op == "send":
         return {}
     algorithm = row["mib"] * MiB / (row["ms"] * 1e6)
-    factor = BUS_FACTORS.get(op, lambda n: 1.0)(size)
-    return {"algbw_gb_per_s": algorithm, "busbw_gb_per_s": algorithm * factor}
+    if size is None:
+        return {"algbw_gb_per_s": algorithm}
+    return {"algbw_gb_per_s": algorithm, "busbw_gb_per_s": algorithm * BUS_FACTORS.get(op, lambda n: 1.0)(size)}
 
 
 def actions(recording: Recording) -> list[list[Any]]:
     """[kind, stage, microbatch, start ms, end ms] of every forward and backward, in order of time."""
     rows = [(r.words[0], int(r.words[1]), int(r.words[2]), *r.interval) for r in recording.actions]
     return [list(row) for row in sorted(rows, key=lambda row: row[3])]
-
-
-def busy(recording: Recording) -> Interval | None:
-    """From the first forward to the end of the last backward; None if there was none."""
-    if not recording.actions:
-        return None
-    return min(r.interval[0] for r in recording.actions), max(r.interval[1] for r in recording.actions)

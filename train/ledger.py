@@ -7,8 +7,8 @@
 Bytes are the message of this rank by nccl-tests' convention: all_gather and reduce_scatter count the unsharded tensor,
 all_reduce, broadcast and send the tensor, all_to_all its input. Receives are counted by their sender; groups of one
 rank send nothing and are left out. A dispatch mode sees each operator before it runs, also those of DDP's reducer and
-of autograd's threads. It slows an eager step and makes compiled blocks run eagerly, so it belongs to step 1 and to
-steps whose shapes are new, never to a timed one.
+of autograd's threads. It slows an eager step and makes compiled blocks run eagerly, so it belongs to warm-up
+and to steps that are recorded whole, never to a timed one.
 """
 
 from __future__ import annotations
@@ -136,10 +136,10 @@ def axis_of(group: dist.ProcessGroup, mesh: DeviceMesh) -> str:
     return ".".join(mesh.mesh_dim_names[i] for i in varying)
 
 
-def axis_size(axis: str, mesh: DeviceMesh) -> int:
-    """Ranks in a group named by `axis_of`; 1 where the mesh does not have it."""
-    names = mesh.mesh_dim_names or ()
-    return math.prod(mesh[part].size() for part in axis.split(".") if part in names)
+def axis_size(axis: str, mesh: DeviceMesh) -> int | None:
+    """Ranks in a group named by `axis_of`; None of a group that is not of the mesh's axes, as `ep`."""
+    names, parts = mesh.mesh_dim_names or (), axis.split(".")
+    return math.prod(mesh[part].size() for part in parts) if set(parts) <= set(names) else None
 
 
 def _groups(args: Any) -> Iterator[dist.ProcessGroup]:

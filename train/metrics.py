@@ -79,6 +79,7 @@ class _Pending:
     extras: tuple[str, ...]  # tags
     memory: list[float]
     sampled: Sampled
+    counted: bool = True  # in the mean energy: not where a recording was read before the next reading
 
 
 class Metrics:
@@ -114,6 +115,10 @@ class Metrics:
             scalars = host.copy_(scalars, non_blocking=True)
         end = self.clock.mark()
         now = _Pending(step, lr, self.start, end, scalars, tuple(result.extras), self._memory(), sampled)
+        if sampled.step_ms is not None:
+            now.counted = False
+            if self.pending is not None:
+                self.pending.counted = False
         self.start = end
         self.flush()
         self.pending = now
@@ -128,9 +133,10 @@ class Metrics:
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        step_ms = pending.sampled.step_ms or self.clock.elapsed_ms(pending.start, pending.end)
+        elapsed_ms = self.clock.elapsed_ms(pending.start, pending.end)  # waits, so that the scalars are there
+        step_ms = pending.sampled.step_ms or elapsed_ms
         loss, norm, *extras = pending.scalars.tolist()
-        joules = self.energy.step_done(pending.step, step_ms, counted=pending.sampled.step_ms is None)
+        joules = self.energy.step_done(pending.step, step_ms, counted=pending.counted)
         by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
         values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
         values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -19,32 +18,25 @@ from train.distributed import Runtime
 from train.drawing import draw_mesh
 from train.energy import open_meter
 from train.metrics import Metrics, Sink
+from train.quantiles import median_interval, quantile
 from train.run_dir import environment, make_run_dir, work_hash, write_summary, write_work
 from train.strategies.base import resolve_degrees
 from train.world import World
 
 
 def spread(metrics: Metrics) -> dict[str, float]:
-    """How steady the measured steps were: percentiles of their time, and a 95 % interval of the median throughput."""
+    """How steady the measured steps were: percentiles of their time, and a 95 % interval of the median throughput,
+    which six steps give at the least."""
     times, speeds = metrics.measured("perf/step_ms"), metrics.measured("perf/tokens_per_s")
     low, high = median_interval(speeds)
-    return {
+    figures = {
         "measured_steps": len(times),
-        "perf/step_ms_p50": statistics.median(times),
-        "perf/step_ms_p95": sorted(times)[math.ceil(0.95 * len(times)) - 1],
+        "perf/step_ms_p50": quantile(times, 0.5),
+        "perf/step_ms_p95": quantile(times, 0.95),
         "perf/tokens_per_s_ci95_low": low,
         "perf/tokens_per_s_ci95_high": high,
     }
-
-
-def median_interval(values: list[float]) -> tuple[float, float]:
-    """Of the median, 95 %, by order statistics: the binomial's, which ask nothing of the values' distribution but that
-    they are independent. With fewer than six values, all of them."""
-    ordered, n = sorted(values), len(values)
-    tail, cumulative = -1, 0.0
-    while (cumulative := cumulative + math.comb(n, tail + 1) / 2**n) <= 0.025:
-        tail += 1
-    return ordered[max(tail, 0)], ordered[n - 1 - max(tail, 0)]
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")

@@ -42,7 +42,8 @@ def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
     path. Plain JSON values.
     """
     data = {name: value for name, value in dataclasses.asdict(config.data).items() if name != "path"}
-    train = {name: getattr(config.train, name) for name in ("seed", "seq_len", "global_batch_size", "steps")}
+    names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm")
+    train = {name: getattr(config.train, name) for name in names}
     values = {
         "model": dataclasses.asdict(config.model),
         "data": data | {"corpus_sha256": corpus_sha256},

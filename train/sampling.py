@@ -75,7 +75,7 @@ class Sampler:
         ledger = Ledger(self.mesh, named=recorded) if counted else None
         with self._recorded() if recorded else nullcontext(), ledger or nullcontext():
             yield
-        if ledger is not None and not (recorded and self.sent):
+        if ledger is not None:
             self.sent = ledger.values()
 
     @contextmanager
@@ -89,6 +89,8 @@ class Sampler:
 
         self.train_step.on_gradients = note_gradients
         self.recorder = Recorder(self.device, self.mesh)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()  # the tail of the step before is not this one's
         self.lab.barrier()
         try:
             with self.recorder:

@@ -5,13 +5,13 @@ What they mean and what they leave out: docs/reading-the-numbers.md.
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterable
 
+from train.quantiles import median_interval, quantile
+
 from .runs import Record, Run, number
 
-CONFIDENCE = 0.95
 STATE_KINDS = ("parameters", "gradients", "optimiser")
 TIME_PARTS = ("forward", "backward", "optimiser", "communication", "data", "other")
 MEMORY_KINDS = (*STATE_KINDS, "activations", "communication", "temporary", "untracked")
@@ -83,31 +83,6 @@ def last(of: list[float]) -> float | None:
 
 def largest(records: Iterable[Record], tag: str) -> float | None:
     return max(values(records, tag), default=None)
-
-
-def quantile(of: list[float], share: float) -> float | None:
-    """Linear between the two values nearest in rank, as numpy does; None of none."""
-    if not of:
-        return None
-    ordered, place = sorted(of), share * (len(of) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
-
-
-def median_interval(of: list[float]) -> tuple[float | None, float | None]:
-    """At least 95 % confidence for the median, whatever the distribution: two of the values, by the binomial.
-
-    The k-th value from either end: the median lies beyond them with probability 2 P(Bin(n, 1/2) <= k - 1), and k is the
-    largest that keeps it under 5 %. Fewer than 6 values cannot give 95 %: (None, None).
-    """
-    n, k, tail = len(of), 0, 0.0
-    while (tail := tail + math.comb(n, k) * 0.5**n) <= (1 - CONFIDENCE) / 2:
-        k += 1
-    if k == 0:
-        return None, None
-    ordered = sorted(of)
-    return ordered[k - 1], ordered[n - k]
 
 
 def time_parts(run: Run) -> dict[str, float]:

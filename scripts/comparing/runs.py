@@ -114,7 +114,9 @@ def _expand(path: Path, depth: int) -> list[Path]:
         return [path]
     if depth == 0 or not path.is_dir():
         return []
-    below = [run for child in sorted(path.iterdir()) for run in _expand(child, depth - 1)]
+    # a sweep's probes are short runs that looked for a batch size
+    children = [child for child in sorted(path.iterdir()) if child.name != "probes"]
+    below = [run for child in children for run in _expand(child, depth - 1)]
     return below + _runs_named(path)
 
 

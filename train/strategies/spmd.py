@@ -43,7 +43,7 @@ class Spmd(Strategy):
     bucket_mb: float = number(25.0, gt=0)  # dp_replicate: DDP's gradient buckets, MiB
     comm_hook: str = "none"  # dp_replicate: none | fp16 | bf16 | powersgd: gradients lossily compressed on the wire
     powersgd_rank: int = number(4, ge=1)  # of the factors that a matrix's gradient is sent as
-    powersgd_start_step: int = number(10, ge=2)  # steps before it that are not compressed; at least 2
+    powersgd_start_step: int = number(5, ge=2)  # steps before it that are not compressed; at least 2
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
