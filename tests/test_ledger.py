@@ -98,7 +98,11 @@ def run_ledger(folder, size, configs):
     return run_world(folder, jobs, size=size, runtime=cpu, timeout_s=120, worker="tests.ledger_worker")
 
 
-NAMES = [name(size, config) for size, configs in CONFIGS.items() for config in configs]
+NAMES = [
+    pytest.param(name(size, config), id=name(size, config), marks=[pytest.mark.slow] if size > 2 else [])
+    for size, configs in CONFIGS.items()
+    for config in configs
+]
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +120,7 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("config", NAMES, ids=NAMES)
+@pytest.mark.parametrize("config", NAMES)
 def test_a_step_sends_what_it_must(config, measured):
     results = measured(config)
     for rank, result in enumerate(results):
@@ -137,7 +141,7 @@ def over_experts_ranks(key, result, results):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("config", NAMES, ids=NAMES)
+@pytest.mark.parametrize("config", NAMES)
 def test_a_rank_holds_what_is_said(config, measured):
     for rank, result in enumerate(measured(config)):
         assert result["held"] == result["expected_held"], f"rank {rank}"
