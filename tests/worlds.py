@@ -8,7 +8,7 @@ from tests.rows import Row
 from train.prove import Job
 
 TIMEOUT_S = "runtime.timeout_s=150"  # of a collective
-# a four-dimensional mesh (replicas, shards, experts, tensor) takes DTensor minutes to plan, on two cores for eight ranks
+# DTensor plans an update on a mesh of four axes (replicas, shards, experts, tensor) for minutes: eight ranks, two cores
 SECONDS_PER_ROW = 600
 
 
