@@ -177,7 +177,7 @@ def test_deepspeeds_engines_send_what_is_said(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_drawn_configs_send_what_is_said():
     """One rank of each, in worlds of up to 64, on a process group that sends nothing (tests/fake_worker.py)."""
     configs, ranks = valid_configs(NUM_DRAWN, NATIVE, 64, 6), random.Random(SEED)
