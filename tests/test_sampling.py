@@ -177,7 +177,7 @@ def test_an_empty_recording_is_all_other():
 @pytest.mark.timeout(180)
 def test_a_run_logs_a_recorded_step(tmp_path):
     """Two ranks of a pipeline, recorded at the tenth step."""
-    words = ["strategy=pp", "model.num_layers=2", "train.steps=11", "train.eval_every=0", "metrics.trace=true"]
+    words = ["strategy=pp", "model.num_layers=2", "train.steps=12", "train.eval_every=0", "metrics.trace=true"]
     env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "launch.local", "nproc=2", *words, f"metrics.dir={tmp_path}"]
     run = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=150)
