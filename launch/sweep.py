@@ -46,6 +46,7 @@ PROBE = (
     "train.eval_batches=1",
     "metrics.warmup_steps=2",
     "metrics.tensorboard=false",
+    "metrics.profile_every=0",
 )
 MAX_ON_CPU = 64  # sequences
 GAIN = 1.03  # on a CPU, a larger micro batch must be faster by this

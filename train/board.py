@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from train.config import Config
 from train.plan import Plan
-from train.strategies.base import folded_ranks
 
 if TYPE_CHECKING:
     from train.metrics import Record
@@ -62,8 +61,7 @@ CHARTS = {
 def hparams(config: Config, world_size: int, device: str) -> Hparams:
     """The same keys for every strategy: degrees are 1, and the schedule "-", where a strategy has none."""
     plan, train = Plan(config, world_size), config.train
-    ep = plan.option("ep", None) or 1
-    degrees = plan.degrees | {"ep": folded_ranks(plan.degrees) if ep == -1 else ep}
+    degrees = plan.degrees | {"ep": plan.ep}
     return {
         "strategy": config.strategy.name,
         "layout": " ".join(f"{axis}{degree}" for axis, degree in degrees.items() if degree > 1) or "-",

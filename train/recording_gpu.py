@@ -69,7 +69,6 @@ def read_gpu(recording: Recording, timed: Timed, mesh: DeviceMesh | None) -> Non
             spanned = min(a for a, _ in intervals), max(b for _, b in intervals)
             recording.actions.append(Region(region.words, spanned))
     recording.phase_work = {name: union(intervals) for name, intervals in phases.items()}
-    recording.actions.sort(key=lambda r: r.interval)
 
 
 class _Axes(dict[str, str]):

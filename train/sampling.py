@@ -25,6 +25,7 @@ from train import breakdown, bubble, peak
 from train.config import Config
 from train.lab import LabGroup
 from train.ledger import Ledger, axis_size
+from train.plan import Plan
 from train.recording import Recorder, Recording
 from train.spans import length
 from train.strategies.base import TrainStep
@@ -147,10 +148,8 @@ class Sampler:
         return values
 
     def _pipeline(self, timelines: list[bubble.Timeline]) -> Record:
-        data_ranks = self.mesh["dp_replicate"].size() * self.mesh["dp_shard"].size()
-        train = self.config.train
-        num_microbatches = train.global_batch_size // (train.micro_batch_size * data_ranks)
-        order = self.config.strategy.order(self.mesh["pp"].size(), num_microbatches)
+        plan = Plan(self.config, self.lab.world.world_size)
+        order = self.config.strategy.order(plan.degrees["pp"], plan.num_microbatches)
         if order is None or not all(timelines):
             return {}
         values = {
