@@ -23,8 +23,9 @@ def table(request, tmp_path_factory):
         key = (row.size, rows is SLOW_ROWS)
         if key not in done:
             folder = tmp_path_factory.mktemp(f"world_{row.size}")
+            done[key] = {}  # of a world that is cut off by this row's clock: it does not start again for the next
             done[key] = prove(folder, [other for other in rows if other.size == row.size and other in selected])
-        return done[key][row.name]
+        return done[key].get(row.name, {"error": f"the world of {row.size} was cut off in an earlier row"})
 
     return results
 
@@ -73,5 +74,5 @@ def test_planted_bug_is_in_an_ordinary_row(row):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("row", SLOW_ROWS, ids=names)
-def test_compiled_strategy_equals_one_device(row, table):
+def test_product_or_option_equals_one_device(row, table):
     assert_green(table(row, SLOW_ROWS))

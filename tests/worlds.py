@@ -7,9 +7,8 @@ from launch.world import run_world
 from tests.rows import Row
 from train.prove import Job
 
-TIMEOUT_S = "runtime.timeout_s=150"  # of a collective
-# DTensor plans an update on a mesh of four axes (replicas, shards, experts, tensor) for minutes: eight ranks, two cores
-SECONDS_PER_ROW = 600
+TIMEOUT_S = "runtime.timeout_s=120"  # of a collective
+SECONDS_PER_ROW = 300
 
 
 def prove(folder: Path, rows: Sequence[Row], runtime: Sequence[str] = ()) -> dict[str, dict]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from train.config import LrSchedule, OptimConfig, Optimiser
+from train.gradients import local
 
 
 def decays(parameter: nn.Parameter) -> bool:
@@ -17,20 +19,53 @@ def decays(parameter: nn.Parameter) -> bool:
 
 
 def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over this rank's shards, in groups with and without weight decay."""
-    by_kind: dict[tuple[bool, Any], list[nn.Parameter]] = {}
-    for p in parameters.values():  # by mesh too: one fused update takes the DTensors of one mesh
-        by_kind.setdefault((decays(p), getattr(p, "device_mesh", None)), []).append(p)
+    """AdamW or SGD over plain tensors, in groups with and without weight decay."""
+    by_decay: dict[bool, list[nn.Parameter]] = {}
+    for p in parameters.values():
+        by_decay.setdefault(decays(p), []).append(p)
     groups: list[dict[str, Any]] = [
-        {"params": ps, "weight_decay": config.weight_decay if decay else 0.0} for (decay, _), ps in by_kind.items()
+        {"params": ps, "weight_decay": config.weight_decay if decay else 0.0} for decay, ps in by_decay.items()
     ]
-    if config.name is Optimiser.sgd:  # foreach: its fused kernel does not know DTensors (torch 2.13)
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, foreach=True)
+    kind: Any = torch.optim.AdamW
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.name is Optimiser.sgd:
+        kind, options = torch.optim.SGD, {"lr": config.lr, "momentum": config.momentum}
     try:
-        return torch.optim.AdamW(groups, fused=True, **options)
+        return kind(groups, fused=True, **options)
     except RuntimeError:  # no fused kernel for this device
-        return torch.optim.AdamW(groups, foreach=True, **options)
+        return kind(groups, foreach=True, **options)
+
+
+class ShardOptimiser:
+    """Updates this rank's shards in place, as the plain tensors that they are: both optimisers are elementwise.
+
+    Given DTensors instead, torch plans each fused update as an operator over the mesh: minutes in the first step on a
+    mesh of four axes (torch 2.13), and host time in every step.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], config: OptimConfig) -> None:
+        self.parameters = parameters
+        with torch.no_grad():
+            self.shards = {
+                name: nn.Parameter(local(p)) if isinstance(p, DTensor) else p for name, p in parameters.items()
+            }
+        self.inner = build_optimiser(self.shards, config)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> None:
+        """One update at this rate with the gradients that the parameters have, which are freed."""
+        for name, p in self.parameters.items():
+            shard = self.shards[name]
+            if isinstance(p, DTensor):
+                shard.data = local(p)  # FSDP may have moved it
+                if isinstance(p.grad, DTensor):
+                    assert p.grad.placements == p.placements, "a gradient is sharded as its parameter"
+                    shard.grad = local(p.grad)
+        set_lr(self.inner, lr)
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+        for p in self.parameters.values():
+            p.grad = None
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from train import gradients
 from train.balance import LoadBalance
 from train.model import IGNORE_INDEX, Transformer
-from train.optim import build_optimiser, set_lr
+from train.optim import ShardOptimiser
 from train.spans import span
 from train.state import ShardedState
 from train.strategies.base import BATCH_AXES, LOSS_AXES, StepResult
@@ -47,9 +47,9 @@ class Step:
         self.on_gradients: Callable[[], None] | None = None
         # taken now: while FSDP has a block gathered, they hide
         self.parameters = global_parameters(model, config.model)
-        self.optimiser = build_optimiser(self.parameters, config.optim)
+        self.optimiser = ShardOptimiser(self.parameters, config.optim)
         self.balance = LoadBalance(model, mesh, config)
-        self.state = ShardedState(self.parameters, self.optimiser, mesh["pp"].get_group(), config.model)
+        self.state = ShardedState(self.parameters, self.optimiser.inner, mesh["pp"].get_group(), config.model)
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
         """tokens, targets: this rank's rows [B, T] of the global batch; peers in pp, cp and tp get the same rows."""
@@ -74,9 +74,7 @@ class Step:
         norm = gradients.global_norm(counted, self.mesh["pp"].get_group(), self.model.rope.device)
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
-        set_lr(self.optimiser, lr)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.step(lr)
         return norm
 
     @torch.no_grad()
