@@ -39,6 +39,8 @@ def main() -> None:
         config, _, _ = cli.parse(cli.parser("python -m launch.explain [nproc=N]", __doc__ or ""), argv)
     plan, found = Plan(config, nproc), problems(config, nproc)
     print(f"strategy {config.strategy.name} on {nproc} process(es), model {config.model.name}")
+    if lossy := config.strategy.lossy():
+        print(f"\n{lossy}")
     if differs := config.strategy.differs():
         print("\nexpected to differ from one device\n" + "\n".join(f"  {name}: {why}" for name, why in differs.items()))
     if math.prod(plan.degrees.values()) == nproc:

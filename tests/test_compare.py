@@ -99,8 +99,29 @@ def test_a_sweep_of_other_batches_is_compared_by_speed_alone(tmp_path):
     (sweep / "points.json").write_text(json.dumps({"fairness": "micro", "points": []}))
     for paths in ([tmp_path], sorted(sweep.glob("*-ws2-*"))):
         (group,) = groups_of(find_runs(paths))
-        assert group.heading == "different batch: speed only"
+        assert group.heading == "different batch: speed only (sweep-1, batch=micro)"
         assert [row.equal for row in group.rows] == ["-", "-"]
+
+
+def test_sweeps_of_other_batches_stand_apart_from_each_other(tmp_path):
+    for name, fairness in (("sweep-1", "micro"), ("sweep-2", "best")):
+        (tmp_path / name).mkdir()
+        runs = [make_run(tmp_path, f"{strategy}{name[-1]}") for strategy in ("dp", "tp")]
+        points = [{"label": run.name, "run_dir": f"runs/{run.name}"} for run in runs]
+        (tmp_path / name / "points.json").write_text(json.dumps({"fairness": fairness, "points": points}))
+    groups = groups_of(find_runs([tmp_path]))
+    assert sorted(group.heading.split(": ")[1] for group in groups) == [
+        "speed only (sweep-1, batch=micro)",
+        "speed only (sweep-2, batch=best)",
+    ]
+
+
+def test_the_reference_is_a_run_that_must_be_equal(tmp_path):
+    make_run(tmp_path, "dp", off=0.05, lossy="strategy.comm_hook=powersgd loses digits")
+    make_run(tmp_path, "tp")
+    rows = by_label(tmp_path)
+    assert rows["tp"].equal == "reference"
+    assert rows["dp"].equal.endswith("as it may: strategy.comm_hook=powersgd loses digits") and rows["dp"].good
 
 
 def test_runs_that_a_sweep_names_belong_to_it_wherever_they_are(tmp_path):

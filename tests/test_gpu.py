@@ -33,14 +33,10 @@ DEGREE_ONE = (
     ("3d", "strategy.pp=1", "strategy.tp=1"),
 )
 MOE = ("model=moe_tiny", "model.balance=bias")
-LOSSY = {"strategy.comm_hook=bf16": 2e-2}
 
 
 def rows(size: int, strategies: tuple[tuple[str, ...], ...], options: tuple[str, ...]) -> list[Row]:
-    return [
-        Row(size, (f"strategy={name}", *more), options, bound=next((LOSSY[o] for o in more if o in LOSSY), None))
-        for name, *more in strategies
-    ]
+    return [Row(size, (f"strategy={name}", *more), options) for name, *more in strategies]
 
 
 ALONE = [

@@ -11,12 +11,9 @@ from pathlib import Path
 import pytest
 
 from launch.grid import check_all, expand
-from launch.sweep import best_micro_batch, main
-from launch.torchrun import last_words
+from launch.sweep import main
 from train import cli
-from train.plan import Plan
-from train.problems import BadInput
-from train.run_dir import work_hash, write_work
+from train.prove import configured
 
 REPO = Path(__file__).resolve().parent.parent
 TINY = ["train.steps=2", "model.num_layers=2", "train.eval_every=0", "train.eval_batches=1", "train.seq_len=32"]
@@ -54,28 +51,6 @@ def state():
 
 def statuses():
     return {point["label"]: point["status"] for point in state()["points"]}
-
-
-def config_of(*words):
-    return cli.parse(cli.parser("test", ""), [*words])[0]
-
-
-@pytest.mark.timeout(60)
-def test_grid_follows_hydras_grammar():
-    points = expand(["strategy=dp,tp", "model=tiny", "train.micro_batch_size=range(1,3)", "nproc=2,4"])
-    assert len(points) == 8
-    assert points[0].label == "dp train.micro_batch_size=1 nproc=2"
-    assert points[0].overrides == ("strategy=dp", "model=tiny", "train.micro_batch_size=1")
-    assert [point.nproc for point in points[:2]] == [2, 4]
-    (one,) = expand(["strategy=pp", "strategy.layers_per_stage=[3,3,2]", "data.path='a,b'"])
-    assert one.overrides == ("strategy=pp", "strategy.layers_per_stage=[3,3,2]", "data.path='a,b'")
-    assert (one.label, one.nproc) == ("pp", 1)
-    lists = expand(["strategy.layers_per_stage=[3,5],[4,4]"])
-    assert [point.overrides[0] for point in lists] == [f"strategy.layers_per_stage={x}" for x in ("[3,5]", "[4,4]")]
-    assert len(expand(["strategy=dp,dp"])) == 1
-    for word in ("strategy=dp,", "train.steps=interval(1,2)", "strategy=glob(*)", "nproc=0,2", "nproc=two"):
-        with pytest.raises(BadInput, match=word.split("=")[0]):
-            expand([word])
 
 
 @pytest.mark.timeout(120)
@@ -181,29 +156,10 @@ def test_fixed_micro_batch_scales_the_global_one():
     assert {one.plan.config.train.micro_batch_size for one in checked} == {2}
     assert not any(one.problems for one in checked)
     assert [one.point.overrides[-1] for one in checked] == [f"train.global_batch_size={n}" for n in (32, 8, 16)]
-    assert config_of(*checked[1].point.overrides).train.global_batch_size == 8, "the later word is the one that counts"
+    assert configured(checked[1].point.overrides).train.global_batch_size == 8, "the later word is the one that counts"
     start = Fake()
     assert main([*words, "batch=micro"], start) == 0
     assert state()["fairness"] == "micro"
-
-
-@pytest.mark.timeout(60)
-def test_search_for_the_best_micro_batch():
-    tried = []
-
-    def machine(speeds):
-        tried.clear()
-        return lambda size: (tried.append(size), speeds.get(size))[1]
-
-    fits = {1: 10.0, 2: 20.0, 4: 19.0, 8: 18.0}
-    assert best_micro_batch(machine(fits), 1, None, until_slower=False) == 8
-    assert tried == [1, 2, 4, 8, 16], "a GPU: until it no longer runs"
-    assert best_micro_batch(machine(fits), 1, 4, until_slower=False) == 4
-    assert best_micro_batch(machine(fits), 1, 64, until_slower=True) == 2
-    assert tried == [1, 2, 4], "a CPU: until it is no longer faster"
-    assert best_micro_batch(machine({2: 100.0, 4: 102.9}), 2, 64, until_slower=True) == 2
-    assert best_micro_batch(machine({2: 100.0, 4: 103.1}), 2, 64, until_slower=True) == 4
-    assert best_micro_batch(machine({}), 2, 64, until_slower=True) is None
 
 
 @pytest.mark.timeout(120)
@@ -221,58 +177,16 @@ def test_best_micro_batch_is_run_and_its_measurements_kept(capsys):
     # 8 rows of 2 ranks and 2 each: 2 microbatches, as before
     assert dp["chosen"] == ["train.micro_batch_size=8", "train.global_batch_size=32"]
     assert (tp["status"], tp["chosen"]) == ("failed", [])
-    final = config_of(*start.started[4][0])
+    final = configured(start.started[4][0])
     assert (final.train.micro_batch_size, final.train.global_batch_size, final.train.steps) == (8, 32, 100)
     assert final.metrics.dir == "runs"
-    probe = config_of(*start.started[0][0])
+    probe = configured(start.started[0][0])
     assert probe.train.steps < 10
     assert Path(probe.metrics.dir).parent.name.startswith("sweep-")
     before = len(start.started)
     assert main(words, start) == 1
     assert len(start.started) == before + 1, "only what did not run is tried again"
     assert "why it failed" in capsys.readouterr().out
-
-
-@pytest.mark.timeout(120)
-def test_work_is_what_decides_the_numbers(tmp_path):
-    plan, text = Plan(config_of(), 1), tmp_path / "text"
-    first = work_hash(plan.config, "a" * 64)
-    same = (
-        "train.micro_batch_size=1", "compile.enabled=true", "metrics.dir=x", "runtime.device=cpu",
-        "train.activation_checkpointing=full", "train.eval_every=3", f"data.path={text}",
-    )  # fmt: skip
-    other = (
-        "model.num_layers=2", "data.source=text", "data.validation_fraction=0.2", "optim.lr=0.5", "optim.name=sgd",
-        "precision=float64", "train.seed=1", "train.seq_len=64", "train.global_batch_size=16", "train.steps=3",
-    )  # fmt: skip
-    assert len(first) == 8
-    assert {work_hash(plan.override(line).config, "a" * 64) for line in same} == {first}
-    assert work_hash(config_of("strategy=pp"), "a" * 64) == first
-    hashes = {work_hash(plan.override(line).config, "a" * 64) for line in other} | {work_hash(plan.config, "b" * 64)}
-    assert len(hashes - {first}) == len(other) + 1
-
-    write_work(tmp_path, plan.config, "a" * 64, {"tp": 2}, 2)
-    written = json.loads((tmp_path / "work.json").read_text())
-    assert written["work_hash"] == first
-    assert (written["strategy"], written["degrees"], written["world_size"]) == ("tp", {"tp": 2}, 2)
-    assert written["work"]["train"] == {
-        "seed": 1234,
-        "seq_len": 128,
-        "global_batch_size": 8,
-        "steps": 100,
-        "clip_norm": 1.0,
-    }
-
-
-@pytest.mark.timeout(60)
-def test_last_words_leave_out_torchruns_report(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("step 1\n" * 50 + "the reason\nW1123 10:00:00.1 7 site-packages/torch/distributed/elastic/x.py] y\n")
-    assert last_words(log)[-1] == "the reason"
-    log.write_text("a" * 300 + "\n\nthe reason\n")
-    assert last_words(log) == ["a" * 200 + " ...", "the reason"]
-    log.write_text("")
-    assert last_words(log) == ["(no output)"]
 
 
 def command(*words):

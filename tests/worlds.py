@@ -20,10 +20,7 @@ def prove(folder: Path, rows: Sequence[Row], runtime: Sequence[str] = ()) -> dic
     made = run_world(folder / "one", saves, size=1, runtime=runtime, timeout_s=SECONDS_PER_ROW, worker="tests.worker")
     if errors := [result["error"] for result in made.values() if "error" in result]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
-    jobs = [
-        Job(row.name, [*row.overrides, *runtime], reference=files[" ".join(row.reference)], bound=row.bound)
-        for row in rows
-    ]
+    jobs = [Job(row.name, [*row.overrides, *runtime], reference=files[" ".join(row.reference)]) for row in rows]
     return run_world(
         folder / "rows",
         jobs,

@@ -33,14 +33,12 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One config to run. `save`: keep its evidence in this file; else it is compared with the one in `reference`.
-    `bound`: the job's own, where a lossy technique has one."""
+    """One config to run. `save`: keep its evidence in this file; else it is compared with the one in `reference`."""
 
     name: str
     overrides: list[str]
     save: str = ""
     reference: str = ""
-    bound: float | None = None
 
 
 def run(job: Job, world: World, folder: Path) -> Result:
@@ -56,7 +54,8 @@ def run(job: Job, world: World, folder: Path) -> Result:
         torch.save(found, folder / job.save)
     else:
         reference = torch.load(folder / job.reference, weights_only=False)
-        bound = job.bound or BOUNDS[config.precision]
+        lossy = config.strategy.lossy()
+        bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
         verdicts = compare(found, reference, bound, config.strategy.differs())
         result["verdicts"] = [dataclasses.astuple(v) for v in verdicts]
     return result

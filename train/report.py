@@ -72,6 +72,7 @@ class Report:
             "corpus_sha256": corpus.sha256,
             "work_hash": work_hash(config, corpus.sha256),
             "differs": config.strategy.differs(),
+            "lossy": str(config.strategy.lossy() or ""),
             "energy_sensor": open_meter(runtime.device).note,
         }
         write_work(path, config, corpus.sha256, facts["degrees"], world.world_size)
@@ -97,6 +98,8 @@ class Report:
         )
         if facts["differs"]:
             print(f"expected to differ from one device in {', '.join(facts['differs'])}", flush=True)
+        if facts["lossy"]:
+            print(facts["lossy"], flush=True)
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline)
@@ -107,16 +110,11 @@ class Report:
             return
         from train.sinks import print_summary
 
-        last = metrics.history[-1]
         medians = {tag: statistics.median(values) for tag in SUMMARY_TAGS if (values := metrics.measured(tag))}
-        memory = {tag: value for tag, value in last.items() if tag.startswith("memory/")}
-        energy = {tag: value for tag, value in last.items() if tag.startswith(("energy/", "cost/"))}  # means so far
-        # money follows from a step's own speed
-        energy |= {tag: statistics.median(metrics.measured(tag)) for tag in energy if "usd" in tag}
-        peaks = {tag: max(r[tag] for r in metrics.history) for tag in memory if "peak" in tag}
+        held = self._held(metrics)
         summary = self.facts | {
             "steps": self.config.train.steps,
-            "train/loss": last["train/loss"],
+            "train/loss": metrics.history[-1]["train/loss"],
             "validation/loss": validation_loss,
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
@@ -125,22 +123,37 @@ class Report:
             **medians,
             **spread(metrics),
             **metrics.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
-            **(memory | peaks),
-            **energy,
+            **held,
         }
         write_summary(self.path, summary)
         for sink in self.sinks:
             sink.summary(summary)
         metrics.close()
+        print_summary(self._rows(summary, medians, held), then=f"tensorboard --logdir {self.config.metrics.dir}")
+
+    def _held(self, metrics: Metrics) -> dict[str, float]:
+        """Memory, at its peak where the tag is one, and energy and money."""
+        values = metrics.last("memory/", "energy/", "cost/")  # energy: means so far
+        for tag in values:
+            if tag.startswith("memory/") and "peak" in tag:
+                values[tag] = max(r[tag] for r in metrics.history)
+            elif "usd" in tag:  # follows from a step's own speed
+                values[tag] = statistics.median(metrics.measured(tag))
+        return values
+
+    def _rows(self, summary: dict[str, Any], medians: dict[str, float], held: dict[str, float]) -> dict[str, str]:
+        """What the terminal shows."""
         precise = 10 if self.config.precision.value == "float64" else 6
         rows = {
-            "training loss, last step": f"{last['train/loss']:.{precise}f}",
-            "validation loss": f"{validation_loss:.{precise}f}",
+            "training loss, last step": f"{summary['train/loss']:.{precise}f}",
+            "validation loss": f"{summary['validation/loss']:.{precise}f}",
         }
         if self.baseline is not None:
             rows["  of a byte-bigram model"] = f"{self.baseline:.{precise}f}"
         rows |= {tag: f"{value:,.1f}  (median)" for tag, value in medians.items()}
-        rows |= {f"{tag}, largest of the ranks": f"{value:.3f}" for tag, value in (memory | peaks).items()}
-        rows |= {tag: f"{value:,.4g}" for tag, value in energy.items()}
-        rows["start to first step, s"] = f"{self.first_step_s:.1f}"
-        print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")
+        for tag, value in held.items():
+            if tag.startswith("memory/"):
+                rows[f"{tag}, largest of the ranks"] = f"{value:.3f}"
+            else:
+                rows[tag] = f"{value:,.4g}"
+        return rows | {"start to first step, s": f"{self.first_step_s:.1f}"}

@@ -65,18 +65,20 @@ def groups_of(runs: list[Run]) -> list[Group]:
 
 
 def _gated(run: Run) -> bool:
-    return run.fairness not in ("micro", "best") and "work_hash" in run.facts
+    return not _speed_only(run) and "work_hash" in run.facts
+
+
+def _speed_only(run: Run) -> bool:
+    return run.fairness in ("micro", "best")
 
 
 def _key(run: Run) -> str:
-    if run.fairness in ("micro", "best"):
-        return f"speed only {run.path.parent}"
-    return str(run.facts.get("work_hash", ""))
+    return f"speed only, {run.sweep}" if _speed_only(run) else str(run.facts.get("work_hash", ""))
 
 
 def _heading(run: Run, first: Run) -> str:
-    if run.fairness in ("micro", "best"):
-        return "different batch: speed only"
+    if _speed_only(run) and run.sweep is not None:
+        return f"different batch: speed only ({run.sweep.name}, batch={run.fairness})"
     if "work_hash" not in run.facts:
         return "work unknown (no work.json): not known to be comparable, losses not compared"
     work_hash = run.facts["work_hash"]
@@ -95,9 +97,11 @@ def _short(value: Any) -> str:
 
 
 def judge(rows: Sequence[Row]) -> None:
-    """Set `equal`: each loss curve against the reference, which is `single` if there, else the first with a step."""
+    """Set `equal`: each loss curve against the reference: `single` if there, else the first with a step, and one that
+    is not expected to differ before one that is."""
     usable = [row for row in rows if row.run.steps] if len(rows) > 1 else []
-    reference = next((row for row in usable if row.run.strategy == "single"), usable[0] if usable else None)
+    usable.sort(key=lambda row: (bool(_reasons(row.run)), row.run.strategy != "single"))
+    reference = usable[0] if usable else None
     for row in rows:
         if row is reference:
             row.equal = "reference"
@@ -113,9 +117,15 @@ def _verdict(row: Row, reference: Row) -> tuple[str, bool]:
     bound = BOUNDS.get(row.run.precision, LOOSEST)
     if found <= bound:
         return (f"yes ({found:.1e})" if found else "yes (0)"), True
-    if why := row.run.facts.get("differs"):
+    if why := _reasons(row.run):
         return f"loss differs ({found:.1e}), as it may: {', '.join(why)}", True
     return f"loss differs ({found:.1e})", False
+
+
+def _reasons(run: Run) -> list[str]:
+    """Why the run's loss may differ from one device's, by its own word."""
+    lossy = run.facts.get("lossy")
+    return [*run.facts.get("differs", {}), *([lossy] if lossy else [])]
 
 
 def difference(run: Run, reference: Run, up_to: int | None = None) -> float | None:

@@ -30,7 +30,8 @@ class Run:
     steps: list[Record] = field(default_factory=list)  # lines with a training loss
     validations: list[Record] = field(default_factory=list)
     sample: dict[str, Any] = field(default_factory=dict)  # the last samples/step-N.json
-    fairness: str = "global"  # of the sweep it belongs to: global, micro or best
+    sweep: Path | None = None  # the folder of the sweep that it belongs to
+    fairness: str = "global"  # of that sweep: global, micro or best
     label: str = ""  # unique among the runs of one table
 
     @property
@@ -92,7 +93,7 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 def find_runs(paths: list[Path]) -> list[Run]:
     """Every run named, or below a folder named, once."""
     found = dict.fromkeys(run.resolve() for path in paths for run in _expand(path, DEEPEST))
-    return [read_run(path, _fairness(path)) for path in found]
+    return [read_run(path, _sweep(path)) for path in found]
 
 
 def points_without_run(paths: list[Path]) -> list[str]:
@@ -132,19 +133,19 @@ def _runs_named(sweep: Path) -> list[Path]:
     return [place for place in places if _is_run(place)]
 
 
-def _fairness(run: Path) -> str:
-    """What is held equal in the sweep that the run is of: it lies in its folder, or is named by one beside it."""
+def _sweep(run: Path) -> Path | None:
+    """The folder of the sweep that the run is of: it lies in it, or is named by one beside it."""
     if (run.parent / "points.json").exists():
-        return str(_json(run.parent / "points.json").get("fairness", "global"))
-    for points in sorted(run.parent.glob("*/points.json")):
-        if run in (named.resolve() for named in _runs_named(points.parent)):
-            return str(_json(points).get("fairness", "global"))
-    return "global"
+        return run.parent
+    beside = (points.parent for points in sorted(run.parent.glob("*/points.json")))
+    return next((sweep for sweep in beside if run in (named.resolve() for named in _runs_named(sweep))), None)
 
 
-def read_run(path: Path, fairness: str = "global") -> Run:
+def read_run(path: Path, sweep: Path | None = None) -> Run:
     """What stands in a run's directory; what is missing or half written is left out."""
-    run = Run(path, fairness=fairness, work=_json(path / "work.json"), summary=_json(path / "summary.json"))
+    run = Run(path, sweep=sweep, work=_json(path / "work.json"), summary=_json(path / "summary.json"))
+    if sweep is not None:
+        run.fairness = str(_json(sweep / "points.json").get("fairness", "global"))
     if (path / "config.yaml").exists():
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         run.config = flat(yaml.load((path / "config.yaml").read_text(), loader) or {})

@@ -13,14 +13,13 @@ class Row:
     """A config that must equal one device, on a world of `size` ranks.
 
     `strategy`: overrides of this row alone; `options`: overrides of the row and of its single-device reference.
-    `bug` names a planted bug; then the row must be red. `bound` is the row's own, where a lossy technique has one.
+    `bug` names a planted bug; then the row must be red.
     """
 
     size: int
     strategy: tuple[str, ...]
     options: tuple[str, ...] = ()
     bug: str | None = None
-    bound: float | None = None
 
     @property
     def name(self) -> str:
@@ -42,10 +41,9 @@ def row(
     *strategy: str,
     options: tuple[str, ...] = (F64,),
     bug: str | None = None,
-    bound: float | None = None,
 ) -> Row:
     """`row(2, "strategy=tp")`: float64 unless `options` says otherwise."""
-    return Row(size, tuple(strategy), options, bug, bound)
+    return Row(size, tuple(strategy), options, bug)
 
 
 def presets(*names: str, sizes: tuple[int, ...], single: int) -> list[Row]:

@@ -17,7 +17,7 @@ def comm_hook(plan: Plan) -> Finding | None:
 
 def hook_needs_ddp(plan: Plan) -> Finding | None:
     strategy = plan.config.strategy
-    if not isinstance(strategy, Spmd) or strategy.comm_hook not in COMM_HOOKS[1:] or strategy.uses_ddp():
+    if not isinstance(strategy, Spmd) or strategy.comm_hook not in [*COMM_HOOKS][1:] or strategy.uses_ddp():
         return None
     message = f"strategy.comm_hook={strategy.comm_hook} is DDP's, which strategy={strategy.name} does not use here"
     return Finding(message, ("strategy.comm_hook=none",))

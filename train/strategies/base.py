@@ -69,6 +69,18 @@ class Order:
     closed_form: float | None
 
 
+@dataclass(frozen=True)
+class Lossy:
+    """Gradients lose digits on the way. `bound`: of the errors that this makes in the proof; None: none is known."""
+
+    option: str
+    bound: float | None
+
+    def __str__(self) -> str:
+        within = f": within {self.bound:.0e} of one device" if self.bound else ""
+        return f"{self.option} loses digits of gradients on the way{within}"
+
+
 @dataclass
 class Strategy(ABC):
     """A parallel layout. Its fields are the keys under `strategy` in the config."""
@@ -87,6 +99,10 @@ class Strategy(ABC):
         What is not named here must be equal. Said wherever the strategy is explained, proven or run.
         """
         return {}
+
+    def lossy(self) -> Lossy | None:
+        """What is sent with fewer digits than it has: near one device's, not equal. None: nothing is."""
+        return None
 
     def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
         """Of a pipeline over so many ranks of `pp`; None without one."""

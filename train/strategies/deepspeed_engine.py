@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from train.distributed import own_device
 from train.model import IGNORE_INDEX, Transformer
 from train.optim import build_optimiser, set_lr
+from train.plan import Plan
 from train.spans import span
 from train.state import ShardedState, num_bytes
 from train.strategies.apply import apply_compile
@@ -115,9 +116,8 @@ class EngineStep:
         self.model, self.mesh, self.config = model, mesh, config
         self.on_gradients: Callable[[], None] | None = None
         self.deepspeed = load_deepspeed(own_device(mesh))
-        self.data_ranks = mesh[BATCH_AXES[0]].size() * mesh[BATCH_AXES[1]].size()
-        rows = config.train.global_batch_size // self.data_ranks
-        self.num_microbatches = rows // config.train.micro_batch_size
+        plan = Plan(config, mesh.size())
+        self.data_ranks, self.num_microbatches = plan.data_ranks, plan.num_microbatches
         self.gradient_bytes = 0
 
     def initialise(self, module: torch.nn.Module, mpu: object | None, **more: Any) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from train.fields import number
-from train.strategies.base import MESH_AXES, Strategy, TrainStep
+from train.strategies.base import MESH_AXES, Lossy, Strategy, TrainStep
 
 CP_METHODS = ("allgather", "ring", "ulysses")
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from train.model import Transformer
 
 
-COMM_HOOKS = ("none", "fp16", "bf16", "powersgd")
+# by what they keep: PowerSGD leaves out what later steps make up for, which no bound of one step says
+COMM_HOOKS = {"none": None, "fp16": 2e-3, "bf16": 2e-2, "powersgd": None}
 
 
 @dataclass
@@ -62,6 +63,10 @@ class Spmd(Strategy):
     def splits_backward(self) -> bool:
         """Whether gradients of weights are computed apart from gradients of inputs."""
         return False
+
+    def lossy(self) -> Lossy | None:
+        hook = self.comm_hook
+        return None if hook == "none" else Lossy(f"strategy.comm_hook={hook}", COMM_HOOKS.get(hook))
 
     def needed_backend(self) -> tuple[str, str] | None:
         return ("nccl", "async_tp") if self.async_tp else None

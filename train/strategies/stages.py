@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train.config import Config
 from train.model import Transformer, dtypes
+from train.plan import Plan
 from train.shapes import chunk
 from train.spans import span
 from train.step import Evaluate, ForwardBackward
 from train.strategies.apply import apply_techniques
-from train.strategies.base import BATCH_AXES
 from train.strategies.placement import ScheduleFacts, rank_of_stage
 from train.strategies.timetable import forward_ticks
 
@@ -117,8 +117,7 @@ def pipelined(stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config) -> t
     loss = stages.parts[last].loss if last in stages.parts else any_part.loss
     device, loss_dtype = any_part.rope.device, any_part.rope.dtype
     shapes = wires(config, mesh, any_part.compute_dtype)
-    data_ranks = mesh[BATCH_AXES[0]].size() * mesh[BATCH_AXES[1]].size()
-    num_microbatches = config.train.global_batch_size // (config.train.micro_batch_size * data_ranks)
+    num_microbatches = Plan(config, mesh.size()).num_microbatches
     weight = torch.ones((), dtype=loss_dtype, device=device)
 
     def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
