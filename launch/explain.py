@@ -23,7 +23,6 @@ from train.rules import batch
 from train.shapes import chunk, coordinates, element_sizes, ep_place, held, state_bytes, units, unknown_holdings
 from train.strategies.pipeline import Pipeline
 from train.strategies.timetable import draw_schedule
-from train.validate import validate
 from train.world import World
 
 MiB = 2**20
@@ -58,8 +57,8 @@ def main() -> None:
 
 
 def problems(config: Config, nproc: int) -> list[Problem]:
-    """Of the config and of the text that it trains on."""
-    found = validate(config, nproc)
+    """Of the config, of the packages that it needs and of the text that it trains on."""
+    found = cli.problems(config, nproc)
     if any(problem.rule.startswith("range of") for problem in found):
         return found  # no text is cut by such numbers
     try:

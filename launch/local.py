@@ -6,6 +6,7 @@ Nothing is started if the command line, the data or the machine cannot do what i
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ from train import cli
 from train.config import Config
 from train.data import load_corpus
 from train.exits import reported_once
-from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
+from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
 from train.world import World
 
 MAIN = Path(__file__).resolve().parent.parent / "train" / "main.py"
@@ -65,7 +66,12 @@ def take(argv: list[str], name: str, default: int | None) -> int | None:
 
 
 def check_machine(config: Config, nproc: int, port: int | None) -> None:
-    """Raise BadInput (exit code 3) for a device, backend or port that this machine does not give."""
+    """Raise BadInput (exit code 3) for a device, backend, port or folder that this machine does not give."""
+    folder = Path(config.metrics.dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        code = errno.EACCES if existing.is_dir() else errno.ENOTDIR
+        raise unusable(config.metrics.dir, OSError(code, os.strerror(code)))
     if port is not None:
         try:
             with socket.create_server(("127.0.0.1", port)):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.grid import Checked, Point
-from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
+from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
 
 WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"
 
@@ -124,7 +124,10 @@ class State:
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """The sweep's folder, for one process. Raises BadInput (exit code 3) if another runs this sweep."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(folder.parent, error) from error
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -66,8 +66,8 @@ def read(argv: list[str]) -> Task:
     given = [arg for arg in argv if arg.startswith("strategy=")]
     others = [arg for arg in argv if arg not in given]
     parsed, overrides = {}, {}
-    for name in given[-1].partition("=")[2].split(",") if given else [None]:
-        config, _, args = cli.parse(parser, [*([f"strategy={name}"] if name else []), *others])
+    for word in [f"strategy={name}" for name in given[-1].partition("=")[2].split(",")] if given else [None]:
+        config, _, args = cli.parse(parser, [*([word] if word else []), *others])
         parsed[config.strategy.name], overrides[config.strategy.name] = config, args.overrides
     for config in parsed.values():
         cli.check(config, nproc)
@@ -107,6 +107,9 @@ def report(plan: Plan, result: dict[str, Any]) -> bool:
         print(f"  {result.get('name')} could not be run:")
         print("\n".join(f"    {line}" for line in result["error"].strip().splitlines()))
         return False
+    lossy = plan.config.strategy.lossy()
+    if lossy:
+        print(f"  {lossy}")
     verdicts = [Verdict(*values) for values in result["verdicts"]]
     width = max(len(verdict.name) for verdict in verdicts)
     print(f"  {'':<14}{'worst':<{width}}  {'error':>8}  {'bound':>6}")
@@ -116,6 +119,8 @@ def report(plan: Plan, result: dict[str, Any]) -> bool:
     wrong = [v.column for v in verdicts if not v.ok]
     expected = [v.column for v in verdicts if v.ok and not v.equal]
     but = f" but for {', '.join(expected)}, as expected" if expected else ""
+    if lossy and lossy.bound is None:  # of steps before it starts
+        but += f"; what {lossy.option} leaves out is not in these few steps"
     print(f"  {'DIFFERS from one device in ' + ', '.join(wrong) if wrong else 'equals one device' + but}")
     return not wrong
 

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from tests import masks
 from train.config import Config, Optimiser
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, own_rows
+from train.lab import LabGroup
 from train.ledger import Ledger
 from train.model import Transformer, dtypes
 from train.strategies.base import MESH_AXES
+from train.world import World
 
 
 def powersgd(config: Config, runtime: Runtime) -> dict:
@@ -73,6 +76,29 @@ def dropout(config: Config, runtime: Runtime) -> dict:
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, own)
     return masks.facts(ranks, config.model.dropout) if dist.get_rank() == 0 else {}
+
+
+def waits(config: Config, runtime: Runtime) -> dict:
+    """The time-outs of all groups that there are once a strategy is built."""
+    mesh = build_mesh(config, runtime)
+    config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    LabGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
+    groups = list(distributed_c10d._world.pg_map)
+    waits = {group._get_backend(runtime.device).options._timeout.total_seconds() for group in groups}
+    return {"groups": len(groups), "waits": sorted(waits)}
+
+
+def evaluation(config: Config, runtime: Runtime) -> dict:
+    """The loss of one batch, evaluated again and again, with a step that changes nothing before each."""
+    mesh = build_mesh(config, runtime)
+    size = config.train.global_batch_size
+    step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    batch = load_corpus(config).batch(1, size, own_rows(mesh, size))
+    trained, evaluated = [], []
+    for _ in range(2):
+        trained.append(float(step(*batch, lr=0.0).loss))
+        evaluated.append(float(step.evaluate(*batch)[0]))
+    return {"trained": trained, "evaluated": evaluated}
 
 
 def autotp(config: Config, runtime: Runtime) -> dict:

@@ -49,6 +49,12 @@ COMMAND_LINES = {
     "data=text data.path={empty}": (2, "is empty", "with text in it"),
     "data=text data.path={short}": (2, "but train.seq_len=128 needs 129", "more data"),
     "data=tokens data.path={foreign}": (2, "contains token id 999, but model.vocab_size=256", "model.vocab_size=1000"),
+    "data=text data.path={same} data.ignore_token=97": (
+        2,
+        "every target of the training part",
+        "data.ignore_token or null",
+    ),
+    "metrics.dir={short}": (3, "short.txt cannot be written (Not a directory)", "metrics.dir=FOLDER"),
     "-m strategy=dp,tp": (2, "-m/--multirun", "one torchrun a run"),
     "--frobnicate": (2, "unrecognized arguments: --frobnicate", "--help"),
     "metrics.trackers=[pigeon]": (2, "pigeon", "--help"),
@@ -69,12 +75,14 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     (folder / "empty.txt").touch()
     (folder / "short.txt").write_text("too short")
+    (folder / "same.txt").write_text("a" * 5000)
     np.full(5000, 999, dtype="<u2").tofile(folder / "foreign.bin")
     taken = socket.create_server(("127.0.0.1", 0))
     with taken:
         yield {
             "empty": folder / "empty.txt",
             "short": folder / "short.txt",
+            "same": folder / "same.txt",
             "foreign": folder / "foreign.bin",
             "taken": taken.getsockname()[1],
         }
@@ -142,3 +150,28 @@ def test_divergence_stops_the_run_in_words(tmp_path):
     assert run.returncode == 1
     assert run.stderr.count("train.on_nonfinite=ignore") == 1
     assert "Traceback" not in run.stderr.split("ChildFailedError")[0].split("torch/distributed/elastic")[0]
+
+
+@pytest.mark.timeout(60)
+def test_a_bad_end_leaves_the_terminal_as_it_was(tmp_path):
+    """The progress bar is over, and the cursor back, before the message comes."""
+    main, own = os.openpty()
+    line = ["strategy=single", "optim=sgd", "optim.lr=1e30", "train.steps=9", "model.num_layers=1"]
+    command = [sys.executable, str(REPO / "train" / "main.py"), *line]
+    run = subprocess.Popen(command, cwd=tmp_path, env=ENV | {"TERM": "xterm"}, stdout=own, stderr=own)
+    os.close(own)
+    seen = b""
+    while chunk := read_from(main):
+        seen += chunk
+    assert run.wait(timeout=10) == 1
+    assert b"\x1b[?25l" in seen, "the cursor is hidden while the bar moves"
+    shown = seen.rindex(b"\x1b[?25h")
+    assert b"\x1b[?25l" not in seen[shown:]
+    assert seen[shown:].count(b"train.on_nonfinite=ignore") == 1 and b"Traceback" not in seen
+
+
+def read_from(terminal):
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux says so where the other end is closed
+        return b""

@@ -117,11 +117,23 @@ def test_sweeps_of_other_batches_stand_apart_from_each_other(tmp_path):
 
 
 def test_the_reference_is_a_run_that_must_be_equal(tmp_path):
-    make_run(tmp_path, "dp", off=0.05, lossy="strategy.comm_hook=powersgd loses digits")
+    make_run(tmp_path, "dp", off=0.05, lossy={"says": "powersgd loses digits", "bound": None})
     make_run(tmp_path, "tp")
     rows = by_label(tmp_path)
     assert rows["tp"].equal == "reference"
-    assert rows["dp"].equal.endswith("as it may: strategy.comm_hook=powersgd loses digits") and rows["dp"].good
+    assert rows["dp"].equal.endswith("as it may: powersgd loses digits") and rows["dp"].good
+
+
+def test_a_lossy_run_is_held_to_its_bound(tmp_path):
+    lossy = {"says": "fp16 loses digits", "bound": 2e-3}
+    make_run(tmp_path, "tp")
+    make_run(tmp_path, "dp", off=0.006, lossy=lossy)
+    make_run(tmp_path, "fsdp", off=0.05, lossy=lossy)
+    make_run(tmp_path, "hsdp", off=float("nan"), lossy=lossy | {"bound": None})
+    rows = by_label(tmp_path)
+    assert rows["dp"].equal.startswith("yes (1.6e-03)")
+    assert rows["fsdp"].equal == "loss differs (1.3e-02)" and not rows["fsdp"].good
+    assert rows["hsdp"].equal == "loss differs (inf)" and not rows["hsdp"].good
 
 
 def test_runs_that_a_sweep_names_belong_to_it_wherever_they_are(tmp_path):

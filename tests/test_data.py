@@ -1,6 +1,9 @@
 """Batches are pure functions of (seed, step), ranks' rows tile them, and files are read as they are."""
 
+import errno
 import hashlib
+import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +24,29 @@ def test_python_docs_is_english_text():
     text = docs.training.tobytes().decode()
     assert 400_000 < len(docs.training) + len(docs.validation) < 700_000
     assert "The following" in text
+
+
+def test_bigram_is_judged_on_the_tokens_that_the_loss_is(tmp_path):
+    (tmp_path / "text").write_text("aaab" * 40_000)  # after an a: another one, two times in three
+    path = ("data=text", f"data.path={tmp_path / 'text'}")
+    assert corpus(*path, "data.ignore_token=97").bigram_loss(8) == pytest.approx(math.log(3), abs=0.01)
+    mean = (math.log(3) + 2 * math.log(3 / 2)) / 4  # and after a b always an a
+    assert corpus(*path).bigram_loss(8) == pytest.approx(mean, abs=0.01)
+
+
+def test_every_file_of_a_folder_must_be_readable(tmp_path, monkeypatch):
+    (tmp_path / "1.txt").write_text("text " * 1000)
+    (tmp_path / "2.txt").write_text("more " * 1000)
+    read = Path.read_bytes
+
+    def refused(path):
+        if path.name == "2.txt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)  # root may read everything
+    with pytest.raises(BadInput, match=r"in it \S+2.txt, cannot be read \(Permission denied\): use readable files"):
+        corpus("data=text", f"data.path={tmp_path}")
 
 
 def test_python_source_is_large():

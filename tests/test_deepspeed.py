@@ -102,6 +102,18 @@ def test_autotp_sends_what_is_said_and_replicas_stay_equal(checkpointing, per_la
     assert result["cut"] == 4 * 7
 
 
+@needs_deepspeed
+@pytest.mark.timeout(200)
+def test_dropout_is_for_training_alone(tmp_path):
+    engines = ["ds_zero1", "ds_pp", "ds_autotp"]
+    jobs = [Job(f"CHECK:evaluation {name}", [*BASE, F32, "model.dropout=0.5", f"strategy={name}"]) for name in engines]
+    found = run_world(tmp_path, jobs, size=2, timeout_s=100, worker="tests.worker")
+    for job in jobs:
+        assert "error" not in found[job.name], found[job.name]["error"]
+        (first, second), (one, other) = found[job.name]["trained"], found[job.name]["evaluated"]
+        assert one == other and abs(first - second) > 1e-3, job.name
+
+
 @pytest.mark.parametrize("name", ["ds_zero1", "ds_pp", "ds_autotp"])
 def test_missing_package_is_one_line(name, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -71,6 +71,7 @@ def test_work_is_what_decides_the_numbers(tmp_path):
     write_work(tmp_path, plan.config, "a" * 64, {"tp": 2}, 2)
     written = json.loads((tmp_path / "work.json").read_text())
     assert written["work_hash"] == first
+    assert (written["differs"], written["lossy"]) == ({}, None)
     assert (written["strategy"], written["degrees"], written["world_size"]) == ("tp", {"tp": 2}, 2)
     assert written["work"]["train"] == {
         "seed": 1234,

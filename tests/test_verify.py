@@ -30,6 +30,13 @@ def test_several_strategies_in_one_world_equal_one_device():
     assert all(float(row[2 if row[0] != "adamw_loss" else 3]) <= 1e-9 for row in rows)
 
 
+def test_what_a_lossy_option_leaves_out_is_said():
+    run = verify("nproc=2", "strategy=dp", "strategy.comm_hook=powersgd", *SMALL)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "  strategy.comm_hook=powersgd loses digits of gradients on the way\n" in run.stdout
+    assert "equals one device; what strategy.comm_hook=powersgd leaves out is not in these few steps" in run.stdout
+
+
 def test_a_wrong_strategy_differs():
     run = verify("nproc=2", "strategy=dp", *SMALL, bad_worker="wrong")
     assert run.returncode == 1, run.stdout + run.stderr
@@ -57,6 +64,7 @@ def test_a_lost_rank_ends_the_command(kind, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        ("nproc=2 strategy=dp,", "strategy= names no preset"),
         ("nproc=2 strategy=dp,foo", "strategy=foo names no preset"),
         ("nproc=4 strategy=dp,tp model.num_kv_heads=2", "model.num_kv_heads=2 is not divisible by strategy.tp=4"),
         ("nproc=2 strategy=single", "strategy=single runs on 1 process"),

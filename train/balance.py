@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from train.config import Config
+from train.distributed import sum_over
 from train.model import Transformer
 from train.moe import Router, routers
 from train.strategies.base import BATCH_AXES
@@ -61,13 +62,6 @@ class LoadBalance:
         for layer, router in self.routers.items():
             totals[layer] = torch.cat((router.num_chosen.double(), router.sums.double()))
         return sum_over(totals, self.mesh, "pp", *TOKEN_AXES)
-
-
-def sum_over(x: Tensor, mesh: DeviceMesh, *axes: str) -> Tensor:
-    for axis in axes:
-        if mesh[axis].size() > 1:
-            dist.all_reduce(x, group=mesh[axis].get_group())
-    return x
 
 
 class RoutingRecord:

@@ -74,16 +74,21 @@ def parse(
 
 
 def check(config: Config, world_size: int) -> None:
-    """Raise BadInput with every rule that the config breaks, and every optional package that it needs in vain."""
-    problems = validate(config, world_size)
+    """Raise BadInput if there are any `problems`."""
+    if found := problems(config, world_size):
+        raise BadInput(*found)
+
+
+def problems(config: Config, world_size: int) -> list[Problem]:
+    """Every rule that the config breaks, and every optional package that it needs in vain."""
+    found = validate(config, world_size)
     needed = {} if config.strategy.extra is None else {f"strategy={config.strategy.name}": config.strategy.extra}
     needed |= {f"metrics.trackers=[{tracker.value}]": tracker.value for tracker in config.metrics.trackers}
     for setting, extra in needed.items():
         if importlib.util.find_spec(extra) is None:
             message, fix = f"{setting} needs {extra}, which is not installed", f'pip install "strategy-lab[{extra}]"'
-            problems.append(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
-    if problems:
-        raise BadInput(*problems)
+            found.append(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
+    return found
 
 
 def options(group: str) -> list[str]:

@@ -59,8 +59,22 @@ class Corpus:
         previous, following = self.training[:-1].astype(np.int64), self.training[1:]
         counts = np.bincount(previous * 256 + following, minlength=256 * 256).reshape(256, 256) + 1.0
         log_p = np.log(counts / counts.sum(1, keepdims=True))
-        windows = self.validation[self._validation_starts(count)[:, None] + np.arange(self.seq_len + 1)]
-        return float(-log_p[windows[:, :-1], windows[:, 1:]].mean())
+        windows = self._validation_windows(count)
+        losses = -log_p[windows[:, :-1], windows[:, 1:]]
+        return float(losses[windows[:, 1:] != self.ignore_token].mean())
+
+    def without_targets(self, count: int) -> str:
+        """The part, or of the `count` validation windows all, in which no target carries loss; empty if none."""
+        if self.ignore_token is None:
+            return ""
+        if not (self.training[1:] != self.ignore_token).any():
+            return "the training part"
+        if not (self._validation_windows(count)[:, 1:] != self.ignore_token).any():
+            return "the validation windows"
+        return ""
+
+    def _validation_windows(self, count: int) -> np.ndarray:
+        return self.validation[self._validation_starts(count)[:, None] + np.arange(self.seq_len + 1)]
 
     def _validation_starts(self, count: int) -> np.ndarray:
         return np.linspace(0, len(self.validation) - self.seq_len - 1, count).astype(np.int64)
@@ -102,7 +116,7 @@ def load_corpus(config: Config) -> Corpus:
                 (f"model.vocab_size={largest + 1}",),
             )
         )
-    return Corpus(
+    corpus = Corpus(
         training=tokens[: len(tokens) - held_out],
         validation=tokens[len(tokens) - held_out :],
         seed=config.train.seed,
@@ -110,6 +124,16 @@ def load_corpus(config: Config) -> Corpus:
         ignore_token=config.data.ignore_token,
         is_bytes=config.data.source not in (DataSource.tokens, DataSource.synthetic),
     )
+    if empty := corpus.without_targets(config.train.eval_batches * config.train.global_batch_size):
+        raise BadInput(
+            Problem(
+                "targets",
+                f"every target of {empty} of {source} is data.ignore_token={config.data.ignore_token}: no loss",
+                "use another data.ignore_token or null, or more data",
+                ("data.ignore_token=null",),
+            )
+        )
+    return corpus
 
 
 def _read(config: Config) -> np.ndarray:
@@ -132,8 +156,11 @@ def _read(config: Config) -> np.ndarray:
                 Problem("uint16_file", f"data.path={path} has an odd number of bytes", "data=tokens reads uint16 ids")
             )
         return np.memmap(path, dtype="<u2", mode="r")
-    files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
-    return _bytes(p.read_bytes() for p in files)
+    try:
+        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        return _bytes(p.read_bytes() for p in files)
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _bytes(parts: Iterable[bytes]) -> np.ndarray:
@@ -145,17 +172,21 @@ def _checked_path(config: Config) -> Path:
     if path is None:
         raise BadInput(Problem("data_path", f"data={source} needs a path", "use data.path=FILE"))
     found = Path(path)
-    if not found.exists():
-        raise BadInput(Problem("data_path", f"data.path={path} does not exist", "use the path of a file that does"))
+    try:
+        if not found.exists():
+            raise BadInput(Problem("data_path", f"data.path={path} does not exist", "use the path of a file that does"))
+        empty = found.stat().st_size == 0 if found.is_file() else not any(p.is_file() for p in found.rglob("*"))
+        if found.is_file():
+            found.open("rb").close()
+    except OSError as error:
+        raise _unreadable(found, error) from error
     if found.is_dir() and config.data.source is DataSource.tokens:
         raise BadInput(Problem("data_path", f"data.path={path} is a folder", "data=tokens reads one file"))
-    empty = found.stat().st_size == 0 if found.is_file() else not any(p.is_file() for p in found.rglob("*"))
     if empty:
         raise BadInput(Problem("data_path", f"data.path={path} is empty", "use a file with text in it"))
-    try:
-        next(p for p in [found, *found.rglob("*")] if p.is_file()).open("rb").close()
-    except OSError as error:
-        raise BadInput(
-            Problem("data_path", f"data.path={path} cannot be read ({error.strerror})", "use a readable file")
-        ) from error
     return found
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    what = path if error.filename in (None, str(path)) else f"{path}, in it {error.filename},"
+    return BadInput(Problem("data_path", f"data.path={what} cannot be read ({error.strerror})", "use readable files"))

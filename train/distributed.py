@@ -11,9 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from train.config import Config, RuntimeConfig
+from train.model import IGNORE_INDEX
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.strategies.base import BATCH_AXES, MESH_AXES, Strategy, resolve_degrees
 from train.world import World
@@ -106,11 +109,28 @@ def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.
     options: dict[str, Any] = (
         {} if store is None else {"store": store, "rank": world.rank, "world_size": world.world_size}
     )
-    dist.init_process_group(runtime.backend, timeout=timedelta(seconds=timeout_s), **options)
+    timeout = timedelta(seconds=timeout_s)
+    with default_timeout(timeout):
+        dist.init_process_group(runtime.backend, timeout=timeout, **options)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def default_timeout(timeout: timedelta) -> Iterator[None]:
+    """Whoever makes a group (meshes, DeepSpeed) and does not say how long to wait in it gets this, not torch's 10 or 30
+    minutes. By private variables of torch (2.11 to 2.13), as a mesh cannot be told."""
+    names = ("default_pg_timeout", "default_pg_nccl_timeout")
+    before = {name: getattr(distributed_c10d, name) for name in names}
+    for name in names:
+        setattr(distributed_c10d, name, timeout)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        for name, value in before.items():
+            setattr(distributed_c10d, name, value)
 
 
 def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
@@ -140,6 +160,19 @@ def own_rows(mesh: DeviceMesh, global_batch_size: int) -> slice:
         count *= mesh[axis].size()
     rows = global_batch_size // count
     return slice(index * rows, (index + 1) * rows)
+
+
+def sum_over(x: Tensor, mesh: DeviceMesh, *axes: str) -> Tensor:
+    """`x` summed in place over each axis in turn."""
+    for axis in axes:
+        if mesh[axis].size() > 1:
+            dist.all_reduce(x, group=mesh[axis].get_group())
+    return x
+
+
+def count_valid(targets: Tensor, mesh: DeviceMesh) -> Tensor:
+    """How many targets of the global batch carry loss, from this rank's rows of it."""
+    return sum_over((targets != IGNORE_INDEX).sum(), mesh, *BATCH_AXES)
 
 
 def make_deterministic() -> None:

@@ -24,8 +24,6 @@ WORK = {
     "B": ("#d9863d", "backward"),
     "I": ("#d9863d", "backward to inputs"),
     "W": ("#8c6bb1", "backward to weights"),
-    "forward": ("#4878a8", "forward"),
-    "backward": ("#d9863d", "backward"),
     "optimiser": ("#5a9e6f", "optimiser"),
 }
 MEMORY = {

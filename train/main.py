@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -42,6 +43,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
     with (
         process_group(runtime, world, config.runtime.timeout_s),
         explained(config, runtime.device, world.rank) as watched,
+        ExitStack() as opened,  # closed on error too: a message stands below no progress bar
     ):
         mesh = build_mesh(config, runtime)
         model = Transformer(config.model, **dtypes(config.precision))
@@ -52,7 +54,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
         lab = LabGroup(world)
         watched.run = Path(lab.share(str(report.path)))
         sampler = Sampler(config, mesh, runtime.device, train_step, lab, watched.run)
-        metrics = Metrics(config, lab, runtime.device, train_step, report.sinks)
+        metrics = opened.enter_context(closing(Metrics(config, lab, runtime.device, train_step, report.sinks)))
 
         def evaluate(step: int) -> float:
             metrics.flush()

@@ -58,8 +58,8 @@ class ShardOptimiser:
             shard = self.shards[name]
             if isinstance(p, DTensor):
                 shard.data = local(p)  # FSDP may have moved it
-                if isinstance(p.grad, DTensor):
-                    assert p.grad.placements == p.placements, "a gradient is sharded as its parameter"
+                if p.grad is not None:
+                    assert isinstance(p.grad, DTensor) and p.grad.placements == p.placements, "not as its parameter"
                     shard.grad = local(p.grad)
         set_lr(self.inner, lr)
         self.inner.step()

@@ -20,6 +20,12 @@ class Problem:
         return f"{self.message}: {self.fix}"
 
 
+def unusable(folder: object, error: OSError) -> BadInput:
+    """For where runs are written."""
+    message = f"metrics.dir={folder} cannot be written ({error.strerror})"
+    return BadInput(Problem("metrics_dir", message, "use metrics.dir=FOLDER that can", exit_code=EXIT_ENVIRONMENT))
+
+
 class Reported(Exception):
     """An end of the run that is told in words, never as a traceback, once and not once a rank."""
 

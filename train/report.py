@@ -19,7 +19,7 @@ from train.drawing import draw_mesh
 from train.energy import open_meter
 from train.metrics import Metrics, Sink
 from train.quantiles import median_interval, quantile
-from train.run_dir import environment, make_run_dir, work_hash, write_summary, write_work
+from train.run_dir import environment, expected, make_run_dir, work_hash, write_summary, write_work
 from train.strategies.base import resolve_degrees
 from train.world import World
 
@@ -71,8 +71,7 @@ class Report:
             **environment(runtime.device, runtime.backend, world.world_size),
             "corpus_sha256": corpus.sha256,
             "work_hash": work_hash(config, corpus.sha256),
-            "differs": config.strategy.differs(),
-            "lossy": str(config.strategy.lossy() or ""),
+            **expected(config.strategy),
             "energy_sensor": open_meter(runtime.device).note,
         }
         write_work(path, config, corpus.sha256, facts["degrees"], world.world_size)
@@ -99,13 +98,13 @@ class Report:
         if facts["differs"]:
             print(f"expected to differ from one device in {', '.join(facts['differs'])}", flush=True)
         if facts["lossy"]:
-            print(facts["lossy"], flush=True)
+            print(facts["lossy"]["says"], flush=True)
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline)
 
     def finish(self, metrics: Metrics, validation_loss: float) -> None:
-        """Write summary.json, tell the sinks, close them and print the table."""
+        """Write summary.json, tell the sinks and print the table."""
         if self.path is None:
             return
         from train.sinks import print_summary
@@ -128,7 +127,6 @@ class Report:
         write_summary(self.path, summary)
         for sink in self.sinks:
             sink.summary(summary)
-        metrics.close()
         print_summary(self._rows(summary, medians, held), then=f"tensorboard --logdir {self.config.metrics.dir}")
 
     def _held(self, metrics: Metrics) -> dict[str, float]:

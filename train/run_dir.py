@@ -17,10 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from train.config import Config
 from train.hardware import device_name
+from train.problems import unusable
+from train.strategies.base import Strategy
 
 
 def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int) -> Path:
-    """`<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second start adds -2."""
+    """`<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second start adds -2. Raises
+    BadInput (exit code 3) if it cannot be made."""
     shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
     digest = hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()[:6]
     name = "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
@@ -30,6 +33,8 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
             path.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise unusable(config.metrics.dir, error) from error
         break
     (path / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
     return path
@@ -61,6 +66,15 @@ def work_hash(config: Config, corpus_sha256: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
+def expected(strategy: Strategy) -> dict[str, Any]:
+    """What a comparison may find in which the strategy is not one device, by its own word."""
+    lossy = strategy.lossy()
+    return {
+        "differs": strategy.differs(),
+        "lossy": None if lossy is None else {"says": str(lossy), "bound": lossy.bound},
+    }
+
+
 def write_work(path: Path, config: Config, corpus_sha256: str, degrees: dict[str, int], world_size: int) -> None:
     """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too."""
     values = {
@@ -68,6 +82,7 @@ def write_work(path: Path, config: Config, corpus_sha256: str, degrees: dict[str
         "strategy": config.strategy.name,
         "degrees": degrees,
         "world_size": world_size,
+        **expected(config.strategy),
         "work": work(config, corpus_sha256),
     }
     (path / "work.json").write_text(json.dumps(values, indent=2) + "\n")

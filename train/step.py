@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
 from train import gradients
 from train.balance import LoadBalance
-from train.model import IGNORE_INDEX, Transformer
+from train.distributed import count_valid, sum_over
+from train.model import Transformer
 from train.optim import ShardOptimiser
 from train.spans import span
 from train.state import ShardedState
-from train.strategies.base import BATCH_AXES, LOSS_AXES, StepResult
+from train.strategies.base import LOSS_AXES, StepResult
 from train.strategies.data import microbatch
 from train.weights import global_parameters
 
@@ -53,12 +53,12 @@ class Step:
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
         """tokens, targets: this rank's rows [B, T] of the global batch; peers in pp, cp and tp get the same rows."""
-        num_valid = self.count_valid(targets).to(self.model.rope.dtype)  # the dtype of losses
+        num_valid = count_valid(targets, self.mesh).to(self.model.rope.dtype)  # the dtype of losses
         loss = self.forward_backward(tokens, targets, 1.0 / num_valid.clamp(min=1))
         with span("optimiser"):
             norm = self.update(lr)
         extras = self.balance.update()
-        return StepResult(loss=self.sum_over(loss, *LOSS_AXES), grad_norm=norm, extras=extras)
+        return StepResult(loss=sum_over(loss, self.mesh, *LOSS_AXES), grad_norm=norm, extras=extras)
 
     def update(self, lr: float) -> Tensor:
         """Complete, measure and clip the gradients, and step. Returns their global norm before clipping."""
@@ -80,21 +80,12 @@ class Step:
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         self.model.eval()  # no dropout
-        loss_sum = self.sum_over(self.forward(tokens, targets), *LOSS_AXES)
+        loss_sum = sum_over(self.forward(tokens, targets), self.mesh, *LOSS_AXES)
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # the backward that would free the gathered parameters does not come
-        return loss_sum, self.count_valid(targets)
-
-    def count_valid(self, targets: Tensor) -> Tensor:
-        return self.sum_over((targets != IGNORE_INDEX).sum(), *BATCH_AXES)
-
-    def sum_over(self, x: Tensor, *axes: str) -> Tensor:
-        for axis in axes:
-            if self.mesh[axis].size() > 1:
-                dist.all_reduce(x, group=self.mesh[axis].get_group())
-        return x
+        return loss_sum, count_valid(targets, self.mesh)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         return self.state.full(lambda p: p.detach())

@@ -27,7 +27,7 @@ class TrackerSink(ABC):
     name: ClassVar[str]
 
     def __init__(self, run: str, hparams: Hparams) -> None:
-        self.failed = False
+        self.failed = self.completed = False
         self.open(run, hparams)
 
     @abstractmethod
@@ -40,7 +40,8 @@ class TrackerSink(ABC):
     def log_summary(self, values: Record) -> None: ...
 
     @abstractmethod
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """`self.completed`: whether the run came to its end."""
 
     def write(self, step: int, values: Record) -> None:
         self._try(self.log, step, {tag: v for tag, v in values.items() if not tag.startswith("memory_by_rank/")})
@@ -49,6 +50,7 @@ class TrackerSink(ABC):
         return None
 
     def summary(self, values: dict[str, Any]) -> None:
+        self.completed = True
         self._try(self.log_summary, {tag: v for tag, v in values.items() if isinstance(v, int | float)})
 
     def close(self) -> None:
@@ -86,7 +88,7 @@ class Mlflow(TrackerSink):
 
     def end(self) -> None:
         self.mlflow.flush_async_logging()
-        self.client.set_terminated(self.run_id)
+        self.client.set_terminated(self.run_id, status="FINISHED" if self.completed else "FAILED")
 
 
 class Wandb(TrackerSink):
@@ -105,7 +107,7 @@ class Wandb(TrackerSink):
         self.run.summary.update({f"summary/{tag}": value for tag, value in values.items()})
 
     def end(self) -> None:
-        self.run.finish()
+        self.run.finish(exit_code=0 if self.completed else 1)
 
 
 class Trackio(TrackerSink):

@@ -6,6 +6,7 @@ order of summation. A sweep that let the batch differ (fairness `micro` or `best
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -100,7 +101,7 @@ def judge(rows: Sequence[Row]) -> None:
     """Set `equal`: each loss curve against the reference: `single` if there, else the first with a step, and one that
     is not expected to differ before one that is."""
     usable = [row for row in rows if row.run.steps] if len(rows) > 1 else []
-    usable.sort(key=lambda row: (bool(_reasons(row.run)), row.run.strategy != "single"))
+    usable.sort(key=lambda row: (not _exact(row.run), row.run.strategy != "single"))
     reference = usable[0] if usable else None
     for row in rows:
         if row is reference:
@@ -114,18 +115,19 @@ def _verdict(row: Row, reference: Row) -> tuple[str, bool]:
     if found is None:
         return "no step in common", False
     row.figures["loss_difference"] = number(found)
-    bound = BOUNDS.get(row.run.precision, LOOSEST)
+    lossy = row.run.facts.get("lossy") or {}
+    bound = max(BOUNDS.get(row.run.precision, LOOSEST), lossy.get("bound") or 0.0)
     if found <= bound:
         return (f"yes ({found:.1e})" if found else "yes (0)"), True
-    if why := _reasons(row.run):
-        return f"loss differs ({found:.1e}), as it may: {', '.join(why)}", True
+    may = [*row.run.facts.get("differs", {}), *([lossy["says"]] if lossy and lossy["bound"] is None else [])]
+    if may and math.isfinite(found):
+        return f"loss differs ({found:.1e}), as it may: {', '.join(may)}", True
     return f"loss differs ({found:.1e})", False
 
 
-def _reasons(run: Run) -> list[str]:
-    """Why the run's loss may differ from one device's, by its own word."""
-    lossy = run.facts.get("lossy")
-    return [*run.facts.get("differs", {}), *([lossy] if lossy else [])]
+def _exact(run: Run) -> bool:
+    """Whether the run says of itself that it computes what one device does."""
+    return not run.facts.get("differs") and not run.facts.get("lossy")
 
 
 def difference(run: Run, reference: Run, up_to: int | None = None) -> float | None:

@@ -90,7 +90,10 @@ def losses(group: Group) -> str:
         return f"Loss of {reference.run.label}: no other run of the same work."
     worst = max(apart, key=lambda label: apart[label])
     wrong = [row.run.label for row in group.rows if not row.good]
+    excused = [row.run.label for row in group.rows if "as it may" in row.equal]
     verdict = f"{listed(wrong)} computed something else" if wrong else "The loss curves lie on one another"
+    if excused and not wrong:
+        verdict = f"The loss curve of {listed(excused)} lies apart, as it may"
     return f"{verdict}: at most {apart[worst]:.1e} of the loss from {reference.run.label} ({worst})."
 
 

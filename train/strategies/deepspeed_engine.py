@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from train.distributed import own_device
-from train.model import IGNORE_INDEX, Transformer
+from train.distributed import count_valid, own_device, sum_over
+from train.model import Transformer
 from train.optim import build_optimiser, set_lr
 from train.plan import Plan
 from train.spans import span
@@ -144,15 +144,6 @@ class EngineStep:
         if self.on_gradients is not None:
             self.on_gradients()
 
-    def count_valid(self, targets: Tensor) -> Tensor:
-        return self.sum_over((targets != IGNORE_INDEX).sum(), *BATCH_AXES)
-
-    def sum_over(self, x: Tensor, *axes: str) -> Tensor:
-        for axis in axes:
-            if self.mesh[axis].size() > 1:
-                dist.all_reduce(x, group=self.mesh[axis].get_group())
-        return x
-
     def set_lr(self, lr: float) -> None:
         set_lr(self.engine.optimizer, lr)
 
@@ -242,7 +233,7 @@ class ZeroStep(EngineStep):
         self.initialise(model, DataParallelUnit(mesh))
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
-        inverse_num_valid = 1.0 / self.count_valid(targets).to(self.model.rope.dtype).clamp(min=1)
+        inverse_num_valid = 1.0 / count_valid(targets, self.mesh).to(self.model.rope.dtype).clamp(min=1)
         self.set_lr(lr)
         rows, losses = self.config.train.micro_batch_size, []
         self.model.train()
@@ -258,11 +249,13 @@ class ZeroStep(EngineStep):
                     self.gradients_ready()
                 self.engine.step()  # clips and updates after the last microbatch, only counts before
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=losses[0].device)
-        return StepResult(loss=self.sum_over(torch.stack(losses).sum(), *BATCH_AXES), grad_norm=norm)
+        return StepResult(loss=sum_over(torch.stack(losses).sum(), self.mesh, *BATCH_AXES), grad_norm=norm)
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.config.train.micro_batch_size
         batches = zip(tokens.split(rows), targets.split(rows), strict=True)
+        self.model.eval()  # no dropout
         loss_sum = torch.stack([self.model.loss(self.engine(inputs), labels) for inputs, labels in batches]).sum()
-        return self.sum_over(loss_sum, *BATCH_AXES), self.count_valid(targets)
+        self.model.train()
+        return sum_over(loss_sum, self.mesh, *BATCH_AXES), count_valid(targets, self.mesh)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from train import gradients
+from train.distributed import count_valid
 from train.model import Transformer
 from train.spans import span
 from train.strategies.base import StepResult
@@ -152,7 +153,7 @@ class PipeStep(EngineStep):
         self.update(lr_kwargs)
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
-        self.weigh_tokens(1.0 / self.count_valid(targets).to(self.weight.dtype).clamp(min=1))
+        self.weigh_tokens(1.0 / count_valid(targets, self.mesh).to(self.weight.dtype).clamp(min=1))
         self.set_lr(lr)
         loss = self.engine.train_batch(self.batches(tokens, targets))
         norm = self.norm if self.norm is not None else self.engine.get_global_grad_norm()
@@ -161,4 +162,4 @@ class PipeStep(EngineStep):
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         self.weigh_tokens(torch.ones_like(self.weight))
-        return self.engine.eval_batch(self.batches(tokens, targets)).squeeze(), self.count_valid(targets)
+        return self.engine.eval_batch(self.batches(tokens, targets)).squeeze(), count_valid(targets, self.mesh)
