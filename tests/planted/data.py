@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from tests.planted.base import Counter
 from train import optim, step
@@ -18,13 +18,13 @@ from train.strategies import data
 @contextmanager
 def accumulation_scale(counter: Counter) -> Iterator[None]:
     """Every microbatch's loss is divided by its own share of the tokens: gradients m times too large."""
-    original = step.Step.count_valid
+    original = step.count_valid
 
-    def count_valid(self: Any, targets: Any) -> Any:
+    def count_valid(targets: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
         counter.calls += 1
-        return original(self, targets) // len(targets)
+        return original(targets, mesh) // len(targets)
 
-    with mock.patch.object(step.Step, "count_valid", count_valid):
+    with mock.patch.object(step, "count_valid", count_valid):
         yield
 
 
@@ -32,12 +32,12 @@ def accumulation_scale(counter: Counter) -> Iterator[None]:
 def mean_of_means(counter: Counter) -> Iterator[None]:
     """Each data rank divides by its own number of valid tokens times the ranks, not by the number of all."""
 
-    def count_valid(self: Any, targets: Any) -> Any:
+    def count_valid(targets: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
         counter.calls += 1
-        data_ranks = self.mesh["dp_replicate"].size() * self.mesh["dp_shard"].size()
+        data_ranks = mesh["dp_replicate"].size() * mesh["dp_shard"].size()
         return (targets != IGNORE_INDEX).sum() * data_ranks
 
-    with mock.patch.object(step.Step, "count_valid", count_valid):
+    with mock.patch.object(step, "count_valid", count_valid):
         yield
 
 
