@@ -7,7 +7,7 @@ from launch.world import run_world
 from tests.rows import Row
 from train.prove import Job
 
-TIMEOUT_S = "runtime.timeout_s=120"  # of a collective
+TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
 SECONDS_PER_ROW = 300
 
 
