@@ -50,7 +50,7 @@ def main() -> None:
         if isinstance(config.strategy, Pipeline):
             print("\n" + "\n".join(picture(plan, config.strategy)))
         missing = unknown(plan)
-        print(f"\nsent: no closed form yet for {missing}" if missing else "\n" + "\n".join(sent(plan)))
+        print(f"\nsent: not known before it runs ({missing})" if missing else "\n" + "\n".join(sent(plan)))
     if found:
         print("\nproblems\n" + "\n".join(f"  {problem}" for problem in found))
         raise SystemExit(EXIT_INPUT)
@@ -71,7 +71,7 @@ def problems(config: Config, nproc: int) -> list[Problem]:
 def holdings(plan: Plan) -> list[str]:
     """A line for the ranks that hold equal shares of the same modules."""
     if missing := unknown_holdings(plan):
-        return [f"held: no closed form yet for {missing}"]
+        return [f"held: not known before it runs ({missing})"]
     kept, _ = element_sizes(plan.config.precision)
     axes = [*plan.axes, "ep"] if plan.splits_experts else plan.axes
     whole = plan.override(" ".join([*(f"strategy.{axis}=1" for axis in axes), "nproc=1"]))

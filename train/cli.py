@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -125,8 +127,10 @@ def _check_group(override: str) -> None:
     if group not in _groups():
         return
     if name.startswith("~") or not equals or value not in options(group):
+        near = difflib.get_close_matches(value, options(group), n=1)
+        meant = f"use {group}={near[0]}, or another of" if near else "use"
         raise BadInput(
-            Problem("unknown_option", f"{override} names no preset", f"use {group}={'|'.join(options(group))}")
+            Problem("unknown_option", f"{override} names no preset", f"{meant} {group}={'|'.join(options(group))}")
         )
 
 
@@ -140,10 +144,34 @@ def _explain(error: Exception) -> Problem:
     text = str(cause)
     key = getattr(cause, "full_key", None)
     if found := re.search(r"Key '([^']+)' (?:is )?not in", text):
-        return Problem("unknown_key", f"{key or found[1]} is not a key of the config", "see --help for the keys")
+        return _unknown_key(str(key or found[1]))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else str(error)
     return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their defaults")
+
+
+def _unknown_key(key: str) -> Problem:
+    """With the key that was meant, if one is near: by its last word, in the same group first."""
+    group, _, word = key.rpartition(".")
+    known: dict[str, list[str]] = {}
+    for (place, _), schema in SCHEMAS.items():
+        for name in _keys(schema, place or ""):
+            known.setdefault(name.rpartition(".")[2], []).append(name)
+    found = [name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near]]
+    near = sorted({name for name in found if name.rpartition(".")[0] == group} or set(found))
+    fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
+    return Problem("unknown_key", f"{key} is not a key of the config", fix)
+
+
+def _keys(schema: type, path: str) -> Iterator[str]:
+    """The dotted keys of a dataclass and of those in it."""
+    types = get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        key = f"{path}.{field.name}".lstrip(".")
+        if dataclasses.is_dataclass(kind := types[field.name]):
+            yield from _keys(kind, key)  # type: ignore[arg-type]
+        else:
+            yield key
 
 
 def _to_config(tree: DictConfig) -> Config:
@@ -153,7 +181,7 @@ def _to_config(tree: DictConfig) -> Config:
             key = f"{path}.{name}".lstrip(".")
             if name in fields:
                 raise BadInput(Problem("missing_key", f"{key} was taken out of the config", "leave it in"))
-            raise BadInput(Problem("unknown_key", f"{key} is not a key of the config", "see --help for the keys"))
+            raise BadInput(_unknown_key(key))
     try:
         for key in sorted(OmegaConf.missing_keys(tree)):
             raise BadInput(Problem("missing_value", f"{key} has no value", f"use {key}=…"))

@@ -13,8 +13,11 @@ region that the ledger puts round the operator. A GPU: recording_gpu.py.
 
 from __future__ import annotations
 
+import gc
 import json
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -80,14 +83,17 @@ class Recorder:
         if device.type != "cpu":
             kinds.append(getattr(torch.profiler.ProfilerActivity, device.type.upper()))
         self.device, self.mesh = device, mesh
+        # shapes come with what NCCL's kernels say of themselves; a CPU's events are read faster without
         self.profiler = torch.profiler.profile(
-            activities=kinds, record_shapes=True, profile_memory=True, acc_events=True
+            activities=kinds, record_shapes=device.type != "cpu", profile_memory=True
         )
 
     def __enter__(self) -> Recorder:
         self.wait = dist.Work.wait
         dist.Work.wait = self._recorded_wait(self.wait)  # type: ignore[method-assign]
-        self.profiler.__enter__()
+        with warnings.catch_warnings():  # that a second recording would forget the first: there is none
+            warnings.filterwarnings("ignore", ".*Profiler clears events")
+            self.profiler.__enter__()
         self.step = span("step")
         self.step.__enter__()
         return self
@@ -121,8 +127,19 @@ class Recorder:
             keep.parent.mkdir(parents=True, exist_ok=True)
             with gzip.open(keep, "wt", compresslevel=3) as file:
                 file.write(text)
-        events = [event for event in json.loads(text)["traceEvents"] if "ts" in event]
-        return read(events, self.device.type, self.mesh)
+        with uncollected():
+            events = [event for event in json.loads(text)["traceEvents"] if "ts" in event]
+            return read(events, self.device.type, self.mesh)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without garbage collection, which would look through a hundred thousand new objects again and again."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def read(events: list[dict[str, Any]], device_type: str, mesh: DeviceMesh | None) -> Recording:

@@ -137,7 +137,8 @@ class Terminal(Sink):
             norm, ms = values["train/grad_norm"], values["perf/step_ms"]
             width = len(str(self.num_steps))
             where = f"step {step:>{width}}/{self.num_steps}"
-            print(f"{where}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s", flush=True)
+            recorded = "  (recorded, which slows it)" if "time/step_ms" in values else ""
+            print(f"{where}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
 
     def summary(self, values: dict[str, Any]) -> None:
         self.close()  # the table follows

@@ -74,9 +74,8 @@ def shares(row: Row) -> str:
     if not parts:
         return ""
     part = max(parts, key=lambda name: parts[name])
-    return (
-        f"{row.run.label}: {100 * parts[part] / sum(parts.values()):.0f} % of its sampled step is {PART_NAMES[part]}."
-    )
+    share = 100 * parts[part] / sum(parts.values())
+    return f"{row.run.label}: the largest part of its sampled step is {PART_NAMES[part]}, {share:.0f} %."
 
 
 def losses(group: Group) -> str:
@@ -94,7 +93,7 @@ def losses(group: Group) -> str:
     verdict = f"{listed(wrong)} computed something else" if wrong else "The loss curves lie on one another"
     if excused and not wrong:
         verdict = f"The loss curve of {listed(excused)} lies apart, as it may"
-    return f"{verdict}: at most {apart[worst]:.1e} of the loss from {reference.run.label} ({worst})."
+    return f"{verdict}: at most {apart[worst]:.1e} of the loss from {reference.run.label} over all steps ({worst})."
 
 
 def listed(names: list[str]) -> str:

@@ -14,6 +14,7 @@ Both axes: HSDP, FSDP inside, an all-reduce of the gradients' shards outside.
 Sums, not means: the loss is already divided by the global number of valid tokens.
 """
 
+import inspect
 from collections.abc import Callable, Container
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -65,13 +66,17 @@ def apply_ddp(
     import torch._dynamo.config
 
     torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one: no graph spans a bucket's edge
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    no_buffers: Any = {
+        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+    }  # 2.13
     wrapped = DistributedDataParallel(
         model,
         process_group=group,
         bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
         init_sync=False,
-        broadcast_buffers=False,  # routers' counts are each rank's own
+        **no_buffers,  # routers' counts are each rank's own
     )
     wrapped.register_comm_hook(*(hook or (group, sum_bucket)))
     return wrapped
