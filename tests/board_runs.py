@@ -53,7 +53,7 @@ def values_of(strategy, step, config):
 
 
 def sample_of(strategy, step, config):
-    """A record of samples/step-<N>.json: 1F1B of a pipeline; forwards, backwards and an update for the others."""
+    """A record of samples/step-<N>.json: 1F1B of a pipeline; forwards and backwards in turn for the others."""
     nproc, step_ms, held, *_ = FIGURES[strategy]
     plan = Plan(config, nproc)
     stages, m = plan.degrees["pp"], plan.num_microbatches
@@ -63,10 +63,6 @@ def sample_of(strategy, step, config):
     for rank in range(nproc):
         row = table.rows[rank * stages // nproc]
         timeline = [[a.kind, a.stage, a.microbatch, at * unit, (at + UNITS[a.kind]) * unit] for at, a in row]
-        if stages == 1:
-            names = {"F": "forward", "B": "backward"}
-            timeline = [[names[kind], *rest] for kind, *rest in timeline]
-            timeline.append(["optimiser", 0, 0, 0.9 * step_ms, step_ms])
         kinds = {"parameters": held / 4, "gradients": held / 4, "optimiser": held / 2, "activations": 8.0 + rank}
         curve = [[i * step_ms / 50, held + (8 + rank) * math.sin(math.pi * i / 50)] for i in range(50)]
         parts = {"forward": 0.3 * step_ms, "backward": 0.6 * step_ms, "optimiser": 4.0 + rank, "communication": 9.0}

@@ -57,7 +57,7 @@ def write_sample(path, world, pipeline):
     (path / "samples").mkdir()
     ranks = []
     for rank in range(world):
-        bars = [["forward", 0, 0, 0.0, 30.0], ["backward", 0, 0, 30.0, 90.0], ["optimiser", 0, 0, 90.0, 94.0]]
+        bars = [["F", 0, 0, 0.0, 30.0], ["B", 0, 0, 30.0, 90.0]]
         if pipeline:
             bars = [[kind, rank, i, 20.0 * i + 10 * rank + late, 20.0 * i + 10 * rank + late + length]
                     for kind, late, length in (("F", 0.0, 8.0), ("B", 60.0, 16.0)) for i in range(3)]  # fmt: skip

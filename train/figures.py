@@ -24,7 +24,6 @@ WORK = {
     "B": ("#d9863d", "backward"),
     "I": ("#d9863d", "backward to inputs"),
     "W": ("#8c6bb1", "backward to weights"),
-    "optimiser": ("#5a9e6f", "optimiser"),
 }
 MEMORY = {
     "parameters": "#4878a8",
@@ -63,7 +62,7 @@ def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
             # a rank's second stage is a lighter shade of the same colour
             alpha = 0.55 if several and stage != first else 1.0
             axes.barh(row, stop - start, left=start, height=0.8, color=colour, alpha=alpha, edgecolor="white", lw=0.4)
-            if kind != "optimiser" and stop - start > 0.02 * end:
+            if stop - start > 0.02 * end:
                 axes.text((start + stop) / 2, row, str(microbatch), ha="center", va="center", color="white", size=8)
     did = {WORK[piece[0]] for piece in pieces}
     legend = [
