@@ -56,7 +56,7 @@ SPMD = {
     "strategy.reshard_after_forward": (True, False),
     "strategy.cpu_offload": (False, True),
     "strategy.bucket_mb": (25, 0.01),
-    "strategy.comm_hook": COMM_HOOKS,
+    "strategy.comm_hook": [*COMM_HOOKS],
     "strategy.async_tp": (False, True),
 }
 PIPELINE = SPMD | {

@@ -217,7 +217,13 @@ def test_two_real_points():
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ctrl_c_leaves_no_rank_behind_and_a_state_to_go_on_from(tmp_path):
-    process = subprocess.Popen(command(*TINY, "train.steps=100000"), env=ENV, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(*TINY, "train.steps=100000"),
+        env=ENV,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores
+    )
     deadline = time.monotonic() + 120
     while not list(Path("runs").glob("dp-*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.2)
