@@ -69,9 +69,10 @@ def check_machine(config: Config, nproc: int, port: int | None) -> None:
     """Raise BadInput (exit code 3) for a device, backend, port or folder that this machine does not give."""
     folder = Path(config.metrics.dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        code = errno.EACCES if existing.is_dir() else errno.ENOTDIR
-        raise unusable(config.metrics.dir, OSError(code, os.strerror(code)))
+    if not existing.is_dir():
+        raise unusable(config.metrics.dir, os.strerror(errno.ENOTDIR))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise unusable(config.metrics.dir, os.strerror(errno.EACCES))
     if port is not None:
         try:
             with socket.create_server(("127.0.0.1", port)):

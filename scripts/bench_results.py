@@ -62,13 +62,12 @@ def figures(folder: Path) -> dict[str, Any]:
     largest of memory, else a tag's last value."""
     steps = [line for line in _lines(folder / "metrics.jsonl") if "train/loss" in line]
     measured = steps[WARM_UP:]
+    unrecorded = [line for line in measured if "time/step_ms" not in line] or measured
     summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
     facts = {name: summary[name] for name in ("commit", "torch", "device", "first_step_s") if name in summary}
     result: dict[str, Any] = facts | {"run": folder.name, "steps": len(steps), "steps_measured": len(measured)}
     for tag in dict.fromkeys(tag for line in measured for tag in line if "/" in tag and "by_rank" not in tag):
-        values = [
-            line[tag] for line in measured if tag in line and not (tag.startswith("perf/") and "time/step_ms" in line)
-        ] or [line[tag] for line in measured if tag in line]
+        values = [line[tag] for line in (unrecorded if tag.startswith("perf/") else measured) if tag in line]
         how = statistics.median if tag.startswith("perf/") else max if tag.startswith("memory/") else lambda v: v[-1]
         result[tag] = how(values)
     return result

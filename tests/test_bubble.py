@@ -8,6 +8,7 @@ from train.prove import Job
 SMALL = (
     *("model.dim=16", "model.num_heads=2", "model.num_kv_heads=2", "model.ffn_dim=16", "train.seq_len=8"),
     *("train.micro_batch_size=1", "train.steps=4", "precision=float32", "runtime.device=cpu", "runtime.timeout_s=60"),
+    "metrics.profile_every=1",
 )
 SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": 2, "interleaved_zero_bubble": 2}  # stages a rank
 UNIT = {4: 0.03, 8: 0.05}

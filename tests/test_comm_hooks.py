@@ -4,9 +4,17 @@ import pytest
 
 from launch.world import run_world
 from tests.rows.base import BASE, F64
-from train.prove import Job
+from train.prove import Job, configured
 
 RANK = 2
+
+
+def test_what_a_hook_loses_is_bounded_as_stated():
+    """The rows of the table, and the comparison's loss gate, hold a hook to this."""
+    bounds = {"fp16": 2e-3, "bf16": 2e-2, "powersgd": None}
+    for hook, bound in bounds.items():
+        assert configured(["strategy=dp", f"strategy.comm_hook={hook}"]).strategy.lossy().bound == bound
+    assert configured(["strategy=dp"]).strategy.lossy() is None
 
 
 @pytest.fixture(scope="module")

@@ -153,12 +153,12 @@ def _explain(error: Exception) -> Problem:
 def _unknown_key(key: str) -> Problem:
     """With the key that was meant, if one is near: by its last word, in the same group first."""
     group, _, word = key.rpartition(".")
-    known: dict[str, list[str]] = {}
+    known: dict[str, set[str]] = {}  # by their last words
     for (place, _), schema in SCHEMAS.items():
         for name in _keys(schema, place or ""):
-            known.setdefault(name.rpartition(".")[2], []).append(name)
-    found = [name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near]]
-    near = sorted({name for name in found if name.rpartition(".")[0] == group} or set(found))
+            known.setdefault(name.rpartition(".")[2], set()).add(name)
+    found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
+    near = [name for name in found if name.rpartition(".")[0] == group] or found
     fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
     return Problem("unknown_key", f"{key} is not a key of the config", fix)
 
@@ -168,8 +168,9 @@ def _keys(schema: type, path: str) -> Iterator[str]:
     types = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         key = f"{path}.{field.name}".lstrip(".")
-        if dataclasses.is_dataclass(kind := types[field.name]):
-            yield from _keys(kind, key)  # type: ignore[arg-type]
+        kind = types[field.name]
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            yield from _keys(kind, key)
         else:
             yield key
 

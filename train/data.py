@@ -149,18 +149,24 @@ def _read(config: Config) -> np.ndarray:
         return _bytes(path.read_bytes() for path in modules)
     if source is DataSource.synthetic:
         return np.random.default_rng(0).integers(0, config.model.vocab_size, NUM_SYNTHETIC_TOKENS).astype(np.uint32)
-    path = _checked_path(config)
+    try:
+        return _read_path(_checked_path(config), source)
+    except OSError as error:
+        path, file = config.data.path, error.filename
+        what = path if file is None or str(file) == path else f"{path}, in it {file},"
+        message = f"data.path={what} cannot be read ({error.strerror})"
+        raise BadInput(Problem("data_path", message, "use readable files")) from error
+
+
+def _read_path(path: Path, source: DataSource) -> np.ndarray:
     if source is DataSource.tokens:
         if path.stat().st_size % 2:
             raise BadInput(
                 Problem("uint16_file", f"data.path={path} has an odd number of bytes", "data=tokens reads uint16 ids")
             )
         return np.memmap(path, dtype="<u2", mode="r")
-    try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
-        return _bytes(p.read_bytes() for p in files)
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+    return _bytes(p.read_bytes() for p in files)
 
 
 def _bytes(parts: Iterable[bytes]) -> np.ndarray:
@@ -172,21 +178,11 @@ def _checked_path(config: Config) -> Path:
     if path is None:
         raise BadInput(Problem("data_path", f"data={source} needs a path", "use data.path=FILE"))
     found = Path(path)
-    try:
-        if not found.exists():
-            raise BadInput(Problem("data_path", f"data.path={path} does not exist", "use the path of a file that does"))
-        empty = found.stat().st_size == 0 if found.is_file() else not any(p.is_file() for p in found.rglob("*"))
-        if found.is_file():
-            found.open("rb").close()
-    except OSError as error:
-        raise _unreadable(found, error) from error
+    if not found.exists():
+        raise BadInput(Problem("data_path", f"data.path={path} does not exist", "use the path of a file that does"))
+    empty = found.stat().st_size == 0 if found.is_file() else not any(p.is_file() for p in found.rglob("*"))
     if found.is_dir() and config.data.source is DataSource.tokens:
         raise BadInput(Problem("data_path", f"data.path={path} is a folder", "data=tokens reads one file"))
     if empty:
         raise BadInput(Problem("data_path", f"data.path={path} is empty", "use a file with text in it"))
     return found
-
-
-def _unreadable(path: Path, error: OSError) -> BadInput:
-    what = path if error.filename in (None, str(path)) else f"{path}, in it {error.filename},"
-    return BadInput(Problem("data_path", f"data.path={what} cannot be read ({error.strerror})", "use readable files"))

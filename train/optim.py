@@ -54,8 +54,8 @@ class ShardOptimiser:
     @torch.no_grad()
     def step(self, lr: float) -> None:
         """One update at this rate with the gradients that the parameters have, which are freed."""
-        for name, p in self.parameters.items():
-            shard = self.shards[name]
+        pairs = list(zip(self.parameters.values(), self.shards.values(), strict=True))
+        for p, shard in pairs:
             if isinstance(p, DTensor):
                 shard.data = local(p)  # FSDP may have moved it
                 if p.grad is not None:
@@ -63,9 +63,8 @@ class ShardOptimiser:
                     shard.grad = local(p.grad)
         set_lr(self.inner, lr)
         self.inner.step()
-        self.inner.zero_grad(set_to_none=True)
-        for p in self.parameters.values():
-            p.grad = None
+        for p, shard in pairs:
+            p.grad = shard.grad = None
 
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:

@@ -20,9 +20,9 @@ class Problem:
         return f"{self.message}: {self.fix}"
 
 
-def unusable(folder: object, error: OSError) -> BadInput:
-    """For where runs are written."""
-    message = f"metrics.dir={folder} cannot be written ({error.strerror})"
+def unusable(folder: object, why: str | None) -> BadInput:
+    """For where runs are written. `why`: an OSError's `strerror`."""
+    message = f"metrics.dir={folder} cannot be written ({why})"
     return BadInput(Problem("metrics_dir", message, "use metrics.dir=FOLDER that can", exit_code=EXIT_ENVIRONMENT))
 
 

@@ -34,7 +34,7 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
         except FileExistsError:
             continue
         except OSError as error:
-            raise unusable(config.metrics.dir, error) from error
+            raise unusable(config.metrics.dir, error.strerror) from error
         break
     (path / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
     return path

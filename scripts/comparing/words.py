@@ -89,7 +89,7 @@ def losses(group: Group) -> str:
         return f"Loss of {reference.run.label}: no other run of the same work."
     worst = max(apart, key=lambda label: apart[label])
     wrong = [row.run.label for row in group.rows if not row.good]
-    excused = [row.run.label for row in group.rows if "as it may" in row.equal]
+    excused = [row.run.label for row in group.rows if row.excused]
     verdict = f"{listed(wrong)} computed something else" if wrong else "The loss curves lie on one another"
     if excused and not wrong:
         verdict = f"The loss curve of {listed(excused)} lies apart, as it may"

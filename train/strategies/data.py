@@ -67,16 +67,16 @@ def apply_ddp(
 
     torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one: no graph spans a bucket's edge
     names = inspect.signature(DistributedDataParallel.__init__).parameters
-    no_buffers: Any = {
-        "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
-    }  # 2.13
+    # torch 2.13 has another name for it, and warns of the old one
+    sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+    no_sync: Any = {sync: False}
     wrapped = DistributedDataParallel(
         model,
         process_group=group,
         bucket_cap_mb=bucket_mb,
         gradient_as_bucket_view=True,
         init_sync=False,
-        **no_buffers,  # routers' counts are each rank's own
+        **no_sync,  # routers' counts are each rank's own
     )
     wrapped.register_comm_hook(*(hook or (group, sum_bucket)))
     return wrapped
