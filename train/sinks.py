@@ -40,7 +40,8 @@ class JsonLines(Sink):
 
 
 class TensorBoard(Sink):
-    """The same tags; texts (config, versions, mesh); hyperparameters, results and charts (board.py); figures."""
+    """The same values, under the tags of board.py; texts (config, versions, mesh); hyperparameters, results and charts;
+    figures. No tag has two values at one step."""
 
     def __init__(
         self,
@@ -66,8 +67,11 @@ class TensorBoard(Sink):
 
     def write(self, step: int, values: Record) -> None:
         # one event a step, not one a tag: 40 tags cost as much as one
-        self.step, self.results = step, self.standing.add(values)
-        self._add_scalars(values | self.results)
+        self.step, results = step, self.standing.add(values)
+        validates = "validation/loss" in values  # after the step's own values, which have the other results
+        written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
+        self.results |= written
+        self._add_scalars(({} if validates else self.standing.held()) | values | written)
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.num_samples += 1
@@ -101,7 +105,8 @@ class TensorBoard(Sink):
         self._add(self.proto(value=images), step)
 
     def _add_scalars(self, values: Record) -> None:
-        self._add(self.proto(value=[self.proto.Value(tag=t, simple_value=v) for t, v in values.items()]), self.step)
+        shown = [self.proto.Value(tag=board.shown_as(tag), simple_value=value) for tag, value in values.items()]
+        self._add(self.proto(value=shown), self.step)
 
     def _add(self, summary: Any, step: int) -> None:
         """Written through at once, as a killed process loses what is queued."""

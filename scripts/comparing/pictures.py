@@ -16,14 +16,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from train.palette import MEMORY_COLOURS, PART_COLOURS
+
 from . import words
 from .figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
 from .gate import Group, Row
 from .style import (
     AXIS_COLOURS,
-    MEMORY_COLOURS,
     MOST_BARS,
-    PART_COLOURS,
     STYLE,
     WIDTH_IN,
     Colours,
