@@ -51,7 +51,7 @@ DEGREES = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
 
 def differences(configs: list[Record], *, between_strategies: bool = True) -> dict[str, list[Any]]:
     """Keys that are not the same in all configs, with each one's value; None where it has no such key, or where the key
-    means nothing for its strategy. `between_strategies`: without their names, and degrees that only say which they are."""
+    means nothing for its strategy. `between_strategies`: without their names and their degrees, which say the same."""
     names = dict.fromkeys(key for config in configs for key in config)
     found = {}
     for key in names:

@@ -140,7 +140,9 @@ def _draw(
         xs, ys = lines[id(row)]
         width = 1.2 if log else 1.2 + 5.0 * (len(rows) - 1 - i) / len(rows)
         dash, colour = colours.line(row), colours.colour(row)
-        (drawn,) = axes.plot(xs, ys, dash, color=colour, linewidth=width, solid_capstyle="round", marker="." if log else "")
+        (drawn,) = axes.plot(
+            xs, ys, dash, color=colour, linewidth=width, solid_capstyle="round", marker="." if log else ""
+        )
         drawn.set_label(row.run.label)
         series.append({"name": row.run.label, "colour": colour, "dash": dash, "width": width, "x": xs, "y": ys})
     return {"y": what, "log": log, "series": series}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.run_files import clean, number
+from train.run_files import Record, clean, number
 from train.run_folder import flat
 
 from .excuses import excuse_of
@@ -159,21 +159,23 @@ def bound_of(run: Run) -> float:
 
 
 def difference(run: Run, reference: Run, up_to: int | None = None) -> float | None:
-    """The largest |a - b| / |b| of train/loss over common steps; infinite if one is not a number; None of none. A step
-    in which both say null, as it had no valid token, is no step of these."""
-    losses = {step["step"]: step["train/loss"] for step in reference.steps}
+    """The largest |a - b| / |b| of train/loss over common steps; infinite if one is not a number; None of none.
+    Steps in which neither run had a valid token have no loss to compare."""
+    theirs_by_step = {step["step"]: step for step in reference.steps}
     worst: float | None = None
     for record in run.steps:
-        step = record["step"]
-        if step not in losses or (up_to is not None and step > up_to):
+        other = theirs_by_step.get(record["step"])
+        if other is None or (up_to is not None and record["step"] > up_to) or (_empty(record) and _empty(other)):
             continue
-        if record["train/loss"] is None and losses[step] is None:
-            continue
-        mine, theirs = number(record["train/loss"]), number(losses[step])
+        mine, theirs = number(record["train/loss"]), number(other["train/loss"])
         if mine is None or theirs is None:
             return float("inf")
         worst = max(worst or 0.0, abs(mine - theirs) / max(abs(theirs), 1e-300))
     return worst
+
+
+def _empty(record: Record) -> bool:
+    return record.get("train/valid_tokens") == 0
 
 
 def _choose_memory(group: Group) -> None:

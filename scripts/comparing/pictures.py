@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
+
 from train.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
 
 from . import words
@@ -75,7 +76,9 @@ def throughput(group: Group, colours: Colours) -> Picture | None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("tokens/s, all devices together")
-    return Picture("throughput", words.speed(group), figure, f"Bars: median after warm-up. Whiskers: its 95 % interval.{more}")
+    return Picture(
+        "throughput", words.speed(group), figure, f"Bars: median after warm-up. Whiskers: its 95 % interval.{more}"
+    )
 
 
 def step_time(group: Group, colours: Colours) -> Picture | None:

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from train.run_files import Record, clean
-from train.run_folder import hash_of, read_folder
+from train.run_folder import flat, hash_of, read_folder
 
 from .configs import differences
 from .sweeps import Sweep
 
 DEFAULT_WARMUP = 5
 LABEL_CHARS = 60
+DIGEST = re.compile(r"sha256:[0-9a-f]{12}")
 LATER = ("eval_batches",)  # keys of `train` that came to the work after its first version
 
 
@@ -55,8 +56,10 @@ class Run:
 
     @cached_property
     def work_hash(self) -> str | None:
-        """Of the work, whatever the run says that its hash is."""
-        return hash_of(self.compared) if self.compared else self.facts.get("work_hash")
+        """Of the work, whatever the run says that its hash is; that, where a digest stands for a value that came from the
+        environment, or where there is no work.json."""
+        hidden = any(isinstance(value, str) and DIGEST.fullmatch(value) for value in flat(self.compared).values())
+        return hash_of(self.compared) if self.compared and not hidden else self.facts.get("work_hash")
 
     @property
     def fairness(self) -> str:

@@ -30,7 +30,7 @@ def _timeline(row: Row) -> tuple[str, str, Figure, str] | None:
         ranks = list({tuple(sorted({bar[1] for bar in bars})): (rank, bars) for rank, bars in reversed(ranks)}.values())
         ranks.sort()
     end = max(stop for _, bars in ranks for *_, stop in bars)
-    if not 0 < end or sum(len(bars) for _, bars in ranks) > MOST_BARS:
+    if not end > 0 or sum(len(bars) for _, bars in ranks) > MOST_BARS:
         return None  # nothing took time, or more bars than anyone can tell apart
     several = len({bar[1] for _, bars in ranks for bar in bars}) > len(ranks)
     figure = Figure(figsize=(WIDTH_IN, 1.1 + 0.42 * len(ranks)), layout="constrained")
