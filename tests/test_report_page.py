@@ -100,11 +100,12 @@ def test_each_line_of_a_chart_has_its_points_inside_the_axes(page, report, error
     page.goto(report)
     assert page.locator("figure.interactive").count() == 3
     inside = page.evaluate(
-        """figures().map(figure => figure.chart).map(chart => {
-          const s = chart.scales;
-          return chart.data.slice(1).every((values, i) => values.some(v => v != null) && values.every((v, j) => v == null ||
-            (v >= s.y.min && v <= s.y.max && chart.data[0][j] >= s.x.min && chart.data[0][j] <= s.x.max)));
-        })""".replace("figures()", "[...document.querySelectorAll('figure.interactive')]")
+        """[...document.querySelectorAll('figure.interactive')].map(figure => figure.chart).map(chart => {
+          const within = (value, scale) => value >= scale.min && value <= scale.max;
+          const [xs, ...lines] = chart.data;
+          return lines.every(line => line.some(y => y != null) && line.every((y, j) => y == null ||
+            (within(y, chart.scales.y) && within(xs[j], chart.scales.x))));
+        })"""
     )
     assert inside == [True, True, True]
 

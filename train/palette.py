@@ -1,4 +1,4 @@
-"""One colour for one thing, in TensorBoard's pictures and in the report's. What is drawn and has no colour here is grey.
+"""One colour for one thing, in TensorBoard's pictures and in the report's. What has no colour here is drawn in grey.
 
 Kinds of work and memory have Paul Tol's "bright" and "muted" colours, strategies Okabe and Ito's and darker and lighter
 shades of them: colour-blind readers tell neighbours apart. Two kinds share a colour only if they have one name.

@@ -98,7 +98,8 @@ def _race(rows: list[Row], lines: dict[int, Line], unit: str) -> str:
     last = max((row for row in rows if row is not first), key=lambda row: reached[row.run.label] or math.inf)
     there = reached[last.run.label]
     behind = "has not done a step" if there is None else f"is at a loss of {there:.3g}"
-    return f"At {end:.3g} {unit} {first.run.label} ends with a loss of {reached[first.run.label]:.3g}; {last.run.label} {behind}."
+    ends = f"{first.run.label} ends with a loss of {reached[first.run.label]:.3g}"
+    return f"At {end:.3g} {unit} {ends}; {last.run.label} {behind}."
 
 
 def losses(row: Row) -> dict[int, float]:

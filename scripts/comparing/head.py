@@ -1,4 +1,4 @@
-"""What stands at the top of a report: what was trained, on what, by which command; and below it whether it is one work."""
+"""What stands at the top of a report: what was trained, on what, by which command; and whether it is one work."""
 
 from __future__ import annotations
 
@@ -45,9 +45,11 @@ def verdict(group: Group) -> str:
         return ""
     wrong = [row.run.label for row in group.rows if not row.good]
     excused = [row.run.label for row in group.rows if row.excused]
-    same = f"All {count} runs train the same model on the same tokens with the same optimiser, so their losses must be equal"
+    work = "the same model on the same tokens with the same optimiser"
+    same = f"All {count} runs train {work}, so their losses must be equal"
     if wrong:
-        return f"{same}: those of {words.listed(wrong)} are not, so {'they win' if len(wrong) > 1 else 'it wins'} nothing below."
+        they = "they win" if len(wrong) > 1 else "it wins"
+        return f"{same}: those of {words.listed(wrong)} are not, so {they} nothing below."
     if excused:
         return f"{same}, and are, but for {words.listed(excused)}, which may differ by a lossy option."
     apart = [row.figures.get("loss_difference") for row in group.rows]

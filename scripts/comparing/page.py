@@ -98,7 +98,8 @@ def _cell(row: Row, column: Column, winners: dict[str, Row | None], colours: Col
     text = escape(column.text(row))
     if column.title == "strategy":
         status = "" if row.run.status == "finished" else f"<small>{escape(row.run.status)}</small>"
-        swatch = f'<svg class="swatch" viewBox="0 0 1 1" aria-hidden="true"><rect width="1" height="1" fill="{colours.colour(row)}"/></svg>'
+        square = f'<rect width="1" height="1" fill="{colours.colour(row)}"/>'
+        swatch = f'<svg class="swatch" viewBox="0 0 1 1" aria-hidden="true">{square}</svg>'
         return f'<th scope="row" data-sort="{text}">{swatch}{text}{status}</th>'
     if column.title == "equal" and not row.good:
         return f'<td class="bad">{text}</td>'
@@ -114,10 +115,8 @@ def _figure(picture: Picture, prefix: str) -> str:
     note = f"<small>{escape(picture.note)}</small>" if picture.note else ""
     caption = f"<figcaption>{escape(picture.title)}{note}</figcaption>"
     chart = f'<div class="chart"></div>{data(picture)}' if picture.panels else ""
-    return (
-        f'<figure class="{classes}" id="{prefix}">{caption}<div class="scroll" tabindex="0">{svg(picture, prefix)}</div>'
-        f"{chart}</figure>"
-    )
+    drawn = f'<div class="scroll" tabindex="0">{svg(picture, prefix)}</div>'
+    return f'<figure class="{classes}" id="{prefix}">{caption}{drawn}{chart}</figure>'
 
 
 def svg(picture: Picture, prefix: str) -> str:

@@ -101,8 +101,8 @@ def step_time(group: Group, colours: Colours) -> Picture | None:
     title = " ".join(words.shares(row) for row in ([ranked[0], ranked[-1]] if len(ranked) > 1 else ranked or rows[:1]))
     took = " to ".join(dict.fromkeys(f"{factor:.2g}" for factor in (min(slower), max(slower))))
     note = (
-        f"A bar is as long as the median step, which is not recorded, and divided as the recorded steps were; these took "
-        f"{took} times as long. Means of the ranks; communication is what no computing hides.{more}"
+        "A bar is as long as the median step, which is not recorded, and divided as the recorded steps were; these "
+        f"took {took} times as long. Means of the ranks; communication is what no computing hides.{more}"
     )
     return Picture("step-time", title, figure, note)
 

@@ -56,8 +56,8 @@ class Run:
 
     @cached_property
     def work_hash(self) -> str | None:
-        """Of the work, whatever the run says that its hash is; that, where a digest stands for a value that came from the
-        environment, or where there is no work.json."""
+        """Of the work, whatever the run says that its hash is; what it says, where a digest stands for a value from
+        the environment, or where there is no work.json."""
         hidden = any(isinstance(value, str) and DIGEST.fullmatch(value) for value in flat(self.compared).values())
         return hash_of(self.compared) if self.compared and not hidden else self.facts.get("work_hash")
 

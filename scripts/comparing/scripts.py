@@ -1,4 +1,4 @@
-"""The report's scripts: two small libraries and page.js, each in the page, each allowed by its hash and nothing else."""
+"""The report's scripts: two small libraries and page.js, all in the page, each allowed by its hash, and no other."""
 
 from __future__ import annotations
 

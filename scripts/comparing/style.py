@@ -33,8 +33,8 @@ STYLE: Any = {
 
 @dataclass
 class Picture:
-    """`name` is a file's; `wide` is for pictures that cannot be read when narrow. `panels`: the same as data, for a chart
-    that can be pointed at; empty if there is no such chart."""
+    """`name` is a file's; `wide` is for pictures that cannot be read when narrow. `panels`: the same as data, for a
+    chart that can be pointed at; empty if there is no such chart."""
 
     name: str
     title: str
