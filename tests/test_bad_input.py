@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from launch import local
+
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 NO_GPU = not torch.accelerator.is_available()
@@ -97,14 +99,26 @@ def check_message(text, says, fix):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("line", [*COMMAND_LINES, *(WITHOUT_GPU if NO_GPU else {})])
-def test_launch_local_answers_once(line, places, tmp_path):
+def test_launch_local_answers_once(line, places, tmp_path, monkeypatch, capfd):
     code, says, fix = (COMMAND_LINES | WITHOUT_GPU)[line]
-    command = [sys.executable, "-m", "launch.local", *line.format(**places).split()]
-    run = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=50)
-    assert run.returncode == code, run.stderr
-    check_message(run.stderr, says, fix)
-    assert run.stdout == ""
+    monkeypatch.setattr(sys, "argv", ["launch.local", *line.format(**places).split()])
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("torchrun was started"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        local.main()
+    out, err = capfd.readouterr()
+    assert ended.value.code == code, err
+    check_message(err, says, fix)
+    assert out == ""
     assert not list(tmp_path.iterdir()), "something was started"
+
+
+@pytest.mark.timeout(60)
+def test_launch_local_answers_as_a_process(tmp_path):
+    command = [sys.executable, "-m", "launch.local", "nproc=4", "strategy=single"]
+    run = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stdout) == (2, "")
+    check_message(run.stderr, *COMMAND_LINES["nproc=4 strategy=single"][1:])
 
 
 def torchrun(*arguments, nproc, cwd):
