@@ -42,6 +42,11 @@ from train.weights import materialise
 from train.world import World
 
 WARM_UP, RECORDED = 5, 5
+# what the speed of a machine is measured on: `tiny` at 1,024 tokens a step, whatever the defaults become
+YARDSTICK = (
+    *("strategy=single", "model=tiny", "precision=float32", "runtime.device=cpu", "train.seq_len=128"),
+    *("train.global_batch_size=8", "train.micro_batch_size=2"),
+)
 Loop = Callable[[int], None]
 
 
@@ -115,6 +120,17 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def bare_step_ms(steps: int = 9) -> float:
+    """The speed of this machine: the median ms of the bare loop's step of YARDSTICK, on one thread of the CPU."""
+    config, cpu = cli.configured(YARDSTICK), torch.device("cpu")
+    torch.set_num_threads(1)
+    corpus, rows = load_corpus(config), slice(None)
+    step = bare_loop(config, cpu, lambda index: corpus.batch(index, config.train.global_batch_size, rows))
+    clock = Clock(cpu)
+    times = [timed(clock, step, index) for index in range(1, WARM_UP + steps + 1)]
+    return statistics.median(times[WARM_UP:])
 
 
 def main() -> None:

@@ -1,5 +1,9 @@
 """Worlds of processes on this machine: one per size, started once, running all rows of that size."""
 
+import hashlib
+import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,20 +29,34 @@ def world(
     timeout_s: float = SECONDS_PER_ROW,
     worker: str = "tests.worker",
 ) -> dict[str, dict[str, Any]]:
-    """`run_world` with the time-outs of the jobs."""
-    runtime = jobs[0].config.runtime
-    return run_world(folder, jobs, size=size, runtime=runtime, timeout_s=timeout_s, worker=worker)
+    """`run_world` with the time-outs of the jobs. Leaves world.json behind, which says where the time went."""
+    runtime, started = jobs[0].config.runtime, time.perf_counter()
+    results = run_world(folder, jobs, size=size, runtime=runtime, timeout_s=timeout_s, worker=worker)
+    rows = {name: {key: result.get(key) for key in ("seconds", "phases")} for name, result in results.items()}
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" (")[0]
+    record = {"test": test, "size": size, "seconds": time.perf_counter() - started, "rows": rows}
+    (folder / "world.json").write_text(json.dumps(record))
+    return results
 
 
 def prove(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str, dict[str, Any]]:
     """Run rows of one size after the references that they need, on the CPU or, over this backend, on a GPU. Returns
-    results by row name."""
+    results by row name. A reference is made once: all tables and sizes of a run of the tests find it in one folder."""
     runtime = [TIMEOUT_S, *(["runtime.device=cuda", f"runtime.backend={cuda_backend}"] if cuda_backend else [])]
-    references = {" ".join(row.reference): row.reference for row in rows}
-    files = {key: str(folder / f"reference_{i}.pt") for i, key in enumerate(references)}
-    saves = [job(key, [*overrides, *runtime], save=files[key]) for key, overrides in references.items()]
-    made = world(folder / "one", saves, size=1)
+    references = {" ".join([*row.reference, *runtime]): row.reference for row in rows}
+    kept = folder.parent / "references"
+    kept.mkdir(exist_ok=True)
+    files = {key: kept / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt" for key in references}
+    saves = [
+        job(key, [*overrides, *runtime], save=str(files[key]))
+        for key, overrides in references.items()
+        if not files[key].exists()
+    ]
+    made = world(folder / "one", saves, size=1) if saves else {}
     if errors := [result["error"] for result in made.values() if "error" in result]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
-    jobs = [job(row.name, [*row.overrides, *runtime], reference=files[" ".join(row.reference)]) for row in rows]
+    jobs = [
+        job(row.name, [*row.overrides, *runtime], reference=str(files[" ".join([*row.reference, *runtime])]))
+        for row in rows
+    ]
     return world(folder / "rows", jobs, size=rows[0].size)
