@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.world import run_world
 from tests.rows import Row
-from tests.rows.base import configured
+from tests.rows.base import BASE, configured
 from train.prove import Job
 
 TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
@@ -48,7 +48,7 @@ def prove(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str
     kept.mkdir(exist_ok=True)
     files = {key: kept / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt" for key in references}
     saves = [
-        job(key, [*overrides, *runtime], save=str(files[key]))
+        job(f"one device: {' '.join(overrides[len(BASE) :])}", [*overrides, *runtime], save=str(files[key]))
         for key, overrides in references.items()
         if not files[key].exists()
     ]
