@@ -43,10 +43,10 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
 def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
     """What decides the numbers that training computes, and so what two runs must share to be compared.
 
-    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by its
-    path. Plain JSON values.
+    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by
+    where it lies and how it was read. Plain JSON values.
     """
-    data = {name: value for name, value in dataclasses.asdict(config.data).items() if name != "path"}
+    data = {name: getattr(config.data, name) for name in ("source", "validation_fraction", "ignore_token")}
     names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm")
     train = {name: getattr(config.train, name) for name in names}
     values = {
