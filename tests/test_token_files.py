@@ -219,6 +219,6 @@ def test_ids_of_a_large_file_are_checked_as_they_are_read(tmp_path, monkeypatch)
     ids[2**20 + 5 :] = 300
     ids.astype("<u2").tofile(tmp_path / "ids.bin")
     corpus = load(tmp_path / "ids.bin", vocab=256)
-    with pytest.raises(BadInput, match="contains token id 300, but model.vocab_size=256"):
+    with pytest.raises(BadInput, match=r"contains token id 300, but model.vocab_size=256"):
         for step in range(20):
             corpus.batch(step, 8, slice(0, 8))
