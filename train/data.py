@@ -58,9 +58,15 @@ class Corpus:
 
     def batch(self, step: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
         """`rows` of the global batch of `size` windows at random places: (tokens, targets), int64 [rows, T]."""
-        room = len(self.training) - self.seq_len
-        starts = np.random.default_rng((self.seed, step)).integers(0, room, size)
-        return self._tensors(self._windows(self.training, starts[rows]))
+        return self._tensors(self._windows(self.training, self._starts(step, size)[rows]))
+
+    def any_target(self, step: int, size: int) -> bool:
+        """Whether any target of the global batch carries loss. Mostly the first row says it: no more is read then."""
+        if self.ignore_token is None:
+            return True
+        starts = self._starts(step, size)
+        rows = (self.training.windows(starts[row : row + 1], self.seq_len + 1) for row in range(size))
+        return any(bool((row[:, 1:] != self.ignore_token).any()) for row in rows)
 
     def validation_batch(self, index: int, count: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
         """`rows` of batch `index` of `count`: fixed windows, evenly spread over the held-out tail."""
@@ -94,6 +100,10 @@ class Corpus:
         if count <= MOST_WINDOWS and not any(valid):
             return "the validation windows"
         return ""
+
+    def _starts(self, step: int, size: int) -> np.ndarray:
+        room = len(self.training) - self.seq_len
+        return np.random.default_rng((self.seed, step)).integers(0, room, size)
 
     def _validation_windows(self, count: int) -> Iterator[np.ndarray]:
         """The windows of an evaluation, some at a time; of more than MOST_WINDOWS, so many."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from train import plain_json
 from train.config import Config
 from train.hardware import device_name
 from train.problems import unusable
@@ -85,7 +86,7 @@ def write_work(path: Path, config: Config, corpus_sha256: str, degrees: dict[str
         **expected(config.strategy),
         "work": work(config, corpus_sha256),
     }
-    (path / "work.json").write_text(json.dumps(values, indent=2) + "\n")
+    (path / "work.json").write_text(plain_json.dumps(values, indent=2) + "\n")
 
 
 def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def environment(device: torch.device, backend: str, world_size: int) -> dict[str
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (path / "summary.json").write_text(plain_json.dumps(summary, indent=2) + "\n")
 
 
 def _commit() -> str:

@@ -132,7 +132,8 @@ def _exact(run: Run) -> bool:
 
 
 def difference(run: Run, reference: Run, up_to: int | None = None) -> float | None:
-    """The largest |a - b| / |b| of train/loss over common steps; infinite if one is not a number; None of none."""
+    """The largest |a - b| / |b| of train/loss over common steps; infinite if one of the two is not a number; None of
+    none. A step in which neither is one says nothing: it had no valid token, or both had diverged."""
     losses = {step["step"]: step["train/loss"] for step in reference.steps}
     worst: float | None = None
     for record in run.steps:
@@ -140,6 +141,8 @@ def difference(run: Run, reference: Run, up_to: int | None = None) -> float | No
         if step not in losses or (up_to is not None and step > up_to):
             continue
         mine, theirs = number(record["train/loss"]), number(losses[step])
+        if mine is None and theirs is None:
+            continue
         if mine is None or theirs is None:
             return float("inf")
         worst = max(worst or 0.0, abs(mine - theirs) / max(abs(theirs), 1e-300))
