@@ -73,12 +73,17 @@ def test_a_step_without_a_valid_token_says_so_everywhere(tmp_path, capsys):
 
 def test_runs_are_compared_where_there_is_a_loss():
     def run(*losses):
-        return Run(Path("x"), steps=[{"step": i, "train/loss": loss} for i, loss in enumerate(losses)])
+        """`empty`: a step without a valid token; None: a loss that is no number."""
+        steps = [{"step": i, "train/loss": None if loss == "empty" else loss} for i, loss in enumerate(losses)]
+        for step, loss in zip(steps, losses, strict=True):
+            step |= {"train/valid_tokens": 0.0} if loss == "empty" else {}
+        return Run(Path("x"), steps=steps)
 
-    assert difference(run(2.0, None, 1.0), run(2.0, None, 1.0)) == 0
-    assert difference(run(2.0, math.nan, 1.5), run(2.0, math.nan, 1.0)) == 0.5
-    assert difference(run(2.0, None), run(2.0, 1.0)) == math.inf
-    assert difference(run(None), run(None)) is None
+    assert difference(run(2.0, "empty", 1.0), run(2.0, "empty", 1.0)) == 0
+    assert difference(run(2.0, "empty", 1.5), run(2.0, "empty", 1.0)) == 0.5
+    assert difference(run(2.0, "empty"), run(2.0, 1.0)) == math.inf
+    assert difference(run(2.0, None), run(2.0, None)) == math.inf
+    assert difference(run("empty"), run("empty")) is None
 
 
 def test_whether_any_target_of_the_global_batch_carries_loss(tmp_path):
