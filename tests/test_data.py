@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from train import cli
-from train.corpus.tokens import Held
+from train.corpus.tokens import Held, Stored
 from train.data import IGNORED, load_corpus
 from train.model import IGNORE_INDEX
 from train.problems import BadInput
@@ -106,7 +106,7 @@ def test_text_folder_and_tokens_file(tmp_path):
     ids = np.arange(3000) % 50000
     ids.astype("<u2").tofile(tmp_path / "ids.bin")
     tokens = corpus("data=tokens", f"data.path={tmp_path}/ids.bin", "model=small", "train.seq_len=32")
-    assert isinstance(tokens.training.array, np.memmap)
+    assert isinstance(tokens.training, Stored)
     assert tokens.batch(1, 1, slice(0, 1))[0][0, 0] in ids
 
 

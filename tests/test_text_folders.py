@@ -287,7 +287,7 @@ def explained(*words):
 
 
 @pytest.mark.timeout(70)
-def test_a_text_of_20_gb_is_mapped_and_not_read(tmp_path):
+def test_a_text_of_20_gb_is_valid_and_not_read(tmp_path):
     with (tmp_path / "sparse.txt").open("wb") as file:
         file.truncate(20 * 10**9)
     said, peak, code = explained("strategy=dp", "data=text", f"data.path={tmp_path}/sparse.txt")

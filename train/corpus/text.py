@@ -13,7 +13,7 @@ import numpy as np
 from train.config import Config
 from train.corpus.folder import JSON_LINES, Folder, find, head_of
 from train.corpus.formats import MEGATRON, NPY, foreign
-from train.corpus.tokens import Held, Joined, Tokens, shown
+from train.corpus.tokens import Held, Joined, Stored, Tokens, shown
 from train.problems import BadInput, Problem
 
 MOST_JSON_LINES = 2**28  # bytes of files: their text is held in memory, in every rank
@@ -44,7 +44,7 @@ def python_source() -> Source:
 
 
 def text(path: Path, config: Config) -> Source:
-    """A file, mapped, or the files of a folder, read when they are needed. Raises BadInput for what is no text."""
+    """A file, or the files of a folder, read when they are needed. Raises BadInput for what is no text."""
     if path.is_dir():
         found = find(path, config.data.glob, json_lines=False, runs=Path(config.metrics.dir))
         return Source(Joined.of(found.files), f"{shown(path)}: {found.says()}")
@@ -57,8 +57,8 @@ def text(path: Path, config: Config) -> Source:
         raise BadInput(Problem("text_file", f"{name} is a file of token ids, not of text", "use data=tokens"))
     if (kind := foreign(head)) is not None:
         raise BadInput(Problem("text_file", f"{name} is {kind[0]}, not text", kind[1]))
-    whole = np.memmap(path, dtype=np.uint8, mode="r")
-    return Source(Held(whole), f"{shown(path)}: {len(whole):,} bytes")
+    size = path.stat().st_size
+    return Source(Stored(path, np.dtype(np.uint8), 0, 0, size), f"{shown(path)}: {size:,} bytes")
 
 
 def json_lines(path: Path, config: Config) -> Source:

@@ -20,7 +20,7 @@ from train.corpus.evidence import dtype_of
 from train.corpus.folder import head_of
 from train.corpus.formats import MEGATRON, NPY, OLD_MEGATRON, foreign, is_text
 from train.corpus.text import Source
-from train.corpus.tokens import Held, shown
+from train.corpus.tokens import Stored, shown
 from train.problems import BadInput, Problem
 
 HEADER_INTS, HEADER_BYTES = 256, 1024
@@ -50,15 +50,15 @@ class Layout:
 
 
 def token_file(path: Path, config: Config) -> Source:
-    """The ids of a file, mapped. Raises BadInput for a format that is not read or cannot be told."""
+    """The ids of a file. Raises BadInput for a format that is not read or cannot be told."""
     found = layout(path, config.data.dtype)
     if found.dtype.kind not in "ui":
         message = f"data.path={shown(path)} holds {found.dtype} numbers, not token ids"
         raise BadInput(Problem("token_type", message, "save token ids as a whole-number type, such as uint16"))
     if found.count == 0:
         raise BadInput(Problem("data_path", f"data.path={shown(path)} is empty", "use a file with token ids in it"))
-    array = np.memmap(found.path, dtype=found.dtype, mode="r", offset=found.offset, shape=(found.count,))
-    return Source(Held(array), f"{shown(path)}: {found.count:,} ids of {found.dtype} ({found.told})", is_bytes=False)
+    ids = Stored(found.path, found.dtype, found.offset, 0, found.count)
+    return Source(ids, f"{shown(path)}: {found.count:,} ids of {found.dtype} ({found.told})", is_bytes=False)
 
 
 def layout(path: Path, asked: TokenType) -> Layout:

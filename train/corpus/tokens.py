@@ -1,14 +1,15 @@
-"""Token ids that need not lie in memory: an array, which may be a mapped file, or the bytes of many files.
+"""Token ids that need not lie in memory: an array, the ids in a file, or the bytes of many files.
 
 A text of 100 GB costs the memory of the windows that are cut from it, and of one block where all of it is read.
 """
 
 from __future__ import annotations
 
-import mmap
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,7 @@ BLOCK = 2**20  # tokens
 class Tokens(ABC):
     """A sequence of token ids of one dtype."""
 
-    @property
-    @abstractmethod
-    def dtype(self) -> np.dtype: ...
+    dtype: np.dtype
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -52,25 +51,20 @@ class Tokens(ABC):
             starts = starts[chosen.astype(np.int64)]
         for start in starts.tolist():
             yield self.read(start, min(start + BLOCK + overlap, len(self)))
-            self.forget()
 
     def fits(self, limit: int | None) -> bool:
         """Whether `blocks` with this limit gives every token."""
         return limit is None or len(self) * self.dtype.itemsize <= limit
 
-    def forget(self) -> None:
-        """What was read may leave the process' memory."""
-        return None
-
 
 @dataclass(frozen=True)
 class Held(Tokens):
-    """An array; of a mapped file (np.memmap), the system holds what was read lately."""
+    """An array in memory."""
 
     array: np.ndarray
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype:  # type: ignore[override]
         return self.array.dtype
 
     def __len__(self) -> int:
@@ -85,10 +79,35 @@ class Held(Tokens):
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         return self.array[starts[:, None] + np.arange(length)]
 
-    def forget(self) -> None:
-        mapped = getattr(self.array, "_mmap", None)
-        if mapped is not None:
-            mapped.madvise(mmap.MADV_DONTNEED)  # they stay in the system's cache of files
+
+@dataclass(frozen=True)
+class Stored(Tokens):
+    """The ids in a file, from byte `offset` on: read when they are asked for.
+
+    Not mapped: that reads much around each window, counts as the process' memory, and kills it if the file is cut.
+    """
+
+    path: Path
+    dtype: np.dtype
+    offset: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> Stored:
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.windows(np.array([start]), stop - start)[0]
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        found = np.empty((len(starts), length), self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            for row, start in zip(found, starts.tolist(), strict=True):
+                _read_into(file, self.offset + (self.start + start) * self.dtype.itemsize, row)
+        return found
 
 
 @dataclass(frozen=True)
@@ -110,7 +129,7 @@ class Joined(Tokens):
         return cls(tuple(path for path, _ in files), places, 0, int(places[-1]) - 1)
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> np.dtype:  # type: ignore[override]
         return np.dtype(np.uint8)
 
     def __len__(self) -> int:
@@ -127,20 +146,20 @@ class Joined(Tokens):
             begin, end = int(self.places[index]), int(self.places[index + 1]) - 1
             low, high = max(begin, start), min(end, stop)
             if low < high:
-                _read_into(self.files[index], low - begin, found[low - start : high - start])
+                with self.files[index].open("rb", buffering=0) as file:
+                    _read_into(file, low - begin, found[low - start : high - start])
         return found
 
 
-def _read_into(path: Path, offset: int, room: np.ndarray) -> None:
-    with path.open("rb", buffering=0) as file:
-        file.seek(offset)
-        view = room.data
-        while len(view):
-            count = file.readinto(view)
-            if not count:
-                message = f"{shown(path)} became shorter while it was being read"
-                raise BadInput(Problem("data_path", message, "leave the files of data.path as they are during a run"))
-            view = view[count:]
+def _read_into(file: FileIO, offset: int, room: np.ndarray) -> None:
+    """Fill `room` with what the file has from a byte on."""
+    view = room.view(np.uint8).data
+    while len(view):
+        count = os.preadv(file.fileno(), [view], offset)
+        if count == 0:
+            message = f"{shown(file.name)} became shorter while it was being read"
+            raise BadInput(Problem("data_path", message, "leave the files of data.path as they are during a run"))
+        view, offset = view[count:], offset + count
 
 
 def shown(path: object) -> str:
