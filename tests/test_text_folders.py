@@ -167,6 +167,10 @@ def test_a_folder_without_text(tmp_path):
     assert "is no regular file" in refusal("/dev/zero")
     assert "needs a path" in refusal("")
     assert "cannot be read (File name too long)" in refusal("x" * 5000)
+    (tmp_path / "elf").write_bytes(b"\x7fELF" + bytes(4000))
+    assert load(tmp_path / "elf").says.endswith("4,004 bytes, which look binary")
+    (tmp_path / "a.jsonl.gz").write_bytes(b"\x1f\x8b\x08" + bytes(500))
+    assert "a gzip file, not text: unpack it first" in refusal(tmp_path / "a.jsonl.gz", "jsonl")
     (tmp_path / "one.txt").write_text(LINES)
     assert "data.glob=*.txt chooses files of a folder" in refusal(tmp_path / "one.txt", glob="*.txt")
 

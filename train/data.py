@@ -191,8 +191,8 @@ def _check_length(name: str, count: int, held_out: int, seq_len: int) -> None:
     message = f"{name} holds {count} tokens, {shorter} in the smaller of its training and validation parts, "
     message += f"but train.seq_len={seq_len} needs {seq_len + 1} in each"
     if shorter < 2:
-        raise BadInput(Problem("corpus_length", message, "use more data"))
-    fix = f"use train.seq_len={shorter - 1} or less, or more data"
+        raise BadInput(Problem("corpus_length", message, "use more data, or another data.validation_fraction"))
+    fix = f"use train.seq_len={shorter - 1} or less, more data, or another data.validation_fraction"
     raise BadInput(Problem("corpus_length", message, fix, (f"train.seq_len={shorter - 1}",)))
 
 

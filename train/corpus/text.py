@@ -12,7 +12,7 @@ import numpy as np
 
 from train.config import Config
 from train.corpus.folder import JSON_LINES, Folder, find, head_of
-from train.corpus.formats import MEGATRON, NPY, foreign
+from train.corpus.formats import MEGATRON, NPY, foreign, is_binary
 from train.corpus.tokens import Held, Joined, Stored, Tokens, shown
 from train.problems import BadInput, Problem
 
@@ -53,12 +53,10 @@ def text(path: Path, config: Config) -> Source:
     if path.suffix.lower() in JSON_LINES:
         fix = "use data=jsonl, and data.field for the field that holds the text"
         raise BadInput(Problem("text_file", f"{name} is a file of JSON Lines, not of text", fix))
-    if head.startswith((NPY, MEGATRON)):
-        raise BadInput(Problem("text_file", f"{name} is a file of token ids, not of text", "use data=tokens"))
-    if (kind := foreign(head)) is not None:
-        raise BadInput(Problem("text_file", f"{name} is {kind[0]}, not text", kind[1]))
+    _refuse_others(name, head)
     size = path.stat().st_size
-    return Source(Stored(path, np.dtype(np.uint8), 0, 0, size), f"{shown(path)}: {size:,} bytes")
+    looks = ", which look binary" if is_binary(head) else ""
+    return Source(Stored(path, np.dtype(np.uint8), 0, 0, size), f"{shown(path)}: {size:,} bytes{looks}")
 
 
 def json_lines(path: Path, config: Config) -> Source:
@@ -67,6 +65,7 @@ def json_lines(path: Path, config: Config) -> Source:
         found = find(path, config.data.glob, json_lines=True, runs=Path(config.metrics.dir))
     else:
         _check_glob(config)
+        _refuse_others(f"data.path={shown(path)}", head_of(path))
         found = Folder([(path, path.stat().st_size)])
     size = sum(size for _, size in found.files)
     if size > MOST_JSON_LINES:
@@ -105,6 +104,13 @@ def _documents(path: Path, field: str) -> Iterator[bytes]:
                 message = f"data.field={field} {why} in {where}, whose fields are: {keys}"
                 raise BadInput(Problem("json_lines", message, fix, (f"data.field={texts[0]}",) if texts else ()))
             yield found.encode("utf-8", "surrogatepass")
+
+
+def _refuse_others(name: str, head: bytes) -> None:
+    if head.startswith((NPY, MEGATRON)):
+        raise BadInput(Problem("text_file", f"{name} is a file of token ids, not of text", "use data=tokens"))
+    if (kind := foreign(head)) is not None:
+        raise BadInput(Problem("text_file", f"{name} is {kind[0]}, not text", kind[1]))
 
 
 def _first(error: Exception) -> str:
