@@ -144,7 +144,8 @@ def _problems(config: Config, nproc: int, read: dict[str, tuple[Problem, ...]]) 
     """As launch.local finds them: of the config, else of the text, else of the machine."""
     try:
         cli.check(config, nproc)
-        text = repr((config.data, config.train.seq_len, config.model.vocab_size))
+        windows = (config.train.seq_len, config.train.eval_batches, config.train.global_batch_size)
+        text = repr((config.data, windows, config.model.vocab_size))
         if text not in read:
             read[text] = _problems_of_text(config)
         if read[text]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.grid import Checked, Point
+from train import plain_json
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
 
 WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"
@@ -114,7 +115,7 @@ class State:
     def save(self) -> None:
         values = {"fairness": self.fairness, "line": self.line, "points": [dataclasses.asdict(e) for e in self.entries]}
         new = self.path.with_suffix(".tmp")
-        new.write_text(json.dumps(values, indent=2) + "\n")
+        new.write_text(plain_json.dumps(values, indent=2) + "\n")
         os.replace(new, self.path)
 
     def with_status(self, status: str) -> list[Entry]:

@@ -12,7 +12,6 @@ without a line logged, `bare` the one that one would write. Then RECORDED steps 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from launch.local import take
-from train import cli
+from train import cli, plain_json
 from train.config import Config, Precision
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
@@ -189,7 +188,7 @@ def report(
     result["recorded_ms"] = round(statistics.median(recorded), 1)
     if every:
         result[f"recording_pct_every_{every}"] = round(100 * (result["recorded_ms"] - step) / (every * step), 3)
-    print(json.dumps(result))
+    print(plain_json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ far, so that a run that is killed or still going has them too; they end as the f
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import time
@@ -130,7 +131,7 @@ def results(values: dict[str, Any]) -> Record:
         "train_loss": values.get("train/loss"),
         "mfu_pct": values.get("perf/mfu_pct"),
     }
-    return {f"result/{name}": value for name, value in found.items() if value is not None}
+    return {f"result/{name}": value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def start_summary(values: Hparams) -> Any:

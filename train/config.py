@@ -52,8 +52,20 @@ class DataSource(Enum):
     python_docs = "python_docs"
     python_source = "python_source"
     text = "text"
+    jsonl = "jsonl"
     tokens = "tokens"
     synthetic = "synthetic"
+
+
+class TokenType(Enum):
+    """Of the ids in a token file that has no header; little-endian."""
+
+    auto = "auto"  # told by the file's bytes, or refused
+    uint8 = "uint8"
+    uint16 = "uint16"
+    uint32 = "uint32"
+    int32 = "int32"
+    int64 = "int64"
 
 
 class AttentionKernel(Enum):
@@ -116,7 +128,10 @@ class ModelConfig:
 @dataclass
 class DataConfig:
     source: DataSource = MISSING
-    path: str | None = None
+    path: str | None = None  # of data=text, jsonl and tokens: a file, or a folder of texts
+    dtype: TokenType = TokenType.auto  # of data=tokens, where the file does not say it
+    glob: str | None = None  # of data=text and jsonl: which files of a folder, as *.txt or docs/**/*.md
+    field: str | None = None  # of data=jsonl: the field of each line that holds the text
     validation_fraction: float = number(0.1, gt=0, lt=1)
     ignore_token: int | None = None  # targets equal to this id carry no loss
 

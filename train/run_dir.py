@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from train import plain_json
 from train.config import Config
 from train.hardware import device_name
 from train.problems import unusable
@@ -43,10 +44,10 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
 def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
     """What decides the numbers that training computes, and so what two runs must share to be compared.
 
-    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by its
-    path. Plain JSON values.
+    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by
+    where it lies and how it was read. Plain JSON values.
     """
-    data = {name: value for name, value in dataclasses.asdict(config.data).items() if name != "path"}
+    data = {name: getattr(config.data, name) for name in ("source", "validation_fraction", "ignore_token")}
     names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm")
     train = {name: getattr(config.train, name) for name in names}
     values = {
@@ -85,7 +86,7 @@ def write_work(path: Path, config: Config, corpus_sha256: str, degrees: dict[str
         **expected(config.strategy),
         "work": work(config, corpus_sha256),
     }
-    (path / "work.json").write_text(json.dumps(values, indent=2) + "\n")
+    (path / "work.json").write_text(plain_json.dumps(values, indent=2) + "\n")
 
 
 def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
@@ -103,7 +104,7 @@ def environment(device: torch.device, backend: str, world_size: int) -> dict[str
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    (path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (path / "summary.json").write_text(plain_json.dumps(summary, indent=2) + "\n")
 
 
 def _commit() -> str:

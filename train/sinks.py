@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
 import time
 from importlib.util import find_spec
@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from train import board
+from train import board, plain_json
 from train.metrics import Record, Sink
 
 NUM_PLAIN_LINES = 10
+NO_VALID_TOKEN = "no valid token"  # in place of a loss: there was nothing to predict
 
 
 class JsonLines(Sink):
@@ -28,11 +29,11 @@ class JsonLines(Sink):
         self.file = (directory / "metrics.jsonl").open("w", buffering=1)
 
     def write(self, step: int, values: Record) -> None:
-        self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.samples.mkdir(exist_ok=True)
-        (self.samples / f"step-{step}.json").write_text(json.dumps(record) + "\n")
+        (self.samples / f"step-{step}.json").write_text(plain_json.dumps(record) + "\n")
 
     def close(self) -> None:
         self.file.close()
@@ -65,6 +66,8 @@ class TensorBoard(Sink):
 
     def write(self, step: int, values: Record) -> None:
         # one event a step, not one a tag: 40 tags cost as much as one
+        if values.get("train/valid_tokens") == 0:
+            values = {tag: value for tag, value in values.items() if tag != "train/loss"}
         self.step, self.results = step, self.standing.add(values)
         self._add_scalars(values | self.results)
 
@@ -117,20 +120,22 @@ class Terminal(Sink):
         self.progress: Progress | None = None
         self.validation = ""
         if sys.stdout.isatty():
-            text = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s{task.fields[validation]}")
+            text = TextColumn("{task.fields[loss]}  {task.fields[speed]} tokens/s{task.fields[validation]}")
             self.progress = Progress(
                 BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, console=self.console
             )
-            self.task = self.progress.add_task("", total=num_steps, loss="-", speed="-", validation="")
+            self.task = self.progress.add_task("", total=num_steps, loss="loss -", speed="-", validation="")
             self.progress.start()
 
     def write(self, step: int, values: Record) -> None:
         if "validation/loss" in values:
-            self.validation = f"  validation loss {values['validation/loss']:.4f}"
+            found = values["validation/loss"]
+            self.validation = f"  validation {NO_VALID_TOKEN if math.isnan(found) else f'loss {found:.4f}'}"
             if self.progress is None:
                 print(f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}{self.validation}", flush=True)
             return
-        loss, speed = f"{values['train/loss']:.4f}", f"{values['perf/tokens_per_s']:,.0f}"
+        empty, speed = values.get("train/valid_tokens") == 0, f"{values['perf/tokens_per_s']:,.0f}"
+        loss = NO_VALID_TOKEN if empty else f"loss {values['train/loss']:.4f}"
         if self.progress is not None:
             self.progress.update(self.task, completed=step, loss=loss, speed=speed, validation=self.validation)
         elif step == 1 or step % self.every == 0:
@@ -138,7 +143,7 @@ class Terminal(Sink):
             width = len(str(self.num_steps))
             where = f"step {step:>{width}}/{self.num_steps}"
             recorded = "  (recorded, which slows it)" if "time/step_ms" in values else ""
-            print(f"{where}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
+            print(f"{where}  {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
 
     def summary(self, values: dict[str, Any]) -> None:
         self.close()  # the table follows

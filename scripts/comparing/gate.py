@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .figures import Figures, figures_of
-from .runs import Run, flat, label, number
+from .runs import Record, Run, flat, label, number
 
 # largest relative difference of train/loss in the first steps: far above what rounding was seen to do (docs), and
 # rounding grows with the steps, so later ones are shown and not judged
@@ -132,18 +132,23 @@ def _exact(run: Run) -> bool:
 
 
 def difference(run: Run, reference: Run, up_to: int | None = None) -> float | None:
-    """The largest |a - b| / |b| of train/loss over common steps; infinite if one is not a number; None of none."""
-    losses = {step["step"]: step["train/loss"] for step in reference.steps}
+    """The largest |a - b| / |b| of train/loss over common steps; infinite if one is not a number; None of none.
+    Steps in which neither run had a valid token have no loss to compare."""
+    theirs_by_step = {step["step"]: step for step in reference.steps}
     worst: float | None = None
     for record in run.steps:
-        step = record["step"]
-        if step not in losses or (up_to is not None and step > up_to):
+        other = theirs_by_step.get(record["step"])
+        if other is None or (up_to is not None and record["step"] > up_to) or (_empty(record) and _empty(other)):
             continue
-        mine, theirs = number(record["train/loss"]), number(losses[step])
+        mine, theirs = number(record["train/loss"]), number(other["train/loss"])
         if mine is None or theirs is None:
             return float("inf")
         worst = max(worst or 0.0, abs(mine - theirs) / max(abs(theirs), 1e-300))
     return worst
+
+
+def _empty(record: Record) -> bool:
+    return record.get("train/valid_tokens") == 0
 
 
 def _choose_memory(group: Group) -> None:

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import words
+from . import runs, words
 from .figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
 from .gate import Group, Row
 from .style import (
@@ -169,7 +169,9 @@ def loss(group: Group, colours: Colours) -> Picture | None:
 
 
 def _losses(row: Row) -> dict[int, float]:
-    return {record["step"]: record["train/loss"] for record in row.run.steps}
+    """By step; NaN, which is not drawn, where it is not a number."""
+    losses = {record["step"]: runs.number(record["train/loss"]) for record in row.run.steps}
+    return {step: math.nan if loss is None else loss for step, loss in losses.items()}
 
 
 def _distances(axes: Axes, rows: list[Row], reference: Row, colours: Colours) -> None:
