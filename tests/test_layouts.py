@@ -18,9 +18,9 @@ MOST_FIXES = 3  # in turn, each of the first problem that is left
 
 
 @cache
-def config_of(preset, *words):
+def config_of(preset):
     model = ["model=moe_tiny"] if preset in MIXTURES else []
-    return cli.parse(cli.parser("test", ""), [f"strategy={preset}", *model, *words])[0]
+    return cli.parse(cli.parser("test", ""), [f"strategy={preset}", *model])[0]
 
 
 def fixed_ranks(strategy):
@@ -70,14 +70,15 @@ def test_the_default_batch_is_1024_tokens_in_microbatches_of_one_sequence():
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_a_stage_for_each_layer(schedule):
     """8 stages of `tiny`'s 8 layers. Schedules with two stages a rank go up to 4 ranks."""
-    assert validate(config_of("pp", f"strategy.schedule={schedule}"), 8) == []
+    plan = Plan(config_of("pp"), 8).override(f"strategy.schedule={schedule}")
+    assert validate(plan.config, plan.world_size) == []
 
 
 @pytest.mark.parametrize(
     "schedule", ["interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"]
 )
 def test_two_stages_a_rank(schedule):
-    config = config_of("pp", f"strategy.schedule={schedule}")
+    config = Plan(config_of("pp"), 4).override(f"strategy.schedule={schedule}").config
     assert validate(config, 4) == []
     problems = validate(config, 8)
     assert "model.num_layers=8 is fewer than strategy.pp=8 x 2 stages a rank" in str(problems[0])

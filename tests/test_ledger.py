@@ -84,7 +84,7 @@ CONFIGS = {
         ("strategy=ep", F32, *MOE, "strategy.dp_replicate=2"),
         ("strategy=ep", F32, *MOE, "strategy.cp=2"),
         ("strategy=tp", F32, "model.num_kv_heads=2"),
-        *(("strategy=" + name, F32, "model.num_kv_heads=1") for name in ("fsdp_tp", "tp_pp")),
+        *(("strategy=fsdp_tp", precision, "model.num_kv_heads=1") for precision in (F32, BF16)),
     ],
     8: [("strategy=3d", F32), ("strategy=moe_3d", F32, *MOE)],
 }
