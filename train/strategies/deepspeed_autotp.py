@@ -11,6 +11,7 @@ backward one for each of wq, wk, wv, gate and up; where wk and wv are whole, one
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -59,13 +60,16 @@ class AutoTpStep(ZeroStep):
         whole = {p: p.shape for p in module.parameters()}
         self.use_mesh()
         tp = self.mesh["tp"].size()
-        shards = kv_shards(self.config.model, tp)
-        dims = CUT if shards == tp else {name: dim for name, dim in CUT.items() if name not in KV_MODULES}
-        if shards < tp:
+        model, dims = self.config.model, CUT
+        if (shards := kv_shards(model, tp)) < tp:
+            dims = {name: dim for name, dim in CUT.items() if name not in KV_MODULES}
             self.share_heads(tp // shards)
+            # DeepSpeed reads this, and would give all of every layer to the first ranks, one KV head to each
+            self.model.config = dataclasses.replace(model, num_kv_heads=model.num_heads)
         super().initialise(
             module, mpu, tensor_parallel={"autotp_size": tp, "partition_config": partition(dims)}, **more
         )
+        self.model.config = model
         self.cut = {p: dims[name.split(".")[-2]] for name, p in self.parameters.items() if name.split(".")[-2] in dims}
         for p, shape in whole.items():  # a pattern that matches nothing is silent
             held = torch.Size(getattr(p, "ds_shape", p.shape))
