@@ -54,6 +54,7 @@ CONFIGS = {
         ("strategy=tp", F32, *MOE, "strategy.sequence_parallel=false"),
         ("strategy=ep", BF16, *MOE, "model.balance=aux_loss"),
         ("strategy=ep", F32, *MOE, FULL),
+        ("strategy=tp", F32, "model.num_kv_heads=1"),
     ],
     4: [
         ("strategy=fsdp", F32, "model.vocab_size=258", "model.ffn_dim=350"),
@@ -81,6 +82,8 @@ CONFIGS = {
         ("strategy=ep", F32, *MOE, "strategy.ep=2", "strategy.tp=2"),
         ("strategy=ep", F32, *MOE, "strategy.dp_replicate=2"),
         ("strategy=ep", F32, *MOE, "strategy.cp=2"),
+        ("strategy=tp", F32, "model.num_kv_heads=2"),
+        *(("strategy=fsdp_tp", precision, "model.num_kv_heads=1") for precision in (F32, BF16)),
     ],
     8: [("strategy=3d", F32), ("strategy=moe_3d", F32, *MOE)],
 }

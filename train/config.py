@@ -171,7 +171,7 @@ class TrainConfig:
     seed: int = number(1234, ge=0)
     seq_len: int = number(128, ge=1)
     global_batch_size: int = number(8, ge=1)  # sequences per optimiser step, over all ranks
-    micro_batch_size: int = number(2, ge=1)  # sequences per data rank per forward
+    micro_batch_size: int = number(1, ge=1)  # sequences per data rank per forward
     eval_every: int = number(50, ge=0)  # 0: only after the last step
     eval_batches: int = number(8, ge=1)  # global batches of held-out windows
     clip_norm: float = number(1.0, ge=0)  # 0: the norm is logged and nothing is clipped

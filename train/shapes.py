@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 # the dimension that tensor parallelism splits, by the module's name; norms and routers are whole
 TP_DIM = dict.fromkeys(("wq", "wk", "wv", "gate", "up", "embed", "head"), 0) | dict.fromkeys(("wo", "down"), 1)
+KV_MODULES = ("wk", "wv")
 # of the experts' weights [E, F, D] and [E, D, F]: what tp splits, and what FSDP splits where ep has split the experts
 EXPERT_TP_DIM = {"gate": 1, "up": 1, "down": 2}
 EXPERT_WIDTH_DIM = {"gate": 2, "up": 2, "down": 1}
@@ -110,13 +111,29 @@ def is_expert(name: str) -> bool:
     return ".experts." in name
 
 
+def kv_shards(model: ModelConfig, tp: int) -> int:
+    """In how many parts `tp` ranks split the keys and values: one a rank, but no more than there are KV heads. Where
+    there are fewer heads than ranks, each head is held by the same number of neighbouring ranks."""
+    return min(tp, model.num_kv_heads)
+
+
+def tp_place(plan: Plan, place: dict[str, int], module: str) -> tuple[int, int]:
+    """(degree, index) of the shards of a module's weight by tp."""
+    degree, index = plan.degrees["tp"], place["tp"]
+    if module not in KV_MODULES:
+        return degree, index
+    shards = kv_shards(plan.config.model, degree)
+    return shards, index // (degree // shards)
+
+
 def model_shard(plan: Plan, place: dict[str, int], name: str, shape: Shape) -> Shape:
     """What the rank at `place` computes with of a parameter: its part by tp, and of experts by ep."""
     if is_expert(name):
         dim = EXPERT_TP_DIM[name.split(".")[-1]]
         return shard(shard(shape, 0, *ep_place(plan, place)), dim, plan.degrees["tp"], place["tp"])
-    tp_dim = TP_DIM.get(name.split(".")[-2])
-    return shape if tp_dim is None else shard(shape, tp_dim, plan.degrees["tp"], place["tp"])
+    module = name.split(".")[-2]
+    tp_dim = TP_DIM.get(module)
+    return shape if tp_dim is None else shard(shape, tp_dim, *tp_place(plan, place, module))
 
 
 def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:

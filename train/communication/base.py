@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from train.config import ActivationCheckpointing, Precision
 from train.plan import Plan
-from train.shapes import block, units
+from train.shapes import block, kv_shards, units
 from train.strategies.pipeline import Pipeline
 from train.strategies.timetable import actions_by_rank
 
@@ -53,7 +53,9 @@ def joined(plan: Plan, *axes: str) -> str:
 
 def degree_of(plan: Plan, axis: str) -> int:
     """Ranks of a group, by the name of its axis or axes."""
+    tp, shards = plan.degrees["tp"], kv_shards(plan.config.model, plan.degrees["tp"])
     folded = {"ep": plan.ep, "efsdp": plan.degrees["dp_shard"] * plan.degrees["cp"] // plan.ep}
+    folded |= {"kv_shard": shards, "kv_replicate": tp // shards}
     return math.prod(folded.get(part) or plan.degrees.get(part, 1) for part in axis.split("."))
 
 

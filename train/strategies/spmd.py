@@ -74,6 +74,7 @@ class Spmd(Strategy):
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step, accumulate
         from train.strategies.apply import apply_techniques
+        from train.strategies.tensor import head_mesh
 
-        wrapped = apply_techniques(model, mesh, config)
+        wrapped = apply_techniques(model, mesh, config, head_mesh(mesh["tp"], config.model))
         return Step(model, mesh, config, *accumulate(wrapped, model, config, self.zero_stage))
