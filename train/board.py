@@ -7,8 +7,9 @@ far, so that a run that is killed or still going has them too; they end as the f
 
 Three habits of TensorBoard decide the rest. It lists groups of tags by name, so what explains a result stands under
 `why`, behind the results. The axis of a chart leaves out what is below the 5th or above the 95th percentile of all
-values drawn, so a chart has one line a run, and what only sampled steps measure is repeated at every step after them.
-It smooths all charts but those "with margins", so Compare has these, which show the last value as it is.
+values drawn, so a chart has one line a run, and a sampled step's values are written for the steps before it too: one
+point among many would be left out. It smooths all charts but those "with margins", so Compare has these, which show
+the last value as it is.
 """
 
 from __future__ import annotations
@@ -51,22 +52,20 @@ SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
 # The groups that a reader meets first; the others are under `why`, those of single ranks apart from the rest.
 FIRST_GROUPS = ("result", "train", "validation", "perf", "memory")
 BY_RANK = "memory_by_rank"
-HELD = ("time/", "pipeline/")  # beginnings of tags: of a sampled step, repeated until the next one
+OF_SAMPLES = ("time/", "pipeline/")  # beginnings of tags that stand for the steps since the sample before, too
+MOST_POINTS = 10  # for one sample
 
-LOSS = "loss: training"  # the one chart whose curve is of single steps: smoothed as the reader chooses
-# Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band. All charts are in one
-# category, as others start folded. One tag a chart: the lines of several would push each other off the axis.
+# Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band.
 CHARTS: dict[str, tuple[str, ...]] = {
     "throughput: tokens per second, median so far": ("result/tokens_per_s",),
     "throughput: step, ms, median so far": ("result/step_ms",),
-    LOSS: ("train/loss",),
-    "loss: validation": (RESULT_OF_VALIDATION,),
+    "loss: training": ("train/loss",),
+    "loss: validation": ("validation/loss",),
     "memory: held between steps by the largest rank, MiB": ("result/held_mib",),
     "memory: all tensors at the peak of the fullest rank, MiB": ("result/peak_tensors_mib",),
     "memory: peak allocated on a GPU, resident on a CPU, GiB": ("result/memory_gib",),
     "communication: sent a step, MiB": ("result/sent_mib",),
-    "communication: exposed, % of a step": ("result/exposed_communication_pct",),
-    "communication: exposed, ms": ("time/communication_ms",),
+    "communication: exposed, ms of a step": ("time/communication_ms",),
     "time of a step: forward, ms": ("time/forward_ms",),
     "time of a step: backward, ms": ("time/backward_ms",),
     "time of a step: optimiser, ms": ("time/optimiser_ms",),
@@ -109,6 +108,12 @@ def hparams(config: Config, world_size: int, device: str) -> Hparams:
     }
 
 
+def steps_of_sample(before: int, step: int) -> list[int]:
+    """The steps that the sample of this one stands for, of those since the sample `before`: this one is the last."""
+    points = min(step - before, MOST_POINTS)
+    return [before + (step - before) * i // points for i in range(1, points + 1)]
+
+
 class Standing:
     """The results of a run so far: medians of the steps after warm-up that were not recorded (of all, while there are
     no such), peaks, and the latest of everything else."""
@@ -131,10 +136,6 @@ class Standing:
                 if tag in values and counts is self.measured:
                     insort(had, values[tag])
         return self.results({})
-
-    def held(self) -> Record:
-        """What the last sampled step measured, of the tags that are repeated until the next one."""
-        return {tag: value for tag, value in self.latest.items() if tag.startswith(HELD) and tag != "time/step_ms"}
 
     def results(self, known: dict[str, Any]) -> Record:
         """The results, with figures that are known better put in for those of the steps."""
@@ -195,21 +196,20 @@ def start_summary(values: Hparams) -> Any:
             _without_value(metadata.SESSION_START_INFO_TAG, session),
         ]
     )
-    summary.MergeFrom(custom_scalars({"Compare": {title: _chart(title, tags) for title, tags in CHARTS.items()}}))
+    # one category, as others start folded; backwards, as the page puts each chart "with margins" before the last one
+    charts = {title: ["Margin", _edges(*map(shown_as, tags))] for title, tags in reversed(CHARTS.items())}
+    summary.MergeFrom(custom_scalars({"Compare": charts}))
     return summary
+
+
+def _edges(value: str, lower: str | None = None, upper: str | None = None) -> list[str]:
+    return [value, lower or value, upper or value]
 
 
 def as_text(value: str | float) -> str:
     """A number as TensorBoard's table must have it: as a number, 4 ranks would be 4.0000; as text, 16 would be sorted
     before 4, but for the blanks in front, which the page does not show."""
     return f"{value:>8}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
-
-
-def _chart(title: str, tags: tuple[str, ...]) -> list[Any]:
-    shown = [shown_as(tag) for tag in tags]
-    if title == LOSS:
-        return ["Multiline", [f"{tag}$" for tag in shown]]
-    return ["Margin", shown if len(shown) == 3 else 3 * shown]
 
 
 def end_summary() -> Any:

@@ -57,7 +57,7 @@ class TensorBoard(Sink):
         self.proto, self.degrees = Summary, degrees
         self.standing, self.step = board.Standing(warmup_steps), 0
         self.results: Record = {}  # as last written
-        self.num_samples = 0
+        self.sampled = self.num_samples = 0  # the last sampled step, and how many there were
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
         self.writer = SummaryWriter(str(directory))
         for name, text in texts.items():
@@ -70,7 +70,13 @@ class TensorBoard(Sink):
         validates = "validation/loss" in values  # after the step's own values, which have the other results
         written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
         self.results |= written
-        self._add_scalars(({} if validates else self.standing.held()) | values | written)
+        if "time/step_ms" in values:
+            *earlier, _ = board.steps_of_sample(self.sampled, step)
+            self.sampled = step
+            shown = {tag: value for tag, value in values.items() if tag.startswith(board.OF_SAMPLES)}
+            for before in earlier:
+                self._add_scalars(shown, before)
+        self._add_scalars(values | written, step)
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.num_samples += 1
@@ -84,7 +90,7 @@ class TensorBoard(Sink):
         if self.undrawn is not None:
             self._draw(*self.undrawn)
         final = self.standing.results(values)
-        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value})
+        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value}, self.step)
         self._add(board.end_summary(), self.step)
 
     def close(self) -> None:
@@ -103,9 +109,9 @@ class TensorBoard(Sink):
             images.append(self.proto.Value(tag=tag, image=image))
         self._add(self.proto(value=images), step)
 
-    def _add_scalars(self, values: Record) -> None:
+    def _add_scalars(self, values: Record, step: int) -> None:
         shown = [self.proto.Value(tag=board.shown_as(tag), simple_value=value) for tag, value in values.items()]
-        self._add(self.proto(value=shown), self.step)
+        self._add(self.proto(value=shown), step)
 
     def _add(self, summary: Any, step: int) -> None:
         """Written through at once, as a killed process loses what is queued."""
