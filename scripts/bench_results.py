@@ -18,6 +18,9 @@ if __package__:
 else:  # as a script
     from bench_points import SCALED, Point
 
+from train.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
+from train.run_folder import read_facts
+
 SPEED = "perf/tokens_per_s_per_device"
 WARM_UP = 5  # steps, in which blocks are compiled and buffers allocated
 
@@ -26,13 +29,17 @@ def row(point: Point, status: str, seconds: float, folder: Path) -> dict[str, An
     """What stands in a point's folder: `log`, and under `runs` what a run left, if one started."""
     result: dict[str, Any] = {"label": point.label, "nproc": point.nproc, "status": status, "seconds": seconds}
     result["overrides"] = " ".join(point.overrides)
-    log = (folder / "log").read_text(errors="replace")
+    with opened(folder / "log") as file:
+        log = file.read(MOST_BYTES[".log"]).decode(errors="replace")
     if said := verdicts(log):
         result["verdicts"] = said
     if status.startswith("failed") and not said:
         result["why"] = why(log)
     for run in (folder / "runs").glob("*/metrics.jsonl"):
-        result |= figures(run.parent)
+        try:
+            result |= figures(run.parent)
+        except Unreadable as error:
+            result["why"] = f"{clean(run.parent.name)}: {error}"
     return result
 
 
@@ -59,21 +66,25 @@ def why(log: str) -> str:
 def figures(folder: Path) -> dict[str, Any]:
     """Of a run, also of one that was stopped, without its first steps: medians of speeds (but of recorded steps), the
     largest of memory, else a tag's last value."""
-    steps = [line for line in _lines(folder / "metrics.jsonl") if "train/loss" in line]
+    records, _ = read_records(folder / "metrics.jsonl")
+    steps = [line for line in records if "train/loss" in line]
     measured = steps[WARM_UP:]
     unrecorded = [line for line in measured if "time/step_ms" not in line] or measured
-    summary = json.loads((folder / "summary.json").read_text()) if (folder / "summary.json").exists() else {}
+    summary = read_facts(folder / "summary.json")
     facts = {name: summary[name] for name in ("commit", "torch", "device", "first_step_s") if name in summary}
     result: dict[str, Any] = facts | {"run": folder.name, "steps": len(steps), "steps_measured": len(measured)}
     for tag in dict.fromkeys(tag for line in measured for tag in line if "/" in tag and "by_rank" not in tag):
-        values = [line[tag] for line in (unrecorded if tag.startswith("perf/") else measured) if tag in line]
+        values = [
+            line[tag] for line in (unrecorded if tag.startswith("perf/") else measured) if line.get(tag) is not None
+        ]
         how = statistics.median if tag.startswith("perf/") else max if tag.startswith("memory/") else lambda v: v[-1]
-        result[tag] = how(values)
+        if values:
+            result[tag] = how(values)
     return result
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file that may end in the middle of a line."""
+    """The objects of a results file, which may end in the middle of a line."""
     whole, _, _ = path.read_text().rpartition("\n")
     return [json.loads(line) for line in whole.splitlines()]
 

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from train import board
 from train.metrics import Record, Sink
+from train.run_files import write_whole
 
 NUM_PLAIN_LINES = 10
 
@@ -32,7 +33,7 @@ class JsonLines(Sink):
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.samples.mkdir(exist_ok=True)
-        (self.samples / f"step-{step}.json").write_text(json.dumps(record) + "\n")
+        write_whole(self.samples / f"step-{step}.json", json.dumps(record) + "\n")
 
     def close(self) -> None:
         self.file.close()
