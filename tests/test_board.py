@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tests.board_runs import FIGURES, SAMPLED, STEPS, config_of, sample_of, validation_loss, values_of, write_run
 from train import board
 from train.plan import Plan
+from train.tags import logged_as, shown_as
 
 # Tags of metrics.jsonl and what TensorBoard calls them: the first groups as they are, what explains them behind.
 SHOWN_AS = {
@@ -80,7 +81,8 @@ def test_every_strategy_has_the_same_columns(tmp_path):
 
 
 def test_results_and_training_stand_before_what_explains_them(tmp_path):
-    assert {tag: board.shown_as(tag) for tag in SHOWN_AS} == SHOWN_AS
+    assert {tag: shown_as(tag) for tag in SHOWN_AS} == SHOWN_AS
+    assert [logged_as(tag) for tag in SHOWN_AS.values()] == list(SHOWN_AS)
     groups = {tag.split("/")[0] for tag in read(write_run(tmp_path, "3d")).Tags()["scalars"]}
     # TensorBoard sorts groups by name
     assert sorted(groups) == ["memory", "perf", "result", "train", "validation", "why", "why_by_rank"]
@@ -118,6 +120,25 @@ def test_a_sample_stands_for_the_steps_since_the_one_before(tmp_path):
             sample = min(step for step in SAMPLED if step >= event.step)
             assert event.value == pytest.approx(values_of("pp", sample, config)[tag])
         assert [event.step for event in shown] == list(range(1, STEPS + 1))
+    assert [event.step for event in events.Scalars("why/time/step_ms")] == list(
+        SAMPLED
+    )  # whoever reads it back relies on it
+
+
+def test_an_event_file_alone_compares_as_the_run_does(tmp_path):
+    from scripts.comparing.figures import figures_of
+    from scripts.comparing.runs import read_run
+
+    path = write_run(tmp_path, "pp")
+    expected = figures_of(read_run(path))
+    (path / "metrics.jsonl").unlink()
+    found = figures_of(read_run(path))
+    assert {name: value for name, value in found.items() if value is None} == dict.fromkeys(
+        name for name, value in expected.items() if value is None
+    )
+    for name, value in expected.items():
+        assert value is None or found[name] == pytest.approx(value, rel=1e-6), name
+    assert expected["bubble_pct"] and expected["sent_mib_per_step"] and expected["exposed_comm_pct"]
 
 
 @pytest.mark.parametrize(

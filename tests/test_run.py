@@ -17,6 +17,7 @@ from train import cli
 from train.flops import flops_per_token
 from train.model import Transformer, dtypes
 from train.strategies.placement import layers_of_stages, layers_per_stage
+from train.tags import shown_as
 
 REPO = Path(__file__).resolve().parent.parent
 MiB = 2**20

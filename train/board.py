@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.config import Config
 from train.plan import Plan
+from train.tags import shown_as
 
 if TYPE_CHECKING:
     from train.metrics import Record
@@ -49,10 +50,9 @@ FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
 
 SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
-# The groups that a reader meets first; the others are under `why`, those of single ranks apart from the rest.
-FIRST_GROUPS = ("result", "train", "validation", "perf", "memory")
-BY_RANK = "memory_by_rank"
-OF_SAMPLES = ("time/", "pipeline/")  # beginnings of tags that stand for the steps since the sample before, too
+# Of a sampled step, for which they stand together with the steps since the sample before. Not time/step_ms, which says
+# that a step was sampled.
+OF_SAMPLES = r"(time/(?!step_ms)|pipeline/)"
 MOST_POINTS = 10  # for one sample
 
 # Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band.
@@ -75,14 +75,6 @@ CHARTS: dict[str, tuple[str, ...]] = {
         "pipeline/bubble_pct",
     ),
 }
-
-
-def shown_as(tag: str) -> str:
-    """The tag in TensorBoard of one in metrics.jsonl."""
-    top, _, rest = tag.partition("/")
-    if top == BY_RANK:
-        return f"why_by_rank/{rest}"
-    return tag if top in FIRST_GROUPS else f"why/{tag}"
 
 
 def hparams(config: Config, world_size: int, device: str) -> Hparams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from rich.table import Table
 from train import board
 from train.metrics import Record, Sink
 from train.run_files import write_whole
+from train.tags import shown_as
 
 NUM_PLAIN_LINES = 10
 
@@ -40,7 +42,7 @@ class JsonLines(Sink):
 
 
 class TensorBoard(Sink):
-    """The same values, under the tags of board.py; texts (config, versions, mesh); hyperparameters, results and charts;
+    """The same values, under the tags of tags.py; texts (config, versions, mesh); hyperparameters, results and charts;
     figures. No tag has two values at one step."""
 
     def __init__(
@@ -74,7 +76,7 @@ class TensorBoard(Sink):
         if "time/step_ms" in values:
             *earlier, _ = board.steps_of_sample(self.sampled, step)
             self.sampled = step
-            shown = {tag: value for tag, value in values.items() if tag.startswith(board.OF_SAMPLES)}
+            shown = {tag: value for tag, value in values.items() if re.match(board.OF_SAMPLES, tag)}
             for before in earlier:
                 self._add_scalars(shown, before)
         self._add_scalars(values | written, step)
@@ -111,7 +113,7 @@ class TensorBoard(Sink):
         self._add(self.proto(value=images), step)
 
     def _add_scalars(self, values: Record, step: int) -> None:
-        shown = [self.proto.Value(tag=board.shown_as(tag), simple_value=value) for tag, value in values.items()]
+        shown = [self.proto.Value(tag=shown_as(tag), simple_value=value) for tag, value in values.items()]
         self._add(self.proto(value=shown), step)
 
     def _add(self, summary: Any, step: int) -> None:
