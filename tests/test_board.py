@@ -88,11 +88,25 @@ def test_results_and_training_stand_before_what_explains_them(tmp_path):
     assert sorted(groups) == ["memory", "perf", "result", "train", "validation", "why", "why_by_rank"]
 
 
-def test_every_chart_finds_its_tags(tmp_path):
-    events = read(write_run(tmp_path, "3d"))
+def compare_page(events):
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (category,) = layout.category
     assert category.title == "Compare"
+    return category
+
+
+def test_only_pipelines_have_the_chart_of_bubbles(tmp_path):
+    titles = {
+        strategy: {chart.title for chart in compare_page(read(write_run(tmp_path, strategy, steps=1))).chart}
+        for strategy in FIGURES
+    }
+    assert {strategy for strategy in FIGURES if board.BUBBLE in titles[strategy]} == {"pp", "3d"}
+    assert all(found | {board.BUBBLE} == set(board.CHARTS) for found in titles.values())
+
+
+def test_every_chart_finds_its_tags(tmp_path):
+    events = read(write_run(tmp_path, "3d"))
+    category = compare_page(events)
     assert [chart.title for chart in category.chart] == list(board.CHARTS)[::-1]
     found = set()
     for chart in category.chart:

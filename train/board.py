@@ -56,7 +56,9 @@ OF_SAMPLES = r"(time/(?!step_ms)|pipeline/)"
 MOST_POINTS = 10  # for one sample
 
 # Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band.
+BUBBLE = "pipeline bubble, %: the line is measured, the band reaches to what the schedule alone costs"
 CHARTS: dict[str, tuple[str, ...]] = {
+    BUBBLE: ("pipeline/bubble_pct", "pipeline/bubble_theory_pct", "pipeline/bubble_pct"),  # told by pipelines alone
     "throughput: tokens per second, median so far": ("result/tokens_per_s",),
     "throughput: step, ms, median so far": ("result/step_ms",),
     "loss: training": ("train/loss",),
@@ -69,11 +71,6 @@ CHARTS: dict[str, tuple[str, ...]] = {
     "time of a step: forward, ms": ("time/forward_ms",),
     "time of a step: backward, ms": ("time/backward_ms",),
     "time of a step: optimiser, ms": ("time/optimiser_ms",),
-    "pipeline bubble, %: the line is measured, the band reaches to what the schedule alone costs": (
-        "pipeline/bubble_pct",
-        "pipeline/bubble_theory_pct",
-        "pipeline/bubble_pct",
-    ),
 }
 
 
@@ -188,8 +185,10 @@ def start_summary(values: Hparams) -> Any:
             _without_value(metadata.SESSION_START_INFO_TAG, session),
         ]
     )
-    # one category, as others start folded; backwards, as the page puts each chart "with margins" before the last one
-    charts = {title: ["Margin", _edges(*map(shown_as, tags))] for title, tags in reversed(CHARTS.items())}
+    # One category, as others start folded. Backwards, as the page puts each chart "with margins" before the last one. A
+    # page has the charts that any run tells of: those of the others come last here, wherever they stand in this one.
+    told = [title for title in CHARTS if title != BUBBLE or values.get("schedule", "-") != "-"]
+    charts = {title: ["Margin", _edges(*map(shown_as, CHARTS[title]))] for title in reversed(told)}
     summary.MergeFrom(custom_scalars({"Compare": charts}))
     return summary
 
