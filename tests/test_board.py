@@ -1,6 +1,7 @@
 """What TensorBoard is told: the same columns for every strategy, charts that find the tags, nothing lost in a kill."""
 
 import os
+import random
 import signal
 import statistics
 import subprocess
@@ -181,6 +182,17 @@ def test_results_are_the_medians_of_the_steps_so_far(warmup_steps):
     assert results == pytest.approx(results | {f"result/{name}": value for name, value in known.items()})
     assert "result/validation_loss" not in results
     assert standing.results({"validation/loss": 2.5, "perf/step_ms": 7.0})["result/step_ms"] == 7.0
+
+
+def test_a_long_run_keeps_few_values_and_its_median(monkeypatch):
+    monkeypatch.setattr(board, "MOST_KEPT", 100)
+    standing, times = board.Standing(0), []
+    draw = random.Random(1)
+    for _ in range(1000):
+        times.append(draw.lognormvariate(5, 1))
+        results = standing.add({"perf/step_ms": times[-1]})
+    assert results["result/step_ms"] == statistics.median(times)
+    assert len(standing.ordered["perf/step_ms"]) <= 100
 
 
 def test_peaks_are_of_the_whole_run_and_what_is_unknown_is_absent():

@@ -48,6 +48,7 @@ RESULT_OF_VALIDATION = "result/validation_loss"  # written with the loss that it
 FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
+MOST_KEPT = 20_000  # values of each
 
 SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
 # Of a sampled step, for which they stand together with the steps since the sample before. Not time/step_ms, which says
@@ -124,6 +125,8 @@ class Standing:
             for tag, had in self.ordered.items():
                 if tag in values and counts is self.measured:
                     insort(had, values[tag])
+                    if len(had) > MOST_KEPT:  # without one on either side the median is the same
+                        del had[0], had[-1]
         return self.results({})
 
     def results(self, known: dict[str, Any]) -> Record:
