@@ -46,7 +46,7 @@ def test_the_landing_page_has_what_explains_the_results_behind_them(page, url): 
     page.goto(url)
     toolbars = page.locator("metrics-card-group-toolbar")
     toolbars.filter(has_text="why_pictures").wait_for()
-    groups = [text.split()[0] for text in toolbars.all_inner_texts()]
+    groups = [title.strip() for title in toolbars.locator(".group-title").all_inner_texts()]
     assert groups == ["memory", "perf", "result", "train", "validation", "why", "why_by_rank", "why_pictures"]
 
 
@@ -96,7 +96,8 @@ def test_compare_shows_the_last_value_of_every_strategy_inside_the_axis(page, ur
     page.goto(f"{url}#custom_scalars")
     charts = page.locator("tf-custom-scalar-margin-chart-card")
     charts.nth(len(board.CHARTS) - 1).wait_for()
-    assert [title.strip() for title in charts.locator("tf-card-heading").all_inner_texts()] == list(board.CHARTS)
+    assert charts.evaluate_all("cards => cards.map(card => card.title)") == list(board.CHARTS)
+    page.get_by_text(next(iter(board.CHARTS)), exact=True).wait_for()
     assert page.get_by_text("Missing Tags").count() == 0
     for number, tags in enumerate(board.CHARTS.values()):
         chart, values = charts.nth(number), sorted(v for s in FIGURES if (v := last(s, tags[0])) is not None)
