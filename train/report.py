@@ -77,9 +77,8 @@ class Report:
             "energy_sensor": open_meter(runtime.device).note,
         }
         size = {"tokens": len(corpus.training) + len(corpus.validation)}
-        write_work(
-            path, config, corpus.sha256, facts["degrees"], world.world_size, **machine, **size, command=command(world)
-        )
+        # machine has the world's size
+        write_work(path, config, corpus.sha256, facts["degrees"], **machine, **size, command=command(world))
         if world.run_file:
             write_whole(Path(world.run_file), f"{path}\n")
         sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
