@@ -9,17 +9,18 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from launch.grid import Checked, Point
 from train import plain_json
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
+from train.run_files import Record, Unreadable, exists, number, read_text, write_whole
+from train.run_folder import read_facts, read_points
 
 WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"
 
@@ -43,10 +44,22 @@ class Entry:
     def settle(self, folder: Path) -> None:
         """Take over what rank 0 said of its run's directory: a run with a summary is done, whoever watched it."""
         told = folder / self.told
-        if told.exists():
-            self.run_dir = told.read_text().strip() or None
-        if self.summary() is not None:
+        try:
+            if exists(told):
+                self.run_dir = read_text(told).strip() or None
+            done = self._summary() is not None
+        except Unreadable as error:
+            print(f"{self.label}: not counted as done: {error}", file=sys.stderr)
+            done = False
+        if done:
             self.status = DONE
+
+    def recall(self, old: Record) -> None:
+        """Take over what an earlier start came to; a key that an older version did not write is left as it is."""
+        for name in ("run_dir", "exit_code", "seconds", "chosen"):
+            setattr(self, name, old.get(name, getattr(self, name)))
+        # what did not run may run now, unless it was the end of a search that found something
+        self.tried = {size: speed for size, speed in old.get("tried", {}).items() if self.chosen or speed is not None}
 
     @property
     def told(self) -> str:
@@ -57,13 +70,18 @@ class Entry:
         """The log of a short run of the search for the micro batch."""
         return f"{Path(self.log).stem}.micro-{micro_batch}.log"
 
-    def summary(self) -> dict[str, Any] | None:
-        """summary.json of the run, which stands there only if the run came to its end."""
-        path = Path(self.run_dir) / "summary.json" if self.run_dir else None
-        if path is None or not path.exists():
+    def summary(self) -> Record | None:
+        """summary.json of the run, which stands there whole only if the run came to its end."""
+        try:
+            return self._summary()
+        except Unreadable:
             return None
-        values: dict[str, Any] = json.loads(path.read_text())
-        return values
+
+    def _summary(self) -> Record | None:
+        values = read_facts(Path(self.run_dir) / "summary.json") if self.run_dir else {}
+        if values and number(values.get("perf/tokens_per_s")) is None:
+            raise Unreadable("summary.json does not say perf/tokens_per_s")
+        return values or None
 
 
 @dataclass
@@ -93,19 +111,19 @@ class State:
         return self.folder / "points.json"
 
     def resume(self) -> None:
-        """Take over what an earlier start of the same sweep came to; a point that failed is run again."""
-        if not self.path.exists():
-            return
-        before = {_key(old): old for old in json.loads(self.path.read_text())["points"]}
+        """Take over what an earlier start of the same sweep came to; a point that failed is run again, and one whose
+        line cannot be read is known by what its run left."""
+        try:
+            values, said = read_points(self.path)
+        except Unreadable as error:
+            values, said = {"points": []}, [f"{error}; points are known by their runs alone"]
+        for line in said:
+            print(f"{self.folder}: {line}", file=sys.stderr)
+        before = {_key(old): old for old in values["points"] if "overrides" in old and "nproc" in old}
         for entry in self.entries:
-            old = before.get(_key(dataclasses.asdict(entry)))
-            if old is None or entry.status == INVALID:
-                continue
-            for name in ("run_dir", "exit_code", "seconds", "chosen"):
-                setattr(entry, name, old[name])
-            # what did not run may run now, unless it was the end of a search that found something
-            entry.tried = {size: speed for size, speed in old["tried"].items() if old["chosen"] or speed is not None}
-            entry.settle(self.folder)
+            if entry.status != INVALID:
+                entry.recall(before.get(_key(dataclasses.asdict(entry)), {}))
+                entry.settle(self.folder)
 
     def forget(self) -> None:
         """Nothing of an earlier start is taken for this one's."""
@@ -114,9 +132,7 @@ class State:
 
     def save(self) -> None:
         values = {"fairness": self.fairness, "line": self.line, "points": [dataclasses.asdict(e) for e in self.entries]}
-        new = self.path.with_suffix(".tmp")
-        new.write_text(plain_json.dumps(values, indent=2) + "\n")
-        os.replace(new, self.path)
+        write_whole(self.path, plain_json.dumps(values, indent=2) + "\n")
 
     def with_status(self, status: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.status == status]
@@ -139,7 +155,7 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _key(values: dict[str, Any]) -> str:
+def _key(values: Record) -> str:
     return json.dumps([values["overrides"], values["nproc"]])
 
 

@@ -13,19 +13,24 @@ from pathlib import Path
 from typing import NoReturn
 
 from comparing import table
+from comparing.finding import Search
 from comparing.gate import Group, groups_of
-from comparing.runs import find_runs, points_without_run
+
+from train.run_files import clean, write_whole
 
 
 def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
     args = parser().parse_args()
-    paths = [Path(path) for path in args.runs]
-    runs = find_runs(paths)
-    if not runs:
-        stop(f"no run in {', '.join(map(str, paths))}: name a folder that holds metrics.jsonl, or one of such folders")
-    groups = groups_of(runs)
-    groups[0].notes += points_without_run(paths)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that has not every letter
+    search = Search([Path(path) for path in args.runs])
+    print("".join(f"compare: {line}\n" for line in search.said), end="", file=sys.stderr)
+    if not search.runs:
+        where = ", ".join(clean(path) for path in args.runs)
+        stop(f"no run in {where}: name a folder that holds metrics.jsonl, or one of such folders")
+    groups = groups_of(search.runs)
+    groups[0].notes += [*search.points_without_run(), *search.said]
     if args.sort not in (names := table.sortable(groups)):
         stop(f"--sort {args.sort} is no column: use one of {', '.join(names)}")
     table.sort(groups, args.sort)
@@ -49,7 +54,7 @@ def draw(groups: list[Group], args: argparse.Namespace) -> None:
             for path in pictures.save_all(groups, Path(args.png)):
                 print(path, file=sys.stderr)
         if args.html:
-            Path(args.html).write_text(page.report(groups), encoding="utf-8")
+            write_whole(Path(args.html), page.report(groups))
             print(args.html, file=sys.stderr)
     except OSError as error:
         stop(f"{error.filename} cannot be written ({error.strerror}): name a place that can")

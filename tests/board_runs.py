@@ -10,14 +10,14 @@ from train.plan import Plan
 from train.sinks import JsonLines, TensorBoard
 from train.strategies.timetable import UNITS, actions_by_rank, timetable
 
-STEPS = 12
+STEPS, SAMPLED = 12, (4, 8, 12)
 # strategy -> (processes, step ms, MiB held, memory GiB, exposed communication %, bubble %): none the same as another's
 FIGURES = {
     "single": (1, 1000.0, 40.0, 1.5, None, None),
     "dp": (4, 400.0, 40.5, 1.25, 20.0, None),
     "pp": (4, 500.0, 11.0, 0.75, 5.0, 27.5),
     "3d": (8, 320.0, 5.25, 0.625, 35.0, 12.0),
-    "ds_zero1": (4, 450.0, 25.0, 1.125, 30.0, None),
+    "ds_zero1": (4, 4500.0, 25.0, 1.125, 60.0, None),  # far from the others, and must be on the charts nevertheless
 }
 AXIS_OF = {"dp": "dp_replicate", "pp": "pp", "3d": "tp", "ds_zero1": "dp_shard"}
 
@@ -27,7 +27,8 @@ def config_of(strategy, *overrides):
 
 
 def values_of(strategy, step, config):
-    """A step's line, sampled parts included; `single` sends nothing and only `pp` and `3d` have a bubble."""
+    """A step's line, with what only a sampled step measures if it is one; `single` sends nothing and only `pp` and `3d`
+    have a bubble."""
     nproc, step_ms, held, memory_gib, exposed, bubble = FIGURES[strategy]
     step_ms *= 3 if step == 1 else 1 + 0.02 * math.sin(step)
     tokens_per_s = 1e3 * config.train.global_batch_size * config.train.seq_len / step_ms
@@ -41,6 +42,8 @@ def values_of(strategy, step, config):
         values |= {f"memory_by_rank/{kind}_mib/rank_{r}": share * held * (1 if r == 0 else 0.9) for r in range(nproc)}
     if strategy in AXIS_OF:
         values |= {f"comm/{AXIS_OF[strategy]}/all_reduce_mib": 2 * held, "comm/lab/gather_mib": 99.0}
+    if step not in SAMPLED:
+        return values
     if exposed is not None:
         rest = (1 - exposed / 100) * step_ms
         values |= {"time/communication_ms": exposed / 100 * step_ms, "time/step_ms": step_ms}
@@ -50,6 +53,10 @@ def values_of(strategy, step, config):
     if bubble is not None:
         values |= {"pipeline/bubble_pct": bubble, "pipeline/bubble_theory_pct": bubble - 1}
     return values
+
+
+def validation_loss(strategy):
+    return 3.0 + FIGURES[strategy][1] / 1e4
 
 
 def sample_of(strategy, step, config):
@@ -72,8 +79,9 @@ def sample_of(strategy, step, config):
 
 
 def write_run(folder, strategy, *, complete=True, steps=STEPS):
-    """The run's directory; one that is not complete is left as a kill leaves it: no sink is told that it ends."""
-    nproc, step_ms, *_ = FIGURES[strategy]
+    """The run's directory, validated half-way and at the end; one that is not complete is left as a kill leaves it: no
+    sink is told that it ends."""
+    nproc = FIGURES[strategy][0]
     config = config_of(strategy)
     degrees = Plan(config, nproc).degrees
     shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
@@ -85,13 +93,15 @@ def write_run(folder, strategy, *, complete=True, steps=STEPS):
     for step in range(1, steps + 1):
         for sink in sinks:
             sink.write(step, values_of(strategy, step, config))
-            if step in (4, 8):
+            if step in SAMPLED:
                 sink.sample(step, sample_of(strategy, step, config))
+            if step == STEPS // 2:
+                sink.write(step, {"validation/loss": 5.0})
     if not complete:
         sinks[0].close()
         return path
     for sink in sinks:
-        sink.write(steps, {"validation/loss": 3.0 + step_ms / 1e4})
+        sink.write(steps, {"validation/loss": validation_loss(strategy)})
         sink.summary({})
         sink.close()
     return path

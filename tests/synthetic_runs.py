@@ -2,24 +2,45 @@
 
 import json
 
-WORK = {"model": {"num_layers": 2}, "data": {"source": "python_docs", "sha256": "ab" * 32}, "precision": "float32",
-        "train.seed": 1234, "train.global_batch_size": 8}  # fmt: skip
+MODEL = {
+    "name": "tiny",
+    "num_layers": 2,
+    "dim": 128,
+    "num_heads": 8,
+    "num_kv_heads": 4,
+    "ffn_dim": 352,
+    "vocab_size": 256,
+}
+WORK = {"model": MODEL, "data": {"source": "python_docs", "corpus_sha256": "ab" * 32}, "precision": "float32",
+        "optim": {"name": "adamw", "lr": 0.001},
+        "train": {"seed": 1234, "global_batch_size": 8, "seq_len": 128, "steps": 12, "eval_batches": 8}}  # fmt: skip
 PARTS = {"data": 1.0, "forward": 30.0, "backward": 60.0, "optimiser": 4.0, "communication": 20.0, "other": 5.0}
 KINDS = {"parameters": 2.0, "gradients": 2.0, "optimiser": 4.0, "activations": 5.0, "communication": 1.0}
 SAMPLED = 10
 
 
-def make_run(folder, strategy, *, steps=12, world=2, ms=100.0, off=0.0, work=None, work_hash="aaaaaaaa", samples=True,
-             finished=True, precision="float32", pipeline=False, name=None, **facts):  # fmt: skip
-    """The files of a run whose n-th step takes ms + n ms; the sampled one twice that."""
+def make_run(folder, strategy, *, steps=12, world=2, ms=100.0, off=0.0, work=None, known=True, samples=True,
+             finished=True, precision="float32", pipeline=False, name=None, keys="", **facts):  # fmt: skip
+    """The files of a run whose n-th step takes ms + n ms; the sampled one twice that. `known`: there is a work.json;
+    `keys`: more of the strategy's."""
     path = folder / (name or f"{strategy}-x{world}-ws{world}-abcdef")
     path.mkdir(parents=True)
     work = WORK | {"precision": precision} | (work or {})
     identity = {"strategy": strategy, "degrees": {"x": world}, "world_size": world}
-    if work_hash:
-        (path / "work.json").write_text(json.dumps({"work_hash": work_hash, "work": work, **identity}))
+    machine = {"torch": "2.13.0", "device": "a cpu", "commit": "0123456789"}
+    command = f"torchrun --nproc_per_node={world} train/main.py strategy={strategy}"
+    if known:
+        work_json = {
+            "work_hash": "not read",
+            "work": work,
+            "command": command,
+            "tokens": 3500000,
+            **identity,
+            **machine,
+        }
+        (path / "work.json").write_text(json.dumps(work_json))
     (path / "config.yaml").write_text(
-        f"strategy: {{name: {strategy}}}\nprecision: {precision}\ntrain: {{steps: {steps}, seed: 1234}}\n"
+        f"strategy: {{name: {strategy}{keys}}}\nprecision: {precision}\ntrain: {{steps: {steps}, seed: 1234}}\n"
         "metrics: {warmup_steps: 5}\n"
     )
     lines = [
@@ -27,7 +48,7 @@ def make_run(folder, strategy, *, steps=12, world=2, ms=100.0, off=0.0, work=Non
     ]
     if finished:
         lines.append({"step": steps, "time": 2000.0, "validation/loss": 3.5 + off})
-        summary = {**identity, "precision": precision, "torch": "2.13.0", "device": "a cpu", "commit": "0123456789",
+        summary = {**identity, "precision": precision, **machine,
                    "warmup_steps": 5, "validation/loss": 3.5 + off, "steps": steps, **facts}  # fmt: skip
         (path / "summary.json").write_text(json.dumps(summary))
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,7 +1,7 @@
 """What TensorBoard is told: the same columns for every strategy, charts that find the tags, nothing lost in a kill."""
 
 import os
-import re
+import random
 import signal
 import statistics
 import subprocess
@@ -12,33 +12,22 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
-from tests.board_runs import FIGURES, STEPS, config_of, sample_of, values_of, write_run
+from tests.board_runs import FIGURES, SAMPLED, STEPS, config_of, sample_of, validation_loss, values_of, write_run
 from train import board
 from train.plan import Plan
+from train.tags import logged_as, shown_as
 
-# One line of metrics.jsonl, of every kind of tag that there may be (axes may be joined), and the chart each belongs to.
-TAGS = {
-    "perf/tokens_per_s": "throughput: tokens per second",
-    "perf/step_ms": "throughput: step, ms",
-    "train/loss": "loss: training",
-    "validation/loss": "loss: validation",
-    "result/held_mib": "memory: held between steps by the largest rank, MiB",
-    "memory/resident_gib": "memory: peak allocated on a GPU, resident on a CPU, GiB",
-    "memory/peak_allocated_gib": "memory: peak allocated on a GPU, resident on a CPU, GiB",
-    "memory_at_peak/activations_mib": "memory: at the peak by kind, MiB",
-    "memory_at_peak/untracked_mib": "memory: at the peak by kind, MiB",
-    "pipeline/bubble_pct": "pipeline bubble: measured, % of the time",
-    "pipeline/bubble_theory_pct": "pipeline bubble: theory and closed form, %",
-    "pipeline/bubble_closed_form_pct": "pipeline bubble: theory and closed form, %",
-    "comm/tp/all_gather_mib": "communication: sent a step by axis and collective, MiB",
-    "comm/dp_shard.cp/reduce_scatter_mib": "communication: sent a step by axis and collective, MiB",
-    "time/forward_ms": "step time by part, ms",
-    "time/other_ms": "step time by part, ms",
-}
-ELSEWHERE = (
-    "train/grad_norm", "perf/tokens_per_s_per_device", "comm/lab/gather_mib", "comm/tp/all_gather_ms", "time/step_ms",
-    "comm/tp/all_gather_calls", "memory_by_rank/parameters_mib/rank_0", "memory/parameters_mib", "moe/load_max",
-)  # fmt: skip
+# Tags of metrics.jsonl and what TensorBoard calls them: the first groups as they are, what explains them behind.
+SHOWN_AS = {
+    "result/tokens_per_s": "result/tokens_per_s", "train/loss": "train/loss", "train/grad_norm": "train/grad_norm",
+    "train/lr": "train/lr", "validation/loss": "validation/loss", "perf/tokens_per_s": "perf/tokens_per_s",
+    "memory/parameters_mib": "memory/parameters_mib", "comm/tp/all_gather_mib": "why/comm/tp/all_gather_mib",
+    "comm/dp_shard.cp/reduce_scatter_mib": "why/comm/dp_shard.cp/reduce_scatter_mib",
+    "time/forward_ms": "why/time/forward_ms", "pipeline/bubble_pct": "why/pipeline/bubble_pct",
+    "memory_at_peak/activations_mib": "why/memory_at_peak/activations_mib", "moe/load_max": "why/moe/load_max",
+    "energy/joules_per_step": "why/energy/joules_per_step", "stragglers/slowest_rank": "why/stragglers/slowest_rank",
+    "memory_by_rank/parameters_mib/rank_0": "why_by_rank/parameters_mib/rank_0",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +61,11 @@ def test_every_strategy_has_the_same_columns(tmp_path):
         assert columns_of(events) == first
         hparams = hparams_of(events)
         assert hparams.keys() == {name for name, _, _ in first[0]}
-        for name, kind, _ in first[0]:
-            assert isinstance(hparams[name], str) == (kind == api_pb2.DATA_TYPE_STRING)
+        assert {kind for _, kind, _ in first[0]} == {api_pb2.DATA_TYPE_STRING}  # a number would be 4.0000
         assert hparams["strategy"] == strategy
-        assert hparams["world_size"] == FIGURES[strategy][0]
-    degrees = {strategy: {a: hparams_of(e)[a] for a in ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")}
+        assert hparams["world_size"].strip() == str(FIGURES[strategy][0])
+        assert hparams["lr"] == "0.001"
+    degrees = {strategy: {a: int(hparams_of(e)[a]) for a in ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")}
                for strategy, e in runs.items()}  # fmt: skip
     ones = dict.fromkeys(("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep"), 1)
     assert degrees == {
@@ -89,23 +78,93 @@ def test_every_strategy_has_the_same_columns(tmp_path):
     ep = board.hparams(config_of("ep", "model=moe_tiny"), 4, "cpu")
     assert ep["ep"] == 4
     assert list(ep) == [name for name, _, _ in first[0]]
+    assert sorted(board.as_text(n) for n in (16, 4, 128, 2)) == [board.as_text(n) for n in (2, 4, 16, 128)]
 
 
-def test_every_tag_is_in_its_chart(tmp_path):
-    events = read(write_run(tmp_path, "dp", steps=1))
+def test_results_and_training_stand_before_what_explains_them(tmp_path):
+    assert {tag: shown_as(tag) for tag in SHOWN_AS} == SHOWN_AS
+    assert [logged_as(tag) for tag in SHOWN_AS.values()] == list(SHOWN_AS)
+    groups = {tag.split("/")[0] for tag in read(write_run(tmp_path, "3d")).Tags()["scalars"]}
+    # TensorBoard sorts groups by name
+    assert sorted(groups) == ["memory", "perf", "result", "train", "validation", "why", "why_by_rank"]
+
+
+def compare_page(events):
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (category,) = layout.category
-    charts = {chart.title: list(chart.multiline.tag) for chart in category.chart}
     assert category.title == "Compare"
+    return category
 
-    def found(tag):  # as the plug-in does: from the start of the tag
-        return [title for title, patterns in charts.items() if any(re.match(pattern, tag) for pattern in patterns)]
 
-    for tag, title in TAGS.items():
-        assert found(tag) == [title]
-    assert found("time/communication_ms") == ["communication: exposed, ms", "step time by part, ms"]
-    assert {title for tag in [*TAGS, "time/communication_ms"] for title in found(tag)} == charts.keys()
-    assert not any(found(tag) for tag in ELSEWHERE)
+def test_only_pipelines_have_the_chart_of_bubbles(tmp_path):
+    titles = {
+        strategy: {chart.title for chart in compare_page(read(write_run(tmp_path, strategy, steps=1))).chart}
+        for strategy in FIGURES
+    }
+    assert {strategy for strategy in FIGURES if board.BUBBLE in titles[strategy]} == {"pp", "3d"}
+    assert all(found | {board.BUBBLE} == set(board.CHARTS) for found in titles.values())
+
+
+def test_every_chart_finds_its_tags(tmp_path):
+    events = read(write_run(tmp_path, "3d"))
+    category = compare_page(events)
+    assert [chart.title for chart in category.chart] == list(board.CHARTS)[::-1]
+    found = set()
+    for chart in category.chart:
+        (series,) = chart.margin.series  # with several, runs that lack one are listed as a fault
+        steps = [[event.step for event in events.Scalars(tag)] for tag in (series.value, series.lower, series.upper)]
+        assert steps[0] == steps[1] == steps[2]  # else the page shows an error in place of the chart
+        assert series.value not in found
+        found.add(series.value)
+
+
+def test_no_tag_has_two_values_at_a_step_and_none_is_stale(tmp_path):
+    events = read(write_run(tmp_path, "pp"))
+    for tag in events.Tags()["scalars"]:
+        steps = [event.step for event in events.Scalars(tag)]
+        assert steps == sorted(set(steps)), tag
+    losses = [(event.step, event.value) for event in events.Scalars("validation/loss")]
+    assert losses == [(STEPS // 2, 5.0), (STEPS, pytest.approx(validation_loss("pp")))]
+    assert [(event.step, event.value) for event in events.Scalars("result/validation_loss")] == losses
+
+
+def test_a_sample_stands_for_the_steps_since_the_one_before(tmp_path):
+    events, config = read(write_run(tmp_path, "pp")), config_of("pp")
+    for tag in ("time/communication_ms", "pipeline/bubble_theory_pct"):
+        for event in (shown := events.Scalars(f"why/{tag}")):
+            sample = min(step for step in SAMPLED if step >= event.step)
+            assert event.value == pytest.approx(values_of("pp", sample, config)[tag])
+        assert [event.step for event in shown] == list(range(1, STEPS + 1))
+    assert [event.step for event in events.Scalars("why/time/step_ms")] == list(
+        SAMPLED
+    )  # whoever reads it back relies on it
+
+
+def test_an_event_file_alone_compares_as_the_run_does(tmp_path):
+    from scripts.comparing.figures import figures_of
+    from scripts.comparing.runs import read_run
+
+    path = write_run(tmp_path, "pp")
+    expected = figures_of(read_run(path))
+    (path / "metrics.jsonl").unlink()
+    found = figures_of(read_run(path))
+    assert {name: value for name, value in found.items() if value is None} == dict.fromkeys(
+        name for name, value in expected.items() if value is None
+    )
+    for name, value in expected.items():
+        assert value is None or found[name] == pytest.approx(value, rel=1e-6), name
+    assert expected["bubble_pct"] and expected["sent_mib_per_step"] and expected["exposed_comm_pct"]
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "expected"),
+    [
+        (0, 1, [1]), (0, 3, [1, 2, 3]), (10, 15, [11, 12, 13, 14, 15]), (0, 10, list(range(1, 11))),
+        (10, 510, list(range(60, 511, 50))), (0, 11, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]),
+    ],
+)  # fmt: skip
+def test_a_sample_has_few_points_and_its_own_step_is_the_last(before, step, expected):
+    assert board.steps_of_sample(before, step) == expected
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 5, STEPS, STEPS + 3])
@@ -114,15 +173,26 @@ def test_results_are_the_medians_of_the_steps_so_far(warmup_steps):
     steps = [values_of("pp", step, config) for step in range(1, STEPS + 1)]
     for number, values in enumerate(steps, start=1):
         results = standing.add(values)
-        counted = steps[warmup_steps:number] or steps[:number]
+        counted = [had for had in steps[warmup_steps:number] if "time/step_ms" not in had] or steps[:number]
         for name in ("tokens_per_s", "step_ms"):
             assert results[f"result/{name}"] == statistics.median(had[f"perf/{name}"] for had in counted)
     _, _, held, memory_gib, exposed, bubble = FIGURES["pp"]
     known = {"held_mib": held, "memory_gib": memory_gib, "exposed_communication_pct": exposed, "bubble_pct": bubble,
-             "sent_mib": 2 * held, "train_loss": steps[-1]["train/loss"]}  # fmt: skip
+             "sent_mib": 2 * held, "train_loss": steps[-1]["train/loss"], "peak_tensors_mib": held / 4 + 9}  # fmt: skip
     assert results == pytest.approx(results | {f"result/{name}": value for name, value in known.items()})
     assert "result/validation_loss" not in results
     assert standing.results({"validation/loss": 2.5, "perf/step_ms": 7.0})["result/step_ms"] == 7.0
+
+
+def test_a_long_run_keeps_few_values_and_its_median(monkeypatch):
+    monkeypatch.setattr(board, "MOST_KEPT", 100)
+    standing, times = board.Standing(0), []
+    draw = random.Random(1)
+    for _ in range(1000):
+        times.append(draw.lognormvariate(5, 1))
+        results = standing.add({"perf/step_ms": times[-1]})
+    assert results["result/step_ms"] == statistics.median(times)
+    assert len(standing.ordered["perf/step_ms"]) <= 100
 
 
 def test_peaks_are_of_the_whole_run_and_what_is_unknown_is_absent():
@@ -151,7 +221,7 @@ def test_a_killed_run_has_its_columns_and_every_step(tmp_path):
     assert "custom_scalars__config__" in events.Tags()["tensors"]
     assert metadata.SESSION_END_INFO_TAG not in events.summary_metadata
     config = config_of("pp")
-    for tag in ("train/loss", "perf/step_ms", "pipeline/bubble_pct"):
+    for tag in ("train/loss", "perf/step_ms"):
         assert [(e.step, e.value) for e in events.Scalars(tag)] == [
             (step, pytest.approx(values_of("pp", step, config)[tag])) for step in range(1, 8)
         ]
@@ -163,10 +233,8 @@ def test_a_complete_run_says_so_and_ends_as_its_summary(tmp_path):
     events = read(path)
     content = events.summary_metadata[metadata.SESSION_END_INFO_TAG].plugin_data.content
     assert metadata.parse_session_end_info_plugin_data(content).status == api_pb2.STATUS_SUCCESS
-    assert [event.value for event in events.Scalars("result/validation_loss")] == [pytest.approx(3.04)]
-    assert (
-        len(events.Scalars("result/tokens_per_s")) == STEPS + 1
-    )  # the steps and the validation; nothing twice at the end
+    assert events.Scalars("result/validation_loss")[-1].value == pytest.approx(3.04)
+    assert [event.step for event in events.Scalars("result/tokens_per_s")] == list(range(1, STEPS + 1))
     assert {entry.name for entry in path.iterdir() if entry.is_dir()} == {"samples"}, "a run inside the run"
 
 
@@ -177,20 +245,36 @@ def test_figures_of_a_sampled_step(tmp_path, monkeypatch):
     config = config_of("3d")
     sample, degrees = sample_of("3d", 4, config), Plan(config, 8).degrees
     drawn = figures(sample, degrees)
-    assert list(drawn) == ["figures/timeline", "figures/memory", "figures/mesh"]
-    bars = drawn["figures/timeline"].axes[0].patches
+    assert list(drawn) == ["why_pictures/timeline", "why_pictures/memory", "why_pictures/mesh"]
+    bars = drawn["why_pictures/timeline"].axes[0].patches
     pieces = sorted((start, end - start, row) for row, rank in enumerate(sample["ranks"])
                     for _, _, _, start, end in rank["timeline"])  # fmt: skip
     shown = sorted((bar.get_x(), bar.get_width(), round(bar.get_y() + 0.4)) for bar in bars)
     assert shown == [pytest.approx(piece) for piece in pieces]
-    by_kind = [sum(bar.get_width() for bar in drawn["figures/memory"].axes[0].patches)]
+    by_kind = [sum(bar.get_width() for bar in drawn["why_pictures/memory"].axes[0].patches)]
     assert by_kind == pytest.approx([sum(sum(r["memory"]["at_peak_mib"].values()) for r in sample["ranks"])])
-    labels = [text.get_text() for axes in drawn["figures/mesh"].axes for text in axes.texts]
+    labels = [text.get_text() for axes in drawn["why_pictures/mesh"].axes for text in axes.texts]
     assert [label.split("\n")[0] for label in labels] == [f"rank {rank}" for rank in range(8)]
-    assert list(figures(sample)) == ["figures/timeline", "figures/memory"]
+    assert list(figures(sample)) == ["why_pictures/timeline", "why_pictures/memory"]
     for rank in sample["ranks"]:
         rank["timeline"], rank["memory"] = [], {"at_peak_mib": {}, "curve": []}
     assert not figures(sample), "nothing was measured, and yet drawn"
+
+
+def test_one_thing_has_one_colour_and_pictures_one_scale():
+    pytest.importorskip("matplotlib")
+    from scripts.comparing import pictures, timelines
+    from train import figures, palette, peak
+
+    assert pictures.MEMORY_COLOURS is palette.MEMORY_COLOURS
+    assert pictures.PART_COLOURS is palette.PART_COLOURS
+    assert timelines.WORK is figures.WORK is palette.WORK
+    for part, kind in (("forward", "F"), ("backward", "B")):
+        assert palette.PART_COLOURS[part] == palette.WORK[kind][1]
+    assert figures.MEMORY.keys() == set(peak.KINDS)
+    ends = {size: figures.scale_end(size) for size in (0.0, 0.3, 1.0, 1.01, 2.0, 247.0, 444.0, 545.0, 995.0, 1265.0)}
+    assert ends == {0.0: 1.0, 0.3: pytest.approx(0.5), 1.0: 1.0, 1.01: 2.0, 2.0: 2.0, 247.0: 500.0, 444.0: 500.0,
+                    545.0: 1000.0, 995.0: 1000.0, 1265.0: 2000.0}  # fmt: skip
 
 
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zbv_zero_bubble"])
@@ -226,7 +310,7 @@ def test_pictures_are_drawn_ever_more_rarely_and_of_the_last_sample(tmp_path, mo
     sink.summary({})
     sink.close()
     events = read(tmp_path)
-    assert [event.step for event in events.Images("figures/timeline")] == [10, 20, 40, 70]
-    image = events.Images("figures/mesh")[0]
+    assert [event.step for event in events.Images("why_pictures/timeline")] == [10, 20, 40, 70]
+    image = events.Images("why_pictures/mesh")[0]
     assert image.encoded_image_string.startswith(b"\x89PNG")
     assert image.width > image.height > 100

@@ -13,11 +13,14 @@ import pytest
 
 from scripts.comparing import table
 from scripts.comparing.figures import figures_of
+from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
-from scripts.comparing.runs import find_runs, read_run
-from tests.synthetic_runs import make_run
+from scripts.comparing.runs import read_run
+from tests.synthetic_runs import MODEL, make_run
 from train.quantiles import median_interval, quantile
 
+OTHER = {"model": MODEL | {"num_layers": 4}}
+POWERSGD = ", dp_replicate: -1, comm_hook: powersgd"
 COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 
 
@@ -30,7 +33,7 @@ def compare(*arguments, code=0):
 
 
 def by_label(*paths):
-    return {row.run.label: row for group in groups_of(find_runs(list(paths))) for row in group.rows}
+    return {row.run.label: row for group in groups_of(Search(list(paths)).runs) for row in group.rows}
 
 
 def test_figures_are_of_the_steps_after_warm_up_without_the_sampled_one(tmp_path):
@@ -60,7 +63,7 @@ def test_interval_leaves_out_as_much_as_the_binomial_allows(n, k):
 def test_loss_is_gated_by_precision_against_single(tmp_path):
     make_run(tmp_path, "dp", off=2e-7)
     make_run(tmp_path, "fsdp", off=0.05)
-    make_run(tmp_path, "hsdp", off=0.05, differs={"loss": "a lossy hook"})
+    make_run(tmp_path, "hsdp", off=0.05, keys=POWERSGD)
     make_run(tmp_path, "pp", off=float("nan"))
     make_run(tmp_path, "single", world=1)
     rows = by_label(tmp_path)
@@ -69,7 +72,7 @@ def test_loss_is_gated_by_precision_against_single(tmp_path):
     assert rows["fsdp"].equal == "loss differs (1.3e-02)" and not rows["fsdp"].good
     assert rows["hsdp"].equal.startswith("loss differs (1.3e-02), as it may") and rows["hsdp"].good
     assert not rows["pp"].good, "a loss that is no number equals nothing"
-    (group,) = groups_of(find_runs([tmp_path]))
+    (group,) = groups_of(Search([tmp_path]).runs)
     assert table.best(group, "tokens_per_s").run.label != "fsdp"
 
 
@@ -83,23 +86,23 @@ def test_bound_follows_the_precision(tmp_path, precision, equal):
 def test_other_work_stands_apart_and_says_what_differs(tmp_path):
     for strategy in ("dp", "tp"):
         make_run(tmp_path, strategy)
-    make_run(tmp_path, "pp", work_hash="bbbbbbbb", work={"model": {"num_layers": 4}}, off=1.0)
-    make_run(tmp_path, "fsdp", work_hash=None)
-    same, other, unknown = groups_of(find_runs([tmp_path]))
+    make_run(tmp_path, "pp", work=OTHER, off=1.0)
+    make_run(tmp_path, "fsdp", known=False)
+    same, other, unknown = groups_of(Search([tmp_path]).runs)
     assert [row.run.strategy for row in same.rows] == ["dp", "tp"]
-    assert other.heading.endswith("not comparable with the first table: model.num_layers 4, not 2")
+    assert other.heading == "Other work, not comparable with the first table: model.num_layers 4, not 2"
     assert other.rows[0].equal == "-", "alone in its table"
-    assert unknown.heading.startswith("work unknown") and unknown.rows[0].equal == "-"
+    assert unknown.heading.startswith("Work unknown") and unknown.rows[0].equal == "-"
 
 
 def test_a_sweep_of_other_batches_is_compared_by_speed_alone(tmp_path):
     sweep = tmp_path / "sweep-1"
-    make_run(sweep, "dp", work_hash="aaaaaaaa")
-    make_run(sweep, "tp", work_hash="bbbbbbbb", off=1.0)
+    make_run(sweep, "dp", ms=100.0)
+    make_run(sweep, "tp", work=OTHER, off=1.0)
     (sweep / "points.json").write_text(json.dumps({"fairness": "micro", "points": []}))
     for paths in ([tmp_path], sorted(sweep.glob("*-ws2-*"))):
-        (group,) = groups_of(find_runs(paths))
-        assert group.heading == "different batch: speed only (sweep-1, batch=micro)"
+        (group,) = groups_of(Search(paths).runs)
+        assert group.heading == "Different batch: speed only (sweep-1, batch=micro)"
         assert [row.equal for row in group.rows] == ["-", "-"]
 
 
@@ -109,7 +112,7 @@ def test_sweeps_of_other_batches_stand_apart_from_each_other(tmp_path):
         runs = [make_run(tmp_path, f"{strategy}{name[-1]}") for strategy in ("dp", "tp")]
         points = [{"label": run.name, "run_dir": f"runs/{run.name}"} for run in runs]
         (tmp_path / name / "points.json").write_text(json.dumps({"fairness": fairness, "points": points}))
-    groups = groups_of(find_runs([tmp_path]))
+    groups = groups_of(Search([tmp_path]).runs)
     assert sorted(group.heading.split(": ")[1] for group in groups) == [
         "speed only (sweep-1, batch=micro)",
         "speed only (sweep-2, batch=best)",
@@ -117,19 +120,20 @@ def test_sweeps_of_other_batches_stand_apart_from_each_other(tmp_path):
 
 
 def test_the_reference_is_a_run_that_must_be_equal(tmp_path):
-    make_run(tmp_path, "dp", off=0.05, lossy={"says": "powersgd loses digits", "bound": None})
+    make_run(tmp_path, "dp", off=0.05, keys=POWERSGD)
     make_run(tmp_path, "tp")
     rows = by_label(tmp_path)
     assert rows["tp"].equal == "reference"
-    assert rows["dp"].equal.endswith("as it may: powersgd loses digits") and rows["dp"].good
+    assert rows["dp"].equal.endswith("as it may: strategy.comm_hook=powersgd loses digits of gradients on the way")
+    assert rows["dp"].good
 
 
 def test_a_lossy_run_is_held_to_its_bound(tmp_path):
-    lossy = {"says": "fp16 loses digits", "bound": 2e-3}
+    fp16 = ", dp_replicate: -1, comm_hook: fp16"
     make_run(tmp_path, "tp")
-    make_run(tmp_path, "dp", off=0.006, lossy=lossy)
-    make_run(tmp_path, "fsdp", off=0.05, lossy=lossy)
-    make_run(tmp_path, "hsdp", off=float("nan"), lossy=lossy | {"bound": None})
+    make_run(tmp_path, "dp", off=0.006, keys=fp16)
+    make_run(tmp_path, "fsdp", off=0.05, keys=fp16)
+    make_run(tmp_path, "hsdp", off=float("nan"), keys=POWERSGD)
     rows = by_label(tmp_path)
     assert rows["dp"].equal.startswith("yes (1.6e-03)")
     assert rows["fsdp"].equal == "loss differs (1.3e-02)" and not rows["fsdp"].good
@@ -138,15 +142,15 @@ def test_a_lossy_run_is_held_to_its_bound(tmp_path):
 
 def test_runs_that_a_sweep_names_belong_to_it_wherever_they_are(tmp_path):
     run = make_run(tmp_path, "dp")
-    make_run(tmp_path, "tp", work_hash="bbbbbbbb")
+    make_run(tmp_path, "tp", work=OTHER)
     (tmp_path / "sweep-1").mkdir()
     points = [
         {"label": "dp", "run_dir": f"runs/{run.name}", "status": "done"},
         {"label": "pp", "run_dir": None, "status": "failed"},
     ]
     (tmp_path / "sweep-1" / "points.json").write_text(json.dumps({"fairness": "best", "points": points}))
-    assert [(r.strategy, r.fairness) for r in find_runs([tmp_path / "sweep-1"])] == [("dp", "best")]
-    assert [(r.strategy, r.fairness) for r in find_runs([tmp_path])] == [("dp", "best"), ("tp", "global")]
+    assert [(r.strategy, r.fairness) for r in Search([tmp_path / "sweep-1"]).runs] == [("dp", "best")]
+    assert [(r.strategy, r.fairness) for r in Search([tmp_path]).runs] == [("dp", "best"), ("tp", "global")]
     assert "  pp: failed\n" in compare(tmp_path)
 
 
@@ -235,11 +239,11 @@ def test_report_is_one_file_that_needs_no_other(tmp_path, samples):
     for strategy in ("dp", "tp", "pp"):
         make_run(tmp_path / "runs", strategy, samples=samples and strategy != "tp", pipeline=strategy == "pp", off=1e-7)
     make_run(tmp_path / "runs", "fsdp", samples=False, finished=False, steps=3)
-    make_run(tmp_path / "runs", "dp", work_hash="bbbbbbbb", name="dp-other", samples=samples)
+    make_run(tmp_path / "runs", "dp", work=OTHER, name="dp-other", samples=samples)
     compare(tmp_path / "runs", "--html", tmp_path / "report.html", "--png", tmp_path / "png")
     page = (tmp_path / "report.html").read_text()
     assert not re.search(r"https?:|src=|@import|<link|<script|url\((?!#)|href=\"(?!#)", page)
-    assert "running or cut off at step 3" in page and "other work bbbbbbbb" in page
+    assert "running or cut off at step 3" in page and "model.num_layers 4, not 2" in page
     ids = re.findall(r'\bid="([^"]*)"', page)
     assert len(ids) == len(set(ids)), "pictures must not share ids"
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', page)) <= set(ids)

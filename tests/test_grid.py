@@ -61,6 +61,7 @@ def test_work_is_what_decides_the_numbers(tmp_path):
     other = (
         "model.num_layers=2", "data.source=text", "data.validation_fraction=0.2", "optim.lr=0.5", "optim.name=sgd",
         "precision=float64", "train.seed=1", "train.seq_len=64", "train.global_batch_size=16", "train.steps=3",
+        "train.eval_batches=1",
     )  # fmt: skip
     assert len(first) == 8
     assert {work_hash(plan.override(line).config, "a" * 64) for line in same} == {first}
@@ -79,6 +80,7 @@ def test_work_is_what_decides_the_numbers(tmp_path):
         "global_batch_size": 8,
         "steps": 100,
         "clip_norm": 1.0,
+        "eval_batches": 8,
     }
 
 

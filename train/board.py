@@ -4,6 +4,12 @@ which fits, and why: hyperparameters with the same columns for every strategy, r
 TensorBoard takes the columns from the first run that it reads, so they are the same for all. A result that is not known
 is absent, which shows as an empty cell; NaN would show as a number. Results are written at every step, of the run so
 far, so that a run that is killed or still going has them too; they end as the figures of summary.json.
+
+Three habits of TensorBoard decide the rest. It lists groups of tags by name, so what explains a result stands under
+`why`, behind the results. The axis of a chart leaves out what is below the 5th or above the 95th percentile of all
+values drawn, so a chart has one line a run, and a sampled step's values are written for the steps before it too: one
+point among many would be left out. It smooths all charts but those "with margins", so Compare has these, which show
+the last value as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.config import Config
 from train.plan import Plan
+from train.tags import shown_as
 
 if TYPE_CHECKING:
     from train.metrics import Record
@@ -35,27 +42,37 @@ RESULTS = {
     "result/step_ms": "step, ms",
     "result/sent_mib": "sent a step, MiB",
     "result/mfu_pct": "MFU, %",
+    "result/peak_tensors_mib": "tensors at the peak, MiB",
 }
+RESULT_OF_VALIDATION = "result/validation_loss"  # written with the loss that it is, not at every step
 # The same of hyperparameters: those said to differ come first, the others after them by name.
 FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
+MOST_KEPT = 20_000  # values of each
 
 SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
-# Title -> expressions; custom scalars matches them from the start of a tag. All in one category: others start folded.
-CHARTS = {
-    "throughput: tokens per second": (r"perf/tokens_per_s$",),
-    "throughput: step, ms": (r"perf/step_ms$",),
-    "loss: training": (r"train/loss$",),
-    "loss: validation": (r"validation/loss$",),
-    "memory: held between steps by the largest rank, MiB": (r"result/held_mib$",),
-    "memory: peak allocated on a GPU, resident on a CPU, GiB": (r"memory/(peak_allocated|resident)_gib$",),
-    "memory: at the peak by kind, MiB": (r"memory_at_peak/\w+_mib$",),
-    "pipeline bubble: measured, % of the time": (r"pipeline/bubble_pct$",),
-    "pipeline bubble: theory and closed form, %": (r"pipeline/bubble_(theory|closed_form)_pct$",),
-    "communication: sent a step by axis and collective, MiB": (SENT,),
-    "communication: exposed, ms": (r"time/communication_ms$",),
-    "step time by part, ms": (r"time/(data|forward|backward|optimiser|communication|other)_ms$",),
+# Of a sampled step, for which they stand together with the steps since the sample before. Not time/step_ms, which says
+# that a step was sampled.
+OF_SAMPLES = r"(time/(?!step_ms)|pipeline/)"
+MOST_POINTS = 10  # for one sample
+
+# Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band.
+BUBBLE = "pipeline bubble, %: the line is measured, the band reaches to what the schedule alone costs"
+CHARTS: dict[str, tuple[str, ...]] = {
+    BUBBLE: ("pipeline/bubble_pct", "pipeline/bubble_theory_pct", "pipeline/bubble_pct"),  # told by pipelines alone
+    "throughput: tokens per second, median so far": ("result/tokens_per_s",),
+    "throughput: step, ms, median so far": ("result/step_ms",),
+    "loss: training": ("train/loss",),
+    "loss: validation": ("validation/loss",),
+    "memory: held between steps by the largest rank, MiB": ("result/held_mib",),
+    "memory: all tensors at the peak of the fullest rank, MiB": ("result/peak_tensors_mib",),
+    "memory: peak allocated on a GPU, resident on a CPU, GiB": ("result/memory_gib",),
+    "communication: sent a step, MiB": ("result/sent_mib",),
+    "communication: exposed, ms of a step": ("time/communication_ms",),
+    "time of a step: forward, ms": ("time/forward_ms",),
+    "time of a step: backward, ms": ("time/backward_ms",),
+    "time of a step: optimiser, ms": ("time/optimiser_ms",),
 }
 
 
@@ -82,11 +99,18 @@ def hparams(config: Config, world_size: int, device: str) -> Hparams:
     }
 
 
+def steps_of_sample(before: int, step: int) -> list[int]:
+    """The steps that the sample of this one stands for, of those since the sample `before`: this one is the last."""
+    points = min(step - before, MOST_POINTS)
+    return [before + (step - before) * i // points for i in range(1, points + 1)]
+
+
 class Standing:
-    """The results of a run so far: medians of the steps after warm-up, peaks, and the latest of everything else."""
+    """The results of a run so far: medians of the steps after warm-up that were not recorded (of all, while there are
+    no such), peaks, and the latest of everything else."""
 
     def __init__(self, warmup_steps: int) -> None:
-        self.warmup_steps, self.num_steps = warmup_steps, 0
+        self.warmup_steps, self.num_steps, self.measured = warmup_steps, 0, False
         self.latest: dict[str, float] = {}
         self.ordered: dict[str, list[float]] = {tag: [] for tag in MEDIANS}
 
@@ -96,11 +120,14 @@ class Standing:
         self.latest |= values | peaks
         if "perf/step_ms" in values:
             self.num_steps += 1
+            counts = self.num_steps > self.warmup_steps and "time/step_ms" not in values
+            if counts and not self.measured:
+                self.measured, self.ordered = True, {tag: [] for tag in MEDIANS}
             for tag, had in self.ordered.items():
-                if self.num_steps == self.warmup_steps + 1:
-                    had.clear()  # steps of the warm-up count only while there are no others
-                if tag in values:
+                if tag in values and counts is self.measured:
                     insort(had, values[tag])
+                    if len(had) > MOST_KEPT:  # without one on either side the median is the same
+                        del had[0], had[-1]
         return self.results({})
 
     def results(self, known: dict[str, Any]) -> Record:
@@ -119,6 +146,7 @@ def results(values: dict[str, Any]) -> Record:
     sent = [v for tag, v in values.items() if re.match(SENT, tag)]
     whole = sum(v for tag, v in values.items() if tag.startswith("time/") and tag != "time/step_ms")
     exposed = values.get("time/communication_ms")
+    at_peak = [v for tag, v in values.items() if tag.startswith("memory_at_peak/")]
     found = {
         "tokens_per_s": values.get("perf/tokens_per_s"),
         "step_ms": values.get("perf/step_ms"),
@@ -130,6 +158,7 @@ def results(values: dict[str, Any]) -> Record:
         "validation_loss": values.get("validation/loss"),
         "train_loss": values.get("train/loss"),
         "mfu_pct": values.get("perf/mfu_pct"),
+        "peak_tensors_mib": sum(at_peak) if at_peak else None,
     }
     return {f"result/{name}": value for name, value in found.items() if value is not None and math.isfinite(value)}
 
@@ -141,18 +170,14 @@ def start_summary(values: Hparams) -> Any:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
     from torch.utils.tensorboard.summary import custom_scalars
 
-    text, number = api_pb2.DATA_TYPE_STRING, api_pb2.DATA_TYPE_FLOAT64
+    words = {name: as_text(value) for name, value in values.items()}
     columns = [
-        api_pb2.HParamInfo(name=name, type=text if isinstance(value, str) else number, differs=name in FIRST_COLUMNS)
-        for name, value in values.items()
+        api_pb2.HParamInfo(name=name, type=api_pb2.DATA_TYPE_STRING, differs=name in FIRST_COLUMNS) for name in words
     ]
     found = [api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag), display_name=title) for tag, title in RESULTS.items()]
     start = SessionStartInfo(start_time_secs=time.time())
-    for name, value in values.items():
-        if isinstance(value, str):
-            start.hparams[name].string_value = value
-        else:
-            start.hparams[name].number_value = value
+    for name, word in words.items():
+        start.hparams[name].string_value = word
     experiment = HParamsPluginData(
         version=metadata.PLUGIN_DATA_VERSION,
         experiment=api_pb2.Experiment(hparam_infos=columns, metric_infos=found),
@@ -164,8 +189,22 @@ def start_summary(values: Hparams) -> Any:
             _without_value(metadata.SESSION_START_INFO_TAG, session),
         ]
     )
-    summary.MergeFrom(custom_scalars({"Compare": {title: ["Multiline", list(tags)] for title, tags in CHARTS.items()}}))
+    # One category, as others start folded. Backwards, as the page puts each chart "with margins" before the last one. A
+    # page has the charts that any run tells of: those of the others come last here, wherever they stand in this one.
+    told = [title for title in CHARTS if title != BUBBLE or values.get("schedule", "-") != "-"]
+    charts = {title: ["Margin", _edges(*map(shown_as, CHARTS[title]))] for title in reversed(told)}
+    summary.MergeFrom(custom_scalars({"Compare": charts}))
     return summary
+
+
+def _edges(value: str, lower: str | None = None, upper: str | None = None) -> list[str]:
+    return [value, lower or value, upper or value]
+
+
+def as_text(value: str | float) -> str:
+    """A number as TensorBoard's table must have it: as a number, 4 ranks would be 4.0000; as text, 16 would be sorted
+    before 4, but for the blanks in front, which the page does not show."""
+    return f"{value:>8}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
 
 
 def end_summary() -> Any:

@@ -15,25 +15,15 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from train.drawing import mesh_blocks
+from train.palette import GREY, MEMORY_COLOURS, WORK
 
-WIDTH, DPI = 7.0, 110  # inches and dots an inch: TensorBoard shows a picture at about half of its size first
+# TensorBoard shows a picture 350 pixels wide, and a larger one with pixels left out: letters would lose strokes
+WIDTH, DPI = 3.5, 100  # inches and dots an inch
+SMALL, NORMAL = 7.0, 8.0  # points
 MAX_ROWS = 32  # ranks that a picture has room for
-# kind of a piece of work -> (colour, what the legend says)
-WORK = {
-    "F": ("#4878a8", "forward"),
-    "B": ("#d9863d", "backward"),
-    "I": ("#d9863d", "backward to inputs"),
-    "W": ("#8c6bb1", "backward to weights"),
-}
-MEMORY = {
-    "parameters": "#4878a8",
-    "gradients": "#d9863d",
-    "optimiser": "#5a9e6f",
-    "activations": "#8c6bb1",
-    "communication": "#c44e52",
-    "temporary": "#b8a05a",
-    "untracked": "#9a9a9a",
-}
+MEMORY = MEMORY_COLOURS | {"untracked": GREY}
+LEGEND: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 1.0, "handletextpad": 0.4,
+                          "columnspacing": 1.0}  # fmt: skip
 
 
 def figures(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> dict[str, Figure]:
@@ -42,7 +32,7 @@ def figures(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> di
     drawn = {"timeline": timeline(sample["step"], ranks), "memory": memory(sample["step"], ranks)}
     if degrees is not None:
         drawn["mesh"] = mesh(sample["step"], ranks, degrees)
-    return {f"figures/{name}": figure for name, figure in drawn.items() if figure is not None}
+    return {f"why_pictures/{name}": figure for name, figure in drawn.items() if figure is not None}
 
 
 def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
@@ -51,39 +41,35 @@ def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
     pieces = [piece for rank in shown for piece in rank["timeline"]]
     if not pieces:
         return None
-    end = max(max(piece[4] for piece in pieces), max(rank["step_ms"] for rank in shown))
+    end = scale_end(max(max(piece[4] for piece in pieces), max(rank["step_ms"] for rank in shown)))
     several = len({(index, piece[1]) for index, rank in enumerate(shown) for piece in rank["timeline"]}) > len(shown)
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.4 * len(shown)), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = _figure(f"step {step}: what each rank did{_of(ranks)}", [0.35 + 0.25 * len(shown)])
     for row, rank in enumerate(shown):
         first = min((piece[1] for piece in rank["timeline"]), default=0)
         for kind, stage, microbatch, start, stop in rank["timeline"]:
-            colour, _ = WORK[kind]
+            _, colour, ink = WORK[kind]
             # a rank's second stage is a lighter shade of the same colour
             alpha = 0.55 if several and stage != first else 1.0
-            axes.barh(row, stop - start, left=start, height=0.8, color=colour, alpha=alpha, edgecolor="white", lw=0.4)
-            if stop - start > 0.02 * end:
-                axes.text((start + stop) / 2, row, str(microbatch), ha="center", va="center", color="white", size=8)
-    did = {WORK[piece[0]] for piece in pieces}
-    legend = [
-        Patch(color=colour, label=label) for colour, label in dict.fromkeys(WORK.values()) if (colour, label) in did
-    ]
-    axes.set(xlim=(0, end), xlabel="ms from the start of the step; blank: waiting, or exposed communication")
-    axes.set_title(f"step {step}: what each rank did{_of(ranks)}", loc="left", size=11)
-    figure.legend(handles=legend, loc="outside upper right", ncols=len(legend), frameon=False, fontsize=8)
+            axes.barh(row, stop - start, left=start, height=0.8, color=colour, alpha=alpha, edgecolor="white", lw=0.3)
+            if stop - start > 0.035 * end:
+                axes.text((start + stop) / 2, row, str(microbatch), ha="center", va="center", color=ink, size=SMALL)
+    did = {piece[0] for piece in pieces}
+    patches = [Patch(color=colour, label=label) for kind, (label, colour, _) in WORK.items() if kind in did]
+    axes.set(xlim=(0, end))
+    axes.set_xlabel("ms from the start of the step; blank: the rank waits", size=SMALL)
+    figure.legend(handles=patches, loc="outside lower left", ncols=2 if len(patches) > 3 else 3, **LEGEND)
     _name_rows(axes, shown)
     return figure
 
 
 def memory(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
-    """What each rank held at its peak, by kind, and the whole over the step, where it was sampled."""
+    """What each rank held at its peak, by kind, and the whole over the step, where it was sampled: on one scale."""
     shown = [rank for rank in ranks[:MAX_ROWS] if rank["memory"]["at_peak_mib"]]
     curves = [rank for rank in shown if rank["memory"]["curve"]]
     if not shown:
         return None
-    heights = [0.9 + 0.32 * len(shown), 2.2][: 2 if curves else 1]
-    figure = Figure(figsize=(WIDTH, sum(heights) + 0.3), dpi=DPI, layout="constrained")
-    bars, *rest = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    heights = [0.35 + 0.22 * len(shown), 1.3][: 2 if curves else 1]
+    figure, (bars, *rest) = _figure(f"step {step}: memory by kind at each rank's peak{_of(ranks)}", heights)
     ends = [0.0] * len(shown)
     for kind, colour in MEMORY.items():
         sizes = [rank["memory"]["at_peak_mib"].get(kind, 0.0) for rank in shown]
@@ -91,23 +77,30 @@ def memory(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
             bars.barh(range(len(shown)), sizes, left=ends, height=0.8, color=colour, label=kind)
         ends = [a + b for a, b in zip(ends, sizes, strict=True)]
     for row, size in enumerate(ends):
-        bars.text(size, row, f" {size:,.1f}", va="center", size=8)
-    bars.set(xlim=(0, 1.15 * max(ends)), xlabel="MiB at the rank's own peak")
-    bars.set_title(f"step {step}: memory by kind{_of(ranks)}", loc="left", size=11)
+        bars.text(size, row, f" {size:,.1f}", va="center", size=SMALL)
+    end = scale_end(1.15 * max(ends))
+    bars.set(xlim=(0, end))
+    bars.set_xlabel("MiB", size=SMALL)
     _name_rows(bars, shown)
     for axes in rest:
         largest = max(curves, key=lambda rank: max(mib for _, mib in rank["memory"]["curve"]))
         for rank in sorted(curves, key=lambda rank: rank is largest):
             style: dict[str, Any] = {"color": "0.7", "lw": 0.8}
             if rank is largest:
-                style = {"color": "#c44e52", "lw": 1.4, "label": f"rank {rank['rank']}, the largest"}
+                style = {"color": "black", "lw": 1.0, "label": f"rank {rank['rank']}, the largest; grey: the others"}
             axes.step(*zip(*rank["memory"]["curve"], strict=True), where="post", **style)
-        axes.set(xlabel="ms from the start of the step", ylabel="MiB", ylim=(0, None))
-        axes.set_title("over the step, each rank", loc="left", size=10)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(fontsize=8, frameon=False, loc="lower right")
-    figure.legend(*bars.get_legend_handles_labels(), loc="outside upper right", ncols=7, frameon=False, fontsize=8)
+        axes.set(xlim=(0, scale_end(max(ms for rank in curves for ms, _ in rank["memory"]["curve"]))), ylim=(0, end))
+        axes.set_xlabel("ms from the start of the step", size=SMALL)
+        axes.set_ylabel("MiB", size=SMALL)
+        axes.legend(loc="upper left", borderpad=0, **LEGEND)
+    figure.legend(*bars.get_legend_handles_labels(), loc="outside lower left", ncols=4, **LEGEND)
     return figure
+
+
+def scale_end(largest: float) -> float:
+    """1, 2 or 5 times a power of ten: steps of a run, and runs of like size, have the same scale."""
+    power = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= largest or factor == 10)
 
 
 def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Figure:
@@ -119,10 +112,9 @@ def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Fig
     row_axis, column_axis, blocks = mesh_blocks(degrees)
     blocks = blocks[:MAX_ROWS]
     rows, columns = len(blocks[0][1]), len(blocks[0][1][0])
-    across = min(len(blocks), max(8 // columns, 1))
+    across = min(len(blocks), max(4 // columns, 1))
     down = math.ceil(len(blocks) / across)
-    size = (1.2 + across * (0.6 + 0.9 * columns), 1.0 + down * (0.7 + 0.6 * rows))
-    figure = Figure(figsize=(max(size[0], 5.0), size[1]), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH, 0.6 + down * (0.35 + 0.35 * rows)), dpi=DPI, layout="constrained")
     low, high = min(computed.values()), max(computed.values())
     scale = Normalize(min(low, 0.9 * high), max(high, 1e-9))  # ranks within a tenth of one another look alike
     grid = figure.subplots(down, across, squeeze=False)
@@ -131,25 +123,37 @@ def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Fig
     for axes, (title, table) in zip(grid.flat, blocks, strict=False):
         for (i, line), j in itertools.product(enumerate(table), range(columns)):
             ms = computed.get(line[j], 0.0)
-            axes.add_patch(Rectangle((j, i), 0.94, 0.92, color=(0.85, 0.47, 0.1, 0.15 + 0.6 * float(scale(ms)))))
-            axes.text(j + 0.47, i + 0.46, f"rank {line[j]}\n{ms:,.1f} ms", ha="center", va="center", size=8)
-        axes.set(xlim=(0, columns), ylim=(rows, 0), xlabel=column_axis, ylabel=row_axis)
+            axes.add_patch(Rectangle((j, i), 0.94, 0.92, color=(0, 0, 0, 0.05 + 0.3 * float(scale(ms)))))
+            axes.text(j + 0.47, i + 0.46, f"rank {line[j]}\n{ms:,.0f} ms", ha="center", va="center", size=SMALL)
+        axes.set(xlim=(0, columns), ylim=(rows, 0))
+        axes.set_xlabel(column_axis, size=SMALL)
+        axes.set_ylabel(row_axis, size=SMALL)
         axes.set_xticks([j + 0.47 for j in range(columns)], [str(j) for j in range(columns)])
         axes.set_yticks(
             [i + 0.46 for i in range(rows)] if row_axis else [],
             [str(i) for i in range(rows)][: rows if row_axis else 0],
         )
-        axes.set_title(title, loc="left", size=9)
+        axes.set_title(title, loc="left", size=SMALL)
         axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
-    figure.suptitle(f"step {step}: the mesh, and each rank's own compute time", x=0.01, ha="left", size=11)
+        axes.tick_params(length=0, labelsize=SMALL)
+    figure.suptitle(f"step {step}: how long each rank computed", x=0.01, ha="left", size=NORMAL)
     return figure
+
+
+def _figure(title: str, heights: list[float]) -> tuple[Figure, list[Axes]]:
+    """One above the other, in inches, with room for a title above and a legend below."""
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
+    for axes in grid.flat:
+        axes.tick_params(labelsize=SMALL)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.suptitle(title, x=0.01, ha="left", size=NORMAL)
+    return figure, list(grid.flat)
 
 
 def _name_rows(axes: Axes, shown: list[dict[str, Any]]) -> None:
     axes.set_yticks(range(len(shown)), [f"rank {rank['rank']}" for rank in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _of(ranks: list[dict[str, Any]]) -> str:

@@ -20,7 +20,8 @@ from train.energy import open_meter
 from train.metrics import Metrics, Sink
 from train.opening import opening
 from train.quantiles import median_interval, quantile
-from train.run_dir import environment, expected, make_run_dir, work_hash, write_summary, write_work
+from train.run_dir import command, environment, expected, make_run_dir, work_hash, write_summary, write_work
+from train.run_files import write_whole
 from train.strategies.base import resolve_degrees
 from train.world import World
 
@@ -69,19 +70,22 @@ class Report:
         # said before the text is hashed, which takes a while if it is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
         path = make_run_dir(config, tree, degrees, world.world_size)
+        machine = environment(runtime.device, runtime.backend, world.world_size)
         facts = {
             "strategy": config.strategy.name,
             "degrees": {axis: degrees[axis] for axis in config.strategy.mesh_axes()},
             "precision": config.precision.value,
-            **environment(runtime.device, runtime.backend, world.world_size),
+            **machine,
             "corpus_sha256": corpus.sha256,
             "work_hash": work_hash(config, corpus.sha256),
             **expected(config.strategy),
             "energy_sensor": open_meter(runtime.device).note,
         }
-        write_work(path, config, corpus.sha256, facts["degrees"], world.world_size)
+        size = {"tokens": len(corpus.training) + len(corpus.validation)}
+        # machine has the world's size
+        write_work(path, config, corpus.sha256, facts["degrees"], **machine, **size, command=command(world))
         if world.run_file:
-            Path(world.run_file).write_text(f"{path}\n")
+            write_whole(Path(world.run_file), f"{path}\n")
         sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
         flat = hparams(config, world.world_size, facts["device"])
         if config.metrics.tensorboard:

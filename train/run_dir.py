@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import json
 import platform
+import shlex
 import subprocess
+import sys
 from enum import Enum
 from itertools import count
 from pathlib import Path
@@ -19,7 +21,10 @@ from train import plain_json
 from train.config import Config
 from train.hardware import device_name
 from train.problems import unusable
+from train.run_files import write_whole
+from train.run_folder import hash_of
 from train.strategies.base import Strategy
+from train.world import World
 
 
 def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int) -> Path:
@@ -37,7 +42,7 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
         except OSError as error:
             raise unusable(config.metrics.dir, error.strerror) from error
         break
-    (path / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
+    write_whole(path / "config.yaml", OmegaConf.to_yaml(tree, resolve=True))
     return path
 
 
@@ -45,10 +50,11 @@ def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
     """What decides the numbers that training computes, and so what two runs must share to be compared.
 
     A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by
-    where it lies and how it was read. Plain JSON values.
+    where it lies and how it was read; how many validation batches there are decides the validation loss. Plain JSON
+    values.
     """
     data = {name: getattr(config.data, name) for name in ("source", "validation_fraction", "ignore_token")}
-    names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm")
+    names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm", "eval_batches")
     train = {name: getattr(config.train, name) for name in names}
     values = {
         "model": dataclasses.asdict(config.model),
@@ -62,9 +68,8 @@ def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
 
 
 def work_hash(config: Config, corpus_sha256: str) -> str:
-    """8 hex digits of `work`: runs that have them in common are comparable."""
-    text = json.dumps(work(config, corpus_sha256), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+    """Of the run's `work`."""
+    return hash_of(work(config, corpus_sha256))
 
 
 def expected(strategy: Strategy) -> dict[str, Any]:
@@ -76,9 +81,13 @@ def expected(strategy: Strategy) -> dict[str, Any]:
     }
 
 
-def write_work(path: Path, config: Config, corpus_sha256: str, degrees: dict[str, int], world_size: int) -> None:
-    """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too."""
+def write_work(
+    path: Path, config: Config, corpus_sha256: str, degrees: dict[str, int], world_size: int, **facts: Any
+) -> None:
+    """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too. `facts`:
+    the environment, the command and the size of the text."""
     values = {
+        **facts,
         "work_hash": work_hash(config, corpus_sha256),
         "strategy": config.strategy.name,
         "degrees": degrees,
@@ -86,7 +95,14 @@ def write_work(path: Path, config: Config, corpus_sha256: str, degrees: dict[str
         **expected(config.strategy),
         "work": work(config, corpus_sha256),
     }
-    (path / "work.json").write_text(plain_json.dumps(values, indent=2) + "\n")
+    write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")
+
+
+def command(world: World) -> str:
+    """What was typed, or what the launcher became, as a line to type again."""
+    nodes = world.world_size // world.local_world_size
+    words = ["torchrun", *([f"--nnodes={nodes}"] if nodes > 1 else []), f"--nproc_per_node={world.local_world_size}"]
+    return shlex.join([*words, "train/main.py", *sys.argv[1:]])
 
 
 def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
@@ -104,7 +120,7 @@ def environment(device: torch.device, backend: str, world_size: int) -> dict[str
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    (path / "summary.json").write_text(plain_json.dumps(summary, indent=2) + "\n")
+    write_whole(path / "summary.json", plain_json.dumps(summary, indent=2) + "\n")
 
 
 def _commit() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from rich.table import Table
 
 from train import board, plain_json
 from train.metrics import Record, Sink
+from train.run_files import write_whole
+from train.tags import shown_as
 
 NUM_PLAIN_LINES = 10
 NO_VALID_TOKEN = "no valid token"  # in place of a loss: there was nothing to predict
@@ -33,14 +36,15 @@ class JsonLines(Sink):
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.samples.mkdir(exist_ok=True)
-        (self.samples / f"step-{step}.json").write_text(plain_json.dumps(record) + "\n")
+        write_whole(self.samples / f"step-{step}.json", plain_json.dumps(record) + "\n")
 
     def close(self) -> None:
         self.file.close()
 
 
 class TensorBoard(Sink):
-    """The same tags; texts (config, versions, mesh); hyperparameters, results and charts (board.py); figures."""
+    """The same values, under the tags of tags.py; texts (config, versions, mesh); hyperparameters, results and charts;
+    figures. No tag has two values at one step."""
 
     def __init__(
         self,
@@ -57,7 +61,7 @@ class TensorBoard(Sink):
         self.proto, self.degrees = Summary, degrees
         self.standing, self.step = board.Standing(warmup_steps), 0
         self.results: Record = {}  # as last written
-        self.num_samples = 0
+        self.sampled = self.num_samples = 0  # the last sampled step, and how many there were
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
         self.writer = SummaryWriter(str(directory))
         for name, text in texts.items():
@@ -68,8 +72,17 @@ class TensorBoard(Sink):
         # one event a step, not one a tag: 40 tags cost as much as one
         if values.get("train/valid_tokens") == 0:
             values = {tag: value for tag, value in values.items() if tag != "train/loss"}
-        self.step, self.results = step, self.standing.add(values)
-        self._add_scalars(values | self.results)
+        self.step, results = step, self.standing.add(values)
+        validates = "validation/loss" in values  # after the step's own values, which have the other results
+        written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
+        self.results |= written
+        if "time/step_ms" in values:
+            *earlier, _ = board.steps_of_sample(self.sampled, step)
+            self.sampled = step
+            shown = {tag: value for tag, value in values.items() if re.match(board.OF_SAMPLES, tag)}
+            for before in earlier:
+                self._add_scalars(shown, before)
+        self._add_scalars(values | written, step)
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.num_samples += 1
@@ -83,7 +96,7 @@ class TensorBoard(Sink):
         if self.undrawn is not None:
             self._draw(*self.undrawn)
         final = self.standing.results(values)
-        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value})
+        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value}, self.step)
         self._add(board.end_summary(), self.step)
 
     def close(self) -> None:
@@ -102,8 +115,9 @@ class TensorBoard(Sink):
             images.append(self.proto.Value(tag=tag, image=image))
         self._add(self.proto(value=images), step)
 
-    def _add_scalars(self, values: Record) -> None:
-        self._add(self.proto(value=[self.proto.Value(tag=t, simple_value=v) for t, v in values.items()]), self.step)
+    def _add_scalars(self, values: Record, step: int) -> None:
+        shown = [self.proto.Value(tag=shown_as(tag), simple_value=value) for tag, value in values.items()]
+        self._add(self.proto(value=shown), step)
 
     def _add(self, summary: Any, step: int) -> None:
         """Written through at once, as a killed process loses what is queued."""

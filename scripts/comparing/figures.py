@@ -5,17 +5,21 @@ What they mean and what they leave out: docs/reading-the-numbers.md.
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable
 
 from train.quantiles import median_interval, quantile
+from train.run_files import Record, number
 
-from .runs import Record, Run, number
+from .runs import Run
 
 STATE_KINDS = ("parameters", "gradients", "optimiser")
 TIME_PARTS = ("forward", "backward", "optimiser", "communication", "data", "other")
 MEMORY_KINDS = (*STATE_KINDS, "activations", "communication", "temporary", "untracked")
 MIB_PER_GIB = 1024.0
+STATE_TAG = re.compile(rf"memory_by_rank/({'|'.join(STATE_KINDS)})_mib/rank_(\d{{1,6}})")
+SENT_TAG = re.compile(r"comm/([a-z][a-z_.]*)/[a-z_]+_mib")
 Figures = dict[str, float | None]
 
 
@@ -101,9 +105,9 @@ def memory_by_rank(run: Run) -> dict[int, dict[str, float]]:
     """MiB by rank and kind: at the peak of the last sampled step, else of state alone; empty if neither is known."""
     ranks: dict[int, dict[str, float]] = {}
     for rank in run.sample.get("ranks", []):
-        kinds = rank.get("memory", {}).get("at_peak_mib", {})
-        if known := {kind: mib for kind, value in kinds.items() if (mib := number(value)) is not None}:
-            ranks[int(rank["rank"])] = known
+        kinds = rank["memory"]["at_peak_mib"]
+        if known := {kind: mib for kind in MEMORY_KINDS if (mib := number(kinds.get(kind))) is not None}:
+            ranks[rank["rank"]] = known
     return ranks or state_by_rank(run)
 
 
@@ -111,10 +115,9 @@ def state_by_rank(run: Run) -> dict[int, dict[str, float]]:
     """MiB of parameters, gradients and optimiser state by rank, as of the last step."""
     ranks: dict[int, dict[str, float]] = {}
     for tag, value in (run.steps[-1] if run.steps else {}).items():
-        for kind in STATE_KINDS:
-            start, _, rank = tag.partition("/rank_")
-            if start == f"memory_by_rank/{kind}_mib" and (mib := number(value)) is not None:
-                ranks.setdefault(int(rank), {})[kind] = mib
+        match = STATE_TAG.fullmatch(tag)
+        if match and (mib := number(value)) is not None:
+            ranks.setdefault(int(match[2]), {})[match[1]] = mib
     return dict(sorted(ranks.items()))
 
 
@@ -123,10 +126,9 @@ def sent_by_axis(run: Run) -> dict[str, float]:
     axes: dict[str, float] = {}
     for record in reversed(run.steps):
         for tag, value in record.items():
-            top, _, rest = tag.partition("/")
-            axis, _, op = rest.partition("/")
-            if top == "comm" and op.endswith("_mib") and axis != "lab" and (mib := number(value)) is not None:
-                axes[axis] = axes.get(axis, 0.0) + mib
+            match = SENT_TAG.fullmatch(tag)
+            if match and match[1] != "lab" and (mib := number(value)) is not None:
+                axes[match[1]] = axes.get(match[1], 0.0) + mib
         if axes:
             break
     return axes

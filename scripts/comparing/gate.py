@@ -1,7 +1,7 @@
 """Which runs may be compared: those of one work, and of them those whose loss is the same.
 
-Two runs of one work_hash (model, data, optimiser, precision, seed, batch, steps) must have the same loss, up to the
-order of summation. A sweep that let the batch differ (fairness `micro` or `best`) is compared by speed alone.
+Two runs of one work (model, data, optimiser, precision, seed, batch, steps) must have the same loss, up to the order of
+summation. A sweep that let the batch differ (fairness `micro` or `best`) is compared by speed alone.
 """
 
 from __future__ import annotations
@@ -11,20 +11,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from train.run_files import Record, clean, number
+from train.run_folder import flat
+
+from .excuses import excuse_of
 from .figures import Figures, figures_of
-from .runs import Record, Run, flat, label, number
+from .runs import Run, label
+from .work import work_in_words
 
 # largest relative difference of train/loss in the first steps: far above what rounding was seen to do (docs), and
 # rounding grows with the steps, so later ones are shown and not judged
 BOUNDS = {"float64": 1e-6, "float32": 1e-3, "bf16": 5e-2}
-LOOSEST = 5e-2
+MOST_DIFFERENCES = 8  # of two works, in a heading
 FIRST_STEPS = 20
+MOST_VOTERS = 100  # runs that a possible reference is held against
 MEASURES = {  # the best that every run of a group has: what it is called
     "allocated_mib": "allocated at the peak",
     "tensors_mib": "tensors at the peak, sampled",
     "state_mib": "parameters + gradients + optimiser state",
 }
 ENVIRONMENT = ("device", "world_size", "commit", "torch", "backend", "platform", "omp_threads")
+
+MEASURING = (  # keys that decide no number of the training, but how a figure of the table is measured or priced
+    "metrics.warmup_steps",
+    "metrics.profile_every",
+    "metrics.tensorboard",
+    "metrics.trackers",
+    "metrics.trace",
+    "metrics.memory_snapshot",
+    "hardware.peak_tflops",
+    "hardware.price_usd_per_hour",
+    "hardware.grid_gco2_per_kwh",
+)
 
 
 @dataclass
@@ -67,7 +85,7 @@ def groups_of(runs: list[Run]) -> list[Group]:
 
 
 def _gated(run: Run) -> bool:
-    return not _speed_only(run) and "work_hash" in run.facts
+    return not _speed_only(run) and run.work_hash is not None
 
 
 def _speed_only(run: Run) -> bool:
@@ -75,34 +93,33 @@ def _speed_only(run: Run) -> bool:
 
 
 def _key(run: Run) -> str:
-    return f"speed only, {run.sweep}" if _speed_only(run) else str(run.facts.get("work_hash", ""))
+    return f"speed only, {run.sweep.folder}" if _speed_only(run) and run.sweep else run.work_hash or ""
 
 
 def _heading(run: Run, first: Run) -> str:
     if _speed_only(run) and run.sweep is not None:
-        return f"different batch: speed only ({run.sweep.name}, batch={run.fairness})"
-    if "work_hash" not in run.facts:
-        return "work unknown (no work.json): not known to be comparable, losses not compared"
-    work_hash = run.facts["work_hash"]
-    if work_hash == first.facts.get("work_hash") or "work_hash" not in first.facts:
-        return f"same work ({work_hash})"
-    mine, theirs = flat(run.work.get("work", {})), flat(first.work.get("work", {}))
+        return f"Different batch: speed only ({clean(run.sweep.folder.name)}, batch={run.fairness})"
+    if run.work_hash is None:
+        return "Work unknown (no work.json): not known to be comparable, losses not compared"
+    if run.work_hash == first.work_hash or first.work_hash is None:
+        return f"Same work: {work_in_words(run)}"
+    mine, theirs = flat(run.compared), flat(first.compared)
     differ = [f"{key} {_short(mine.get(key))}, not {_short(theirs.get(key))}"
               for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]  # fmt: skip
-    why = "; ".join(differ) or "work.json does not say in what"
-    return f"other work {work_hash}, not comparable with the first table: {why}"
+    why = "; ".join(differ[:MOST_DIFFERENCES]) or "work.json does not say in what"
+    more = f"; and {len(differ) - MOST_DIFFERENCES} more" if len(differ) > MOST_DIFFERENCES else ""
+    return f"Other work, not comparable with the first table: {why}{more}"
 
 
 def _short(value: Any) -> str:
-    text = "none" if value is None else str(value)
+    text = "none" if value is None else clean(value)
     return text if len(text) <= 16 else text[:8] + "…"  # of a sha256, as git does
 
 
 def judge(rows: Sequence[Row]) -> None:
-    """Set `equal`: each loss curve against the reference: `single` if there, else the first with a step, and one that
-    is not expected to differ before one that is."""
+    """Set `equal`: each loss curve against the reference."""
     usable = [row for row in rows if row.run.steps] if len(rows) > 1 else []
-    reference = min(usable, key=lambda row: (not _exact(row.run), row.run.strategy != "single"), default=None)
+    reference = _reference(usable) if usable else None
     for row in rows:
         if row is reference:
             row.equal = "reference"
@@ -110,25 +127,35 @@ def judge(rows: Sequence[Row]) -> None:
             row.equal, row.good = _verdict(row, reference)
 
 
+def _reference(rows: list[Row]) -> Row:
+    """`single` if there, else the first of those that most others agree with; one that must be exact before one that
+    need not, so that neither a rounded run nor a single wrong one is what the others are held against."""
+
+    def agreeing(row: Row) -> int:
+        apart = [difference(other.run, row.run, FIRST_STEPS) for other in rows[:MOST_VOTERS]]
+        return sum(found is not None and found <= bound_of(row.run) for found in apart)
+
+    exact = {id(row): excuse_of(row.run).exact for row in rows}
+    return min(rows, key=lambda row: (not exact[id(row)], row.run.strategy != "single", -agreeing(row)))
+
+
 def _verdict(row: Row, reference: Row) -> tuple[str, bool]:
     found = difference(row.run, reference.run, FIRST_STEPS)
     if found is None:
         return "no step in common", False
     row.figures["loss_difference"] = number(found)
-    lossy = row.run.facts.get("lossy") or {}
-    bound = max(BOUNDS.get(row.run.precision, LOOSEST), lossy.get("bound") or 0.0)
-    if found <= bound:
+    excuse = excuse_of(row.run)
+    if found <= max(bound_of(row.run), excuse.bound):
         return (f"yes ({found:.1e})" if found else "yes (0)"), True
-    may = [*row.run.facts.get("differs", {}), *([lossy["says"]] if lossy and lossy["bound"] is None else [])]
-    row.excused = bool(may) and math.isfinite(found)
+    row.excused = bool(excuse.reasons) and math.isfinite(found)
     if row.excused:
-        return f"loss differs ({found:.1e}), as it may: {', '.join(may)}", True
+        return f"loss differs ({found:.1e}), as it may: {', '.join(excuse.reasons)}", True
     return f"loss differs ({found:.1e})", False
 
 
-def _exact(run: Run) -> bool:
-    """Whether the run says of itself that it computes what one device does."""
-    return not run.facts.get("differs") and not run.facts.get("lossy")
+def bound_of(run: Run) -> float:
+    """By the precision; one that is not known is held to float32's."""
+    return BOUNDS.get(run.precision, BOUNDS["float32"])
 
 
 def difference(run: Run, reference: Run, up_to: int | None = None) -> float | None:
@@ -164,12 +191,28 @@ def _choose_memory(group: Group) -> None:
 def _note(group: Group) -> None:
     runs = [row.run for row in group.rows]
     group.notes += [f"{run.label}: {run.status}" for run in runs if run.status != "finished"]
+    group.notes += [f"{run.label}: {line}" for run in runs for line in run.said]
     for run in runs:
         if run.steps and len(run.measured) == len(run.steps):
             group.notes.append(f"{run.label}: no step after warm-up yet, the first ones are in its figures")
-    for name in ENVIRONMENT:
-        seen = dict.fromkeys(str(run.facts[name]) for run in runs if name in run.facts)
-        if len(seen) > 1:
-            group.notes.append(f"not the same {name}: {', '.join(seen)}")
+    group.notes += [f"not the same {name}: {', '.join(seen)}" for name, seen in unequal(runs).items()]
+    if len(ends := {run.validations[-1]["step"] for run in runs if run.validations}) > 1:
+        group.notes.append(f"validation losses are of different steps: {', '.join(map(str, sorted(ends)))}")
     if all(not run.sampled for run in runs):
         group.notes.append("no sampled step (metrics.profile_every): exposed communication and bubble are not known")
+
+
+def unequal(runs: list[Run]) -> dict[str, list[str]]:
+    """What is no part of the work and yet enters a figure of the table, with its values, where runs do not share it."""
+    found: dict[str, list[str]] = {}
+    for name in (*ENVIRONMENT, *MEASURING):
+        values = [_setting(run, name) if name in MEASURING else run.facts.get(name) for run in runs]
+        if len(seen := dict.fromkeys(clean(value, 60) for value in values if value is not None)) > 1:
+            found[name] = list(seen)
+    return found
+
+
+def _setting(run: Run, name: str) -> Any:
+    """The key's value, or those of the keys below it."""
+    below = {key.removeprefix(f"{name}."): value for key, value in run.config.items() if key.startswith(f"{name}.")}
+    return run.config.get(name, below or None)

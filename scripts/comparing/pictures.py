@@ -16,14 +16,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from . import runs, words
+from train.palette import MEMORY_COLOURS, PART_COLOURS
+from train.run_files import number
+
+from . import words
 from .figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
 from .gate import Group, Row
 from .style import (
     AXIS_COLOURS,
-    MEMORY_COLOURS,
     MOST_BARS,
-    PART_COLOURS,
     STYLE,
     WIDTH_IN,
     Colours,
@@ -170,7 +171,7 @@ def loss(group: Group, colours: Colours) -> Picture | None:
 
 def _losses(row: Row) -> dict[int, float]:
     """By step; NaN, which is not drawn, where it is not a number."""
-    losses = {record["step"]: runs.number(record["train/loss"]) for record in row.run.steps}
+    losses = {record["step"]: number(record["train/loss"]) for record in row.run.steps}
     return {step: math.nan if loss is None else loss for step, loss in losses.items()}
 
 

@@ -13,17 +13,14 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from train.palette import BLUE, CYAN, GREEN, GREY, PURPLE, RED, YELLOW
+
 from .gate import Group, Row
 
 STRATEGY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#B7A800")
-BLUE, CYAN, GREEN, YELLOW = "#4477AA", "#66CCEE", "#228833", "#CCBB44"
-RED, PURPLE, GREY = "#EE6677", "#AA3377", "#BBBBBB"
 LEGEND_COLUMNS = 3
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
 LINES = ("-", "--", ":", "-.")
-PART_COLOURS = {"forward": BLUE, "backward": PURPLE, "optimiser": GREEN, "communication": YELLOW, "data": CYAN}
-MEMORY_COLOURS = {"parameters": RED, "gradients": PURPLE, "optimiser": GREEN, "activations": BLUE,
-                  "communication": YELLOW, "temporary": CYAN}  # fmt: skip
 AXIS_COLOURS = {"pp": BLUE, "dp_replicate": GREEN, "dp_shard": RED, "cp": YELLOW, "tp": PURPLE, "ep": CYAN}
 WIDTH_IN, MOST_BARS, LABEL_CHARS = 5.0, 32, 15
 STYLE: Any = {

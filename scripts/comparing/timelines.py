@@ -5,19 +5,14 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from train.palette import WORK
+
 from .gate import Row
 from .style import ABOVE
 from .table import figure as written
 
 WIDTH_IN, MOST_RANKS = 11.0, 16
 LEAST_SHARE = 0.014  # of the step: a bar this long has room for its microbatch's number
-# kind: (name, colour, colour of the number in it)
-KINDS = {
-    "F": ("F forward", "#4477AA", "#ffffff"),
-    "B": ("B backward", "#AA3377", "#ffffff"),
-    "I": ("I backward to the inputs", "#EE6677", "#111111"),
-    "W": ("W backward to the weights", "#66CCEE", "#111111"),
-}
 
 
 def timelines(rows: list[Row]) -> list[tuple[str, str, Figure, str]]:
@@ -27,7 +22,7 @@ def timelines(rows: list[Row]) -> list[tuple[str, str, Figure, str]]:
 
 def _timeline(row: Row) -> tuple[str, str, Figure, str] | None:
     ranks = [
-        (r["rank"], [bar for bar in r.get("timeline", []) if bar[0] in KINDS]) for r in row.run.sample.get("ranks", [])
+        (r["rank"], [bar for bar in r.get("timeline", []) if bar[0] in WORK]) for r in row.run.sample.get("ranks", [])
     ]
     if len({bar[1] for _, bars in ranks for bar in bars}) < 2:
         return None  # one stage is no pipeline
@@ -40,15 +35,15 @@ def _timeline(row: Row) -> tuple[str, str, Figure, str] | None:
     axes = figure.subplots()
     for y, (_, bars) in enumerate(ranks):
         for kind, stage, microbatch, start, stop in bars:
-            _, colour, ink = KINDS[kind]
+            _, colour, ink = WORK[kind]
             axes.barh(y, stop - start, left=start, height=0.8, color=colour, edgecolor="white", linewidth=0.6)
             text = f"{microbatch}" + (f"·s{stage}" if several else "")
             if stop - start > LEAST_SHARE * end * max(len(text) / 2, 1):
                 axes.text((start + stop) / 2, y, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_yticks(range(len(ranks)), [f"rank {rank}" for rank, _ in ranks])
     axes.set(ylim=(len(ranks) - 0.5, -0.5), xlim=(0, end), xlabel="ms since the start of the step")
-    used = [kind for kind in KINDS if any(bar[0] == kind for _, bars in ranks for bar in bars)]
-    patches = [Patch(color=KINDS[kind][1], label=KINDS[kind][0]) for kind in used]
+    used = [kind for kind in WORK if any(bar[0] == kind for _, bars in ranks for bar in bars)]
+    patches = [Patch(color=WORK[kind][1], label=f"{kind} {WORK[kind][0]}") for kind in used]
     axes.legend(handles=patches, ncols=4, fontsize=8.5, **ABOVE)
     measured, theory = row.figures["bubble_pct"], row.figures["bubble_theory_pct"]
     bubble = "" if measured is None else f": ranks wait {written(measured, 1)} % of the time"

@@ -66,7 +66,9 @@ class Spmd(Strategy):
 
     def lossy(self) -> Lossy | None:
         hook = self.comm_hook
-        return None if hook == "none" else Lossy(f"strategy.comm_hook={hook}", COMM_HOOKS.get(hook))
+        if hook == "none" or hook not in COMM_HOOKS or not self.uses_ddp():  # rules refuse one that cannot act
+            return None
+        return Lossy(f"strategy.comm_hook={hook}", COMM_HOOKS[hook])
 
     def needed_backend(self) -> tuple[str, str] | None:
         return ("nccl", "async_tp") if self.async_tp else None

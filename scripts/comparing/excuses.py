@@ -1,0 +1,71 @@
+"""What a comparison may forgive a run, asked of the strategy that its config names, not of the run.
+
+A run writes down whether its strategy differs from one device and within which bound, for its readers. Here that word
+counts for nothing: the strategy is made again from config.yaml, by the classes of this source tree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import lru_cache
+
+from train.run_files import Record
+from train.strategies.base import Strategy
+
+from .runs import Run
+
+PREFIX = "strategy."
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """`reasons`: why the loss may differ by any finite amount; `bound`: by how much of it otherwise."""
+
+    reasons: tuple[str, ...] = ()
+    bound: float = 0.0
+
+    @property
+    def exact(self) -> bool:
+        """There is none: the run must compute what one device does."""
+        return not self.reasons and not self.bound
+
+
+def excuse_of(run: Run) -> Excuse:
+    strategy = strategy_of(
+        {key.removeprefix(PREFIX): value for key, value in run.config.items() if key.startswith(PREFIX)}
+    )
+    if strategy is None:
+        return Excuse()
+    lossy = strategy.lossy()
+    unbounded = (str(lossy),) if lossy and lossy.bound is None else ()
+    return Excuse((*strategy.differs(), *unbounded), (lossy and lossy.bound) or 0.0)
+
+
+def strategy_of(values: Record) -> Strategy | None:
+    """The strategy that has these keys; None if there is none, or a value is not of its key's type."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    kinds = [kind for kind, names in _kinds().items() if values and set(values) <= names]
+    if not kinds or any(isinstance(value, str) and "${" in value for value in values.values()):
+        return None  # an interpolation could read this machine's environment
+    kind = min(kinds, key=lambda kind: len(_kinds()[kind]))
+    try:
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
+    except (OmegaConfBaseException, ValueError, TypeError):
+        return None
+    assert isinstance(made, Strategy)
+    return made
+
+
+@lru_cache(maxsize=1)
+def _kinds() -> dict[type, set[str]]:
+    """The strategies' classes with their keys."""
+    from train.config import SCHEMAS
+
+    return {
+        schema: {field.name for field in dataclasses.fields(schema)}
+        for (group, _), schema in SCHEMAS.items()
+        if group == "strategy"
+    }

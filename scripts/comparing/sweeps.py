@@ -1,0 +1,65 @@
+"""Sweeps, by their points.json: which runs are theirs, and which of their points came to nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from train.run_files import Record, Unreadable, clean, exists
+from train.run_folder import read_points
+
+FAIRNESS = ("global", "micro", "best")
+RUN_FILES = ("metrics.jsonl", "config.yaml", "work.json", "summary.json")
+
+
+@dataclass
+class Sweep:
+    folder: Path
+    fairness: str = "global"
+    line: str = ""  # as it was typed, after `python -m launch.sweep`
+    points: list[Record] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)  # what of points.json was left out
+
+    @classmethod
+    def read(cls, folder: Path) -> Sweep:
+        """The sweep, without a point if its points.json cannot be read."""
+        try:
+            values, said = read_points(folder / "points.json")
+        except Unreadable as error:
+            return cls(folder, said=[f"{clean(folder)}: the sweep is not known: {error}"])
+        fairness = values.get("fairness")
+        known = fairness if fairness in FAIRNESS else "global"
+        said = [f"{clean(folder)}: {line}" for line in said]
+        return cls(folder, known, values.get("line", ""), values["points"], said)
+
+    @cached_property
+    def runs(self) -> list[Path]:
+        """The run directories that its points name and that lie in it or beside it, wherever the sweep is now."""
+        names = {os.path.basename(point.get("run_dir") or ""): None for point in self.points}
+        named = [name for name in names if name not in ("", ".", "..")]
+        places = [folder / name for name in named for folder in (self.folder.parent, self.folder)]
+        return [Path(os.path.realpath(place)) for place in places if is_run(place) and not place.is_symlink()]
+
+    def without_run(self) -> list[str]:
+        """A line for each point that failed or could not be run."""
+        return [
+            f"{point.get('label', 'a point')}: {point['status']}"
+            + (f", {'; '.join(said)}" if (said := point.get("problems")) else "")
+            for point in self.points
+            if point.get("status") in ("failed", "invalid")
+        ]
+
+
+def is_run(path: Path) -> bool:
+    try:
+        return path.is_dir() and (
+            any(exists(path / name) for name in RUN_FILES) or any(path.glob("events.out.tfevents.*"))
+        )
+    except (OSError, ValueError):  # a name that no file can have, a folder that may not be read
+        return False
+
+
+def is_sweep(path: Path) -> bool:
+    return exists(path / "points.json") and not is_run(path)
