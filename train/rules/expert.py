@@ -25,8 +25,9 @@ def ep_needs_experts(plan: Plan) -> Finding | None:
     ep, model = plan.option("ep", None), plan.config.model
     if ep is None or model.num_experts > 0:
         return None
-    # a preset is no value, so `validate` cannot try this fix
-    return Finding(f"strategy.ep={ep} splits experts, and model={model.name} has none", (), "use model=moe_tiny")
+    # a preset is no value, so `validate` cannot try it as a fix
+    message = f"strategy.ep={ep} splits experts, and model={model.name} has none (model=moe_tiny has)"
+    return Finding(message, ("strategy.ep=null",), "use a model with experts")
 
 
 def ep_needs_fsdp(plan: Plan) -> Finding | None:
@@ -50,7 +51,7 @@ def ep_ranks(plan: Plan) -> Finding | None:
     if folded % ep == 0:
         return None
     axes = "strategy.dp_shard" + (" x strategy.cp" if plan.degrees["cp"] > 1 else "")
-    return Finding(f"{axes}={folded} is not divisible by strategy.ep={ep}", ep_fixes(plan), "use strategy.ep=1")
+    return Finding(f"{axes}={folded} is not divisible by strategy.ep={ep}", ep_fixes(plan), "use a smaller strategy.ep")
 
 
 def ep_experts(plan: Plan) -> Finding | None:
@@ -59,7 +60,7 @@ def ep_experts(plan: Plan) -> Finding | None:
         return None
     more = (experts // ep + 1) * ep
     message = f"model.num_experts={experts} is not divisible by strategy.ep={ep}"
-    return Finding(message, (*ep_fixes(plan), f"model.num_experts={more}"), "use strategy.ep=1")
+    return Finding(message, (*ep_fixes(plan), f"model.num_experts={more}"), "use a smaller strategy.ep")
 
 
 def ep_width(plan: Plan) -> Finding | None:
