@@ -76,10 +76,7 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
 def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
     """The same, with the stage of each. `copies`: the last stage has its tied weight on the first stage's rank too, as
     FSDP and DDP, which own each stage apart, gather and sum it."""
-    model, strategy, last = plan.config.model, plan.config.strategy, plan.num_stages - 1
-    layers = [range(model.num_layers)]
-    if isinstance(strategy, Pipeline):
-        layers = strategy.layers_of(model, plan.config.train.seq_len, plan.degrees["pp"])
+    model, last, layers = plan.config.model, plan.num_stages - 1, plan.layers_of_stages
     stages = stages_of(plan, rank)
     for stage in stages:
         embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}

@@ -34,7 +34,9 @@ def validate(config: Config, world_size: int) -> list[Problem]:
     lines = mending(plan)
     shown = ", ".join(lines[:-1]) + (" or " if len(lines) > 1 else "") + lines[-1] if lines else ""
     overrides = tuple(lines[0].split()) if lines else ()
-    problems = [Problem(one.rule, one.message, f"use {shown}" if shown else _in_words(one), overrides) for one in ranges]
+    problems = [
+        Problem(one.rule, one.message, f"use {shown}" if shown else _in_words(one), overrides) for one in ranges
+    ]
     return problems + [
         Problem(rule, finding.message, f"use {shown}" if shown else finding.otherwise, overrides)
         for rule, finding in found.items()

@@ -35,7 +35,9 @@ def out_of_range(config: Config) -> Iterator[OutOfRange]:
             value, bounds = getattr(section, field.name), field.metadata
             if bounds and isinstance(value, int | float) and not _inside(value, bounds):
                 key = f"{group.name}.{field.name}"
-                limits = [f"{text} {_plain(bounds[name])}" for name, text, _ in _COMPARISONS if bounds[name] is not None]
+                limits = [
+                    f"{text} {_plain(bounds[name])}" for name, text, _ in _COMPARISONS if bounds[name] is not None
+                ]
                 message = f"{key}={shortened(value)} is out of range, which is a finite value {' and '.join(limits)}"
                 yield OutOfRange(f"range of {key}", message, f"{key}={_instead(field)}")
     yield from _bad_degrees(config)
@@ -57,8 +59,7 @@ def shortened(value: object) -> str:
 
 
 def _instead(field: dataclasses.Field[Any]) -> str:
-    bounds = field.metadata
-    value = field.default if field.default != MISSING else bounds["example"]
+    value: Any = field.default if field.default != MISSING else field.metadata["example"]
     return "null" if value is None else _plain(value)
 
 
