@@ -12,10 +12,10 @@ import psutil
 
 from train.alike import alike
 from train.config import Config
-from train.memory import GiB, Needs, needs
+from train.memory import GiB, Needs, needs, unknown_needs
 from train.plan import Plan
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
-from train.validate import NUM_FIXES, validate
+from train.validate import NUM_FIXES, mending, validate
 from train.world import World
 
 SMALL = GiB  # of all ranks together: this fits anywhere, and no device is asked
@@ -63,7 +63,7 @@ def shortage(plan: Plan, room: Room) -> Problem | None:
     """Why the ranks cannot run there, and what would fit."""
     if (message := _too_much(plan, room)) is None:
         return None
-    lines = [line for line in _smaller(plan, room) if _fits(plan.override(line), room)][:NUM_FIXES]
+    lines = [*dict.fromkeys(line for one in _smaller(plan, room) if (line := _fitting(plan, one, room)))][:NUM_FIXES]
     words = ["a smaller model"] if room.shared else ["a smaller model", "devices with more memory"]
     fix = f"use {' or '.join([*lines, *words])}"
     overrides = tuple(lines[0].split()) if lines else ()
@@ -98,19 +98,24 @@ def _smaller(plan: Plan, room: Room) -> Iterator[str]:
         return
     for nproc in (plan.world_size * factor for factor in (2, 4, 8, 16, 32, 64)):
         yield f"{sharded} nproc={nproc}".strip()
-    if plan.option("cpu_offload", None) is False:
-        yield f"{sharded} strategy.cpu_offload=true".strip()
 
 
-def _fits(plan: Plan, room: Room) -> bool:
-    return not validate(plan.config, plan.world_size) and _too_much(plan, room) is None
+def _fitting(plan: Plan, line: str, room: Room) -> str:
+    """The line, with what must change beside it for a plan without problems; empty if that does not fit either."""
+    there = plan.override(line)
+    if validate(there.config, there.world_size):
+        more = next(iter(mending(there)), None)
+        if more is None or "nproc=" in more:
+            return ""
+        line, there = f"{line} {more}", there.override(more)
+    return line if _too_much(there, room) is None else ""
 
 
 def check_memory(config: Config, nproc: int) -> None:
     """Raise BadInput (exit code 3) if this machine, or its devices, cannot hold what all ranks must. Loads torch where
     the state is not small, to know on which device it will be."""
     plan = Plan(config, nproc)
-    if largest(plan)[2] <= SMALL:
+    if unknown_needs(plan) or largest(plan)[2] <= SMALL:
         return
     problem = shortage(plan, room_here(config, nproc))
     if problem is not None:

@@ -28,6 +28,7 @@ from train.shapes import (
     is_expert,
     model_shard,
     state_bytes,
+    units,
     units_by_stage,
 )
 from train.strategies.deepspeed import DeepSpeed
@@ -58,6 +59,13 @@ class Needs:
     @property
     def on_device(self) -> int:
         return self.held + self.whole - self.offloaded
+
+
+def unknown_needs(plan: Plan) -> str | None:
+    """Why `needs` must not be asked."""
+    strategy = plan.config.strategy
+    known = strategy.closed_form or isinstance(strategy, DeepSpeed)
+    return None if known else f"what strategy={strategy.name} holds is not known before it runs"
 
 
 def needs(plan: Plan, rank: int) -> Needs:
@@ -121,19 +129,10 @@ def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
 
 
 def deepspeed_shapes(plan: Plan, stage: int) -> Shapes:
-    """Of a rank of `pp`, cut by AutoTP: the pipeline spreads the blocks evenly, earlier stages take the odd ones."""
-    model, stages, tp = plan.config.model, plan.degrees["pp"], plan.degrees["tp"]
-    base, extra = divmod(model.num_layers, stages)
-    first = stage * base + min(stage, extra)
+    """Of a rank of `pp`; AutoTP cuts what is in a block, and no end."""
     found: Shapes = {}
-    for layer in range(first, first + base + (stage < extra)):
-        for name, shape in block(model).items():
-            cut = tp if name.split(".")[-2] in TP_DIM else 1
-            found[f"layers.{layer}.{name}"] = (math.prod(shape) // cut,)
-    if stage == 0:
-        found["embed.weight"] = (model.vocab_size, model.dim)
-    if stage == stages - 1:
-        found["norm.weight"] = (model.dim,)
-        if not model.tie_embeddings:
-            found["head.weight"] = (model.vocab_size, model.dim)
+    for _, unit in units(plan, stage):
+        for name, shape in unit.items():
+            cut = plan.degrees["tp"] if name.startswith("layers.") and name.split(".")[-2] in TP_DIM else 1
+            found[name] = (math.prod(shape) // cut,)
     return found

@@ -56,6 +56,10 @@ class Plan:
         return stages
 
     @property
+    def layers_per_stage(self) -> list[int]:
+        return [len(layers) for layers in self.layers_of_stages]
+
+    @property
     def ep(self) -> int:
         """Ranks that share a layer's experts; 1 where the strategy names none or no valid number."""
         ep = self.option("ep", None) or 1

@@ -62,7 +62,7 @@ def feed_forward(name: str, dim: int, width: int) -> Shapes:
 def stages_of(plan: Plan, rank: int) -> list[int]:
     """The pipeline stages of a rank of `pp`; without a pipeline the one that is everything."""
     strategy = plan.config.strategy
-    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [0]
+    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [rank]
 
 
 def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
@@ -135,11 +135,6 @@ def fsdp_split(plan: Plan, place: dict[str, int], name: str) -> tuple[int, int, 
     if is_expert(name) and plan.splits_experts:
         return EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // plan.ep, index // plan.ep
     return 0, degree, index
-
-
-def unknown_holdings(plan: Plan) -> str | None:
-    """What of this plan `held` and `state_bytes` do not know."""
-    return None if plan.config.strategy.closed_form else f"strategy={plan.config.strategy.name}"
 
 
 def held(plan: Plan, rank: int) -> Shapes:

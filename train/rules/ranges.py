@@ -38,7 +38,7 @@ def out_of_range(config: Config) -> Iterator[OutOfRange]:
                 limits = [
                     f"{text} {_plain(bounds[name])}" for name, text, _ in _COMPARISONS if bounds[name] is not None
                 ]
-                message = f"{key}={shortened(value)} is out of range, which is a finite value {' and '.join(limits)}"
+                message = f"{key}={shortened(value)} is out of range (a finite value {' and '.join(limits)})"
                 yield OutOfRange(f"range of {key}", message, f"{key}={_instead(field)}")
     yield from _bad_degrees(config)
 
@@ -89,11 +89,11 @@ def _bad_degrees(config: Config) -> Iterator[OutOfRange]:
         key = f"strategy.{axis}"
         mended = f"{key}={1 if free else -1}"
         if degree < 1 and degree != -1 and axis != "ep":
-            message = f"{key}={shortened(degree)} is no degree, which is a positive number, or -1 for the ranks left"
+            message = f"{key}={shortened(degree)} is no degree (a positive number, or -1 for the ranks that are left)"
             yield OutOfRange(f"degree of {axis}", message, mended)
             free = [*free, axis]
         elif degree > MAX_RANKS:
-            message = f"{key}={shortened(degree)} is out of range: a degree is {MAX_RANKS:,} at the most"
+            message = f"{key}={shortened(degree)} is out of range (a degree is {MAX_RANKS:,} at the most)"
             yield OutOfRange(f"range of {key}", message, mended)
             free = [*free, axis]
     free = [axis for axis, degree in axes.items() if degree == -1]

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 from train.fields import MAX_BUCKET_MB, MAX_INT64, number
 from train.strategies.base import MESH_AXES, Order, Strategy, TrainStep
+from train.strategies.placement import layers_of_stages
 from train.strategies.timetable import actions_by_rank, closed_form_bubble
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from train.config import Config
+    from train.config import Config, ModelConfig
     from train.model import Transformer
 
 
@@ -40,6 +41,11 @@ class DeepSpeed(Strategy):
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
+        """The layers of every stage: DeepSpeed spreads the blocks evenly, and earlier stages take the odd ones."""
+        base, extra = divmod(model.num_layers, num_ranks)
+        return layers_of_stages([base + (stage < extra) for stage in range(num_ranks)])
 
     def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
         if self.pp is None:

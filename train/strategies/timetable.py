@@ -136,7 +136,7 @@ def closed_form_bubble(schedule: str, num_stages: int, num_ranks: int, num_micro
 
 
 def draw_schedule(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> str:
-    """A line for each rank, a column for each unit of time, and the bubble.
+    """A line for each rank, a column for each unit of time.
 
     `F3` is microbatch 3's forward; `B3 --` its backward, two units long; `I3` and `W3` the two halves of it. With
     several stages on a rank a letter says which: `F3a` on its first, `F3b` on its second. A dot is a rank that waits.
@@ -157,9 +157,7 @@ def draw_schedule(schedule: str, num_stages: int, num_ranks: int, num_microbatch
         f"{f'rank {rank}':{label}}  " + " ".join(f"{cell:{width}}" for cell in line).rstrip()
         for rank, line in enumerate(cells)
     ]
-    closed = closed_form_bubble(schedule, num_stages, num_ranks, num_microbatches)
-    formula = "" if closed is None else f", by the closed form {100 * closed:.1f} %"
-    return "\n".join([*lines, f"bubble {100 * table.bubble:.1f} % of the time{formula}"])
+    return "\n".join(lines)
 
 
 class Forward(NamedTuple):
