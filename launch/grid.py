@@ -27,6 +27,7 @@ from train.config import Config
 from train.data import load_corpus
 from train.plan import Plan
 from train.problems import BadInput, Problem, Reported
+from train.rules.ranges import shortened
 
 GLOBAL, MICRO = "train.global_batch_size", "train.micro_batch_size"
 SCALED = {"global": (), "micro": (GLOBAL,), "best": (GLOBAL, MICRO)}  # keys that a fairness mode sets by itself
@@ -180,9 +181,9 @@ def _parsed(words: Sequence[str]) -> list[Override]:
     for word in words:
         try:
             found += parser.parse_overrides([word])
-        except OverrideParseException as error:
+        except (OverrideParseException, ValueError) as error:  # the latter of a number of thousands of digits
             fix = "use key=value, key=a,b or key=range(1,5); quote a value that has commas"
-            raise BadInput(Problem("grammar", f"{word} is no override", fix)) from error
+            raise BadInput(Problem("grammar", f"{shortened(word)} is no override", fix)) from error
     return found
 
 

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from train.config import Config
 from train.fields import MAX_RANKS
 
-LONGEST = 40  # characters of a value that a message repeats
+LONGEST = 60  # characters of a value that a message repeats
 
 
 @dataclass(frozen=True)
