@@ -15,13 +15,12 @@ from collections.abc import Sequence
 
 from launch.description import degrees, holdings, mesh, parameters, sent, total_sent
 from launch.grid import Point, expand
-from launch.local import check_folder
+from launch.local import check_folder, check_text
 from launch.memory import Room, gib, largest, machine, named_device, shortage
 from launch.schedule import picture, step_bubble
 from train import cli
 from train.communication import unknown
 from train.config import Config
-from train.data import load_corpus
 from train.exits import reported_once
 from train.memory import unknown_needs
 from train.plan import Plan
@@ -55,7 +54,7 @@ def problems(config: Config, nproc: int) -> list[Problem]:
     found = cli.problems(config, nproc)
     if any(problem.rule.startswith("range of") for problem in found):
         return found  # no text is cut by such numbers
-    for check in (lambda: load_corpus(config), lambda: check_folder(config.metrics.dir)):
+    for check in (lambda: check_text(config, nproc), lambda: check_folder(config.metrics.dir)):
         try:
             check()
         except BadInput as error:

@@ -28,6 +28,7 @@ from train.data import load_corpus
 from train.plan import Plan
 from train.problems import BadInput, Problem, Reported
 from train.rules.ranges import shortened
+from train.validate import completed
 
 GLOBAL, MICRO = "train.global_batch_size", "train.micro_batch_size"
 SCALED = {"global": (), "micro": (GLOBAL,), "best": (GLOBAL, MICRO)}  # keys that a fairness mode sets by itself
@@ -159,7 +160,7 @@ def _problems(config: Config, nproc: int, read: dict[str, tuple[Problem, ...]], 
         if text not in read:
             read[text] = _problems_of_text(config)
         if read[text]:
-            return read[text]
+            return tuple(completed(problem, Plan(config, nproc)) for problem in read[text])
         check_machine(config, nproc, None)
         if not force:
             check_memory(config, nproc)

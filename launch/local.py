@@ -22,8 +22,10 @@ from train.config import Config
 from train.data import load_corpus
 from train.exits import reported_once
 from train.fields import MAX_RANKS, MAX_SEQUENCES
+from train.plan import Plan
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
 from train.rules.ranges import shortened
+from train.validate import completed
 from train.world import World
 
 LARGEST = {"nproc": MAX_RANKS, "port": 65_535}
@@ -38,7 +40,7 @@ def main() -> None:
         parser = cli.parser("python -m launch.local [nproc=N] [port=P] [force=true]", __doc__ or "")
         config, _, args = cli.parse(parser, argv)
         cli.check(config, nproc or 1)
-        load_corpus(config)
+        check_text(config, nproc or 1)
         check_machine(config, nproc or 1, port)
         if not force:
             check_memory(config, nproc or 1)
@@ -91,6 +93,14 @@ def choice(argv: list[str], name: str, known: list[str]) -> str:
         message = f"{name}={shortened(value)} is not known"
         raise BadInput(Problem(name, message, f"use {name}={' or '.join(known)}"))
     return value
+
+
+def check_text(config: Config, nproc: int) -> None:
+    """Raise BadInput for a text that cannot be trained on; what it offers keeps the other rules."""
+    try:
+        load_corpus(config)
+    except BadInput as error:
+        raise BadInput(*(completed(problem, Plan(config, nproc)) for problem in error.problems)) from error
 
 
 def check_folder(metrics_dir: str) -> None:

@@ -25,7 +25,7 @@ from train.rules.base import below
 from train.rules.pipeline import microbatches
 from train.shapes import block, held, state_bytes
 from train.strategies.placement import SCHEDULES, layers_per_stage
-from train.validate import mending, validate
+from train.validate import completed, mending, validate
 
 PARSER = cli.parser("test", "")
 
@@ -223,6 +223,23 @@ def test_several_rules_are_mended_together():
     assert len(found) >= 3 and [*said(found)][-1].endswith("together: use nproc=4, nproc=2 or nproc=1")
     assert mending(plan_of("strategy=single nproc=1")) == [""]
     assert below(12) == [11, 10, 9, 8, 7, 6, 5, 4, 3, 1] and below(1) == []
+
+
+def test_what_a_text_asks_for_keeps_the_other_rules(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("abc" * 167)
+    words = f"data=text data.path={text} data.validation_fraction=0.5 train.seq_len=256 strategy=tp nproc=4"
+    plan = plan_of(words)
+    (problem,) = problems(plan.config, 4)
+    assert problem.rule == "corpus_length" and problem.overrides == ("train.seq_len=248",)  # not 249
+    assert "use train.seq_len=248 or less, or more data" in str(problem)
+    there = plan.override("train.seq_len=248")
+    assert not problems(there.config, 4)
+    offer = Problem("token_in_vocabulary", "id 2 of 2", "use model.vocab_size=5 or more", ("model.vocab_size=5",))
+    assert completed(offer, plan).overrides == ("model.vocab_size=5", "nproc=2")
+    assert "model.vocab_size=5 nproc=2 or more" in completed(offer, plan).fix
+    nothing = completed(Problem("x", "y", "use model.dim=3", ("model.dim=3",)), plan_of("strategy=single"))
+    assert nothing.overrides == () and nothing.fix.endswith("and change what does not go with it")
 
 
 def test_numbers_of_microbatches_that_a_schedule_accepts_are_near():

@@ -102,6 +102,30 @@ def mending(plan: Plan) -> list[str]:
     return []
 
 
+def completed(problem: Problem, plan: Plan) -> Problem:
+    """A problem that was found elsewhere, as in a text: its override as the rules allow it, with what must change
+    beside it; without an override where nothing was found."""
+    if not problem.overrides:
+        return problem
+    (word,) = problem.overrides
+    key, _, value = word.partition("=")
+    values = [value]
+    if key == "train.seq_len":  # a shorter one will do, and what splits sequences wants multiples
+        values = [*dict.fromkeys(str(int(value) >> k << k) for k in range(int(value).bit_length()))]
+    lines = [f"{key}={one}" for one in values if not _broken(plan.override(f"{key}={one}"))]
+    others = [] if lines else [line for line in mending(plan.override(word)) if f"{key}=" not in line]
+    lines += [f"{word} {line}" for line in others]
+    if not lines:
+        fix = f"{problem.fix}, and change what does not go with it"
+        return replace(problem, fix=fix, overrides=())
+    return replace(problem, fix=problem.fix.replace(word, lines[0]), overrides=tuple(lines[0].split()))
+
+
+def _broken(plan: Plan) -> bool:
+    ranges, found = findings(plan)
+    return bool(ranges or found)
+
+
 def _next_level(level: list[Candidate], *, of_all: bool) -> Iterator[Candidate]:
     seen: set[frozenset[tuple[str, str]]] = set()
     for one in level:
@@ -129,8 +153,7 @@ def _shortest(plan: Plan, one: Candidate) -> Candidate:
     for key in [*one.words] if len(one.words) > 1 else []:
         words = {name: value for name, value in one.words.items() if name != key}
         fewer = replace(one, words=words)
-        ranges, found = findings(plan.override(fewer.line))
-        if not ranges and not found:
+        if not _broken(plan.override(fewer.line)):
             one = fewer
     return one
 
