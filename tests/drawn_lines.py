@@ -1,8 +1,8 @@
 """Run launch.explain on command lines, each in a forked child; print what came of each as JSON.
 
 argv: a file with a JSON list of command lines. The parent has imported the code, without torch, so that a child costs
-no start. A child that takes more than SECONDS is ended by its alarm, and one that asks for more than BYTES beyond what
-the parent has is refused them. `lines` draws command lines.
+no start. A child that works for more than SECONDS is ended by its alarm, and one that asks for more than BYTES beyond
+what the parent has is refused them. `lines` draws command lines.
 """
 
 import dataclasses
@@ -28,6 +28,7 @@ from train import cli
 from train.config import SCHEMAS
 
 SECONDS, BYTES = 5, 500 * 2**20
+WAITING = 60  # seconds
 SEED = 13
 SAID = "said.json"
 GROUPS = {group: cli.options(group) for group in cli._groups()}
@@ -36,6 +37,7 @@ NPROC = {"single": "1", "3d": "8", "4d": "16", "moe_3d": "8"}  # of the presets 
 NOT_DRAWN = {"data.path", "strategy.schedule"}
 SIZES = ["1", "2", "4", "8", "16", "6", "7", "12", "64", "256", "1000", "4096", "16384"]
 DEGREES = ["-1", "1", "2", "3", "4", "8", "64", "1000", "4096"]
+ORDINARY = ["1", "2", "4", "8", "16", "128", "0.5", "true", "false", "null"]
 NUMBERS = [
     *("0", "-1", "1", "2", "3", "7", "8", "64", "100", "1000", "4096", "65536", "1000000", "16777216", "16777217"),
     *("2147483648", "9223372036854775807", "9223372036854775808", "10000000000000000000000", "9" * 60, "1" * 500),
@@ -117,7 +119,7 @@ def line(draw: random.Random) -> list[str]:
         words.append(f"hardware={draw.choice(GROUPS['hardware'])}")
     if draw.random() < 0.3:
         words.append(f"nproc={draw.choice(SIZES)}")
-    return words + [changed(draw) for _ in range(draw.randint(1, 3))]
+    return words + [changed(draw) for _ in range(draw.choice((1, 1, 2, 3)))]
 
 
 def changed(draw: random.Random) -> str:
@@ -135,7 +137,8 @@ def changed(draw: random.Random) -> str:
     key = draw.choice([key for key in KEYS if key not in NOT_DRAWN])
     if kind < 0.38:
         key = draw.choice(("+", "++", "~", "", "")) + key + draw.choice(("", "", "s", ".x", " ", "ü"))
-    return f"{key}={draw.choice(NUMBERS if kind < 0.7 else INTERPOLATIONS if kind < 0.8 else WORDS)}"
+    values = ORDINARY if kind < 0.55 else NUMBERS if kind < 0.75 else INTERPOLATIONS if kind < 0.82 else WORDS
+    return f"{key}={draw.choice(values)}"
 
 
 def outcome(words: list[str], folder: Path) -> dict[str, object]:
@@ -159,7 +162,8 @@ def outcome(words: list[str], folder: Path) -> dict[str, object]:
 
 def child(words: list[str]) -> tuple[int, str]:
     gc.disable()
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of work, however busy the machine is
+    signal.alarm(WAITING)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + BYTES, size + BYTES))
     sys.argv[1:] = words
