@@ -79,7 +79,7 @@ def memory(plan: Plan, room: Room) -> list[str]:
         fits = most.on_device <= room.bytes
     if most.on_host and not room.shared:
         lines.append(f"  {', '.join(sorted(most.on_host))} wait in the host's memory: {gib(most.offloaded)} GiB a rank")
-    verdict = "so the state fits, and activations must fit beside it" if fits else "so it cannot fit"
+    verdict = "so the state fits; activations come on top" if fits else "so it cannot fit"
     return [*lines, f"  {needed}; {room.where} has {gib(room.bytes)} GiB, {verdict}"]
 
 

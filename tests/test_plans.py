@@ -164,7 +164,7 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
     problem = shortage(small, here)
     assert problem.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(problem)
     assert problem.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
-    assert "activations must fit beside it" in memory(plan_of("strategy=dp nproc=2"), machine())[-1]
+    assert "the state fits; activations come on top" in memory(plan_of("strategy=dp nproc=2"), machine())[-1]
 
 
 def test_advice_when_memory_runs_out_is_of_what_filled_it():
