@@ -9,7 +9,7 @@ from train.alike import alike, same_stages
 from train.communication import expected
 from train.config import ModelConfig
 from train.drawing import draw_mesh, ranges
-from train.memory import Needs, needs, num_parameters
+from train.memory import Needs, gradients_stay_whole, needs, num_parameters
 from train.plan import Plan
 from train.shapes import chunk, coordinates, element_sizes, ep_place, units
 from train.strategies.deepspeed import DeepSpeed
@@ -88,11 +88,9 @@ def whole_in_a_step(plan: Plan) -> str:
     if isinstance(plan.config.strategy, DeepSpeed):
         return "  whole in a step: parameters, up to 10^9 elements of them"
     frees = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
-    at_once = plan.num_microbatches > 1 and ("pp" in plan.axes or plan.option("zero_stage", 3) == 1)
-    gradients = "all gradients until the last microbatch" if at_once else "the gradients of one block"
-    return (
-        f"  whole in a step: {'parameters of two blocks, and the head' if frees else 'all parameters'}, and {gradients}"
-    )
+    gradients = "all, until the last microbatch" if gradients_stay_whole(plan) else "those of one block"
+    gathered = "parameters of two blocks, and the head" if frees else "all parameters"
+    return f"  whole in a step: {gathered}; and of the gradients {gradients}"
 
 
 def modules(plan: Plan, place: dict[str, int]) -> str:

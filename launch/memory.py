@@ -133,6 +133,8 @@ def room_here(config: Config, nproc: int) -> Room:
     if device.type == "cpu":
         return machine()
     module = torch.get_device_module(device)
+    if not hasattr(module, "get_device_properties"):  # its memory is the machine's (mps)
+        return machine()
     size = module.get_device_properties(device).total_memory
     ranks = -(-nproc // max(torch.accelerator.device_count(), 1))  # that share a device, over gloo
     return Room(str(module.get_device_name(device)), size // ranks, shared=False)

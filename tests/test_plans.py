@@ -11,7 +11,7 @@ import pytest
 from launch.description import holdings, memory, merged
 from launch.explain import explained, problems, side_by_side
 from launch.grid import expand
-from launch.memory import GiB, Room, gib, machine, shortage
+from launch.memory import GiB, Room, check_memory, gib, machine, room_here, shortage
 from launch.schedule import listed, picture, replayed, step_bubble
 from train import cli
 from train.alike import alike, same_stages
@@ -20,7 +20,7 @@ from train.flops import flops_per_token
 from train.memory import needs, num_parameters
 from train.out_of_memory import remedies
 from train.plan import Plan
-from train.problems import Problem, said
+from train.problems import BadInput, Problem, said
 from train.rules.base import below
 from train.rules.pipeline import microbatches
 from train.shapes import block, held, state_bytes
@@ -111,9 +111,11 @@ def test_what_fsdp_puts_together_within_a_step():
     assert needs(plan_of(f"{line}zero1"), 0).whole == 2 * total
     assert needs(plan_of(f"{line}zero2"), 0).whole == total + layer
     assert needs(plan, 0).whole == 3 * layer + head
-    assert "parameters of two blocks, and the head, and the gradients of one block" in "".join(holdings(plan))
-    assert "all parameters, and the gradients of one block" in "".join(holdings(plan_of(f"{line}zero2")))
-    assert "all parameters, and all gradients until the last" in "".join(holdings(plan_of(f"{line}zero1")))
+    assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(holdings(plan))
+    assert "all parameters; and of the gradients those of one block" in "".join(holdings(plan_of(f"{line}zero2")))
+    assert "all parameters; and of the gradients all, until the last microbatch" in "".join(
+        holdings(plan_of(f"{line}zero1"))
+    )
     # FSDP over cp and ep: what tp and ep split is put together of a part only
     assert needs(plan_of(f"{line}fsdp_tp"), 0).whole < needs(plan, 0).whole
 
@@ -165,6 +167,25 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
     assert problem.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(problem)
     assert problem.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
     assert "the state fits; activations come on top" in memory(plan_of("strategy=dp nproc=2"), machine())[-1]
+
+
+@pytest.mark.parametrize(("devices", "fits"), [(2, True), (1, False)])
+def test_the_memory_of_the_devices_that_there_are(devices, fits, monkeypatch):
+    """Two ranks on two devices, or sharing one over gloo; 8 GiB each, of which llama_1b's ranks need 6.6."""
+    device = SimpleNamespace(type="cuda")
+    properties = SimpleNamespace(total_memory=8 * GiB)
+    module = SimpleNamespace(get_device_properties=lambda _: properties, get_device_name=lambda _: "a card")
+    monkeypatch.setattr("train.distributed.choose_runtime", lambda *_: SimpleNamespace(device=device))
+    monkeypatch.setattr("torch.get_device_module", lambda _: module)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: devices)
+    plan = plan_of("model=llama_1b strategy=tp nproc=2 train.micro_batch_size=1")
+    room = room_here(plan.config, 2)
+    assert room == Room("a card", 8 * GiB * devices // 2, shared=False)
+    if fits:
+        check_memory(plan.config, 2)
+    else:
+        with pytest.raises(BadInput, match=r"holds 6.63 GiB .* but a card has 4.00 GiB.*force=true starts it"):
+            check_memory(plan.config, 2)
 
 
 def test_advice_when_memory_runs_out_is_of_what_filled_it():

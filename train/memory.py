@@ -106,8 +106,13 @@ def whole(plan: Plan, rank: int) -> int:
         else:
             stays += size
         gradients.append(elements)
-    at_once = plan.num_microbatches > 1 and ("pp" in plan.axes or strategy.zero_stage == 1)
-    return stays + sum(sorted(blocks)[-2:]) + (kept * sum(gradients) if at_once else used * max(gradients))
+    summed = kept * sum(gradients) if gradients_stay_whole(plan) else used * max(gradients)
+    return stays + sum(sorted(blocks)[-2:]) + summed
+
+
+def gradients_stay_whole(plan: Plan) -> bool:
+    """Whether FSDP adds microbatches' whole gradients up, and reduces them after the last one."""
+    return plan.num_microbatches > 1 and ("pp" in plan.axes or plan.option("zero_stage", 3) == 1)
 
 
 def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
