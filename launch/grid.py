@@ -32,7 +32,7 @@ from train.validate import completed
 
 GLOBAL, MICRO = "train.global_batch_size", "train.micro_batch_size"
 SCALED = {"global": (), "micro": (GLOBAL,), "best": (GLOBAL, MICRO)}  # keys that a fairness mode sets by itself
-MAX_POINTS = 10_000
+MAX_POINTS = 1_000  # each of which is checked before the first starts
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ def expand(words: Sequence[str]) -> list[Point]:
             axes.append([(f"{override.get_key_element()}={value}", True) for value in _values(override)])
         else:
             axes.append([(override.input_line or "", override.key_or_group == "strategy")])
-    if (number := math.prod(len(axis) for axis in axes)) > MAX_POINTS:
-        raise BadInput(Problem("grid", f"{number:,} points are more than {MAX_POINTS:,}", "use fewer values"))
+    if math.prod(len(axis) for axis in axes) > MAX_POINTS:
+        raise BadInput(Problem("grid", f"these values make more than {MAX_POINTS:,} points", "use fewer of them"))
     points = []
     for combination in itertools.product(*axes):
         counts = [word for word, _ in combination if word.startswith("nproc=")]

@@ -97,9 +97,12 @@ def timetable(rows: list[list[Action]], num_stages: int, duration: Callable[[Act
     done: dict[Action, float] = {}  # when an action ends
     placed: list[list[tuple[float, Action]]] = [[] for _ in rows]
     free = [0.0] * len(rows)
+    ranks = [*range(len(rows))]
     while any(len(row) > len(had) for row, had in zip(rows, placed, strict=True)):
         progressed = False
-        for rank, row in enumerate(rows):
+        ranks.reverse()  # backwards come from the last rank, forwards from the first
+        for rank in ranks:
+            row = rows[rank]
             while len(placed[rank]) < len(row):
                 action = row[len(placed[rank])]
                 ready = _ready(action, num_stages, done)
