@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from launch.memory import Room, gib, largest, machine, named_device
-from train.alike import alike, same_stages
+from launch.memory import Ranks, Room, gib, machine, named_device
+from train.alike import same_stages
 from train.communication import expected
 from train.config import ModelConfig
 from train.drawing import draw_mesh, ranges
-from train.memory import Needs, gradients_stay_whole, needs, num_parameters
+from train.memory import Needs, gradients_stay_whole, num_parameters
 from train.plan import Plan
 from train.shapes import chunk, coordinates, element_sizes, ep_place, units
 from train.strategies.deepspeed import DeepSpeed
@@ -37,21 +37,21 @@ def mesh(plan: Plan) -> str:
     return f"  {shape}: {plan.world_size:,} ranks, of which neighbours differ in {[*used][-1]} first"
 
 
-def holdings(plan: Plan) -> list[str]:
+def holdings(ranks: Ranks) -> list[str]:
     """A line for the ranks that hold equal shares of the same modules."""
+    plan = ranks.plan
     kept, _ = element_sizes(plan.config.precision)
     everything = kept * num_parameters(plan.config.model)[0]
     groups: dict[tuple[str, Needs], list[int]] = {}
     texts: dict[tuple[int, int], str] = {}
-    for (pp, _), ranks in alike(plan).items():
-        size = needs(plan, ranks[0])
-        for rank in ranks:
+    for ((pp, _), group), size in zip(ranks.groups.items(), ranks.needs, strict=True):
+        for rank in group:
             place = coordinates(plan, rank)
             key = (pp, ep_place(plan, place)[1])
             if key not in texts:
                 texts[key] = modules(plan, place)
             groups.setdefault((texts[key], size), []).append(rank)
-    names = [short(ranges(ranks), len(ranks)) for ranks in groups.values()]
+    names = [short(ranges(group), len(group)) for group in groups.values()]
     width, of = max(map(len, [*names, "ranks"])), max(len(text) for text, _ in groups)
     columns = "parameters  gradients  optimiser  together  whole in a step  share of parameters"
     lines = [
@@ -64,22 +64,19 @@ def holdings(plan: Plan) -> list[str]:
         lines.append(f"  {name:<{width}}  {text:<{of}}  {sizes}  {gib(one.whole):>15}  {share}")
     if len(names) > MAX_LINES:
         lines.append(f"  … and {len(names) - MAX_LINES:,} more groups of ranks")
-    return lines + memory(plan, named_device(plan.config) or machine())
+    return lines + memory(ranks, named_device(plan.config) or machine())
 
 
-def memory(plan: Plan, room: Room) -> list[str]:
+def memory(ranks: Ranks, room: Room) -> list[str]:
     """What is needed, beside what there is."""
-    rank, most, together = largest(plan)
-    lines = [whole] if (whole := whole_in_a_step(plan)) and most.whole else []
+    rank, most = ranks.largest
+    lines = [whole_in_a_step(ranks.plan)] if most.whole else []
+    needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
     if room.shared:
-        needed = f"all {plan.world_size:,} process(es) together {gib(together)} GiB"
-        fits = together <= room.bytes
-    else:
-        needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
-        fits = most.on_device <= room.bytes
+        needed = f"all {ranks.plan.world_size:,} process(es) together {gib(ranks.together)} GiB"
     if most.on_host and not room.shared:
         lines.append(f"  {', '.join(sorted(most.on_host))} wait in the host's memory: {gib(most.offloaded)} GiB a rank")
-    verdict = "so the state fits; activations come on top" if fits else "so it cannot fit"
+    verdict = "so the state fits; activations come on top" if ranks.fit(room) else "so it cannot fit"
     return [*lines, f"  {needed}; {room.where} has {gib(room.bytes)} GiB, {verdict}"]
 
 
@@ -104,20 +101,21 @@ def modules(plan: Plan, place: dict[str, int]) -> str:
     return ", ".join([*before, f"layers {ranges(layers)}", *experts, *(name for name in ends if name not in before)])
 
 
-def sent(plan: Plan) -> list[str]:
+def sent(ranks: Ranks) -> list[str]:
     """Per optimiser step: a block for the ranks that send the same."""
+    plan = ranks.plan
     known: dict[Hashable, Rows] = {}
     groups: dict[tuple[tuple[tuple[str, str, str, str], tuple[int, int]], ...], list[int]] = {}
-    for (pp, parts), ranks in alike(plan).items():
+    for (pp, parts), group in ranks.groups.items():
         key = (same_stages(plan, pp), parts)
         if key not in known:
-            known[key] = merged(plan, ranks[0])
-        groups.setdefault(tuple(known[key].items()), []).extend(ranks)
+            known[key] = merged(plan, group[0])
+        groups.setdefault(tuple(known[key].items()), []).extend(group)
     lines = [f"sent by each rank per optimiser step of {plan.num_microbatches} microbatch(es)"]
     if any(about == "~" for rows in known.values() for _, _, _, about in rows):
         lines.append("  ~: the mean over the axis; each rank sends as much as routers sent it")
-    for rows, ranks in [*groups.items()][:MAX_LINES]:
-        name = short(ranges(sorted(ranks)), len(ranks))
+    for rows, group in [*groups.items()][:MAX_LINES]:
+        name = short(ranges(sorted(group)), len(group))
         total = sum(size for _, (_, size) in rows) / MiB
         lines.append(f"  rank(s) {name}: {total:.3f} MiB" if rows else f"  rank(s) {name}: nothing")
         for (axis, op, reason, about), (calls, size) in rows:
@@ -138,13 +136,13 @@ def merged(plan: Plan, rank: int) -> Rows:
     return rows
 
 
-def total_sent(plan: Plan) -> int:
+def total_sent(ranks: Ranks) -> int:
     """Bytes of a step of the rank that sends most."""
     seen: dict[Hashable, int] = {}
-    for (pp, parts), ranks in alike(plan).items():
-        key = (same_stages(plan, pp), parts)
+    for (pp, parts), group in ranks.groups.items():
+        key = (same_stages(ranks.plan, pp), parts)
         if key not in seen:
-            seen[key] = sum(row.bytes for row in expected(plan, ranks[0]))
+            seen[key] = sum(row.bytes for row in expected(ranks.plan, group[0]))
     return max(seen.values())
 
 

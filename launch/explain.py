@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from launch.description import degrees, holdings, mesh, parameters, sent, total_sent
 from launch.grid import Point, expand
 from launch.local import check_folder, check_text
-from launch.memory import Room, gib, largest, machine, named_device, shortage
+from launch.memory import Ranks, Room, gib, machine, named_device, shortage
 from launch.schedule import picture, step_bubble
 from train import cli
 from train.communication import unknown
@@ -60,7 +60,7 @@ def problems(config: Config, nproc: int) -> list[Problem]:
         except BadInput as error:
             found += error.problems
     plan, room = Plan(config, nproc), named_device(config)
-    if room is not None and can_say(plan, found) and (problem := shortage(plan, room)):
+    if room is not None and can_say(plan, found) and (problem := shortage(Ranks(plan), room)):
         found.append(problem)
     return found
 
@@ -72,10 +72,10 @@ def can_say(plan: Plan, found: list[Problem]) -> bool:
 
 
 def explained(plan: Plan, found: list[Problem]) -> list[str]:
-    strategy, model = plan.config.strategy, plan.config.model
+    strategy, model, ranks = plan.config.strategy, plan.config.model, Ranks(plan)
     lines = [f"strategy {strategy.name} on {plan.world_size} process(es), model {model.name}"]
-    ranges = any(problem.rule.startswith("range of") for problem in found)
-    lines[0] += "" if ranges else f": {parameters(model)}"
+    if not any(problem.rule.startswith("range of") for problem in found):
+        lines[0] += f": {parameters(model)}"
     if lossy := strategy.lossy():
         lines += ["", str(lossy)]
     if differs := strategy.differs():
@@ -83,14 +83,14 @@ def explained(plan: Plan, found: list[Problem]) -> list[str]:
     if math.prod(plan.degrees.values()) == plan.world_size:
         lines += ["", "mesh", mesh(plan)]
     if can_say(plan, found):
-        lines += ["", *holdings(plan)]
+        lines += ["", *holdings(ranks)]
     elif why := unknown_needs(plan):
         lines += ["", f"held: {why}"]
     if not {problem.rule for problem in found} - OF_THE_MACHINE:
         if "pp" in plan.axes:
             lines += ["", *picture(plan)]
         why = unknown(plan)
-        lines += ["", *([f"sent: {why}"] if why else sent(plan))]
+        lines += ["", *([f"sent: {why}"] if why else sent(ranks))]
     if found:
         lines += ["", "problems", *(f"  {line}" for line in said(found))]
     return lines
@@ -120,13 +120,12 @@ def side_by_side(points: Sequence[Point], plans: Sequence[Plan], found: Sequence
 def figures(plan: Plan, found: list[Problem], here: Room) -> list[str]:
     if not can_say(plan, found):
         return ["-"] * 8
-    _, most, together = largest(plan)
-    room = named_device(plan.config) or here
-    fits = (together if room.shared else most.on_device) <= room.bytes
+    ranks = Ranks(plan)
+    most, fits = ranks.largest[1], ranks.fit(named_device(plan.config) or here)
     sizes = [most.parameters, most.gradients, most.optimiser, most.held, most.whole]
     if {problem.rule for problem in found} - OF_THE_MACHINE:
         return [*map(gib, sizes), "yes" if fits else "no", "-", "-"]
-    sent_mib = "-" if unknown(plan) else f"{total_sent(plan) / MiB:.3f}"
+    sent_mib = "-" if unknown(plan) else f"{total_sent(ranks) / MiB:.3f}"
     return [*map(gib, sizes), "yes" if fits else "no", sent_mib, step_bubble(plan)]
 
 

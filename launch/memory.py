@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import psutil
@@ -52,17 +53,43 @@ def named_device(config: Config) -> Room | None:
     return None if size is None else Room(f"hardware={config.hardware.name}", int(size * GiB), shared=False)
 
 
-def largest(plan: Plan) -> tuple[int, Needs, int]:
-    """(The rank that needs most, its needs, the bytes of all ranks together)."""
-    groups = [(ranks, needs(plan, ranks[0])) for ranks in alike(plan).values()]
-    ranks, most = max(groups, key=lambda pair: pair[1].held + pair[1].whole)
-    return ranks[0], most, sum(len(ranks) * (one.held + one.whole) for ranks, one in groups)
+@dataclass(frozen=True)
+class Ranks:
+    """A plan's ranks in groups that hold and send the same, and what each group needs: worked out once."""
+
+    plan: Plan
+
+    @cached_property
+    def groups(self) -> dict[tuple[int, Hashable], list[int]]:
+        return alike(self.plan)
+
+    @cached_property
+    def needs(self) -> list[Needs]:
+        """Of a rank of each group, in the groups' order."""
+        return [needs(self.plan, ranks[0]) for ranks in self.groups.values()]
+
+    @cached_property
+    def largest(self) -> tuple[int, Needs]:
+        """(The rank that needs most, its needs)."""
+        pairs = zip(self.groups.values(), self.needs, strict=True)
+        ranks, most = max(pairs, key=lambda pair: pair[1].held + pair[1].whole)
+        return ranks[0], most
+
+    @cached_property
+    def together(self) -> int:
+        """Bytes of all ranks."""
+        sizes = zip(self.groups.values(), self.needs, strict=True)
+        return sum(len(ranks) * (one.held + one.whole) for ranks, one in sizes)
+
+    def fit(self, room: Room) -> bool:
+        return (self.together if room.shared else self.largest[1].on_device) <= room.bytes
 
 
-def shortage(plan: Plan, room: Room) -> Problem | None:
+def shortage(ranks: Ranks, room: Room) -> Problem | None:
     """Why the ranks cannot run there, and what would fit."""
-    if (message := _too_much(plan, room)) is None:
+    if ranks.fit(room):
         return None
+    plan, message = ranks.plan, _too_much(ranks, room)
     lines = [*dict.fromkeys(line for one in _smaller(plan, room) if (line := _fitting(plan, one, room)))][:NUM_FIXES]
     words = ["a smaller model"] if room.shared else ["a smaller model", "devices with more memory"]
     fix = f"use {' or '.join([*lines, *words])}"
@@ -70,14 +97,12 @@ def shortage(plan: Plan, room: Room) -> Problem | None:
     return Problem("memory", message, fix, overrides, exit_code=EXIT_ENVIRONMENT)
 
 
-def _too_much(plan: Plan, room: Room) -> str | None:
-    rank, most, together = largest(plan)
-    if (together if room.shared else most.on_device) <= room.bytes:
-        return None
+def _too_much(ranks: Ranks, room: Room) -> str:
+    (rank, most), count = ranks.largest, ranks.plan.world_size
     of = "GiB of parameters, gradients and optimiser state"
     if room.shared:
-        holders = "1 process holds" if plan.world_size == 1 else f"{plan.world_size} processes together hold"
-        return f"{holders} {gib(together)} {of}, but {room.where} has {gib(room.bytes)} GiB"
+        holders = "1 process holds" if count == 1 else f"{count} processes together hold"
+        return f"{holders} {gib(ranks.together)} {of}, but {room.where} has {gib(room.bytes)} GiB"
     whole = f", and {gib(most.whole)} GiB that are put together within a step" if most.whole else ""
     held = most.on_device - most.whole
     return f"rank {rank} holds {gib(held)} {of}{whole}, but {room.where} has {gib(room.bytes)} GiB"
@@ -108,16 +133,16 @@ def _fitting(plan: Plan, line: str, room: Room) -> str:
         if more is None or "nproc=" in more:
             return ""
         line, there = f"{line} {more}", there.override(more)
-    return line if _too_much(there, room) is None else ""
+    return line if Ranks(there).fit(room) else ""
 
 
 def check_memory(config: Config, nproc: int) -> None:
     """Raise BadInput (exit code 3) if this machine, or its devices, cannot hold what all ranks must. Loads torch where
     the state is not small, to know on which device it will be."""
     plan = Plan(config, nproc)
-    if unknown_needs(plan) or largest(plan)[2] <= SMALL:
+    if unknown_needs(plan) or Ranks(plan).together <= SMALL:
         return
-    problem = shortage(plan, room_here(config, nproc))
+    problem = shortage(Ranks(plan), room_here(config, nproc))
     if problem is not None:
         raise BadInput(dataclasses.replace(problem, fix=f"{problem.fix}; force=true starts it nevertheless"))
 

@@ -22,7 +22,7 @@ THOUSANDS = "model=llama_70b nproc=16384 precision=bf16 hardware=h100_sxm train.
 # command line -> (exit code, what is said)
 EXTREMES = {
     "strategy.tp=1000000000 nproc=4": (2, "strategy.tp=1000000000 is out of range"),
-    "nproc=10000000000000000000000": (2, "is no nproc: use nproc= and a positive whole number, 65,536 at the most"),
+    "nproc=10000000000000000000000": (2, "is no nproc: use nproc= and a positive whole number, 32,768 at the most"),
     "model.num_layers=10000000": (2, "model.num_layers=10000000 is out of range"),
     "train.global_batch_size=1000000000 train.micro_batch_size=1": (2, "train.global_batch_size=1000000000 is out of"),
     "train.eval_batches=1000000000": (2, "train.eval_batches=1000000000 is out of range"),
@@ -43,7 +43,7 @@ EXTREMES = {
     f"metrics.dir={'a' * 300}": (3, "cannot be written (File name too long)"),
     f"{THOUSANDS} strategy=4d strategy.pp=16 strategy.tp=8 train.global_batch_size=16384": (0, "16,384 ranks"),
     f"{THOUSANDS} strategy=fsdp train.global_batch_size=16384": (0, "rank(s) 0-16383"),
-    "strategy=pp nproc=10000 model.num_layers=10000 train.global_batch_size=1000000 train.eval_batches=1 "
+    "strategy=pp nproc=4096 model.num_layers=4096 train.global_batch_size=1000000 train.eval_batches=1 "
     "train.micro_batch_size=1": (0, "not replayed"),
 }  # fmt: skip
 

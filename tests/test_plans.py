@@ -13,7 +13,7 @@ import pytest
 from launch.description import holdings, memory, merged
 from launch.explain import explained, problems, side_by_side
 from launch.grid import expand
-from launch.memory import GiB, Room, check_memory, gib, machine, room_here, shortage
+from launch.memory import GiB, Ranks, Room, check_memory, gib, machine, room_here, shortage
 from launch.schedule import listed, picture, replayed, step_bubble
 from train import cli
 from train.alike import alike, same_stages
@@ -119,10 +119,14 @@ def test_what_fsdp_puts_together_within_a_step():
     assert needs(plan_of(f"{line}zero1"), 0).whole == 2 * total
     assert needs(plan_of(f"{line}zero2"), 0).whole == total + layer
     assert needs(plan, 0).whole == 3 * layer + head
-    assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(holdings(plan))
-    assert "all parameters; and of the gradients those of one block" in "".join(holdings(plan_of(f"{line}zero2")))
+    assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(
+        holdings(Ranks(plan))
+    )
+    assert "all parameters; and of the gradients those of one block" in "".join(
+        holdings(Ranks(plan_of(f"{line}zero2")))
+    )
     assert "all parameters; and of the gradients all, until the last microbatch" in "".join(
-        holdings(plan_of(f"{line}zero1"))
+        holdings(Ranks(plan_of(f"{line}zero1")))
     )
     # FSDP over cp and ep: what tp and ep split is put together of a part only
     assert needs(plan_of(f"{line}fsdp_tp"), 0).whole < needs(plan, 0).whole
@@ -166,15 +170,17 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
     lines = explained(plan, [problem])
     assert "70,553,706,496 parameters" in lines[0] and any("so it cannot fit" in line for line in lines)
     two, three = (plan_of(f"{card} strategy={name} nproc=64 train.global_batch_size=128") for name in ("zero2", "fsdp"))
-    assert "rank 0 holds 16.4 GiB" in str(shortage(two, Room("l40s", int(44.99 * GiB), shared=False)))
-    assert "and 135 GiB that are put together within a step" in str(shortage(two, Room("l40s", 2**35, shared=False)))
-    assert shortage(three, Room("l40s", int(44.99 * GiB), shared=False)) is None
+    assert "rank 0 holds 16.4 GiB" in str(shortage(Ranks(two), Room("l40s", int(44.99 * GiB), shared=False)))
+    assert "and 135 GiB that are put together within a step" in str(
+        shortage(Ranks(two), Room("l40s", 2**35, shared=False))
+    )
+    assert shortage(Ranks(three), Room("l40s", int(44.99 * GiB), shared=False)) is None
     here = Room("this machine", 2**34, shared=True)
     small = plan_of("model=llama_1b strategy=dp nproc=2 train.global_batch_size=8 train.micro_batch_size=1")
-    problem = shortage(small, here)
+    problem = shortage(Ranks(small), here)
     assert problem.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(problem)
     assert problem.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
-    assert "the state fits; activations come on top" in memory(plan_of("strategy=dp nproc=2"), machine())[-1]
+    assert "the state fits; activations come on top" in memory(Ranks(plan_of("strategy=dp nproc=2")), machine())[-1]
 
 
 @pytest.mark.parametrize(("devices", "fits"), [(2, True), (1, False)])

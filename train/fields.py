@@ -1,7 +1,7 @@
 """Fields of the config that have a range. Torch is not imported.
 
 Every integer has an upper bound, so that no check enumerates for minutes what nobody can run. The bounds are wide: they
-leave room for worlds of four times 16,384 devices and for models many times larger than 405 B parameters.
+leave room for worlds of twice 16,384 devices and for models many times larger than 405 B parameters.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Any
 
-MAX_RANKS = 65_536  # processes, and so the degree of an axis
-MAX_LAYERS = 10_000
+MAX_RANKS = 32_768  # processes, and so the degree of an axis
+MAX_LAYERS = 4_096
 MAX_WIDTH = 2**20  # of the model, and its heads
 MAX_COLUMNS = 2**22  # of a feed-forward
 MAX_EXPERTS = 65_536
