@@ -1,10 +1,10 @@
 """Prove that a strategy computes what one device computes: python scripts/verify.py strategy=fsdp_tp nproc=4
 
-Takes every override that train/main.py takes, and: nproc=N processes (1); strategy=dp,fsdp,tp proves several in one
-world. Compared with strategy=single under the same other overrides, on the same kind of device: the loss, every
-gradient, the global norm, every weight after an SGD step, the loss over AdamW steps. Exit code 1 if anything differs
-but what the strategy says differs (`Strategy.differs`), 2 or 3 if nothing could be started; a rank that dies or hangs
-ends the command within runtime.timeout_s.
+Takes every override that train/main.py takes, and: nproc=N processes (1), force=true to start what does not fit in
+memory; strategy=dp,fsdp,tp proves several in one world. Compared with strategy=single under the same other overrides,
+on the same kind of device: the loss, every gradient, the global norm, every weight after an SGD step, the loss over
+AdamW steps. Exit code 1 if anything differs but what the strategy says differs (`Strategy.differs`), 2 or 3 if nothing
+could be started; a rank that dies or hangs ends the command within runtime.timeout_s.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.local import check_machine, take
+from launch.local import check_machine, check_text, choice, take
+from launch.memory import check_memory
 from launch.world import run_world
 from train import cli
 from train.config import Config, RuntimeConfig
-from train.data import load_corpus
 from train.exits import reported_once
 from train.plan import Plan
 from train.problems import BadInput, Problem
@@ -59,7 +59,7 @@ def main(argv: list[str], worker: str = "train.prove") -> int:
 def read(argv: list[str]) -> Task:
     """Check everything that can be checked before a process is started. Raises BadInput."""
     argv = list(argv)
-    nproc = take(argv, "nproc", 1) or 1
+    nproc, force = take(argv, "nproc", 1) or 1, choice(argv, "force", ["false", "true"]) == "true"
     parser = cli.parser("scripts/verify.py [nproc=N]", __doc__ or "")
     given = [arg for arg in argv if arg.startswith("strategy=")]
     others = [arg for arg in argv if arg not in given]
@@ -72,8 +72,11 @@ def read(argv: list[str]) -> Task:
         if config.model.dropout > 0:
             message = f"model.dropout={config.model.dropout} draws other masks where ranks hold other tokens"
             raise BadInput(Problem("dropout", message, "use model.dropout=0", ("model.dropout=0",)))
-    load_corpus(config)
+    check_text(config, nproc)
     check_machine(config, nproc, None)
+    for config in parsed.values():
+        if not force:
+            check_memory(config, nproc)
     # degrees and options belong to the strategy; the model, the data, the batch and the precision to both
     shared = [word for word in args.overrides if not word.lstrip("+~").startswith(("strategy=", "strategy."))]
     return Task(nproc, parsed, cli.configured(["strategy=single", *shared]))

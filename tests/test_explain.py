@@ -32,7 +32,7 @@ def test_mesh_holdings_and_traffic():
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()]
     assert ["pp", "\\", "tp", "0", "1"] in lines and ["1", "2", "3"] in lines
-    assert ["0-1", "embed,", "layers", "0-3", "1.473", "1.473", "2.945", "25.0", "%"] in lines
+    assert ["0-1", "embed,", "layers", "0-3", "0.00144", "0.00144", "0.00288", "0.00575", "0", "25.0", "%"] in lines
     # 4 gathers a layer, 4 layers a stage, 8 microbatches, each of 128 x 128 float32
     assert ["tp", "all_gather", "128", "call(s)", "8.000000", "MiB", "each", "layer:", "4", "of", "BTD"] in lines
     assert ["pp", "send", "8", "call(s)", "0.250000", "MiB", "activations", "to", "the", "next", "stage"] in lines

@@ -167,6 +167,8 @@ def _unknown_key(key: str) -> Problem:
         for name in _keys(schema, place or ""):
             known.setdefault(name.rpartition(".")[2], set()).add(name)
     found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
+    if key in found:
+        return Problem("unknown_key", f"{key} is not a key of this {group}", f"leave it out, or use another {group}")
     near = [name for name in found if name.rpartition(".")[0] == group] or found
     fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
     return Problem("unknown_key", f"{key} is not a key of the config", fix)

@@ -63,7 +63,7 @@ def feed_forward(name: str, dim: int, width: int) -> Shapes:
 def stages_of(plan: Plan, rank: int) -> list[int]:
     """The pipeline stages of a rank of `pp`; without a pipeline the one that is everything."""
     strategy = plan.config.strategy
-    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [0]
+    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [rank]
 
 
 def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
@@ -77,10 +77,7 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
 def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
     """The same, with the stage of each. `copies`: the last stage has its tied weight on the first stage's rank too, as
     FSDP and DDP, which own each stage apart, gather and sum it."""
-    model, strategy, last = plan.config.model, plan.config.strategy, plan.num_stages - 1
-    layers = [range(model.num_layers)]
-    if isinstance(strategy, Pipeline):
-        layers = strategy.layers_of(model, plan.config.train.seq_len, plan.degrees["pp"])
+    model, last, layers = plan.config.model, plan.num_stages - 1, plan.layers_of_stages
     stages = stages_of(plan, rank)
     for stage in stages:
         embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
@@ -155,11 +152,6 @@ def fsdp_split(plan: Plan, place: dict[str, int], name: str) -> tuple[int, int, 
     if is_expert(name) and plan.splits_experts:
         return EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // plan.ep, index // plan.ep
     return 0, degree, index
-
-
-def unknown_holdings(plan: Plan) -> str | None:
-    """What of this plan `held` and `state_bytes` do not know."""
-    return None if plan.config.strategy.closed_form else f"strategy={plan.config.strategy.name}"
 
 
 def held(plan: Plan, rank: int) -> Shapes:

@@ -54,9 +54,9 @@ def save_all(groups: list[Group], folder: Path) -> list[Path]:
     """Write every picture as PNG; those of a second table end in -2."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number, pictures in enumerate(pictures_of(groups), start=1):
+    for index, pictures in enumerate(pictures_of(groups), start=1):
         for picture in pictures:
-            path = folder / (f"{picture.name}.png" if number == 1 else f"{picture.name}-{number}.png")
+            path = folder / (f"{picture.name}.png" if index == 1 else f"{picture.name}-{index}.png")
             width = int(picture.figure.get_size_inches()[0] * 12.5)
             picture.figure.suptitle(textwrap.fill(picture.title, width), fontsize=10, x=0.01, ha="left")
             picture.figure.savefig(path, dpi=160)

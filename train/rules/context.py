@@ -63,7 +63,7 @@ def kv_heads(plan: Plan) -> Finding | None:
         *(f"model.num_kv_heads={h}" for h in heads),
         *degree_fixes(plan, "cp", nearest(divisors(own), cp)),
     )
-    return Finding(message, fixes, "use strategy.cp_method=ring")
+    return Finding(message, fixes, "use another strategy.cp_method")
 
 
 RULES = (

@@ -27,8 +27,9 @@ def ep_needs_experts(plan: Plan) -> Finding | None:
     ep, model = plan.option("ep", None), plan.config.model
     if ep is None or model.num_experts > 0:
         return None
-    # a preset is no value, so `validate` cannot try this fix
-    return Finding(f"strategy.ep={ep} splits experts, and model={model.name} has none", (), "use model=moe_tiny")
+    # a preset is no value, so `validate` cannot try it as a fix
+    message = f"strategy.ep={ep} splits experts, and model={model.name} has none (model=moe_tiny has)"
+    return Finding(message, ("strategy.ep=null",), "use a model with experts")
 
 
 def ep_needs_fsdp(plan: Plan) -> Finding | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from train.plan import Plan
-from train.rules.base import Finding, Rule, degree_fixes, divisors, nearest
+from train.rules.base import Finding, Rule, below, degree_fixes, divisors, nearest
 
 
 def tp_divides(name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Finding | None]:
@@ -14,7 +14,7 @@ def tp_divides(name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Find
         if found % tp == 0:
             return None
         message = f"{name}={found} is not divisible by strategy.tp={tp}"
-        return Finding(message, degree_fixes(plan, "tp", nearest(divisors(found), tp)), "use strategy.tp=1")
+        return Finding(message, degree_fixes(plan, "tp", nearest(divisors(found), tp)), "use a smaller strategy.tp")
 
     return check
 
@@ -39,7 +39,7 @@ def vocabulary(plan: Plan) -> Finding | None:
     if -(-rows // tp) * (tp - 1) < rows or not plan.option("tp_splits_vocabulary", True):
         return None
     message = f"model.vocab_size={rows} in strategy.tp={tp} shards of {-(-rows // tp)} leaves ranks without rows"
-    return Finding(message, degree_fixes(plan, "tp", list(range(tp - 1, 0, -1))), "use strategy.tp=1")
+    return Finding(message, degree_fixes(plan, "tp", below(tp)), "use a smaller strategy.tp")
 
 
 def model_size(field: str) -> Callable[[Plan], int]:
