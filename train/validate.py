@@ -34,13 +34,9 @@ def validate(config: Config, world_size: int) -> list[Problem]:
     lines = mending(plan)
     shown = ", ".join(lines[:-1]) + (" or " if len(lines) > 1 else "") + lines[-1] if lines else ""
     overrides = tuple(lines[0].split()) if lines else ()
-    problems = [
-        Problem(one.rule, one.message, f"use {shown}" if shown else _in_words(one), overrides) for one in ranges
-    ]
-    return problems + [
-        Problem(rule, finding.message, f"use {shown}" if shown else finding.otherwise, overrides)
-        for rule, finding in found.items()
-    ]
+    broken = [(one.rule, one.message, "use a value in its range") for one in ranges]
+    broken += [(rule, finding.message, finding.otherwise) for rule, finding in found.items()]
+    return [Problem(rule, message, f"use {shown}" if shown else words, overrides) for rule, message, words in broken]
 
 
 def findings(plan: Plan) -> tuple[list[OutOfRange], dict[str, Finding]]:
@@ -56,10 +52,11 @@ def findings(plan: Plan) -> tuple[list[OutOfRange], dict[str, Finding]]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Overrides by key, the plan with them, and what that still breaks."""
+    """Overrides by key, the plan with them, whether a value in it is out of range, and the rules that it breaks."""
 
     words: dict[str, str]
     plan: Plan
+    out_of_range: bool
     found: dict[str, Finding]
 
     @property
@@ -68,18 +65,13 @@ class Candidate:
 
     def overridden(self, line: str) -> Candidate:
         plan = self.plan.override(line)
-        # a value out of range mends nothing
-        found = {"range": Finding("")} if findings_out_of_range(plan) else findings(plan)[1]
-        return Candidate(self.words | dict(word.split("=", 1) for word in line.split()), plan, found)
+        ranges, found = findings(plan)
+        return Candidate(self.words | dict(word.split("=", 1) for word in line.split()), plan, bool(ranges), found)
 
     def lines(self, *, of_all: bool) -> Iterator[str]:
         """What the broken rules propose, or the first of them alone."""
         for finding in [*self.found.values()][: None if of_all else 1]:
             yield from finding.fixes[:MAX_TRIES]
-
-
-def findings_out_of_range(plan: Plan) -> bool:
-    return too_many_processes(plan.world_size) is not None or next(out_of_range(plan.config), None) is not None
 
 
 def mending(plan: Plan) -> list[str]:
@@ -88,23 +80,23 @@ def mending(plan: Plan) -> list[str]:
     Lines that one rule proposes are tried alone, then together with those of the rules that are still broken.
     """
     ranges, found = findings(plan)
-    start = Candidate({}, plan, found)
+    start = Candidate({}, plan, bool(ranges), found)
     for one in ranges:
         start = start.overridden(one.override)
     if not start.found:
         return [start.line]
     level = [start]
     for depth in range(MAX_DEPTH):
-        tried = list(_next_level(level, of_all=depth == 0))
+        tried = [one for one in _next_level(level, of_all=depth == 0) if not one.out_of_range]
         if working := _without_longer(one for one in tried if not one.found):
             return [_shortest(plan, one).line for one in working]
-        level = sorted((one for one in tried if "range" not in one.found), key=lambda one: len(one.found))[:MAX_WIDTH]
+        level = sorted(tried, key=lambda one: len(one.found))[:MAX_WIDTH]
     return []
 
 
 def completed(problem: Problem, plan: Plan) -> Problem:
-    """A problem that was found elsewhere, as in a text: its override as the rules allow it, with what must change
-    beside it; without an override where nothing was found."""
+    """A problem that was found elsewhere, as in a text: its override, of one key, as the rules allow it, with what must
+    change beside it; without an override where nothing was found."""
     if not problem.overrides:
         return problem
     (word,) = problem.overrides
@@ -156,7 +148,3 @@ def _shortest(plan: Plan, one: Candidate) -> Candidate:
         if not _broken(plan.override(fewer.line)):
             one = fewer
     return one
-
-
-def _in_words(one: OutOfRange) -> str:
-    return "use a value in its range"
