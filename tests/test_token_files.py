@@ -213,10 +213,13 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path):
     assert "contains token id" in said, "wrong types are taken at their word, and their ids refused"
 
 
-def test_ids_of_a_large_file_are_checked_as_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.data.SCANNED", 0)  # one block
+@pytest.mark.parametrize(
+    "scanned", [0, 2 * 2**22 - 4]
+)  # one block of four; three, which is more than the training part
+def test_ids_of_a_large_file_are_checked_as_they_are_read(scanned, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.data.SCANNED", scanned)
     ids = np.tile(text_like(200, 2**17), 32)
-    ids[2**20 + 5 :] = 300
+    ids[2 * 2**20 : 3 * 2**20] = 300
     ids.astype("<u2").tofile(tmp_path / "ids.bin")
     corpus = load(tmp_path / "ids.bin", vocab=256)
     with pytest.raises(BadInput, match=r"contains token id 300, but model.vocab_size=256"):
