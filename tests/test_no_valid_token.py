@@ -103,7 +103,7 @@ def test_whether_any_target_of_the_global_batch_carries_loss(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 def test_a_run_with_empty_steps(tmp_path):
-    (tmp_path / "text.txt").write_text(("a" * 400 + "b") * 60)
+    (tmp_path / "text.txt").write_text(("a" * 60 + "b") * 400)
     words = [
         *("strategy=dp", "nproc=2", "data=text", "data.path=text.txt", "data.ignore_token=97", "train.seq_len=16"),
         *("train.global_batch_size=2", "train.micro_batch_size=1", "train.steps=12", "model.num_layers=1"),
@@ -114,7 +114,7 @@ def test_a_run_with_empty_steps(tmp_path):
     out = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True, timeout=140
     ).stdout
-    assert "data text: text.txt: 24,060 bytes\n  24,060 tokens: 21,654 to train on, 2,406 held out" in out
+    assert "data text: text.txt: 24,400 bytes\n  24,400 tokens: 21,960 to train on, 2,440 held out" in out
     assert "model tiny: 250,240 parameters, precision float32" in out
     assert "batch: 2 sequences of 16 tokens, 32 tokens a step" in out
     assert "no valid token" in out

@@ -205,6 +205,7 @@ def test_json_lines(tmp_path):
         (lines_of({"text": LINES}, {"text": 5, "body": "x"}), "data.field=text is no text in line 2 of"),
         (lines_of({"text": LINES}) + "{'text': 1}", "line 2 of"),
         (lines_of(["text"]), "is no JSON object"),
+        (lines_of({"text": 1, "\ud800\n" + "k" * 999: "x"}), "use lines that have a field with text"),
         ("[" * 100_000, "is not JSON"),
         ('{"text": "' + "x" * 90 + "\\ud8\n", "is not JSON"),
     ],

@@ -52,13 +52,16 @@ def header(magic, version, count, width=0):
     return numbers.tobytes()
 
 
-@pytest.mark.parametrize("vocab", [5, 65, 1000, GPT2, LLAMA3, 200_000])
-@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i4", "<i8"])
+@pytest.mark.parametrize(
+    ("dtype", "vocab"),
+    [
+        *(("<u2", vocab) for vocab in (5, 65, 1000, GPT2)),
+        *((dtype, vocab) for dtype in ("<u4", "<i4", "<i8") for vocab in (5, 65, 1000, GPT2, LLAMA3, 200_000)),
+    ],
+)
 @pytest.mark.parametrize("draw", ["as words", "evenly"])
 def test_ids_without_a_header_are_told_by_their_bytes(vocab, dtype, draw, tmp_path):
     """Right, or refused with the key that says it: never other ids."""
-    if dtype == "<u2" and vocab > 2**16:
-        pytest.skip("do not fit")
     ids = text_like(vocab) if draw == "as words" else np.random.default_rng(1).integers(0, vocab, COUNT)
     ids.astype(dtype).tofile(tmp_path / "ids.bin")
     corpus = load(tmp_path / "ids.bin", vocab=max(vocab, 256))
@@ -213,10 +216,11 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path):
     assert "contains token id" in said, "wrong types are taken at their word, and their ids refused"
 
 
-def test_ids_of_a_large_file_are_checked_as_they_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.data.SCANNED", 0)  # one block
+@pytest.mark.parametrize("scanned", [0, 2 * 2**22 - 4])  # one block of four; three of four
+def test_ids_of_a_large_file_are_checked_as_they_are_read(scanned, tmp_path, monkeypatch):
+    monkeypatch.setattr("train.data.SCANNED", scanned)
     ids = np.tile(text_like(200, 2**17), 32)
-    ids[2**20 + 5 :] = 300
+    ids[2 * 2**20 : 3 * 2**20] = 300
     ids.astype("<u2").tofile(tmp_path / "ids.bin")
     corpus = load(tmp_path / "ids.bin", vocab=256)
     with pytest.raises(BadInput, match=r"contains token id 300, but model.vocab_size=256"):

@@ -60,7 +60,7 @@ MOST_POINTS = 10  # for one sample
 # Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band.
 BUBBLE = "pipeline bubble, %: the line is measured, the band reaches to what the schedule alone costs"
 CHARTS: dict[str, tuple[str, ...]] = {
-    BUBBLE: ("pipeline/bubble_pct", "pipeline/bubble_theory_pct", "pipeline/bubble_pct"),  # told by pipelines alone
+    BUBBLE: ("pipeline/bubble_pct", "pipeline/bubble_theory_pct", "pipeline/bubble_pct"),  # only of pipelines
     "throughput: tokens per second, median so far": ("result/tokens_per_s",),
     "throughput: step, ms, median so far": ("result/step_ms",),
     "loss: training": ("train/loss",),
@@ -189,10 +189,11 @@ def start_summary(values: Hparams) -> Any:
             _without_value(metadata.SESSION_START_INFO_TAG, session),
         ]
     )
-    # One category, as others start folded. Backwards, as the page puts each chart "with margins" before the last one. A
-    # page has the charts that any run tells of: those of the others come last here, wherever they stand in this one.
-    told = [title for title in CHARTS if title != BUBBLE or values.get("schedule", "-") != "-"]
-    charts = {title: ["Margin", _edges(*map(shown_as, CHARTS[title]))] for title in reversed(told)}
+    # One category, as others start folded. Backwards, as the page puts each chart "with margins" before the one that it
+    # drew last. TensorBoard merges the layouts of all runs and appends what the first run lacks: so the chart that only
+    # pipelines have is the last one in every layout, and the first on the page.
+    charted = [title for title in CHARTS if title != BUBBLE or values.get("schedule", "-") != "-"]
+    charts = {title: ["Margin", _edges(*map(shown_as, CHARTS[title]))] for title in reversed(charted)}
     summary.MergeFrom(custom_scalars({"Compare": charts}))
     return summary
 

@@ -44,6 +44,7 @@ class Corpus:
     ignore_token: int | None
     is_bytes: bool
     vocab_size: int
+    ids_checked: bool  # all of them; else each batch's are
     name: str  # for messages: the key that chose it
     says: str
 
@@ -121,7 +122,7 @@ class Corpus:
 
     def _windows(self, tokens: Tokens, starts: np.ndarray) -> np.ndarray:
         windows = tokens.windows(starts, self.seq_len + 1)
-        if not tokens.fits(SCANNED):
+        if not self.ids_checked:
             _refuse_ids([windows], self.vocab_size, self.name)
         return windows
 
@@ -152,8 +153,9 @@ def _checked(config: Config, source: Source) -> Corpus:
     tokens, name, train = source.tokens, _name(config), config.train
     held_out = int(len(tokens) * config.data.validation_fraction)
     _check_length(name, len(tokens), held_out, train.seq_len)
-    least, most = np.iinfo(tokens.dtype).min, np.iinfo(tokens.dtype).max
-    if least < 0 or most >= config.model.vocab_size:
+    limits = np.iinfo(tokens.dtype)
+    may_exceed = limits.min < 0 or limits.max >= config.model.vocab_size
+    if may_exceed:
         _refuse_ids(tokens.blocks(SCANNED), config.model.vocab_size, name)
     corpus = Corpus(
         training=tokens.part(0, len(tokens) - held_out),
@@ -163,6 +165,7 @@ def _checked(config: Config, source: Source) -> Corpus:
         ignore_token=config.data.ignore_token,
         is_bytes=source.is_bytes,
         vocab_size=config.model.vocab_size,
+        ids_checked=not may_exceed or tokens.fits(SCANNED),
         name=name,
         says=source.says,
     )

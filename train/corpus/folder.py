@@ -93,7 +93,7 @@ class _Walk:
         self.root, self.found, self.entries = root, Folder(), 0
         self.seen: set[Identity] = set()
         self.links: list[Path] = []
-        self.runs = _identity(os.stat(runs)) if runs.is_dir() else None
+        self.runs = _identity(os.stat(runs)) if os.path.isdir(runs) else None  # which raises for no path
 
     def folder(self) -> Folder:
         self._enter(self.root, os.stat(self.root))

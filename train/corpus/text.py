@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -97,10 +98,10 @@ def _documents(path: Path, field: str) -> Iterator[bytes]:
                 fix = "use a file with one JSON object on each line"
                 raise BadInput(Problem("json_lines", f"{where} is no JSON object", fix))
             if not isinstance(found := value.get(field), str):
-                texts = [key for key in value if isinstance(value[key], str)]
-                fix = f"use data.field={shown(texts[0])}" if texts else "use lines that have a field with text"
+                texts = [key for key in value if isinstance(value[key], str) and re.fullmatch(r"[\w.-]{1,60}", key)]
+                fix = f"use data.field={texts[0]}" if texts else "use lines that have a field with text"
                 why = "is no text" if field in value else "is not there"
-                keys = shown(", ".join(list(value)[:8]))
+                keys = shown(", ".join(list(value)[:8]))[:200]
                 message = f"data.field={field} {why} in {where}, whose fields are: {keys}"
                 raise BadInput(Problem("json_lines", message, fix, (f"data.field={texts[0]}",) if texts else ()))
             yield found.encode("utf-8", "surrogatepass")
