@@ -66,7 +66,8 @@ def run_world(
 def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worker: str, timeout_s: float) -> str:
     """Start the ranks and wait for them; how they ended, empty if well."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([worker])  # of the first world of this process; later ones find it running
+    # of the first world of this process (later ones find the server running); and what most strategies import
+    context.set_forkserver_preload(["train.prove", "train.strategies.stages", worker])
     results = folder / "results.jsonl"
     results.touch()
     ranks = [context.Process(target=_rank, args=(rank, size, folder, jobs, runtime, worker)) for rank in range(size)]
