@@ -13,10 +13,10 @@ train: .venv/installed
 	@$(BIN)/python -m launch.local nproc=$(NPROC) strategy=$(STRATEGY) $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --clock -m "not slow"
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --clock
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import re
+import math
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +20,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, OverrideParseException
 
-from launch.local import check_machine
+from launch.local import check_machine, whole_number
+from launch.memory import check_memory
 from train import cli
 from train.config import Config
 from train.data import load_corpus
 from train.plan import Plan
 from train.problems import BadInput, Problem, Reported
+from train.rules.ranges import shortened
+from train.validate import completed
 
 GLOBAL, MICRO = "train.global_batch_size", "train.micro_batch_size"
 SCALED = {"global": (), "micro": (GLOBAL,), "best": (GLOBAL, MICRO)}  # keys that a fairness mode sets by itself
+MAX_POINTS = 1_000  # each of which is checked before the first starts
 
 
 @dataclass(frozen=True)
@@ -85,22 +89,25 @@ def expand(words: Sequence[str]) -> list[Point]:
             axes.append([(f"{override.get_key_element()}={value}", True) for value in _values(override)])
         else:
             axes.append([(override.input_line or "", override.key_or_group == "strategy")])
+    if math.prod(len(axis) for axis in axes) > MAX_POINTS:
+        raise BadInput(Problem("grid", f"these values make more than {MAX_POINTS:,} points", "use fewer of them"))
     points = []
     for combination in itertools.product(*axes):
         counts = [word for word, _ in combination if word.startswith("nproc=")]
         overrides = tuple(word for word, _ in combination if word not in counts)
         shown = [word.removeprefix("strategy=") for word, named in combination if named]
-        points.append(Point(" ".join(shown) or "run", overrides, _nproc(counts[-1] if counts else "nproc=1")))
+        points.append(Point(" ".join(shown) or "run", overrides, whole_number(counts[-1] if counts else "nproc=1")))
     return list(dict.fromkeys(points))
 
 
-def check_all(parser: ArgumentParser, points: Sequence[Point], fairness: str) -> list[Checked]:
-    """Each point, in the same order, with everything that stands against it. Nothing is started."""
+def check_all(parser: ArgumentParser, points: Sequence[Point], fairness: str, *, force: bool = False) -> list[Checked]:
+    """Each point, in the same order, with everything that stands against it. Nothing is started. `force`: what does not
+    fit in memory is no problem."""
     checked: list[Checked] = []
     read: dict[str, tuple[Problem, ...]] = {}  # what was found in each text, which many points share
     for point in points:
         microbatches = next((one.microbatches for one in checked if one.plan), 0)
-        checked.append(_check(parser, point, fairness, microbatches, read))
+        checked.append(_check(parser, point, fairness, microbatches, read, force))
     folders = {one.plan.config.metrics.dir for one in checked if one.plan}
     if len(folders) > 1:
         message = f"metrics.dir differs between the points ({', '.join(sorted(folders))}), but a sweep has one folder"
@@ -122,7 +129,12 @@ def said(invalid: Sequence[Checked], everything: str = "") -> list[str]:
 
 
 def _check(
-    parser: ArgumentParser, point: Point, fairness: str, microbatches: int, read: dict[str, tuple[Problem, ...]]
+    parser: ArgumentParser,
+    point: Point,
+    fairness: str,
+    microbatches: int,
+    read: dict[str, tuple[Problem, ...]],
+    force: bool,
 ) -> Checked:
     try:
         config, _, _ = cli.parse(parser, [*point.overrides])
@@ -137,19 +149,22 @@ def _check(
             plan = plan.override(word)
             label = f"{point.label} {word}" if fairness == "micro" else point.label
             point = dataclasses.replace(point, label=label, overrides=(*point.overrides, word))
-    return Checked(point, plan, microbatches, _problems(plan.config, point.nproc, read))
+    return Checked(point, plan, microbatches, _problems(plan.config, point.nproc, read, force))
 
 
-def _problems(config: Config, nproc: int, read: dict[str, tuple[Problem, ...]]) -> tuple[Problem, ...]:
+def _problems(config: Config, nproc: int, read: dict[str, tuple[Problem, ...]], force: bool) -> tuple[Problem, ...]:
     """As launch.local finds them: of the config, else of the text, else of the machine."""
     try:
         cli.check(config, nproc)
-        text = repr((config.data, config.train.seq_len, config.model.vocab_size))
+        windows = (config.train.seq_len, config.train.eval_batches, config.train.global_batch_size)
+        text = repr((config.data, windows, config.model.vocab_size))
         if text not in read:
             read[text] = _problems_of_text(config)
         if read[text]:
-            return read[text]
+            return tuple(completed(problem, Plan(config, nproc)) for problem in read[text])
         check_machine(config, nproc, None)
+        if not force:
+            check_memory(config, nproc)
     except BadInput as error:
         return error.problems
     return ()
@@ -168,16 +183,17 @@ def _parsed(words: Sequence[str]) -> list[Override]:
     for word in words:
         try:
             found += parser.parse_overrides([word])
-        except OverrideParseException as error:
+        except (OverrideParseException, ValueError) as error:  # the latter of a number of thousands of digits
             fix = "use key=value, key=a,b or key=range(1,5); quote a value that has commas"
-            raise BadInput(Problem("grammar", f"{word} is no override", fix)) from error
+            raise BadInput(Problem("grammar", f"{shortened(word)} is no override", fix)) from error
     return found
 
 
 def _values(override: Override) -> list[str]:
     countable = override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP
     try:
-        values = list(override.sweep_string_iterator()) if countable else []
+        # more than there can be points, or a range of a thousand million would be written out
+        values = [*itertools.islice(override.sweep_string_iterator(), MAX_POINTS + 1)] if countable else []
     except (HydraException, ValueError) as error:
         raise BadInput(
             Problem("grammar", f"{override.input_line}: {error}", "use key=a,b or key=range(1,5)")
@@ -186,10 +202,3 @@ def _values(override: Override) -> list[str]:
         message = f"{override.input_line} names no values that can be counted"
         raise BadInput(Problem("grammar", message, "use key=a,b or key=range(1,5)"))
     return values
-
-
-def _nproc(word: str) -> int:
-    value = word.partition("=")[2]
-    if not re.fullmatch(r"[1-9]\d*", value):
-        raise BadInput(Problem("nproc", f"{word} is no nproc", "use nproc= and positive whole numbers, as nproc=2,4"))
-    return int(value)

@@ -1,7 +1,8 @@
 """Check a run, print its torchrun line and become it: python -m launch.local nproc=4 strategy=tp
 
-Takes every override that train/main.py takes, and: nproc=N processes (1), port=P for torchrun's store (a free one).
-Nothing is started if the command line, the data or the machine cannot do what is asked: exit code 2 or 3, one message.
+Takes every override that train/main.py takes, and: nproc=N processes (1), port=P for torchrun's store (a free one),
+force=true to start what does not fit in memory. Nothing is started, and no folder made, if the command line, the data
+or the machine cannot do what is asked: exit code 2 or 3, one message.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.memory import check_memory
 from train import cli
 from train.config import Config
 from train.data import load_corpus
 from train.exits import reported_once
+from train.fields import MAX_RANKS, MAX_SEQUENCES
+from train.plan import Plan
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
+from train.rules.ranges import shortened
+from train.validate import completed
 from train.world import World
 
+LARGEST = {"nproc": MAX_RANKS, "port": 65_535}
 MAIN = Path(__file__).resolve().parent.parent / "train" / "main.py"
 
 
@@ -29,11 +36,15 @@ def main() -> None:
     with reported_once(World.single()):
         argv = sys.argv[1:]
         nproc, port = take(argv, "nproc", 1), take(argv, "port", None)
-        parser = cli.parser("python -m launch.local [nproc=N] [port=P]", __doc__ or "")
+        force = choice(argv, "force", ["false", "true"]) == "true"
+        parser = cli.parser("python -m launch.local [nproc=N] [port=P] [force=true]", __doc__ or "")
         config, _, args = cli.parse(parser, argv)
         cli.check(config, nproc or 1)
-        load_corpus(config)
+        check_text(config, nproc or 1)
         check_machine(config, nproc or 1, port)
+        if not force:
+            check_memory(config, nproc or 1)
+        make_folder(config.metrics.dir)
     line = torchrun_line(args.overrides, nproc or 1, port)
     print(shlex.join(["torchrun", *line]), flush=True)
     os.environ.setdefault("OMP_NUM_THREADS", threads(nproc or 1))
@@ -53,26 +64,69 @@ def threads(nproc: int) -> str:
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:
-    """Remove `name=N` from argv and return N. Raises BadInput if it is no positive whole number."""
+    """Remove `name=N` from argv and return N. Raises BadInput if it is no positive whole number, or too large a one."""
     given = [arg for arg in argv if arg.startswith(f"{name}=")]
     for arg in given:
         argv.remove(arg)
     if not given:
         return default
-    value = given[-1].partition("=")[2]
-    if not re.fullmatch(r"[1-9]\d*", value) or (name == "port" and int(value) > 65535):
-        raise BadInput(Problem(name, f"{given[-1]} is no {name}", f"use {name}= and a positive whole number"))
+    return whole_number(given[-1])
+
+
+def whole_number(word: str) -> int:
+    """N of `name=N`. Raises BadInput if it is no positive whole number, or too large a one."""
+    name, _, value = word.partition("=")
+    most = LARGEST.get(name, MAX_SEQUENCES)
+    if not re.fullmatch(r"[1-9][0-9]*", value) or len(value) > len(str(most)) or int(value) > most:
+        fix = f"use {name}= and a positive whole number, {most:,} at the most"
+        raise BadInput(Problem(name, f"{name}={shortened(value)} is no {name}", fix))
     return int(value)
+
+
+def choice(argv: list[str], name: str, known: list[str]) -> str:
+    """Remove `name=value` from argv and return the value; the first known one is the default."""
+    given = [arg for arg in argv if arg.startswith(f"{name}=")]
+    for arg in given:
+        argv.remove(arg)
+    value = given[-1].partition("=")[2] if given else known[0]
+    if value not in known:
+        message = f"{name}={shortened(value)} is not known"
+        raise BadInput(Problem(name, message, f"use {name}={' or '.join(known)}"))
+    return value
+
+
+def check_text(config: Config, nproc: int) -> None:
+    """Raise BadInput for a text that cannot be trained on; what it offers keeps the other rules."""
+    try:
+        load_corpus(config)
+    except BadInput as error:
+        raise BadInput(*(completed(problem, Plan(config, nproc)) for problem in error.problems)) from error
+
+
+def check_folder(metrics_dir: str) -> None:
+    """Raise BadInput (exit code 3) for a folder that can be seen to be none. Nothing is made."""
+    folder = Path(metrics_dir).absolute()
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not existing.is_dir():
+        raise unusable(metrics_dir, os.strerror(errno.ENOTDIR))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise unusable(metrics_dir, os.strerror(errno.EACCES))
+    longest = os.pathconf(existing, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in folder.relative_to(existing).parts):
+        raise unusable(f"{metrics_dir[:40]}…", os.strerror(errno.ENAMETOOLONG))
+
+
+def make_folder(metrics_dir: str) -> None:
+    """The last of all checks: some folders, as those of /proc, can only be seen to be none by trying."""
+    try:
+        Path(metrics_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(metrics_dir, error.strerror) from error
 
 
 def check_machine(config: Config, nproc: int, port: int | None) -> None:
     """Raise BadInput (exit code 3) for a device, backend, port or folder that this machine does not give."""
-    folder = Path(config.metrics.dir).absolute()
-    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
-    if not existing.is_dir():
-        raise unusable(config.metrics.dir, os.strerror(errno.ENOTDIR))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise unusable(config.metrics.dir, os.strerror(errno.EACCES))
+    check_folder(config.metrics.dir)
     if port is not None:
         try:
             with socket.create_server(("127.0.0.1", port)):

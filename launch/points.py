@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.grid import Checked, Point
+from train import plain_json
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
 from train.run_files import Record, Unreadable, exists, number, read_text, write_whole
 from train.run_folder import read_facts, read_points
@@ -131,7 +132,7 @@ class State:
 
     def save(self) -> None:
         values = {"fairness": self.fairness, "line": self.line, "points": [dataclasses.asdict(e) for e in self.entries]}
-        write_whole(self.path, json.dumps(values, indent=2) + "\n")
+        write_whole(self.path, plain_json.dumps(values, indent=2) + "\n")
 
     def with_status(self, status: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.status == status]

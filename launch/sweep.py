@@ -7,6 +7,7 @@ Takes every override that train/main.py takes, with several values as Hydra's gr
                    largest micro batch per point that runs, found by short runs
   max_micro_batch_size=N   bound of the search (64 on a CPU, the memory on a GPU)
   skip_invalid=true        run the points that can be run
+  force=true               run what does not fit in memory too
   fresh=true               forget what an earlier start of the same line came to; without it, that is continued
 
 All points are checked before the first is started. A point that fails does not end the sweep. What each came to, and
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
-from launch.local import take
+from launch.local import choice, take
 from launch.points import DONE, FAILED, INVALID, RUNNING, Entry, State, held
 from launch.torchrun import Start, last_words, torchrun
 from train import cli
@@ -89,14 +90,16 @@ def main(argv: list[str], start: Start = torchrun) -> int:
 def read(argv: list[str]) -> Task:
     """Everything that can be known before a process is started. Raises BadInput."""
     argv = list(argv)
-    fairness = _word(argv, "batch", [*SCALED])
-    fresh, skip = _word(argv, "fresh", ["false", "true"]), _word(argv, "skip_invalid", ["false", "true"])
+    fairness = choice(argv, "batch", [*SCALED])
+    fresh, skip, force = (
+        choice(argv, name, ["false", "true"]) == "true" for name in ("fresh", "skip_invalid", "force")
+    )
     bound = take(argv, "max_micro_batch_size", None)
     parser = cli.parser("python -m launch.sweep", __doc__ or "")
     args = parser.parse_intermixed_args(argv)
     if args.cfg:
         raise BadInput(Problem("cfg", "--cfg prints one config, a sweep has several", "use launch.local --cfg job"))
-    return Task(_points(parser, args.overrides, fairness), fairness, bound, skip == "true", fresh == "true")
+    return Task(_points(parser, args.overrides, fairness, force), fairness, bound, skip, fresh)
 
 
 def run_all(state: State, task: Task, start: Start) -> None:
@@ -206,24 +209,13 @@ def _runtime(plan: Plan) -> Runtime:
     return choose_runtime(plan.config.runtime, World(0, 0, size, size, from_torchrun=True))
 
 
-def _points(parser: ArgumentParser, words: list[str], fairness: str) -> list[Checked]:
+def _points(parser: ArgumentParser, words: list[str], fairness: str, force: bool) -> list[Checked]:
     for key in SCALED[fairness]:
         swept = next((word for word in words if word.startswith(f"{key}=") and len(expand([word])) > 1), None)
         if swept:
             message = f"{swept} is swept, but batch={fairness} sets it"
             raise BadInput(Problem("batch", message, "give one value, to begin with, or use batch=global"))
-    return check_all(parser, expand(words), fairness)
-
-
-def _word(argv: list[str], name: str, known: list[str]) -> str:
-    """Remove `name=value` from argv and return the value; the first known one is the default."""
-    given = [arg for arg in argv if arg.startswith(f"{name}=")]
-    for arg in given:
-        argv.remove(arg)
-    value = given[-1].partition("=")[2] if given else known[0]
-    if value not in known:
-        raise BadInput(Problem(name, f"{given[-1]} is not known", f"use {name}={' or '.join(known)}"))
-    return value
+    return check_all(parser, expand(words), fairness, force=force)
 
 
 def _speed(entry: Entry) -> str:

@@ -2,24 +2,30 @@
 
 The ranks meet through a file, so no port is taken. A job that raises, dies or hangs gets an error as its result and
 costs its world; the jobs after it run in a new one.
+
+A rank is forked from a server (`multiprocessing`'s forkserver) that has imported the worker and torch already, so that
+starting a world costs a fork per rank. The server never touches a device: ranks may use a GPU.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import faulthandler
+import importlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from train.config import RuntimeConfig
 
 if TYPE_CHECKING:  # which loads torch
     from train.prove import Job
 
-REPO = Path(__file__).resolve().parent.parent
 GRACE_S = 5.0  # between the first rank's bad end and the end of all: peers notice, and say so in their logs
 POLL_S = 0.05
 TAIL = 2000  # characters of each rank's log in an error
@@ -30,22 +36,21 @@ def run_world(
     jobs: Sequence[Job],
     *,
     size: int,
-    runtime: Sequence[str] = (),
+    runtime: RuntimeConfig | None = None,
     timeout_s: float,
     worker: str = "train.prove",
 ) -> dict[str, dict[str, Any]]:
-    """Results by job name: {"verdicts": …} or {"error": text}. The worker's module is run as `python -m worker`.
+    """Results by job name: {"verdicts": …} or {"error": text}.
 
-    `runtime`: overrides of the process group itself. `timeout_s`: the longest wait from one job's result to the next.
+    `worker`: the module whose `run(job, site)` each rank calls. `runtime`: of the process group itself.
+    `timeout_s`: the longest wait from one job's result to the next.
     """
     results: dict[str, dict[str, Any]] = {}
     remaining = list(jobs)
     while remaining:
         attempt = folder / f"world_{size}_{len(jobs) - len(remaining)}"
         attempt.mkdir(parents=True)
-        task = {"jobs": [dataclasses.asdict(job) for job in remaining], "runtime": list(runtime)}
-        (attempt / "jobs.json").write_text(json.dumps(task))
-        end = _run(attempt, size, worker, timeout_s)
+        end = _run(attempt, remaining, size, runtime or RuntimeConfig(), worker, timeout_s)
         found = _results(attempt)
         if end:  # the job that ended it is the one with an error, or the first without a result
             dead = next((job.name for job in remaining if "error" in found.get(job.name, {"error": ""})), "")
@@ -58,37 +63,50 @@ def run_world(
     return results
 
 
-def _run(folder: Path, size: int, worker: str, timeout_s: float) -> str:
+def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worker: str, timeout_s: float) -> str:
     """Start the ranks and wait for them; how they ended, empty if well."""
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(REPO), *sys.path])}
-    env.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // size, 1)))
-    command = [sys.executable, "-X", "faulthandler", "-m", worker]
+    context = multiprocessing.get_context("forkserver")
+    # of the first world of this process (later ones find the server running); and what most strategies import
+    context.set_forkserver_preload(["train.prove", "train.strategies.stages", worker])
     results = folder / "results.jsonl"
     results.touch()
-    ranks: list[subprocess.Popen[bytes]] = []
+    ranks = [context.Process(target=_rank, args=(rank, size, folder, jobs, runtime, worker)) for rank in range(size)]
     try:
-        for rank in range(size):
-            with (folder / f"rank_{rank}.log").open("w") as log:
-                argv = [*command, str(rank), str(size), str(folder)]
-                ranks.append(subprocess.Popen(argv, env=env, stdout=log, stderr=log))
+        for process in ranks:
+            process.start()
         return _watch(ranks, results, timeout_s)
     finally:
         for process in ranks:
-            process.kill()
-        for process in ranks:
-            process.wait()
+            if process.pid is not None:
+                process.kill()
+                process.join()
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], results: Path, timeout_s: float) -> str:
+def _rank(rank: int, size: int, folder: Path, jobs: list[Job], runtime: RuntimeConfig, worker: str) -> None:
+    """What a forked process does: its output goes to its log, and the worker's `main` does the rest."""
+    with (folder / f"rank_{rank}.log").open("w") as log:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(log.fileno(), stream.fileno())
+    faulthandler.enable()
+    import torch
+
+    from train import prove
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // size, 1))))
+    prove.main(rank, size, folder, jobs=jobs, config=runtime, run=importlib.import_module(worker).run)
+
+
+def _watch(ranks: list[ForkServerProcess], results: Path, timeout_s: float) -> str:
     seen, deadline = 0, time.monotonic() + timeout_s
     while True:
-        codes = [process.poll() for process in ranks]
+        codes = [process.exitcode for process in ranks]
         if all(code == 0 for code in codes):
             return ""
         bad = next((rank for rank, code in enumerate(codes) if code), None)
         if bad is not None:
             grace = time.monotonic() + GRACE_S
-            while time.monotonic() < grace and None in (process.poll() for process in ranks):
+            while time.monotonic() < grace and None in (process.exitcode for process in ranks):
                 time.sleep(POLL_S)
             code = codes[bad] or 0
             return f"rank {bad} " + (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")

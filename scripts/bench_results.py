@@ -2,7 +2,6 @@
 
 python scripts/bench_results.py row FILE LABEL NPROC STATUS SECONDS DIR override …    add what stands in DIR to FILE
 python scripts/bench_results.py table FILE     the results in Markdown, the newest of each point
-python scripts/bench_results.py skeleton N     the same of the points on N GPUs, none of them run
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 if __package__:
-    from scripts.bench_points import SCALED, Point, points
+    from scripts.bench_points import SCALED, Point
 else:  # as a script
-    from bench_points import SCALED, Point, points
+    from bench_points import SCALED, Point
 
 from train.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
 from train.run_folder import read_facts
@@ -91,13 +90,12 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: every point, and efficiency from 1 GPU up. A cell whose figure is missing says so."""
+    """Markdown: every point that was run, and efficiency from 1 GPU up. A cell whose figure is missing says so."""
     names = ("point", "GPUs", "tokens/s a GPU", "MFU, %", "peak, GiB", "of it, MiB", "sent a step, MiB",
              "exposed, ms", "bubble, %", "steps")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     newest = {(r["label"], r["nproc"]): r for r in rows if not r["label"].startswith("verify")}
     for r in newest.values():
-        missing = "not run" if r["status"] == "not run" else "not measured"
         measured = r.get("steps_measured", 0)
         cells = [
             r["label"], str(r["nproc"]), _shown(r, SPEED, ",.0f"), _shown(r, "perf/mfu_pct", ".1f"),
@@ -106,19 +104,22 @@ def table(rows: list[dict[str, Any]]) -> str:
             _by_axis(r, "_mib"), _by_axis(r, "_exposed_ms"), _shown(r, "pipeline/bubble_pct", ".1f"),
             f"{measured}" if r["status"] == "ok" else f"{measured} ({r['status']})" if measured else r["status"],
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cell or missing for cell in cells)} |")
+        lines.append(f"| {' | '.join(cell or 'not measured' for cell in cells)} |")
     facts = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for r in newest.values() if "device" in r}
     return "\n".join([*sorted(facts), "", *lines, "", *scaling(newest)])
 
 
 def scaling(newest: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
-    """Tokens/s a GPU over those of `single`, each GPU with the same share of the batch; lines of Markdown."""
-    sizes = sorted({nproc for label, nproc in newest if label in SCALED})
-    lines = [f"| over `single`, % | {' | '.join(f'{n} GPU' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    """Tokens/s a GPU over those of `single`, each GPU with the same share of the batch, of what was run; lines of
+    Markdown, none without `single`."""
+    speeds = {key: r[SPEED] for key, r in newest.items() if key[0] in SCALED and SPEED in r}
     one = newest.get(("single", 1), {}).get(SPEED)
-    for label in SCALED:
-        speeds = [newest.get((label, n), {}).get(SPEED) for n in sizes]
-        cells = [f"{100 * speed / one:.1f}" if speed and one else "not run" for speed in speeds]
+    if not one or not speeds:
+        return []
+    sizes = sorted({nproc for _, nproc in speeds})
+    lines = [f"| over `single`, % | {' | '.join(f'{n} GPU' for n in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for label in (label for label in SCALED if any((label, n) in speeds for n in sizes)):
+        cells = [f"{100 * speeds[label, n] / one:.1f}" if (label, n) in speeds else "-" for n in sizes]
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
@@ -148,9 +149,6 @@ def main(argv: list[str]) -> None:
     command, *rest = argv
     if command == "table":
         print(table(_lines(Path(rest[0]))))
-    elif command == "skeleton":
-        rows = [{"label": point.label, "nproc": point.nproc, "status": "not run"} for point in points(int(rest[0]))]
-        print(table(rows))
     else:
         file, label, nproc, status, seconds, folder, *overrides = rest
         added = row(Point(label, int(nproc), tuple(overrides)), status, float(seconds), Path(folder))

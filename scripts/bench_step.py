@@ -12,7 +12,6 @@ without a line logged, `bare` the one that one would write. Then RECORDED steps 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import torch
 from torch import Tensor
 
 from launch.local import take
-from train import cli
+from train import cli, plain_json
 from train.config import Config, Precision
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
@@ -42,6 +41,11 @@ from train.weights import materialise
 from train.world import World
 
 WARM_UP, RECORDED = 5, 5
+# what the speed of a machine is measured on: `tiny` at 1,024 tokens a step, whatever the defaults become
+YARDSTICK = (
+    *("strategy=single", "model=tiny", "precision=float32", "runtime.device=cpu", "train.seq_len=128"),
+    *("train.global_batch_size=8", "train.micro_batch_size=2"),
+)
 Loop = Callable[[int], None]
 
 
@@ -117,6 +121,17 @@ def interval(ratios: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def bare_step_ms(steps: int = 9) -> float:
+    """The speed of this machine: the median ms of the bare loop's step of YARDSTICK, on one thread of the CPU."""
+    config, cpu = cli.configured(YARDSTICK), torch.device("cpu")
+    torch.set_num_threads(1)
+    corpus, rows = load_corpus(config), slice(None)
+    step = bare_loop(config, cpu, lambda index: corpus.batch(index, config.train.global_batch_size, rows))
+    clock = Clock(cpu)
+    times = [timed(clock, step, index) for index in range(1, WARM_UP + steps + 1)]
+    return statistics.median(times[WARM_UP:])
+
+
 def main() -> None:
     world, argv = World.from_env(), sys.argv[1:]
     with reported_once(world), tempfile.TemporaryDirectory() as folder:
@@ -173,7 +188,7 @@ def report(
     result["recorded_ms"] = round(statistics.median(recorded), 1)
     if every:
         result[f"recording_pct_every_{every}"] = round(100 * (result["recorded_ms"] - step) / (every * step), 3)
-    print(json.dumps(result))
+    print(plain_json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Prove that a strategy computes what one device computes: python scripts/verify.py strategy=fsdp_tp nproc=4
 
-Takes every override that train/main.py takes, and: nproc=N processes (1); strategy=dp,fsdp,tp proves several in one
-world. Compared with strategy=single under the same other overrides, on the same kind of device: the loss, every
-gradient, the global norm, every weight after an SGD step, the loss over AdamW steps. Exit code 1 if anything differs
-but what the strategy says differs (`Strategy.differs`), 2 or 3 if nothing could be started; a rank that dies or hangs
-ends the command within runtime.timeout_s.
+Takes every override that train/main.py takes, and: nproc=N processes (1), force=true to start what does not fit in
+memory; strategy=dp,fsdp,tp proves several in one world. Compared with strategy=single under the same other overrides,
+on the same kind of device: the loss, every gradient, the global norm, every weight after an SGD step, the loss over
+AdamW steps. Exit code 1 if anything differs but what the strategy says differs (`Strategy.differs`), 2 or 3 if nothing
+could be started; a rank that dies or hangs ends the command within runtime.timeout_s.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.local import check_machine, take
+from launch.local import check_machine, check_text, choice, take
+from launch.memory import check_memory
 from launch.world import run_world
 from train import cli
-from train.config import Config
-from train.data import load_corpus
+from train.config import Config, RuntimeConfig
 from train.exits import reported_once
 from train.plan import Plan
 from train.problems import BadInput, Problem
@@ -30,12 +29,11 @@ from train.world import World
 
 @dataclass(frozen=True)
 class Task:
-    """What to prove: overrides by strategy, and those of the one-device reference."""
+    """What to prove: configs by strategy, and that of the one-device reference."""
 
     nproc: int
     configs: dict[str, Config]
-    overrides: dict[str, list[str]]
-    reference: list[str]
+    reference: Config
 
 
 def main(argv: list[str], worker: str = "train.prove") -> int:
@@ -45,14 +43,14 @@ def main(argv: list[str], worker: str = "train.prove") -> int:
         task = read(argv)
     from train.distributed import choose_runtime
 
-    config = next(iter(task.configs.values()))
+    config = task.reference
     runtime = choose_runtime(config.runtime, World(0, 0, task.nproc, task.nproc, from_torchrun=True))
     if runtime.note:
         print(runtime.note)
     # `auto` for one process may be another device than for several: both get the one that several get
-    where = [f"runtime.device={runtime.device.type}", f"runtime.backend={runtime.backend}"]
+    where = replace(config.runtime, device=runtime.device.type, backend=runtime.backend)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        results = prove(Path(folder), task, where, config.runtime.timeout_s, worker)
+        results = prove(Path(folder), task, where, worker)
     print(f"against one {runtime.device.type} process, precision={config.precision.value}, backend {runtime.backend}")
     good = [report(Plan(task.configs[name], task.nproc), results[name]) for name in task.configs]
     return 0 if all(good) else 1
@@ -61,40 +59,41 @@ def main(argv: list[str], worker: str = "train.prove") -> int:
 def read(argv: list[str]) -> Task:
     """Check everything that can be checked before a process is started. Raises BadInput."""
     argv = list(argv)
-    nproc = take(argv, "nproc", 1) or 1
+    nproc, force = take(argv, "nproc", 1) or 1, choice(argv, "force", ["false", "true"]) == "true"
     parser = cli.parser("scripts/verify.py [nproc=N]", __doc__ or "")
     given = [arg for arg in argv if arg.startswith("strategy=")]
     others = [arg for arg in argv if arg not in given]
-    parsed, overrides = {}, {}
+    parsed = {}
     for word in [f"strategy={name}" for name in given[-1].partition("=")[2].split(",")] if given else [None]:
         config, _, args = cli.parse(parser, [*([word] if word else []), *others])
-        parsed[config.strategy.name], overrides[config.strategy.name] = config, args.overrides
+        parsed[config.strategy.name] = config
     for config in parsed.values():
         cli.check(config, nproc)
         if config.model.dropout > 0:
             message = f"model.dropout={config.model.dropout} draws other masks where ranks hold other tokens"
             raise BadInput(Problem("dropout", message, "use model.dropout=0", ("model.dropout=0",)))
-    load_corpus(config)
+    check_text(config, nproc)
     check_machine(config, nproc, None)
+    for config in parsed.values():
+        if not force:
+            check_memory(config, nproc)
     # degrees and options belong to the strategy; the model, the data, the batch and the precision to both
     shared = [word for word in args.overrides if not word.lstrip("+~").startswith(("strategy=", "strategy."))]
-    return Task(nproc, parsed, overrides, ["strategy=single", *shared])
+    return Task(nproc, parsed, cli.configured(["strategy=single", *shared]))
 
 
-def prove(
-    folder: Path, task: Task, where: Sequence[str], timeout_s: float, worker: str = "train.prove"
-) -> dict[str, dict[str, Any]]:
+def prove(folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.prove") -> dict[str, dict[str, Any]]:
     """Results by strategy."""
     from train.prove import Job
 
-    runtime = [*where, f"runtime.timeout_s={timeout_s}"]
     evidence = str(folder / "reference.pt")
-    single = Job("the reference", [*task.reference, *runtime], save=evidence)
-    made = run_world(folder / "one", [single], size=1, runtime=runtime, timeout_s=timeout_s, worker=worker)
+    single = Job("the reference", replace(task.reference, runtime=runtime), save=evidence)
+    limits: dict[str, Any] = {"runtime": runtime, "timeout_s": runtime.timeout_s, "worker": worker}
+    made = run_world(folder / "one", [single], size=1, **limits)
     if "error" in made[single.name]:
         return dict.fromkeys(task.configs, made[single.name])
-    jobs = [Job(name, [*words, *runtime], reference=evidence) for name, words in task.overrides.items()]
-    return run_world(folder / "all", jobs, size=task.nproc, runtime=runtime, timeout_s=timeout_s, worker=worker)
+    jobs = [Job(name, replace(config, runtime=runtime), reference=evidence) for name, config in task.configs.items()]
+    return run_world(folder / "all", jobs, size=task.nproc, **limits)
 
 
 def report(plan: Plan, result: dict[str, Any]) -> bool:

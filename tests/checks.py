@@ -1,5 +1,5 @@
 """Functions that each rank of a test world runs, for what the equivalence table cannot say. Each is one test's pair:
-it gets the job's config and runtime, and what it returns on rank 0 is what the test asserts on."""
+it gets the job's config and mesh, and what it returns on rank 0 is what the test asserts on."""
 
 import dataclasses
 from typing import Any
@@ -7,11 +7,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import DeviceMesh
 
 from tests import masks
 from train.config import Config, Optimiser
 from train.data import load_corpus
-from train.distributed import Runtime, build_mesh, own_rows
+from train.distributed import own_rows
 from train.lab import LabGroup
 from train.ledger import Ledger
 from train.model import Transformer, dtypes
@@ -19,11 +20,10 @@ from train.strategies.base import MESH_AXES
 from train.world import World
 
 
-def powersgd(config: Config, runtime: Runtime) -> dict:
+def powersgd(config: Config, mesh: DeviceMesh) -> dict:
     """Gradients of the same batch at fixed weights, step after step: exact, then compressed, their error fed back."""
     optim = dataclasses.replace(config.optim, name=Optimiser.sgd, weight_decay=0.0)
     config = dataclasses.replace(config, optim=optim)
-    mesh = build_mesh(config, runtime)
     size = config.train.global_batch_size
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     batch = load_corpus(config).batch(1, size, own_rows(mesh, size))
@@ -49,9 +49,8 @@ def powersgd(config: Config, runtime: Runtime) -> dict:
     }
 
 
-def dropout(config: Config, runtime: Runtime) -> dict:
+def dropout(config: Config, mesh: DeviceMesh) -> dict:
     """Every mask of some steps, with an evaluation between them, on every rank."""
-    mesh = build_mesh(config, runtime)
     size = config.train.global_batch_size
     model = Transformer(config.model, **dtypes(config.precision))
     step = config.strategy.build(model, mesh, config)
@@ -78,19 +77,17 @@ def dropout(config: Config, runtime: Runtime) -> dict:
     return masks.facts(ranks, config.model.dropout) if dist.get_rank() == 0 else {}
 
 
-def waits(config: Config, runtime: Runtime) -> dict:
+def waits(config: Config, mesh: DeviceMesh) -> dict:
     """The time-outs of all groups that there are once a strategy is built."""
-    mesh = build_mesh(config, runtime)
     config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     LabGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
     groups = list(distributed_c10d._world.pg_map)
-    waits = {group._get_backend(runtime.device).options._timeout.total_seconds() for group in groups}
+    waits = {group._get_backend(torch.device(mesh.device_type)).options._timeout.total_seconds() for group in groups}
     return {"groups": len(groups), "waits": sorted(waits)}
 
 
-def evaluation(config: Config, runtime: Runtime) -> dict:
+def evaluation(config: Config, mesh: DeviceMesh) -> dict:
     """The loss of one batch, evaluated again and again, with a step that changes nothing before each."""
-    mesh = build_mesh(config, runtime)
     size = config.train.global_batch_size
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     batch = load_corpus(config).batch(1, size, own_rows(mesh, size))
@@ -101,9 +98,8 @@ def evaluation(config: Config, runtime: Runtime) -> dict:
     return {"trained": trained, "evaluated": evaluated}
 
 
-def autotp(config: Config, runtime: Runtime) -> dict:
+def autotp(config: Config, mesh: DeviceMesh) -> dict:
     """What the second step sends over `tp`, and how far parameters that are whole on all ranks have drifted apart."""
-    mesh = build_mesh(config, runtime)
     size = config.train.global_batch_size
     model = Transformer(config.model, **dtypes(config.precision))
     step = config.strategy.build(model, mesh, config)

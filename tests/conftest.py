@@ -1,8 +1,20 @@
-"""Test set-up: one thread per process, as ranks have. At the end, how many of the planted bugs were seen."""
+"""Test set-up: one thread per process, as ranks have. At the end, how many of the planted bugs were seen, and, with
+`--clock`, how long the tests took."""
 
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--clock", action="store_true", help="measure the machine and the tests (tests/clock.py)")
+
+
+def pytest_configure(config):
+    if config.option.clock:
+        from tests.clock import Clock
+
+        config.pluginmanager.register(Clock())
 
 
 def pytest_terminal_summary(terminalreporter):

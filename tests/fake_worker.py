@@ -22,6 +22,7 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from train import collectives
+from train.cli import configured
 from train.communication import expected, totals
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh, own_rows
@@ -29,7 +30,6 @@ from train.gradients import local
 from train.ledger import Ledger
 from train.model import Transformer, dtypes
 from train.plan import Plan
-from train.prove import configured
 from train.shapes import held, state_bytes
 
 

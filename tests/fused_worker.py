@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch.distributed._symmetric_memory import _test_mode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from train.cli import configured
 from train.data import load_corpus
 from train.distributed import Runtime, build_mesh
 from train.model import Transformer, dtypes
-from train.prove import configured
 
 
 def main() -> None:

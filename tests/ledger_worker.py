@@ -1,40 +1,34 @@
 """Each rank of a test world counts the third step of each job with `train/ledger.py`, beside what it should be."""
 
 import dataclasses
-from pathlib import Path
-
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from train import prove
 from train.communication import expected, totals, unknown
 from train.data import load_corpus
-from train.distributed import build_mesh, choose_runtime, own_rows
+from train.distributed import own_rows
 from train.gradients import local
 from train.ledger import Ledger
 from train.model import Transformer, dtypes
 from train.plan import Plan
 from train.shapes import coordinates, fsdp_place, held, state_bytes
-from train.world import World
 
 
-def run(job: prove.Job, world: World, folder: Path) -> prove.Result:
+def run(job: prove.Job, site: prove.Site) -> prove.Result:
     """Written by every rank, as ranks differ: under `job.name` and the rank."""
-    _clear_sharding_prop_cache()  # or an earlier job's mesh, equal to this one's, lives on with groups of its own
-    config = prove.configured(job.overrides)
-    plan = Plan(config, world.world_size)
-    runtime = choose_runtime(config.runtime, world)
-    mesh = build_mesh(config, runtime)
+    config = job.config
+    plan, rank = Plan(config, site.world.world_size), site.world.rank
+    mesh = site.mesh(config)
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     size = config.train.global_batch_size
-    batch = [x.to(runtime.device) for x in load_corpus(config).batch(1, size, own_rows(mesh, size))]
+    batch = [x.to(site.runtime.device) for x in load_corpus(config).batch(1, size, own_rows(mesh, size))]
     for _ in range(2):  # a pipeline greets its neighbours in the first, DDP sorts its buckets for the second
         step(*batch, lr=1e-3)
     with Ledger(mesh) as ledger:
         step(*batch, lr=1e-3)
     result = {"measured": by_name(ledger.totals), "state": step.state_bytes()}
     if not unknown(plan):
-        result |= said(plan, world.rank) | {"held": {name: list(local(p).shape) for name, p in step.parameters.items()}}
-    prove.write(folder, {"name": f"{job.name} rank{world.rank}", **result})
+        result |= said(plan, rank) | {"held": {name: list(local(p).shape) for name, p in step.parameters.items()}}
+    prove.write(site.folder, {"name": f"{job.name} rank{rank}", **result})
     return {}
 
 
@@ -52,7 +46,3 @@ def said(plan, rank):
 
 def by_name(found):
     return {f"{axis}/{op}": dataclasses.astuple(total) for (axis, op), total in sorted(found.items())}
-
-
-if __name__ == "__main__":
-    prove.main(run)

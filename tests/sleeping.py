@@ -15,13 +15,13 @@ from train import model as model_file
 from train import sampling
 from train.config import Config
 from train.data import load_corpus
-from train.distributed import Runtime, build_mesh, own_rows
+from train.distributed import own_rows
 from train.gradients import local
 from train.lab import LabGroup
 from train.model import Transformer, dtypes
+from train.prove import Site
 from train.sampling import Sampler
 from train.spans import span
-from train.world import World
 
 
 class _Sleep(torch.autograd.Function):
@@ -58,11 +58,11 @@ def layers(unit_s: float, slow_layer: str = ""):
         yield
 
 
-def record(config: Config, runtime: Runtime, world: World) -> dict[str, Any]:
+def record(config: Config, site: Site) -> dict[str, Any]:
     """Tags and samples of the shortest step but the first, on rank 0: what else the machine does only lengthens one."""
-    mesh = build_mesh(config, runtime)
+    mesh = site.mesh(config)
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
-    sampler = Sampler(config, mesh, runtime.device, step, LabGroup(world))
+    sampler = Sampler(config, mesh, site.runtime.device, step, LabGroup(site.world))
     corpus, size = load_corpus(config), config.train.global_batch_size
     found = []
     for i in range(1, config.train.steps + 1):
@@ -71,7 +71,7 @@ def record(config: Config, runtime: Runtime, world: World) -> dict[str, Any]:
                 batch = corpus.batch(i, size, own_rows(mesh, size))
             step(*batch, lr=0.0)
         found.append(sampler.take(i))
-    if world.rank > 0:
+    if site.world.rank > 0:
         return {}
     best = min(found[1:], key=lambda sampled: sampled.values["time/step_ms"])
     return {"values": best.values, "ranks": best.ranks}

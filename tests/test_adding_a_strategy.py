@@ -11,7 +11,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(?:^`(?P<path>[^`\n]+)`\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-SMALL = ("model.num_layers=2", "train.seq_len=32", "train.micro_batch_size=1", "data.ignore_token=32")
+SMALL = ("model.num_layers=2", "train.seq_len=16", "train.micro_batch_size=1", "data.ignore_token=32")
 IN_CPU64 = ("runtime.device=cpu", "precision=float64")
 SGD = ("optim=sgd", "optim.lr=0.1", "train.clip_norm=0", "train.steps=12", "train.eval_batches=2")
 

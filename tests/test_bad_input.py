@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from launch import local
+
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 NO_GPU = not torch.accelerator.is_available()
@@ -33,14 +35,18 @@ COMMAND_LINES = {
     "nproc=4 strategy=single": (2, "strategy=single runs on 1 process", "nproc=1"),
     "nproc=4 strategy=dp strategy.tp=2": (2, "DDP", "strategy.dp_shard=-1"),
     "nproc=4 model.num_heads=6 model.num_kv_heads=2 model.dim=96": (2, "model.num_heads=6 is not div", "nproc=2"),
-    "nproc=4 model.num_kv_heads=2": (2, "model.num_kv_heads=2 is not divisible by strategy.tp=4", "nproc=2"),
+    "nproc=4 model.num_heads=12 model.dim=96 model.num_kv_heads=6": (
+        2,
+        "model.num_kv_heads=6 and strategy.tp=4: neither divides the other",
+        "nproc=2",
+    ),
     "nproc=4 model.ffn_dim=350": (2, "model.ffn_dim=350 is not divisible by strategy.tp=4", "nproc=2"),
     "nproc=4 strategy=pp model.num_layers=2": (
         2,
         "model.num_layers=2 is fewer than",
         "model.num_layers=4",
     ),
-    "nproc=4 strategy=pp train.global_batch_size=4": (2, "2 microbatches", "train.global_batch_size=8"),
+    "nproc=4 strategy=pp train.global_batch_size=2": (2, "2 microbatches", "train.global_batch_size=4"),
     "nproc=2 strategy=pp strategy.schedule=2f2b": (2, "strategy.schedule=2f2b is not known", "strategy.schedule=gpipe"),
     "nproc=2 strategy.async_tp=true": (2, "async_tp=true needs compile.enabled=true", "compile.enabled=true"),
     "nproc=3 strategy=dp": (2, "train.global_batch_size=8 is not divisible by", "train.global_batch_size=6"),
@@ -97,14 +103,26 @@ def check_message(text, says, fix):
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("line", [*COMMAND_LINES, *(WITHOUT_GPU if NO_GPU else {})])
-def test_launch_local_answers_once(line, places, tmp_path):
+def test_launch_local_answers_once(line, places, tmp_path, monkeypatch, capfd):
     code, says, fix = (COMMAND_LINES | WITHOUT_GPU)[line]
-    command = [sys.executable, "-m", "launch.local", *line.format(**places).split()]
-    run = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=50)
-    assert run.returncode == code, run.stderr
-    check_message(run.stderr, says, fix)
-    assert run.stdout == ""
+    monkeypatch.setattr(sys, "argv", ["launch.local", *line.format(**places).split()])
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("torchrun was started"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        local.main()
+    out, err = capfd.readouterr()
+    assert ended.value.code == code, err
+    check_message(err, says, fix)
+    assert out == ""
     assert not list(tmp_path.iterdir()), "something was started"
+
+
+@pytest.mark.timeout(60)
+def test_launch_local_answers_as_a_process(tmp_path):
+    command = [sys.executable, "-m", "launch.local", "nproc=4", "strategy=single"]
+    run = subprocess.run(command, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stdout) == (2, "")
+    check_message(run.stderr, *COMMAND_LINES["nproc=4 strategy=single"][1:])
 
 
 def torchrun(*arguments, nproc, cwd):

@@ -101,7 +101,9 @@ def test_efficiency_is_over_one_gpu_and_the_newest_run_counts():
     speeds = {("single", 1): 50.0, ("dp", 1): 49.0, ("dp", 2): 40.0}
     rows = [{"label": label, "nproc": n, "status": "ok", bench_results.SPEED: v} for (label, n), v in speeds.items()]
     text = bench_results.table([rows[0] | {bench_results.SPEED: 1.0}, *rows])
-    assert "| dp | 98.0 | 80.0 |" in text and "| tp | not run | not run |" in text
+    assert "| dp | 98.0 | 80.0 |" in text
+    assert "| tp |" not in text, "what was not run is not in a table of what was measured"
+    assert bench_results.scaling({("dp", 2): rows[2]}) == [], "nothing to compare with"
     assert text.count("| single | 1 |") == 1
 
 

@@ -1,7 +1,7 @@
 """What TensorBoard is told: the same columns for every strategy, charts that find the tags, nothing lost in a kill."""
 
 import os
-import re
+import random
 import signal
 import statistics
 import subprocess
@@ -15,6 +15,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from tests.board_runs import FIGURES, SAMPLED, STEPS, config_of, sample_of, validation_loss, values_of, write_run
 from train import board
 from train.plan import Plan
+from train.tags import logged_as, shown_as
 
 # Tags of metrics.jsonl and what TensorBoard calls them: the first groups as they are, what explains them behind.
 SHOWN_AS = {
@@ -81,26 +82,36 @@ def test_every_strategy_has_the_same_columns(tmp_path):
 
 
 def test_results_and_training_stand_before_what_explains_them(tmp_path):
-    assert {tag: board.shown_as(tag) for tag in SHOWN_AS} == SHOWN_AS
+    assert {tag: shown_as(tag) for tag in SHOWN_AS} == SHOWN_AS
+    assert [logged_as(tag) for tag in SHOWN_AS.values()] == list(SHOWN_AS)
     groups = {tag.split("/")[0] for tag in read(write_run(tmp_path, "3d")).Tags()["scalars"]}
     # TensorBoard sorts groups by name
     assert sorted(groups) == ["memory", "perf", "result", "train", "validation", "why", "why_by_rank"]
 
 
-def test_every_chart_finds_its_tags(tmp_path):
-    events = read(write_run(tmp_path, "3d"))
+def compare_page(events):
     layout = layout_pb2.Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     (category,) = layout.category
     assert category.title == "Compare"
-    assert [chart.title for chart in category.chart] == list(board.CHARTS)
-    tags, found = events.Tags()["scalars"], set()
+    return category
+
+
+def test_only_pipelines_have_the_chart_of_bubbles(tmp_path):
+    titles = {
+        strategy: {chart.title for chart in compare_page(read(write_run(tmp_path, strategy, steps=1))).chart}
+        for strategy in FIGURES
+    }
+    assert {strategy for strategy in FIGURES if board.BUBBLE in titles[strategy]} == {"pp", "3d"}
+    assert all(found | {board.BUBBLE} == set(board.CHARTS) for found in titles.values())
+
+
+def test_every_chart_finds_its_tags(tmp_path):
+    events = read(write_run(tmp_path, "3d"))
+    category = compare_page(events)
+    assert [chart.title for chart in category.chart] == list(board.CHARTS)[::-1]
+    found = set()
     for chart in category.chart:
-        if chart.title == board.LOSS:
-            (pattern,) = chart.multiline.tag
-            assert [tag for tag in tags if re.match(pattern, tag)] == ["train/loss"]
-            continue
         (series,) = chart.margin.series  # with several, runs that lack one are listed as a fault
-        assert {series.value, series.lower, series.upper} <= set(tags)
         steps = [[event.step for event in events.Scalars(tag)] for tag in (series.value, series.lower, series.upper)]
         assert steps[0] == steps[1] == steps[2]  # else the page shows an error in place of the chart
         assert series.value not in found
@@ -117,14 +128,43 @@ def test_no_tag_has_two_values_at_a_step_and_none_is_stale(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("result/validation_loss")] == losses
 
 
-def test_what_sampled_steps_measure_is_there_at_every_step_after_them(tmp_path):
+def test_a_sample_stands_for_the_steps_since_the_one_before(tmp_path):
     events, config = read(write_run(tmp_path, "pp")), config_of("pp")
     for tag in ("time/communication_ms", "pipeline/bubble_theory_pct"):
         for event in (shown := events.Scalars(f"why/{tag}")):
-            last = max(step for step in SAMPLED if step <= event.step)
-            assert event.value == pytest.approx(values_of("pp", last, config)[tag])
-        assert [event.step for event in shown] == list(range(SAMPLED[0], STEPS + 1))
-    assert [event.step for event in events.Scalars("why/time/step_ms")] == list(SAMPLED)
+            sample = min(step for step in SAMPLED if step >= event.step)
+            assert event.value == pytest.approx(values_of("pp", sample, config)[tag])
+        assert [event.step for event in shown] == list(range(1, STEPS + 1))
+    assert [event.step for event in events.Scalars("why/time/step_ms")] == list(
+        SAMPLED
+    )  # whoever reads it back relies on it
+
+
+def test_an_event_file_alone_compares_as_the_run_does(tmp_path):
+    from scripts.comparing.figures import figures_of
+    from scripts.comparing.runs import read_run
+
+    path = write_run(tmp_path, "pp")
+    expected = figures_of(read_run(path))
+    (path / "metrics.jsonl").unlink()
+    found = figures_of(read_run(path))
+    assert {name: value for name, value in found.items() if value is None} == dict.fromkeys(
+        name for name, value in expected.items() if value is None
+    )
+    for name, value in expected.items():
+        assert value is None or found[name] == pytest.approx(value, rel=1e-6), name
+    assert expected["bubble_pct"] and expected["sent_mib_per_step"] and expected["exposed_comm_pct"]
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "expected"),
+    [
+        (0, 1, [1]), (0, 3, [1, 2, 3]), (10, 15, [11, 12, 13, 14, 15]), (0, 10, list(range(1, 11))),
+        (10, 510, list(range(60, 511, 50))), (0, 11, [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]),
+    ],
+)  # fmt: skip
+def test_a_sample_has_few_points_and_its_own_step_is_the_last(before, step, expected):
+    assert board.steps_of_sample(before, step) == expected
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 5, STEPS, STEPS + 3])
@@ -142,6 +182,17 @@ def test_results_are_the_medians_of_the_steps_so_far(warmup_steps):
     assert results == pytest.approx(results | {f"result/{name}": value for name, value in known.items()})
     assert "result/validation_loss" not in results
     assert standing.results({"validation/loss": 2.5, "perf/step_ms": 7.0})["result/step_ms"] == 7.0
+
+
+def test_a_long_run_keeps_few_values_and_its_median(monkeypatch):
+    monkeypatch.setattr(board, "MOST_KEPT", 100)
+    standing, times = board.Standing(0), []
+    draw = random.Random(1)
+    for _ in range(1000):
+        times.append(draw.lognormvariate(5, 1))
+        results = standing.add({"perf/step_ms": times[-1]})
+    assert results["result/step_ms"] == statistics.median(times)
+    assert len(standing.ordered["perf/step_ms"]) <= 100
 
 
 def test_peaks_are_of_the_whole_run_and_what_is_unknown_is_absent():

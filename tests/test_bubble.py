@@ -2,8 +2,7 @@
 
 import pytest
 
-from launch.world import run_world
-from train.prove import Job
+from tests.worlds import job, world
 
 SMALL = (
     *("model.dim=16", "model.num_heads=2", "model.num_kv_heads=2", "model.ffn_dim=16", "train.seq_len=8"),
@@ -15,14 +14,13 @@ UNIT = {4: 0.03, 8: 0.05}
 NEAR = 5.0  # percent of the step
 
 
-def job(name, size, schedule, microbatches, stages):
+def pipeline(name, size, schedule, microbatches, stages):
     words = ["strategy=pp", f"strategy.schedule={schedule}", f"train.global_batch_size={microbatches}"]
-    return Job(name, [*SMALL, *words, f"model.num_layers={size * stages}"])
+    return job(name, [*SMALL, *words, f"model.num_layers={size * stages}"])
 
 
 def run(folder, jobs, size):
-    runtime = ["runtime.device=cpu", "runtime.timeout_s=60"]
-    results = run_world(folder, jobs, size=size, runtime=runtime, timeout_s=120, worker="tests.bubble_worker")
+    results = world(folder, jobs, size=size, timeout_s=120, worker="tests.bubble_worker")
     for result in results.values():
         assert "error" not in result, result["error"]
     return {name: result for name, result in results.items()}
@@ -32,7 +30,7 @@ def run(folder, jobs, size):
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("size", [4, 8])
 def test_bubble_is_that_of_the_schedule(size, tmp_path):
-    jobs = [job(f"{name} unit:{UNIT[size]}", size, name, size, stages) for name, stages in SCHEDULES.items()]
+    jobs = [pipeline(f"{name} unit:{UNIT[size]}", size, name, size, stages) for name, stages in SCHEDULES.items()]
     for name, result in run(tmp_path, jobs, size).items():
         values = result["values"]
         measured, theory = values["pipeline/bubble_pct"], values["pipeline/bubble_theory_pct"]
@@ -46,7 +44,7 @@ def test_bubble_is_that_of_the_schedule(size, tmp_path):
 @pytest.mark.timeout(200)
 def test_a_slow_stage_shows_as_the_slowest_rank_and_in_the_bubble_alone(tmp_path):
     plain, slow = f"plain unit:{UNIT[4]}", f"slow unit:{UNIT[4]} slow_layer:2"
-    found = run(tmp_path, [job(name, 4, "1f1b", 8, 1) for name in (plain, slow)], 4)
+    found = run(tmp_path, [pipeline(name, 4, "1f1b", 8, 1) for name in (plain, slow)], 4)
     before, after = found[plain]["values"], found[slow]["values"]
     assert after["stragglers/slowest_rank"] == 2
     grown = after["stragglers/compute_ms_max"] - before["stragglers/compute_ms_max"]
@@ -65,7 +63,7 @@ def test_a_slow_stage_shows_as_the_slowest_rank_and_in_the_bubble_alone(tmp_path
 def test_a_slow_link_shows_in_exposed_communication_alone(tmp_path):
     words = ["strategy=tp", "model.num_layers=2", "train.global_batch_size=2"]
     plain, slow = "plain unit:0.03", "slow unit:0.03 link:0.02"
-    found = run(tmp_path, [Job(name, [*SMALL, *words]) for name in (plain, slow)], 2)
+    found = run(tmp_path, [job(name, [*SMALL, *words]) for name in (plain, slow)], 2)
     before, after = found[plain]["values"], found[slow]["values"]
     grown = after["time/communication_ms"] - before["time/communication_ms"]
     assert grown == pytest.approx(1e3 * found[slow]["late_s"], rel=0.2)

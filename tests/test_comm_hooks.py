@@ -2,9 +2,9 @@
 
 import pytest
 
-from launch.world import run_world
 from tests.rows.base import BASE, F64
-from train.prove import Job, configured
+from tests.worlds import job, world
+from train.cli import configured
 
 RANK = 2
 
@@ -20,10 +20,10 @@ def test_what_a_hook_loses_is_bounded_as_stated():
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     options = [f"strategy.powersgd_rank={RANK}", "strategy.powersgd_start_step=2", "train.steps=102"]
-    overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1", F64]
-    job = Job("CHECK:powersgd", overrides)
-    folder = tmp_path_factory.mktemp("powersgd")
-    result = run_world(folder, [job], size=2, timeout_s=120, worker="tests.worker")[job.name]
+    overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1"]
+    overrides += ["train.global_batch_size=2", F64]
+    check = job("CHECK:powersgd", overrides)
+    result = world(tmp_path_factory.mktemp("powersgd"), [check], size=2, timeout_s=120)[check.name]
     assert "error" not in result, result["error"]
     return result
 

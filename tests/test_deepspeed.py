@@ -6,15 +6,13 @@ import sys
 
 import pytest
 
-from launch.world import run_world
 from tests.rows.base import BASE, F32, Row
 from tests.rows.deepspeed import ROWS, SLOW_ROWS
 from tests.test_equivalence import assert_green, assert_red, names
 from tests.test_run import MiB, held_by_rank, launch, steps_of
-from tests.worlds import prove
+from tests.worlds import job, prove, world
 from train import cli
 from train.problems import EXIT_ENVIRONMENT, BadInput
-from train.prove import Job
 from train.validate import validate
 
 KINDS = ("parameters", "gradients", "optimiser")
@@ -66,21 +64,21 @@ def test_more_engines_equal_one_device(row, table):
 @pytest.mark.parametrize(
     ("stage", "shards"),
     [
-        pytest.param(1, (1, 1, 4), marks=pytest.mark.slow),
-        pytest.param(2, (1, 4, 4), marks=pytest.mark.slow),
-        (3, (4, 4, 4)),
+        pytest.param(1, (1, 1, 2), marks=pytest.mark.slow),
+        pytest.param(2, (1, 2, 2), marks=pytest.mark.slow),
+        (3, (2, 2, 2)),
     ],
 )
 def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
     """Rajbhandari et al. 2020, figure 1, without the mixed precision: parameters, gradients, optimiser state."""
     steps = ("train.steps=2", "train.seq_len=16", "train.eval_batches=1")
-    out, path = launch(tmp_path, 4, f"strategy=ds_zero{stage}", *steps)
+    out, path = launch(tmp_path, 2, f"strategy=ds_zero{stage}", *steps)
     assert "DeepSpeed" not in out and "deepspeed" not in out and "Warning" not in out
     step, whole = steps_of(path)[0][-1], held_by_rank("dp", 1)[0]
     totals = (whole, whole, 3 * whole)  # two moments, and the copy of its part of the weights that a rank updates
     # partitions are padded, and stage 2 may hold the whole gradient of a parameter that its bounds cut
     padding = 4096, 4 * 352 * 128, 4096
-    for rank in range(4):
+    for rank in range(2):
         for kind, total, parts, spare in zip(KINDS, totals, shards, padding, strict=True):
             held = step[f"memory_by_rank/{kind}_mib/rank_{rank}"] * MiB
             assert abs(held - total / parts) <= spare, kind
@@ -92,26 +90,25 @@ def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
 @pytest.mark.parametrize(("checkpointing", "per_layer"), [("none", 7), ("full", 9)])
 def test_autotp_sends_what_is_said_and_replicas_stay_equal(checkpointing, per_layer, tmp_path):
     words = ["strategy=ds_autotp", F32, "model.dropout=0.1", f"train.activation_checkpointing={checkpointing}"]
-    job = Job("CHECK:autotp", [*BASE, *words, "runtime.device=cpu", "runtime.timeout_s=60"])
-    found = run_world(tmp_path, [job], size=2, runtime=job.overrides[-2:], timeout_s=150, worker="tests.worker")
-    result = found["CHECK:autotp"]
+    check = job("CHECK:autotp", [*BASE, *words, "runtime.device=cpu", "runtime.timeout_s=60"])
+    result = world(tmp_path, [check], size=2, timeout_s=150)[check.name]
     assert "error" not in result, result["error"]
-    calls = 4 * 8 * per_layer  # layers, microbatches of one row of 32 tokens, 128 wide, float32
-    assert result["sent"] == {"tp/all_reduce": [calls + 2, calls * 32 * 128 * 4 + 8]}  # and the norm, and overflow
+    calls = 2 * 8 * per_layer  # layers, microbatches of one row of 16 tokens, 128 wide, float32
+    assert result["sent"] == {"tp/all_reduce": [calls + 2, calls * 16 * 128 * 4 + 8]}  # and the norm, and overflow
     assert result["drift"] == 0.0
-    assert result["cut"] == 4 * 7
+    assert result["cut"] == 2 * 7
 
 
 @needs_deepspeed
 @pytest.mark.timeout(200)
 def test_dropout_is_for_training_alone(tmp_path):
     engines = ["ds_zero1", "ds_pp", "ds_autotp"]
-    jobs = [Job(f"CHECK:evaluation {name}", [*BASE, F32, "model.dropout=0.5", f"strategy={name}"]) for name in engines]
-    found = run_world(tmp_path, jobs, size=2, timeout_s=100, worker="tests.worker")
-    for job in jobs:
-        assert "error" not in found[job.name], found[job.name]["error"]
-        (first, second), (one, other) = found[job.name]["trained"], found[job.name]["evaluated"]
-        assert one == other and abs(first - second) > 1e-3, job.name
+    jobs = [job(f"CHECK:evaluation {name}", [*BASE, F32, "model.dropout=0.5", f"strategy={name}"]) for name in engines]
+    found = world(tmp_path, jobs, size=2, timeout_s=100)
+    for name, result in found.items():
+        assert "error" not in result, result["error"]
+        (first, second), (one, other) = result["trained"], result["evaluated"]
+        assert one == other and abs(first - second) > 1e-3, name
 
 
 @pytest.mark.parametrize("name", ["ds_zero1", "ds_pp", "ds_autotp"])

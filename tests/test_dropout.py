@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from launch.world import run_world
 from tests.rows.base import F64
-from train.prove import Job
+from tests.worlds import job, world
 
 SIGMAS = 5
 SMALL = ("model.num_layers=2", "train.seq_len=32", "train.micro_batch_size=1", "train.steps=2", F64)
@@ -89,12 +88,12 @@ def found(request, tmp_path_factory):
     def results(layout):
         if layout.size not in done:
             jobs = [
-                Job(f"CHECK:dropout {other.name}", [*SMALL, DROPOUT, *other.words])
+                job(f"CHECK:dropout {other.name}", [*SMALL, DROPOUT, *other.words])
                 for other in dict.fromkeys(selected)
                 if other.size == layout.size
             ]
             folder = tmp_path_factory.mktemp(f"dropout_{layout.size}")
-            done[layout.size] = run_world(folder, jobs, size=layout.size, timeout_s=120, worker="tests.worker")
+            done[layout.size] = world(folder, jobs, size=layout.size, timeout_s=120)
         result = done[layout.size][f"CHECK:dropout {layout.name}"]
         assert "error" not in result, result["error"]
         return result

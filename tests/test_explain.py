@@ -32,10 +32,10 @@ def test_mesh_holdings_and_traffic():
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()]
     assert ["pp", "\\", "tp", "0", "1"] in lines and ["1", "2", "3"] in lines
-    assert ["0-1", "embed,", "layers", "0-3", "1.473", "1.473", "2.945", "25.0", "%"] in lines
-    # 4 gathers a layer, 4 layers a stage, 4 microbatches, each of 2 x 128 x 128 float32
-    assert ["tp", "all_gather", "64", "call(s)", "8.000000", "MiB", "each", "layer:", "4", "of", "BTD"] in lines
-    assert ["pp", "send", "4", "call(s)", "0.250000", "MiB", "activations", "to", "the", "next", "stage"] in lines
+    assert ["0-1", "embed,", "layers", "0-3", "0.00144", "0.00144", "0.00288", "0.00575", "0", "25.0", "%"] in lines
+    # 4 gathers a layer, 4 layers a stage, 8 microbatches, each of 128 x 128 float32
+    assert ["tp", "all_gather", "128", "call(s)", "8.000000", "MiB", "each", "layer:", "4", "of", "BTD"] in lines
+    assert ["pp", "send", "8", "call(s)", "0.250000", "MiB", "activations", "to", "the", "next", "stage"] in lines
 
 
 def test_experts_and_what_routers_decide():
@@ -43,9 +43,9 @@ def test_experts_and_what_routers_decide():
     assert run.returncode == 0, run.stderr
     assert "embed, layers 0-7, experts 2-3, norm+head" in run.stdout
     lines = [line.split() for line in run.stdout.splitlines()]
-    # forward and backward of 8 layers: 2 experts' rows of 256 tokens, 128 wide, float32
-    assert any(line[:5] == ["ep", "all_to_all", "16", "call(s)", "4.000000"] for line in lines)
-    assert any(line[:6] == ["ep", "all_to_all", "16", "call(s)", "~", "4.000000"] for line in lines)
+    # forward and backward of 8 layers, 2 microbatches: 2 experts' rows of 128 tokens, 128 wide, float32
+    assert any(line[:5] == ["ep", "all_to_all", "32", "call(s)", "4.000000"] for line in lines)
+    assert any(line[:6] == ["ep", "all_to_all", "32", "call(s)", "~", "4.000000"] for line in lines)
 
 
 def test_problems_and_what_can_still_be_said():

@@ -68,12 +68,12 @@ SHARED = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return prove(tmp_path_factory.mktemp("alone"), ALONE, ["runtime.device=cuda", "runtime.backend=nccl"])
+    return prove(tmp_path_factory.mktemp("alone"), ALONE, "nccl")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    return prove(tmp_path_factory.mktemp("shared"), SHARED, ["runtime.device=cuda", "runtime.backend=gloo"])
+    return prove(tmp_path_factory.mktemp("shared"), SHARED, "gloo")
 
 
 @pytest.mark.parametrize("row", ALONE, ids=lambda row: row.name)

@@ -7,9 +7,9 @@ import pytest
 from launch.grid import expand
 from launch.sweep import best_micro_batch
 from launch.torchrun import last_words
+from train.cli import configured
 from train.plan import Plan
 from train.problems import BadInput
-from train.prove import configured
 from train.run_dir import work_hash, write_work
 
 

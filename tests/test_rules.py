@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ from tests.worlds import prove
 from train.problems import Problem
 from train.validate import validate
 
-NUM_VALID = 210
+NUM_VALID = 57  # three of each preset; tests/many_drawn.py draws hundreds
 SEED = 3
 # what the one device of the reference does not share
 OF_THE_STRATEGY = ("strategy", "train.activation_checkpointing=", "train.micro_batch_size=")
@@ -32,18 +33,17 @@ def rules(drawn: Drawn, *words: str) -> dict[str, Problem]:
     return {problem.rule: problem for problem in validate(plan.config, plan.world_size)}
 
 
-@settings(max_examples=1500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=500, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(drawn())
-def test_a_fix_removes_its_problem_and_adds_none(drawn: Drawn) -> None:
+def test_what_is_offered_leaves_no_problem(drawn: Drawn) -> None:
     found = rules(drawn)
-    for rule, problem in found.items():
+    for problem in found.values():
         assert problem.message and problem.fix
         if not problem.overrides:
-            assert problem.fix.startswith("use "), f"no override, and no word of what to do instead: {problem}"
+            assert "=" not in problem.fix, f"an override is offered that was not tried: {problem}"
             continue
-        after = rules(drawn, *problem.overrides)
-        assert rule not in after, f"{problem} does not mend"
-        assert after.keys() <= found.keys(), f"{problem} breaks {after.keys() - found.keys()}"
+        for line in re.split(", | or ", problem.fix.removeprefix("use ")):
+            assert not rules(drawn, line), f"{problem}: {line} leaves {rules(drawn, line).keys()}"
 
 
 def valid_configs(number: int, presets: list[str], largest: int, most_changes: int) -> list[Drawn]:

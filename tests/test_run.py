@@ -17,6 +17,7 @@ from train import cli
 from train.flops import flops_per_token
 from train.model import Transformer, dtypes
 from train.strategies.placement import layers_of_stages, layers_per_stage
+from train.tags import shown_as
 
 REPO = Path(__file__).resolve().parent.parent
 MiB = 2**20
@@ -106,7 +107,10 @@ def test_a_run_leaves_what_it_says(tmp_path):
     events = EventAccumulator(str(path), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     logged = {tag for line in steps + validations for tag in line} - {"step", "time"}
     results = {tag for tag in events.Tags()["scalars"] if tag.startswith("result/")}
-    assert set(events.Tags()["scalars"]) - results == logged
+    assert set(events.Tags()["scalars"]) - results == {shown_as(tag) for tag in logged}
+    for tag in events.Tags()["scalars"]:
+        steps_written = [event.step for event in events.Scalars(tag)]
+        assert steps_written == sorted(set(steps_written)), f"{tag} has two values at a step, or is out of order"
     ends = {tag: events.Scalars(tag)[-1].value for tag in results}
     assert ends["result/step_ms"] == pytest.approx(summary["perf/step_ms"])
     assert ends["result/tokens_per_s"] == pytest.approx(summary["perf/tokens_per_s"])

@@ -13,7 +13,7 @@ import pytest
 from launch.grid import check_all, expand
 from launch.sweep import main
 from train import cli
-from train.prove import configured
+from train.cli import configured
 
 REPO = Path(__file__).resolve().parent.parent
 TINY = ["train.steps=2", "model.num_layers=2", "train.eval_every=0", "train.eval_batches=1", "train.seq_len=32"]

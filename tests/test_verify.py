@@ -66,7 +66,7 @@ def test_a_lost_rank_ends_the_command(kind, message):
     [
         ("nproc=2 strategy=dp,", "strategy= names no preset"),
         ("nproc=2 strategy=dp,foo", "strategy=foo names no preset"),
-        ("nproc=4 strategy=dp,tp model.num_kv_heads=2", "model.num_kv_heads=2 is not divisible by strategy.tp=4"),
+        ("nproc=4 strategy=dp,tp model.ffn_dim=350", "model.ffn_dim=350 is not divisible by strategy.tp=4"),
         ("nproc=2 strategy=single", "strategy=single runs on 1 process"),
         ("nproc=2 strategy=tp model.dropout=0.1", "model.dropout=0.1 draws other masks"),
         ("nproc=none", "nproc=none"),

@@ -1,31 +1,62 @@
 """Worlds of processes on this machine: one per size, started once, running all rows of that size."""
 
+import hashlib
+import json
+import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from launch.world import run_world
 from tests.rows import Row
+from tests.rows.base import BASE, configured
 from train.prove import Job
 
 TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
 SECONDS_PER_ROW = 300
 
 
-def prove(folder: Path, rows: Sequence[Row], runtime: Sequence[str] = ()) -> dict[str, dict]:
-    """Run rows of one size after the references that they need. Returns results by row name."""
-    runtime = [*runtime, TIMEOUT_S]
-    references = {" ".join(row.reference): row.reference for row in rows}
-    files = {key: str(folder / f"reference_{i}.pt") for i, key in enumerate(references)}
-    saves = [Job(key, [*overrides, *runtime], save=files[key]) for key, overrides in references.items()]
-    made = run_world(folder / "one", saves, size=1, runtime=runtime, timeout_s=SECONDS_PER_ROW, worker="tests.worker")
+def job(name: str, overrides: Sequence[str], **files: str) -> Job:
+    return Job(name, configured(overrides), **files)
+
+
+def world(
+    folder: Path,
+    jobs: Sequence[Job],
+    *,
+    size: int,
+    timeout_s: float = SECONDS_PER_ROW,
+    worker: str = "tests.worker",
+) -> dict[str, dict[str, Any]]:
+    """`run_world` with the time-outs of the jobs. Leaves world.json behind, which says where the time went."""
+    runtime, started = jobs[0].config.runtime, time.perf_counter()
+    results = run_world(folder, jobs, size=size, runtime=runtime, timeout_s=timeout_s, worker=worker)
+    rows = {name: {key: result.get(key) for key in ("seconds", "phases")} for name, result in results.items()}
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" (")[0]
+    record = {"test": test, "size": size, "seconds": time.perf_counter() - started, "rows": rows}
+    (folder / "world.json").write_text(json.dumps(record))
+    return results
+
+
+def prove(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str, dict[str, Any]]:
+    """Run rows of one size after the references that they need, on the CPU or, over this backend, on a GPU. Returns
+    results by row name. A reference is made once: all tables and sizes of a run of the tests find it in one folder."""
+    runtime = [TIMEOUT_S, *(["runtime.device=cuda", f"runtime.backend={cuda_backend}"] if cuda_backend else [])]
+    references = {" ".join([*row.reference, *runtime]): row.reference for row in rows}
+    kept = folder.parent / "references"
+    kept.mkdir(exist_ok=True)
+    files = {key: kept / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt" for key in references}
+    saves = [
+        job(f"one device: {' '.join(overrides[len(BASE) :])}", [*overrides, *runtime], save=str(files[key]))
+        for key, overrides in references.items()
+        if not files[key].exists()
+    ]
+    made = world(folder / "one", saves, size=1) if saves else {}
     if errors := [result["error"] for result in made.values() if "error" in result]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
-    jobs = [Job(row.name, [*row.overrides, *runtime], reference=files[" ".join(row.reference)]) for row in rows]
-    return run_world(
-        folder / "rows",
-        jobs,
-        size=rows[0].size,
-        runtime=runtime,
-        timeout_s=SECONDS_PER_ROW,
-        worker="tests.worker",
-    )
+    jobs = [
+        job(row.name, [*row.overrides, *runtime], reference=str(files[" ".join([*row.reference, *runtime])]))
+        for row in rows
+    ]
+    return world(folder / "rows", jobs, size=rows[0].size)

@@ -7,12 +7,14 @@ far, so that a run that is killed or still going has them too; they end as the f
 
 Three habits of TensorBoard decide the rest. It lists groups of tags by name, so what explains a result stands under
 `why`, behind the results. The axis of a chart leaves out what is below the 5th or above the 95th percentile of all
-values drawn, so a chart has one line a run, and what only sampled steps measure is repeated at every step after them.
-It smooths all charts but those "with margins", so Compare has these, which show the last value as it is.
+values drawn, so a chart has one line a run, and a sampled step's values are written for the steps before it too: one
+point among many would be left out. It smooths all charts but those "with margins", so Compare has these, which show
+the last value as it is.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 import time
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from train.config import Config
 from train.plan import Plan
+from train.tags import shown_as
 
 if TYPE_CHECKING:
     from train.metrics import Record
@@ -46,44 +49,31 @@ RESULT_OF_VALIDATION = "result/validation_loss"  # written with the loss that it
 FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
+MOST_KEPT = 20_000  # values of each
 
 SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
-# The groups that a reader meets first; the others are under `why`, those of single ranks apart from the rest.
-FIRST_GROUPS = ("result", "train", "validation", "perf", "memory")
-BY_RANK = "memory_by_rank"
-HELD = ("time/", "pipeline/")  # beginnings of tags: of a sampled step, repeated until the next one
+# Of a sampled step, for which they stand together with the steps since the sample before. Not time/step_ms, which says
+# that a step was sampled.
+OF_SAMPLES = r"(time/(?!step_ms)|pipeline/)"
+MOST_POINTS = 10  # for one sample
 
-LOSS = "loss: training"  # the one chart whose curve is of single steps: smoothed as the reader chooses
-# Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band. All charts are in one
-# category, as others start folded. One tag a chart: the lines of several would push each other off the axis.
+# Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band.
+BUBBLE = "pipeline bubble, %: the line is measured, the band reaches to what the schedule alone costs"
 CHARTS: dict[str, tuple[str, ...]] = {
+    BUBBLE: ("pipeline/bubble_pct", "pipeline/bubble_theory_pct", "pipeline/bubble_pct"),  # only of pipelines
     "throughput: tokens per second, median so far": ("result/tokens_per_s",),
     "throughput: step, ms, median so far": ("result/step_ms",),
-    LOSS: ("train/loss",),
-    "loss: validation": (RESULT_OF_VALIDATION,),
+    "loss: training": ("train/loss",),
+    "loss: validation": ("validation/loss",),
     "memory: held between steps by the largest rank, MiB": ("result/held_mib",),
     "memory: all tensors at the peak of the fullest rank, MiB": ("result/peak_tensors_mib",),
     "memory: peak allocated on a GPU, resident on a CPU, GiB": ("result/memory_gib",),
     "communication: sent a step, MiB": ("result/sent_mib",),
-    "communication: exposed, % of a step": ("result/exposed_communication_pct",),
-    "communication: exposed, ms": ("time/communication_ms",),
+    "communication: exposed, ms of a step": ("time/communication_ms",),
     "time of a step: forward, ms": ("time/forward_ms",),
     "time of a step: backward, ms": ("time/backward_ms",),
     "time of a step: optimiser, ms": ("time/optimiser_ms",),
-    "pipeline bubble, %: the line is measured, the band reaches to what the schedule alone costs": (
-        "pipeline/bubble_pct",
-        "pipeline/bubble_theory_pct",
-        "pipeline/bubble_pct",
-    ),
 }
-
-
-def shown_as(tag: str) -> str:
-    """The tag in TensorBoard of one in metrics.jsonl."""
-    top, _, rest = tag.partition("/")
-    if top == BY_RANK:
-        return f"why_by_rank/{rest}"
-    return tag if top in FIRST_GROUPS else f"why/{tag}"
 
 
 def hparams(config: Config, world_size: int, device: str) -> Hparams:
@@ -109,6 +99,12 @@ def hparams(config: Config, world_size: int, device: str) -> Hparams:
     }
 
 
+def steps_of_sample(before: int, step: int) -> list[int]:
+    """The steps that the sample of this one stands for, of those since the sample `before`: this one is the last."""
+    points = min(step - before, MOST_POINTS)
+    return [before + (step - before) * i // points for i in range(1, points + 1)]
+
+
 class Standing:
     """The results of a run so far: medians of the steps after warm-up that were not recorded (of all, while there are
     no such), peaks, and the latest of everything else."""
@@ -130,11 +126,9 @@ class Standing:
             for tag, had in self.ordered.items():
                 if tag in values and counts is self.measured:
                     insort(had, values[tag])
+                    if len(had) > MOST_KEPT:  # without one on either side the median is the same
+                        del had[0], had[-1]
         return self.results({})
-
-    def held(self) -> Record:
-        """What the last sampled step measured, of the tags that are repeated until the next one."""
-        return {tag: value for tag, value in self.latest.items() if tag.startswith(HELD) and tag != "time/step_ms"}
 
     def results(self, known: dict[str, Any]) -> Record:
         """The results, with figures that are known better put in for those of the steps."""
@@ -166,7 +160,7 @@ def results(values: dict[str, Any]) -> Record:
         "mfu_pct": values.get("perf/mfu_pct"),
         "peak_tensors_mib": sum(at_peak) if at_peak else None,
     }
-    return {f"result/{name}": value for name, value in found.items() if value is not None}
+    return {f"result/{name}": value for name, value in found.items() if value is not None and math.isfinite(value)}
 
 
 def start_summary(values: Hparams) -> Any:
@@ -195,21 +189,23 @@ def start_summary(values: Hparams) -> Any:
             _without_value(metadata.SESSION_START_INFO_TAG, session),
         ]
     )
-    summary.MergeFrom(custom_scalars({"Compare": {title: _chart(title, tags) for title, tags in CHARTS.items()}}))
+    # One category, as others start folded. Backwards, as the page puts each chart "with margins" before the one that it
+    # drew last. TensorBoard merges the layouts of all runs and appends what the first run lacks: so the chart that only
+    # pipelines have is the last one in every layout, and the first on the page.
+    charted = [title for title in CHARTS if title != BUBBLE or values.get("schedule", "-") != "-"]
+    charts = {title: ["Margin", _edges(*map(shown_as, CHARTS[title]))] for title in reversed(charted)}
+    summary.MergeFrom(custom_scalars({"Compare": charts}))
     return summary
+
+
+def _edges(value: str, lower: str | None = None, upper: str | None = None) -> list[str]:
+    return [value, lower or value, upper or value]
 
 
 def as_text(value: str | float) -> str:
     """A number as TensorBoard's table must have it: as a number, 4 ranks would be 4.0000; as text, 16 would be sorted
     before 4, but for the blanks in front, which the page does not show."""
     return f"{value:>8}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
-
-
-def _chart(title: str, tags: tuple[str, ...]) -> list[Any]:
-    shown = [shown_as(tag) for tag in tags]
-    if title == LOSS:
-        return ["Multiline", [f"{tag}$" for tag in shown]]
-    return ["Margin", shown if len(shown) == 3 else 3 * shown]
 
 
 def end_summary() -> Any:

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -30,19 +30,23 @@ CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """With the groups and the keys, which are composed only where somebody reads them."""
+        groups = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in _groups())
+        keys = OmegaConf.to_yaml(_compose([]), resolve=False)
+        self.epilog = f"Groups (group=option):\n{groups}\n\nKeys and their defaults (key=value):\n\n{keys}"
+        return super().format_help()
+
     def error(self, message: str) -> Any:
         raise BadInput(Problem("command_line", message, "see --help"))
 
 
 def parser(prog: str, first_line: str) -> argparse.ArgumentParser:
     """The options that every entry point takes beside its overrides."""
-    groups = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in _groups())
-    keys = OmegaConf.to_yaml(_compose([]), resolve=False)
     result = _Parser(
         prog=prog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=first_line,
-        epilog=f"Groups (group=option):\n{groups}\n\nKeys and their defaults (key=value):\n\n{keys}",
         allow_abbrev=False,
     )
     result.add_argument("overrides", nargs="*", metavar="override", help="group=option, or key=value, with dots")
@@ -73,6 +77,11 @@ def parse(
             print(OmegaConf.to_yaml(tree, resolve=True), end="")
         raise SystemExit(0)
     return config, tree, args
+
+
+def configured(overrides: Sequence[str]) -> Config:
+    """The config that these overrides compose, where no entry point's own options are read. Raises BadInput."""
+    return _to_config(_compose(list(overrides)))
 
 
 def check(config: Config, world_size: int) -> None:
@@ -158,6 +167,8 @@ def _unknown_key(key: str) -> Problem:
         for name in _keys(schema, place or ""):
             known.setdefault(name.rpartition(".")[2], set()).add(name)
     found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
+    if key in found:
+        return Problem("unknown_key", f"{key} is not a key of this {group}", f"leave it out, or use another {group}")
     near = [name for name in found if name.rpartition(".")[0] == group] or found
     fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
     return Problem("unknown_key", f"{key} is not a key of the config", fix)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from train.config import Config, RuntimeConfig
 from train.model import IGNORE_INDEX
@@ -143,6 +144,18 @@ def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
     mesh = init_device_mesh(runtime.device.type, tuple(degrees.values()), mesh_dim_names=MESH_AXES)
     assert mesh.size() == dist.get_world_size()
     return mesh
+
+
+def close_groups() -> None:
+    """Close every process group but the world's: of meshes that are no longer used. Collective over the world.
+
+    By private variables of torch (2.11 to 2.13): the list of groups, and the placements that DTensor has planned, which
+    would bring back a closed mesh for one that equals it.
+    """
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    _clear_sharding_prop_cache()
 
 
 def own_device(mesh: DeviceMesh) -> torch.device:

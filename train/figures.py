@@ -17,9 +17,9 @@ from matplotlib.patches import Patch, Rectangle
 from train.drawing import mesh_blocks
 from train.palette import GREY, MEMORY_COLOURS, WORK
 
-# TensorBoard shows a picture about 340 pixels wide: letters of 7 points are then as large as those of the page
-WIDTH, DPI = 3.6, 220  # inches and dots an inch
-SMALL, NORMAL = 6.5, 7.5  # points
+# TensorBoard shows a picture 350 pixels wide, and a larger one with pixels left out: letters would lose strokes
+WIDTH, DPI = 3.5, 100  # inches and dots an inch
+SMALL, NORMAL = 7.0, 8.0  # points
 MAX_ROWS = 32  # ranks that a picture has room for
 MEMORY = MEMORY_COLOURS | {"untracked": GREY}
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 1.0, "handletextpad": 0.4,
@@ -51,7 +51,7 @@ def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
             # a rank's second stage is a lighter shade of the same colour
             alpha = 0.55 if several and stage != first else 1.0
             axes.barh(row, stop - start, left=start, height=0.8, color=colour, alpha=alpha, edgecolor="white", lw=0.3)
-            if stop - start > 0.025 * end:
+            if stop - start > 0.035 * end:
                 axes.text((start + stop) / 2, row, str(microbatch), ha="center", va="center", color=ink, size=SMALL)
     did = {piece[0] for piece in pieces}
     patches = [Patch(color=colour, label=label) for kind, (label, colour, _) in WORK.items() if kind in did]

@@ -21,21 +21,26 @@ def local(x: Tensor) -> Tensor:
 
 
 def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
-    """Complete gradients that are one term of a sum over a mesh axis: norms under sequence parallelism.
+    """Complete gradients that are one term of a sum over a mesh axis: norms under sequence parallelism, KV heads that
+    several ranks share.
 
     One all-reduce per axis and step, of all such gradients end to end, however many microbatches there were.
     """
     pending: dict[dist.ProcessGroup, list[tuple[nn.Parameter, DTensor]]] = {}
     for p in parameters:
-        if isinstance(p.grad, DTensor) and any(isinstance(place, Partial) for place in p.grad.placements):
-            assert p.grad.device_mesh.ndim == 1, "FSDP completes its own gradients"
-            pending.setdefault(p.grad.device_mesh.get_group(), []).append((p, p.grad))
+        if not isinstance(p.grad, DTensor):
+            continue
+        axes = [i for i, place in enumerate(p.grad.placements) if isinstance(place, Partial)]
+        assert len(axes) <= 1, "a sum over two axes"
+        for axis in axes:
+            pending.setdefault(p.grad.device_mesh.get_group(axis), []).append((p, p.grad))
     for group, terms in pending.items():
         flat = torch.cat([grad.to_local().flatten() for _, grad in terms])
         dist.all_reduce(flat, group=group)
         for (p, grad), total in zip(terms, flat.split([grad.to_local().numel() for _, grad in terms]), strict=True):
             total = total.view_as(grad.to_local())
-            p.grad = DTensor.from_local(total, grad.device_mesh, [Replicate()], run_check=False)
+            complete = [Replicate() if isinstance(place, Partial) else place for place in grad.placements]
+            p.grad = DTensor.from_local(total, grad.device_mesh, complete, run_check=False)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,7 @@ _FUNCTIONAL = {
 }
 _FUNCTIONAL_LIBRARIES = ("_c10d_functional", "strategy_lab")
 REDUCTIONS = {"sum", "avg", "max", "min", "product"}  # the other words among a functional operator's arguments
+PARTS = ("ep", "efsdp", "kv_shard", "kv_replicate")  # axes of their own over ranks of the mesh's, by their group's name
 _SILENT = {"barrier", "monitored_barrier_", "recv_", "recv_any_source_", "wait_tensor", "_wrap_tensor_autograd"}
 
 
@@ -122,8 +123,8 @@ def axis_of(group: dist.ProcessGroup, mesh: DeviceMesh) -> str:
     description = group.group_desc
     if description == LAB:
         return LAB
-    if description in ("mesh_ep", "mesh_efsdp"):  # folded over other axes, whose ranks they may share
-        return description.removeprefix("mesh_")
+    if (name := description.removeprefix("mesh_")) in PARTS:
+        return name
     assert mesh.mesh_dim_names is not None
     ranks = dist.get_process_group_ranks(group)
     places = torch.stack([(mesh.mesh == rank).nonzero()[0] for rank in ranks])

@@ -47,10 +47,11 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
     ):
         mesh = build_mesh(config, runtime)
         model = Transformer(config.model, **dtypes(config.precision))
+        num_parameters = sum(p.numel() for p in model.parameters())
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
         size, steps = config.train.global_batch_size, config.train.steps
         rows = own_rows(mesh, size)
-        report = Report.open(config, tree, corpus, world, runtime)
+        report = Report.open(config, tree, corpus, world, runtime, num_parameters)
         lab = LabGroup(world)
         watched.run = Path(lab.share(str(report.path)))
         sampler = Sampler(config, mesh, runtime.device, train_step, lab, watched.run)
@@ -63,8 +64,9 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
                 batch = corpus.validation_batch(index, config.train.eval_batches, size, rows)
                 loss, valid = train_step.evaluate(*(x.to(runtime.device) for x in batch))
                 loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
-            metrics.log_validation(step, loss_sum / num_valid)
-            return loss_sum / num_valid
+            mean = loss_sum / num_valid if num_valid else float("nan")
+            metrics.log_validation(step, mean)
+            return mean
 
         for step in range(1, steps + 1):
             lr = lr_at(step, steps, config.optim)
@@ -72,7 +74,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
                 with span("data"):
                     tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
                 result = train_step(tokens, targets, lr=lr)
-            metrics.log(step, result, lr, sampler.take(step))
+            metrics.log(step, result, lr, sampler.take(step), any_target=corpus.any_target(step, size))
             if step == 1:
                 result.loss.item()  # wait for the device, once
                 report.first_step_s = time.perf_counter() - started

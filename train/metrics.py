@@ -79,6 +79,7 @@ class _Pending:
     extras: tuple[str, ...]  # tags
     memory: list[float]
     sampled: Sampled
+    any_target: bool
     counted: bool = True  # in the mean energy: not where a recording was read before the next reading
 
 
@@ -106,15 +107,15 @@ class Metrics:
         self.energy.resume()
         self.start = self.clock.mark()
 
-    def log(self, step: int, result: StepResult, lr: float, sampled: Sampled) -> None:
+    def log(self, step: int, result: StepResult, lr: float, sampled: Sampled, *, any_target: bool = True) -> None:
         """Take the step's figures, and write those of the step before; a recorded step's at once, as reading what was
-        recorded took time that is no step's."""
+        recorded took time that is no step's. `any_target`: whether any of the batch's targets carries loss."""
         scalars = torch.stack([x.double() for x in (result.loss, result.grad_norm, *result.extras.values())])
         if self.device.type != "cpu":
             host = torch.empty(len(scalars), dtype=torch.float64, pin_memory=True)
             scalars = host.copy_(scalars, non_blocking=True)
         end = self.clock.mark()
-        now = _Pending(step, lr, self.start, end, scalars, tuple(result.extras), self._memory(), sampled)
+        now = _Pending(step, lr, self.start, end, scalars, tuple(result.extras), self._memory(), sampled, any_target)
         if sampled.step_ms is not None:
             now.counted = False
             if self.pending is not None:
@@ -139,6 +140,8 @@ class Metrics:
         joules = self.energy.step_done(pending.step, step_ms, counted=pending.counted)
         by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
         values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
+        if not pending.any_target:  # the sum of no losses is no loss of 0
+            values |= {"train/loss": math.nan, "train/valid_tokens": 0.0}
         values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
         if by_rank is not None:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)

@@ -81,13 +81,18 @@ def message(watched: Watched, sizes: dict[str, int], snapshot: Path | None) -> s
     fills = ", ".join(f"{name} {size / GiB:.2f} GiB" for name, size in list(sizes.items())[:3])
     kept = f" (snapshot: {snapshot})" if snapshot else ""
     where = f"out of memory on rank {watched.rank} ({watched.device})"
-    return f"{where}, which holds {fills or 'nothing yet'}: use {' or '.join(remedies(watched.config)[:3])}{kept}"
+    helps = remedies(watched.config, built=watched.train_step is not None)[:3]
+    return f"{where}, which holds {fills or 'nothing yet'}: use {' or '.join(helps)}{kept}"
 
 
-def remedies(config: Config) -> list[str]:
-    """Overrides that take less memory, those that change least first."""
+def remedies(config: Config, *, built: bool) -> list[str]:
+    """What takes less memory, that which changes least first. Before the model is built nothing of the batch does."""
     train, axes = config.train, config.strategy.mesh_axes()
     found = []
+    if not built:
+        if "dp_shard" not in axes and "cp" not in axes:
+            found.append("strategy=fsdp (on more processes)")
+        return [*found, "more processes", "a smaller model", "a device with more memory"]
     if train.micro_batch_size > 1:
         found.append(f"train.micro_batch_size={train.micro_batch_size // 2}")
     if train.activation_checkpointing is not ActivationCheckpointing.full:

@@ -46,6 +46,19 @@ class Plan:
         chunks = self.option("num_chunks", None)
         return self.degrees["pp"] * (max(chunks(), 1) if chunks else 1)
 
+    @cached_property
+    def layers_of_stages(self) -> list[range]:
+        """The layers of every stage of a pipeline; without one they are all in one stage."""
+        layers_of, model = self.option("layers_of", None), self.config.model
+        if layers_of is None:
+            return [range(model.num_layers)]
+        stages: list[range] = layers_of(model, self.config.train.seq_len, self.degrees["pp"])
+        return stages
+
+    @property
+    def layers_per_stage(self) -> list[int]:
+        return [len(layers) for layers in self.layers_of_stages]
+
     @property
     def ep(self) -> int:
         """Ranks that share a layer's experts; 1 where the strategy names none or no valid number."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 EXIT_INPUT = 2  # the command line or the data is wrong
@@ -13,11 +15,23 @@ class Problem:
     rule: str  # the broken rule's name
     message: str  # the value and the rule
     fix: str  # what to do instead
-    overrides: tuple[str, ...] = ()  # command-line overrides that mend it, where there are such
+    overrides: tuple[str, ...] = ()  # command-line overrides with which nothing is wrong, where there are such
     exit_code: int = EXIT_INPUT
 
     def __str__(self) -> str:
         return f"{self.message}: {self.fix}"
+
+
+def said(problems: Sequence[Problem]) -> list[str]:
+    """A line for each problem; neighbours that one fix mends together are followed by that fix, once."""
+    lines = []
+    for fix, group in itertools.groupby(problems, key=lambda problem: problem.fix):
+        together = [*group]
+        if len(together) == 1:
+            lines.append(str(together[0]))
+        else:
+            lines += [*(problem.message for problem in together), f"for these {len(together)} together: {fix}"]
+    return lines
 
 
 def unusable(folder: object, why: str | None) -> BadInput:
@@ -44,6 +58,6 @@ class BadInput(Reported):
         self.exit_code = min(problem.exit_code for problem in problems)
 
     def report(self) -> str:
-        lines = [f"  {problem}" for problem in self.problems]
-        head = "1 problem, nothing was trained:" if len(lines) == 1 else f"{len(lines)} problems, nothing was trained:"
-        return "\n".join([head, *lines])
+        count = len(self.problems)
+        head = "1 problem, nothing was trained:" if count == 1 else f"{count} problems, nothing was trained:"
+        return "\n".join([head, *(f"  {line}" for line in said(self.problems))])

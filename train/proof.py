@@ -16,12 +16,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from train.balance import RoutingRecord
 from train.config import Config, Optimiser, Precision
 from train.data import Corpus
-from train.distributed import Runtime, build_mesh, own_rows
+from train.distributed import own_device, own_rows
 from train.model import Transformer, dtypes
+from train.phases import Phases
 from train.strategies.base import TrainStep
 
 SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
@@ -68,33 +70,42 @@ class Verdict:
         return self.equal or (bool(self.differs) and math.isfinite(self.error))
 
 
-def collect(config: Config, runtime: Runtime, corpus: Corpus) -> Evidence:
-    """Run the strategy's own step. Collective; `corpus` must hold the same text everywhere."""
-    mesh = build_mesh(config, runtime)
-    size = config.train.global_batch_size
+def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) -> Evidence:
+    """Run the strategy's own step. Collective; `corpus` must hold the same text everywhere. `phases`: where the time
+    of building, of steps, and of gathering whole tensors is counted."""
+    device, size = own_device(mesh), config.train.global_batch_size
     rows = own_rows(mesh, size)
 
     def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=0.1, momentum=0.0)
         train = dataclasses.replace(config.train, clip_norm=CLIP_NORM)
-        model = Transformer(config.model, **dtypes(config.precision))
-        return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train)), model
+        with phases("build"):
+            model = Transformer(config.model, **dtypes(config.precision))
+            return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train)), model
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         tokens, targets = corpus.batch(step, size, rows)
-        return tokens.to(runtime.device), targets.to(runtime.device)
+        return tokens.to(device), targets.to(device)
 
     step, _ = build(Optimiser.sgd)
     gradients: Named = {}
-    step.on_gradients = lambda: gradients.update(_whole(step.full_gradients()))
-    result = step(*batch(1), lr=SGD_LR)
-    weights = _whole(step.full_parameters())
+
+    def keep_gradients() -> None:
+        with phases("gather"):
+            gradients.update(_whole(step.full_gradients()))
+
+    step.on_gradients = keep_gradients
+    with phases("steps"):
+        result = step(*batch(1), lr=SGD_LR)
+    with phases("gather"):
+        weights = _whole(step.full_parameters())
     step, model = build(Optimiser.adamw)
     record, losses = RoutingRecord(model, mesh, config, rows), []
     routing: Named = {}
     biases: Named = {}
     for i in range(1, ADAMW_STEPS + 1):
-        losses.append(step(*batch(i), lr=ADAMW_LR).loss)
+        with phases("steps"):
+            losses.append(step(*batch(i), lr=ADAMW_LR).loss)
         chosen, held, margin = record.take()
         routing |= {f"step {i} {name}": choice for name, choice in chosen.items()}
         biases |= {f"step {i} {name}": bias for name, bias in held.items()}

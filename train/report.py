@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from train.board import hparams
@@ -18,6 +18,7 @@ from train.distributed import Runtime
 from train.drawing import draw_mesh
 from train.energy import open_meter
 from train.metrics import Metrics, Sink
+from train.opening import opening
 from train.quantiles import median_interval, quantile
 from train.run_dir import command, environment, expected, make_run_dir, work_hash, write_summary, write_work
 from train.run_files import write_whole
@@ -56,7 +57,9 @@ class Report:
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def open(cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime) -> Report:
+    def open(
+        cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, num_parameters: int
+    ) -> Report:
         """Make the run's directory and its sinks, and say what is about to run."""
         if world.rank > 0:
             return cls(config)
@@ -64,6 +67,8 @@ class Report:
         from train.trackers import open_trackers
 
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
+        # said before the text is hashed, which takes a while if it is large
+        print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
         path = make_run_dir(config, tree, degrees, world.world_size)
         machine = environment(runtime.device, runtime.backend, world.world_size)
         facts = {
@@ -77,29 +82,22 @@ class Report:
             "energy_sensor": open_meter(runtime.device).note,
         }
         size = {"tokens": len(corpus.training) + len(corpus.validation)}
-        write_work(
-            path, config, corpus.sha256, facts["degrees"], world.world_size, **machine, **size, command=command(world)
-        )
+        # machine has the world's size
+        write_work(path, config, corpus.sha256, facts["degrees"], **machine, **size, command=command(world))
         if world.run_file:
             write_whole(Path(world.run_file), f"{path}\n")
         sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
-        drawing, flat = draw_mesh(degrees), hparams(config, world.world_size, facts["device"])
+        flat = hparams(config, world.world_size, facts["device"])
         if config.metrics.tensorboard:
             texts = {
                 "config": OmegaConf.to_yaml(tree, resolve=True),
                 "environment": "\n".join(f"{name}: {value}" for name, value in facts.items()),
-                "mesh": drawing,
+                "mesh": draw_mesh(degrees),
             }
             warmup_steps = config.metrics.warmup_steps
             sinks.append(TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=warmup_steps))
         sinks += open_trackers(config, path.name, flat)
-        if runtime.note:
-            print(runtime.note)
-        used = f"{facts['device']}, {runtime.backend}, torch {torch.__version__}"
-        print(
-            f"strategy {config.strategy.name} on {world.world_size} process(es): {used}\n{drawing}\nrun: {path}",
-            flush=True,
-        )
+        print(f"run: {path}", flush=True)
         if facts["differs"]:
             print(f"expected to differ from one device in {', '.join(facts['differs'])}", flush=True)
         if facts["lossy"]:
@@ -132,7 +130,8 @@ class Report:
         write_summary(self.path, summary)
         for sink in self.sinks:
             sink.summary(summary)
-        print_summary(self._rows(summary, medians, held), then=f"tensorboard --logdir {self.config.metrics.dir}")
+        rows = self._rows(summary, medians, held, empty=metrics.history[-1].get("train/valid_tokens") == 0)
+        print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")
 
     def _held(self, metrics: Metrics) -> dict[str, float]:
         """Memory, at its peak where the tag is one, and energy and money."""
@@ -144,12 +143,17 @@ class Report:
                 values[tag] = statistics.median(metrics.measured(tag))
         return values
 
-    def _rows(self, summary: dict[str, Any], medians: dict[str, float], held: dict[str, float]) -> dict[str, str]:
-        """What the terminal shows."""
+    def _rows(
+        self, summary: dict[str, Any], medians: dict[str, float], held: dict[str, float], *, empty: bool
+    ) -> dict[str, str]:
+        """What the terminal shows. `empty`: the last step had no valid token."""
+        from train.sinks import NO_VALID_TOKEN
+
         precise = 10 if self.config.precision.value == "float64" else 6
+        loss, validation = summary["train/loss"], summary["validation/loss"]
         rows = {
-            "training loss, last step": f"{summary['train/loss']:.{precise}f}",
-            "validation loss": f"{summary['validation/loss']:.{precise}f}",
+            "training loss, last step": NO_VALID_TOKEN if empty else f"{loss:.{precise}f}",
+            "validation loss": NO_VALID_TOKEN if math.isnan(validation) else f"{validation:.{precise}f}",
         }
         if self.baseline is not None:
             rows["  of a byte-bigram model"] = f"{self.baseline:.{precise}f}"

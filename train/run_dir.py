@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from train import plain_json
 from train.config import Config
 from train.hardware import device_name
 from train.problems import unusable
@@ -48,10 +49,11 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
 def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
     """What decides the numbers that training computes, and so what two runs must share to be compared.
 
-    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by its
-    path; how many validation batches there are decides the validation loss. Plain JSON values.
+    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by
+    where it lies and how it was read; how many validation batches there are decides the validation loss. Plain JSON
+    values.
     """
-    data = {name: value for name, value in dataclasses.asdict(config.data).items() if name != "path"}
+    data = {name: getattr(config.data, name) for name in ("source", "validation_fraction", "ignore_token")}
     names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm", "eval_batches")
     train = {name: getattr(config.train, name) for name in names}
     values = {
@@ -93,7 +95,7 @@ def write_work(
         **expected(config.strategy),
         "work": work(config, corpus_sha256),
     }
-    write_whole(path / "work.json", json.dumps(values, indent=2) + "\n")
+    write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")
 
 
 def command(world: World) -> str:
@@ -118,7 +120,7 @@ def environment(device: torch.device, backend: str, world_size: int) -> dict[str
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    write_whole(path / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_whole(path / "summary.json", plain_json.dumps(summary, indent=2) + "\n")
 
 
 def _commit() -> str:

@@ -28,6 +28,7 @@ from train.run_files import (
     read_records,
     read_yaml,
 )
+from train.tags import logged_as
 
 MOST_RANKS, MOST_PIECES = 4096, 100_000  # of a sample
 EVENTS, MOST_EVENT_BYTES = "tfevents", 128 * 2**20
@@ -208,7 +209,7 @@ def read_events(path: Path) -> list[Record]:
         for tag in filter(TAG.fullmatch, events.Tags()["scalars"]):
             for event in events.Scalars(tag):
                 key = (int(event.step), tag.startswith("validation/"))
-                steps.setdefault(key, {"step": int(event.step), "time": event.wall_time})[tag] = event.value
+                steps.setdefault(key, {"step": int(event.step), "time": event.wall_time})[logged_as(tag)] = event.value
     except Exception as error:  # it is another package's reader, of bytes that may be anything
         raise Unreadable(f"the event files cannot be read ({clean(error, 80)})") from error
     return [steps[key] for key in sorted(steps) if is_count(key[0], LAST_STEP)]

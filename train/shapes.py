@@ -17,6 +17,7 @@ Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 # the dimension that tensor parallelism splits, by the module's name; norms and routers are whole
 TP_DIM = dict.fromkeys(("wq", "wk", "wv", "gate", "up", "embed", "head"), 0) | dict.fromkeys(("wo", "down"), 1)
+KV_MODULES = ("wk", "wv")
 # of the experts' weights [E, F, D] and [E, D, F]: what tp splits, and what FSDP splits where ep has split the experts
 EXPERT_TP_DIM = {"gate": 1, "up": 1, "down": 2}
 EXPERT_WIDTH_DIM = {"gate": 2, "up": 2, "down": 1}
@@ -62,7 +63,7 @@ def feed_forward(name: str, dim: int, width: int) -> Shapes:
 def stages_of(plan: Plan, rank: int) -> list[int]:
     """The pipeline stages of a rank of `pp`; without a pipeline the one that is everything."""
     strategy = plan.config.strategy
-    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [0]
+    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [rank]
 
 
 def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
@@ -76,10 +77,7 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
 def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
     """The same, with the stage of each. `copies`: the last stage has its tied weight on the first stage's rank too, as
     FSDP and DDP, which own each stage apart, gather and sum it."""
-    model, strategy, last = plan.config.model, plan.config.strategy, plan.num_stages - 1
-    layers = [range(model.num_layers)]
-    if isinstance(strategy, Pipeline):
-        layers = strategy.layers_of(model, plan.config.train.seq_len, plan.degrees["pp"])
+    model, last, layers = plan.config.model, plan.num_stages - 1, plan.layers_of_stages
     stages = stages_of(plan, rank)
     for stage in stages:
         embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
@@ -110,13 +108,29 @@ def is_expert(name: str) -> bool:
     return ".experts." in name
 
 
+def kv_shards(model: ModelConfig, tp: int) -> int:
+    """In how many parts `tp` ranks split the keys and values: one a rank, but no more than there are KV heads. Where
+    there are fewer heads than ranks, each head is held by the same number of neighbouring ranks."""
+    return min(tp, model.num_kv_heads)
+
+
+def tp_place(plan: Plan, place: dict[str, int], module: str) -> tuple[int, int]:
+    """(degree, index) of the shards of a module's weight by tp."""
+    degree, index = plan.degrees["tp"], place["tp"]
+    if module not in KV_MODULES:
+        return degree, index
+    shards = kv_shards(plan.config.model, degree)
+    return shards, index // (degree // shards)
+
+
 def model_shard(plan: Plan, place: dict[str, int], name: str, shape: Shape) -> Shape:
     """What the rank at `place` computes with of a parameter: its part by tp, and of experts by ep."""
     if is_expert(name):
         dim = EXPERT_TP_DIM[name.split(".")[-1]]
         return shard(shard(shape, 0, *ep_place(plan, place)), dim, plan.degrees["tp"], place["tp"])
-    tp_dim = TP_DIM.get(name.split(".")[-2])
-    return shape if tp_dim is None else shard(shape, tp_dim, plan.degrees["tp"], place["tp"])
+    module = name.split(".")[-2]
+    tp_dim = TP_DIM.get(module)
+    return shape if tp_dim is None else shard(shape, tp_dim, *tp_place(plan, place, module))
 
 
 def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
@@ -138,11 +152,6 @@ def fsdp_split(plan: Plan, place: dict[str, int], name: str) -> tuple[int, int, 
     if is_expert(name) and plan.splits_experts:
         return EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // plan.ep, index // plan.ep
     return 0, degree, index
-
-
-def unknown_holdings(plan: Plan) -> str | None:
-    """What of this plan `held` and `state_bytes` do not know."""
-    return None if plan.config.strategy.closed_form else f"strategy={plan.config.strategy.name}"
 
 
 def held(plan: Plan, rank: int) -> Shapes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
 import sys
 import time
 from importlib.util import find_spec
@@ -14,11 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from train import board
+from train import board, plain_json
 from train.metrics import Record, Sink
 from train.run_files import write_whole
+from train.tags import shown_as
 
 NUM_PLAIN_LINES = 10
+NO_VALID_TOKEN = "no valid token"  # in place of a loss: there was nothing to predict
 
 
 class JsonLines(Sink):
@@ -29,18 +32,18 @@ class JsonLines(Sink):
         self.file = (directory / "metrics.jsonl").open("w", buffering=1)
 
     def write(self, step: int, values: Record) -> None:
-        self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.samples.mkdir(exist_ok=True)
-        write_whole(self.samples / f"step-{step}.json", json.dumps(record) + "\n")
+        write_whole(self.samples / f"step-{step}.json", plain_json.dumps(record) + "\n")
 
     def close(self) -> None:
         self.file.close()
 
 
 class TensorBoard(Sink):
-    """The same values, under the tags of board.py; texts (config, versions, mesh); hyperparameters, results and charts;
+    """The same values, under the tags of tags.py; texts (config, versions, mesh); hyperparameters, results and charts;
     figures. No tag has two values at one step."""
 
     def __init__(
@@ -58,7 +61,7 @@ class TensorBoard(Sink):
         self.proto, self.degrees = Summary, degrees
         self.standing, self.step = board.Standing(warmup_steps), 0
         self.results: Record = {}  # as last written
-        self.num_samples = 0
+        self.sampled = self.num_samples = 0  # the last sampled step, and how many there were
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
         self.writer = SummaryWriter(str(directory))
         for name, text in texts.items():
@@ -67,11 +70,19 @@ class TensorBoard(Sink):
 
     def write(self, step: int, values: Record) -> None:
         # one event a step, not one a tag: 40 tags cost as much as one
+        if values.get("train/valid_tokens") == 0:
+            values = {tag: value for tag, value in values.items() if tag != "train/loss"}
         self.step, results = step, self.standing.add(values)
         validates = "validation/loss" in values  # after the step's own values, which have the other results
         written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
         self.results |= written
-        self._add_scalars(({} if validates else self.standing.held()) | values | written)
+        if "time/step_ms" in values:
+            *earlier, _ = board.steps_of_sample(self.sampled, step)
+            self.sampled = step
+            shown = {tag: value for tag, value in values.items() if re.match(board.OF_SAMPLES, tag)}
+            for before in earlier:
+                self._add_scalars(shown, before)
+        self._add_scalars(values | written, step)
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.num_samples += 1
@@ -85,7 +96,7 @@ class TensorBoard(Sink):
         if self.undrawn is not None:
             self._draw(*self.undrawn)
         final = self.standing.results(values)
-        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value})
+        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value}, self.step)
         self._add(board.end_summary(), self.step)
 
     def close(self) -> None:
@@ -104,9 +115,9 @@ class TensorBoard(Sink):
             images.append(self.proto.Value(tag=tag, image=image))
         self._add(self.proto(value=images), step)
 
-    def _add_scalars(self, values: Record) -> None:
-        shown = [self.proto.Value(tag=board.shown_as(tag), simple_value=value) for tag, value in values.items()]
-        self._add(self.proto(value=shown), self.step)
+    def _add_scalars(self, values: Record, step: int) -> None:
+        shown = [self.proto.Value(tag=shown_as(tag), simple_value=value) for tag, value in values.items()]
+        self._add(self.proto(value=shown), step)
 
     def _add(self, summary: Any, step: int) -> None:
         """Written through at once, as a killed process loses what is queued."""
@@ -123,20 +134,22 @@ class Terminal(Sink):
         self.progress: Progress | None = None
         self.validation = ""
         if sys.stdout.isatty():
-            text = TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s{task.fields[validation]}")
+            text = TextColumn("{task.fields[loss]}  {task.fields[speed]} tokens/s{task.fields[validation]}")
             self.progress = Progress(
                 BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, console=self.console
             )
-            self.task = self.progress.add_task("", total=num_steps, loss="-", speed="-", validation="")
+            self.task = self.progress.add_task("", total=num_steps, loss="loss -", speed="-", validation="")
             self.progress.start()
 
     def write(self, step: int, values: Record) -> None:
         if "validation/loss" in values:
-            self.validation = f"  validation loss {values['validation/loss']:.4f}"
+            found = values["validation/loss"]
+            self.validation = f"  validation {NO_VALID_TOKEN if math.isnan(found) else f'loss {found:.4f}'}"
             if self.progress is None:
                 print(f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}{self.validation}", flush=True)
             return
-        loss, speed = f"{values['train/loss']:.4f}", f"{values['perf/tokens_per_s']:,.0f}"
+        empty, speed = values.get("train/valid_tokens") == 0, f"{values['perf/tokens_per_s']:,.0f}"
+        loss = NO_VALID_TOKEN if empty else f"loss {values['train/loss']:.4f}"
         if self.progress is not None:
             self.progress.update(self.task, completed=step, loss=loss, speed=speed, validation=self.validation)
         elif step == 1 or step % self.every == 0:
@@ -144,7 +157,7 @@ class Terminal(Sink):
             width = len(str(self.num_steps))
             where = f"step {step:>{width}}/{self.num_steps}"
             recorded = "  (recorded, which slows it)" if "time/step_ms" in values else ""
-            print(f"{where}  loss {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
+            print(f"{where}  {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
 
     def summary(self, values: dict[str, Any]) -> None:
         self.close()  # the table follows

@@ -1,12 +1,13 @@
 """Experiment trackers beside TensorBoard: metrics.trackers=[mlflow]. Each is imported only when it is named.
 
-They take the values of every step but `memory_by_rank/`, the flat hyperparameters of board.py, and at the end the
-numbers of the summary. Where they write is theirs to say: MLFLOW_TRACKING_URI, WANDB_MODE=offline, TRACKIO_DIR and the
-like. One that fails in the middle of a run is left out from then on, said once: a lost server ends no training.
+They take the finite values of every step but `memory_by_rank/`, the flat hyperparameters of board.py, and at the end
+the numbers of the summary. Where they write is theirs to say: MLFLOW_TRACKING_URI, WANDB_MODE=offline, TRACKIO_DIR and
+the like. One that fails in the middle of a run is left out from then on, said once: a lost server ends no training.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -44,14 +45,17 @@ class TrackerSink(ABC):
         """`self.completed`: whether the run came to its end."""
 
     def write(self, step: int, values: Record) -> None:
-        self._try(self.log, step, {tag: v for tag, v in values.items() if not tag.startswith("memory_by_rank/")})
+        shown = {tag: v for tag, v in values.items() if math.isfinite(v) and not tag.startswith("memory_by_rank/")}
+        self._try(self.log, step, shown)
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         return None
 
     def summary(self, values: dict[str, Any]) -> None:
         self.completed = True
-        self._try(self.log_summary, {tag: v for tag, v in values.items() if isinstance(v, int | float)})
+        self._try(
+            self.log_summary, {tag: v for tag, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+        )
 
     def close(self) -> None:
         self._try(self.end)

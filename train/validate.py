@@ -1,102 +1,150 @@
-"""All that is wrong with a config in a world of a given size, each problem with fixes that were tried.
+"""All that is wrong with a config in a world of a given size, with overrides that mend all of it together.
 
 Pure functions of (config, world_size): no process group, no files, no torch. The rules themselves are in `rules/`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator
-from typing import Any
-
-from omegaconf import MISSING
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from train.config import Config
 from train.plan import Plan
 from train.problems import Problem
 from train.rules import RULES
 from train.rules.base import Finding
+from train.rules.ranges import OutOfRange, out_of_range, too_many_processes
 
 NUM_FIXES = 3  # shown; the first is the problem's own
+MAX_DEPTH = 6  # lines of overrides that are put together
+MAX_WIDTH = 8  # configs of a depth that are mended further: those that break the fewest rules
+MAX_TRIES = 24  # lines of one rule that are tried on a config
 
 
 def validate(config: Config, world_size: int) -> list[Problem]:
-    """All problems at once, none of them caused by another: rules see values out of range as if they were mended."""
+    """All problems at once, none of them caused by another: rules see values out of range as if they were mended.
+
+    Each problem carries the same fix: overrides with which the whole has no problem. Where none was found the fix is
+    the rule's own advice in words.
+    """
     plan = Plan(config, world_size)
-    problems, found = findings(plan)
-    broken = {*(problem.rule for problem in problems), *found}
-    return problems + [described(plan, rule, finding, broken) for rule, finding in found.items()]
+    ranges, found = findings(plan)
+    if not ranges and not found:
+        return []
+    lines = mending(plan)
+    shown = ", ".join(lines[:-1]) + (" or " if len(lines) > 1 else "") + lines[-1] if lines else ""
+    overrides = tuple(lines[0].split()) if lines else ()
+    broken = [(one.rule, one.message, "use a value in its range") for one in ranges]
+    broken += [(rule, finding.message, finding.otherwise) for rule, finding in found.items()]
+    return [Problem(rule, message, f"use {shown}" if shown else words, overrides) for rule, message, words in broken]
 
 
-def findings(plan: Plan) -> tuple[list[Problem], dict[str, Finding]]:
+def findings(plan: Plan) -> tuple[list[OutOfRange], dict[str, Finding]]:
     """(Values out of range; the broken rules by name)."""
-    problems = [*out_of_range(plan.config), *bad_degrees(plan.config)]
-    for line in (override for problem in problems for override in problem.overrides):
-        plan = plan.override(line)
-    return problems, {rule.name: finding for rule in RULES if (finding := rule.check(plan)) is not None}
+    many = too_many_processes(plan.world_size)
+    ranges = [*([many] if many else []), *out_of_range(plan.config)]
+    if many:
+        return ranges, {}
+    for one in ranges:
+        plan = plan.override(one.override)
+    return ranges, {rule.name: finding for rule in RULES if (finding := rule.check(plan)) is not None}
 
 
-def described(plan: Plan, rule: str, finding: Finding, broken: set[str]) -> Problem:
-    """The finding with the first of its fixes that mend it and break nothing else."""
-    working: list[str] = []
-    for line in dict.fromkeys(finding.fixes):
-        problems, found = findings(plan.override(line))
-        after = {*(problem.rule for problem in problems), *found}
-        if rule not in after and after <= broken and not any(set(w.split()) <= set(line.split()) for w in working):
-            working.append(line)
-        if len(working) == NUM_FIXES:
+@dataclass(frozen=True)
+class Candidate:
+    """Overrides by key, the plan with them, whether a value in it is out of range, and the rules that it breaks."""
+
+    words: dict[str, str]
+    plan: Plan
+    out_of_range: bool
+    found: dict[str, Finding]
+
+    @property
+    def line(self) -> str:
+        return " ".join(f"{key}={value}" for key, value in self.words.items())
+
+    def overridden(self, line: str) -> Candidate:
+        plan = self.plan.override(line)
+        ranges, found = findings(plan)
+        return Candidate(self.words | dict(word.split("=", 1) for word in line.split()), plan, bool(ranges), found)
+
+    def lines(self, *, of_all: bool) -> Iterator[str]:
+        """What the broken rules propose, or the first of them alone."""
+        for finding in [*self.found.values()][: None if of_all else 1]:
+            yield from finding.fixes[:MAX_TRIES]
+
+
+def mending(plan: Plan) -> list[str]:
+    """Up to NUM_FIXES lines of overrides, each of which leaves no problem; the shortest, and what rules name first.
+
+    Lines that one rule proposes are tried alone, then together with those of the rules that are still broken.
+    """
+    ranges, found = findings(plan)
+    start = Candidate({}, plan, bool(ranges), found)
+    for one in ranges:
+        start = start.overridden(one.override)
+    if not start.found:
+        return [start.line]
+    level = [start]
+    for depth in range(MAX_DEPTH):
+        tried = [one for one in _next_level(level, of_all=depth == 0) if not one.out_of_range]
+        if working := _without_longer(one for one in tried if not one.found):
+            return [_shortest(plan, one).line for one in working]
+        level = sorted(tried, key=lambda one: len(one.found))[:MAX_WIDTH]
+    return []
+
+
+def completed(problem: Problem, plan: Plan) -> Problem:
+    """A problem that was found elsewhere, as in a text: its override, of one key, as the rules allow it, with what must
+    change beside it; without an override where nothing was found."""
+    if not problem.overrides:
+        return problem
+    (word,) = problem.overrides
+    key, _, value = word.partition("=")
+    values = [value]
+    if key == "train.seq_len":  # a shorter one will do, and what splits sequences wants multiples
+        values = [*dict.fromkeys(str(int(value) >> k << k) for k in range(int(value).bit_length()))]
+    lines = [f"{key}={one}" for one in values if not _broken(plan.override(f"{key}={one}"))]
+    others = [] if lines else [line for line in mending(plan.override(word)) if f"{key}=" not in line]
+    lines += [f"{word} {line}" for line in others]
+    if not lines:
+        fix = f"{problem.fix}, and change what does not go with it"
+        return replace(problem, fix=fix, overrides=())
+    return replace(problem, fix=problem.fix.replace(word, lines[0]), overrides=tuple(lines[0].split()))
+
+
+def _broken(plan: Plan) -> bool:
+    ranges, found = findings(plan)
+    return bool(ranges or found)
+
+
+def _next_level(level: list[Candidate], *, of_all: bool) -> Iterator[Candidate]:
+    seen: set[frozenset[tuple[str, str]]] = set()
+    for one in level:
+        for line in dict.fromkeys(one.lines(of_all=of_all)):
+            candidate = one.overridden(line)
+            key = frozenset(candidate.words.items())
+            if key not in seen:
+                seen.add(key)
+                yield candidate
+
+
+def _without_longer(working: Iterable[Candidate]) -> list[Candidate]:
+    """The first NUM_FIXES that do not hold another's words and more."""
+    kept: list[Candidate] = []
+    for one in working:
+        if not any(other.words.items() <= one.words.items() for other in kept):
+            kept.append(one)
+        if len(kept) == NUM_FIXES:
             break
-    if not working:
-        return Problem(rule, finding.message, finding.otherwise)
-    shown = ", ".join(working[:-1]) + (" or " if len(working) > 1 else "") + working[-1]
-    return Problem(rule, finding.message, f"use {shown}", tuple(working[0].split()))
+    return kept
 
 
-def out_of_range(config: Config) -> Iterator[Problem]:
-    """Numbers outside the range that their field declares."""
-    for group in dataclasses.fields(config):
-        section = getattr(config, group.name)
-        if not dataclasses.is_dataclass(section):
-            continue
-        for field in dataclasses.fields(section):
-            value, bounds = getattr(section, field.name), field.metadata
-            if bounds and isinstance(value, int | float) and not _inside(value, bounds):
-                key = f"{group.name}.{field.name}"
-                limits = [f"{text} {bounds[name]:g}" for name, text, _ in _COMPARISONS if bounds[name] is not None]
-                default = bounds["ge"] if field.default == MISSING else field.default
-                default = "null" if default is None else default
-                yield Problem(
-                    f"range of {key}",
-                    f"{key}={value} is out of range",
-                    f"use a finite value {' and '.join(limits)}, such as {default}",
-                    (f"{key}={default}",),
-                )
-
-
-_COMPARISONS: tuple[tuple[str, str, Callable[[float, float], bool]], ...] = (
-    ("ge", ">=", lambda x, y: x >= y),
-    ("gt", ">", lambda x, y: x > y),
-    ("lt", "<", lambda x, y: x < y),
-)
-
-
-def _inside(value: float, bounds: Any) -> bool:
-    return math.isfinite(value) and all(
-        compare(value, bounds[name]) for name, _, compare in _COMPARISONS if bounds[name] is not None
-    )
-
-
-def bad_degrees(config: Config) -> Iterator[Problem]:
-    """A degree is a positive number; -1, the ranks that are left, may stand once."""
-    axes = config.strategy.mesh_axes()
-    for axis, degree in axes.items():
-        if degree < 1 and degree != -1:
-            key = f"strategy.{axis}"
-            yield Problem(f"degree of {axis}", f"{key}={degree} is no degree", f"use {key}=-1, 1, 2, …", (f"{key}=1",))
-    free = [axis for axis, degree in axes.items() if degree == -1]
-    if len(free) > 1:
-        names = " and ".join(f"strategy.{axis}" for axis in free)
-        mended = tuple(f"strategy.{axis}=1" for axis in free[1:])
-        fix = f"let one axis take the ranks that are left: {' '.join(mended)}"
-        yield Problem("one_free_axis", f"{names} are both -1", fix, mended)
+def _shortest(plan: Plan, one: Candidate) -> Candidate:
+    """Without the words that a later one has made needless."""
+    for key in [*one.words] if len(one.words) > 1 else []:
+        words = {name: value for name, value in one.words.items() if name != key}
+        fewer = replace(one, words=words)
+        if not _broken(plan.override(fewer.line)):
+            one = fewer
+    return one

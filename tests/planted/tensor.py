@@ -62,4 +62,22 @@ def maximum_of_own_shard(counter: Counter) -> Iterator[None]:
         yield
 
 
-BUGS = (norm_gradient_not_summed, norm_counts_replicas, masks_differ_where_tokens_are_replicated, maximum_of_own_shard)
+@contextmanager
+def shared_head_gradient_not_summed(counter: Counter) -> Iterator[None]:
+    """Ranks that share a KV head use it for different query heads, but each takes its own gradient for the whole."""
+
+    def forward(self: Any, x: Any) -> Any:
+        counter.calls += 1
+        return torch.nn.functional.linear(x, self.weight.to_local())
+
+    with mock.patch.object(tensor.SharedHeadLinear, "forward", forward):
+        yield
+
+
+BUGS = (
+    norm_gradient_not_summed,
+    norm_counts_replicas,
+    masks_differ_where_tokens_are_replicated,
+    maximum_of_own_shard,
+    shared_head_gradient_not_summed,
+)

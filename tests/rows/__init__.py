@@ -1,7 +1,8 @@
 """The equivalence table: each row is a config that must equal one device, on a world of the given size.
 
-All rows train four layers on real text, with accumulation, and with a masked token (the space), so that ranks and
-microbatches have unequal numbers of valid tokens.
+All rows train two layers (a pipeline one a stage at least) on real text, with accumulation (two microbatches, in a
+pipeline as many as there are sequences), and with a masked token (the space), so that ranks and microbatches have
+unequal numbers of valid tokens.
 """
 
 from tests.rows import context, data, expert, pairwise, pipeline, products, tensor

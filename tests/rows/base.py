@@ -1,8 +1,16 @@
 """What a row of the equivalence table is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
-BASE = ("model.num_layers=4", "train.seq_len=32", "train.micro_batch_size=1", "data.ignore_token=32")
+from train import cli
+from train.config import Config
+from train.plan import Plan
+
+BASE = ("model.num_layers=2", "train.seq_len=16", "train.micro_batch_size=1", "data.ignore_token=32")
+COMPOSED = ("strategy", "model", "data", "optim", "hardware", "train.seq_len")  # presets, and what others interpolate
+NUM_MICROBATCHES = 2  # where there is no pipeline: enough to go wrong between the first and the last
 F32, F64, BF16 = "precision=float32", "precision=float64", "precision=bf16"
 TIED = "model.tie_embeddings=true"
 COMPILED = "compile.enabled=true"
@@ -28,12 +36,38 @@ class Row:
 
     @property
     def overrides(self) -> list[str]:
-        return [*BASE, *self.strategy, *self.options]
+        return self._of(self.size, *self.strategy)
 
     @property
     def reference(self) -> list[str]:
         """The same work on one device."""
-        return [*BASE, "strategy=single", *self.options]
+        return self._of(1, "strategy=single")
+
+    def _of(self, size: int, *strategy: str) -> list[str]:
+        """Microbatches are as large as give each data rank NUM_MICROBATCHES; a pipeline's are of one sequence."""
+        words = [*BASE, *self._shape, *strategy, *self.options]
+        plan = Plan(configured(words), size)
+        if "pp" not in plan.axes:
+            rows, rest = divmod(plan.config.train.global_batch_size, NUM_MICROBATCHES * plan.data_ranks)
+            words.append(f"train.micro_batch_size={1 if rest else rows}")
+        return words
+
+    @property
+    def _shape(self) -> tuple[str, ...]:
+        """As few layers and sequences as the layout needs; `options` may say otherwise."""
+        plan = Plan(configured([*BASE, *self.strategy]), self.size)
+        return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={4 if self.size < 4 else 8}"
+
+
+@cache
+def _composed(*presets: str) -> Config:
+    return cli.configured(presets)
+
+
+def configured(overrides: Sequence[str]) -> Config:
+    """What `cli.configured` gives, sooner: what `COMPOSED` names is composed once, and other keys are set in that."""
+    first = [word for word in overrides if word.partition("=")[0] in COMPOSED]
+    return Plan(_composed(*first), 1).override(" ".join(word for word in overrides if word not in first)).config
 
 
 def row(
@@ -46,13 +80,13 @@ def row(
     return Row(size, tuple(strategy), options, bug)
 
 
-def presets(*names: str, sizes: tuple[int, ...], single: int) -> list[Row]:
+def presets(*names: str, sizes: tuple[int, ...], single: int, options: tuple[str, ...] = ()) -> list[Row]:
     """float64 at every size; float32, which could hide little that float64 shows, at the size `single` alone."""
-    rows = [row(size, f"strategy={name}") for name in names for size in sizes]
-    return rows + [row(single, f"strategy={name}", options=(F32,)) for name in names]
+    rows = [row(size, f"strategy={name}", options=(F64, *options)) for name in names for size in sizes]
+    return rows + [row(single, f"strategy={name}", options=(F32, *options)) for name in names]
 
 
 def checkpointed(size: int, *strategy: str) -> list[Row]:
-    """With each kind of activation checkpointing."""
+    """With each kind of activation checkpointing; the reference recomputes nothing."""
     modes = ("full", "selective")
-    return [row(size, *strategy, options=(F64, f"train.activation_checkpointing={mode}")) for mode in modes]
+    return [row(size, *strategy, f"train.activation_checkpointing={mode}") for mode in modes]

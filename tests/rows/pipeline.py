@@ -3,6 +3,7 @@
 from tests.rows.base import BF16, COMPILED, F32, F64, TIED, Row, checkpointed, presets, row
 
 LAYERS_8 = "model.num_layers=8"
+ODD_BATCH = "train.global_batch_size=3"
 CHECKPOINTED = "train.activation_checkpointing=full"
 SELECTIVE = "train.activation_checkpointing=selective"
 VIRTUAL = ("interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev")
@@ -20,8 +21,8 @@ ROWS = [
     *(scheduled(4, name, options=(F64, LAYERS_8)) for name in ("interleaved_zero_bubble", "zbv_zero_bubble")),
     scheduled(2, "zbv_zero_bubble", options=(F64, SELECTIVE)),  # each half of a backward recomputes
     # three microbatches on two stages, and fewer than the stages
-    scheduled(2, "1f1b", "strategy.layers_per_stage=[1,3]", options=(F64, "train.global_batch_size=3")),
-    scheduled(4, "gpipe", options=(F64, "train.global_batch_size=3")),
+    scheduled(2, "1f1b", "strategy.layers_per_stage=[1,2]", options=(F64, "model.num_layers=3", ODD_BATCH)),
+    scheduled(4, "gpipe", options=(F64, ODD_BATCH)),
     # tied: over two ranks, over four with stages between, on one rank
     row(2, "strategy=pp", options=(F64, TIED)),
     row(4, "strategy=pp", options=(F64, TIED)),

@@ -15,7 +15,7 @@ ROWS = [
     row(8, "strategy=fsdp_tp", "strategy.dp_replicate=2"),
 ]
 FULL = "train.activation_checkpointing=full"
-MIXTURE = ("model=moe_tiny", "model.num_layers=4")
+MIXTURE = ("model=moe_tiny",)
 SLOW_ROWS: list[Row] = [
     row(8, "strategy=3d", options=(F32,)),
     row(4, "strategy=tp_pp", options=(F64, "model.vocab_size=259")),

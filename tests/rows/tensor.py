@@ -3,6 +3,7 @@
 from tests.rows.base import BF16, COMPILED, F32, F64, TIED, checkpointed, presets, row
 
 DROPOUT = "model.dropout=0.1"
+ONE_KV_HEAD, TWO_KV_HEADS = "model.num_kv_heads=1", "model.num_kv_heads=2"
 
 ROWS = [
     *presets("tp", sizes=(1, 2, 4), single=2),
@@ -16,6 +17,11 @@ ROWS = [
     row(4, "strategy=tp", "strategy.loss_parallel=false", options=(F64, TIED, "model.vocab_size=257")),
     # equal masks: the tp ranks of one sequence draw what one device draws
     row(2, "strategy=tp", "strategy.sequence_parallel=false", options=(F64, DROPOUT)),
+    # ranks share a KV head
+    row(2, "strategy=tp", options=(F64, ONE_KV_HEAD)),
+    row(4, "strategy=tp", options=(F64, TWO_KV_HEADS)),
+    row(4, "strategy=fsdp_tp", options=(F64, ONE_KV_HEAD)),
+    row(2, "strategy=tp", options=(F64, ONE_KV_HEAD), bug="shared_head_gradient_not_summed"),
     row(2, "strategy=tp", bug="norm_gradient_not_summed"),
     row(2, "strategy=tp", bug="norm_counts_replicas"),
     row(2, "strategy=tp", bug="maximum_of_own_shard"),

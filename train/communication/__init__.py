@@ -6,7 +6,7 @@ Sources are in docs/communication.md. One file per technique; B, T, D, V as in `
 
 from __future__ import annotations
 
-from train.communication.base import LAB, Total, Traffic, degree_of, totals
+from train.communication.base import LAB, Total, Traffic, degree_of, depends_on_schedule, num_actions, totals
 from train.communication.context import context
 from train.communication.data import ddp, fsdp
 from train.communication.expert import experts
@@ -15,6 +15,7 @@ from train.communication.scalars import scalars
 from train.communication.tensor import tensor
 from train.plan import Plan
 from train.shapes import coordinates
+from train.strategies.timetable import most_actions
 
 __all__ = ["LAB", "Total", "Traffic", "expected", "totals", "unknown"]
 
@@ -28,5 +29,12 @@ def expected(plan: Plan, rank: int = 0) -> list[Traffic]:
 
 
 def unknown(plan: Plan) -> str | None:
-    """What of this plan has no closed form: then `expected` must not be asked."""
-    return None if plan.config.strategy.closed_form else f"strategy={plan.config.strategy.name}"
+    """Why this plan has no closed form: then `expected` must not be asked."""
+    if not plan.config.strategy.closed_form:
+        return f"what strategy={plan.config.strategy.name} sends is not known before it runs"
+    most = most_actions(plan.option("schedule", ""))
+    if depends_on_schedule(plan) and (actions := num_actions(plan)) > most:
+        return (
+            f"it follows from the order of {actions:,} forwards and backwards, of which {most:,} are replayed at most"
+        )
+    return None

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 from train.config import ActivationCheckpointing, Precision
 from train.plan import Plan
-from train.shapes import block, units
+from train.shapes import block, kv_shards, units
 from train.strategies.pipeline import Pipeline
 from train.strategies.timetable import actions_by_rank
 
 Place = dict[str, int]  # a rank's coordinates on every axis
+MAX_WHOLE = 3  # stages of a rank that torch's schedules keep gathered
 LAB = "lab"  # the axis of the lab's own traffic: metrics, barriers, checkpoints
 
 
@@ -53,7 +54,9 @@ def joined(plan: Plan, *axes: str) -> str:
 
 def degree_of(plan: Plan, axis: str) -> int:
     """Ranks of a group, by the name of its axis or axes."""
+    tp, shards = plan.degrees["tp"], kv_shards(plan.config.model, plan.degrees["tp"])
     folded = {"ep": plan.ep, "efsdp": plan.degrees["dp_shard"] * plan.degrees["cp"] // plan.ep}
+    folded |= {"kv_shard": shards, "kv_replicate": tp // shards}
     return math.prod(folded.get(part) or plan.degrees.get(part, 1) for part in axis.split("."))
 
 
@@ -70,6 +73,21 @@ def num_layers(plan: Plan, place: Place) -> int:
     return sum(name.startswith("layers.") for name, _ in units(plan, place["pp"]))
 
 
+def num_actions(plan: Plan) -> int:
+    """Forwards and backwards of a step, over all ranks of `pp`."""
+    return 2 * plan.num_microbatches * plan.num_stages
+
+
+def depends_on_schedule(plan: Plan) -> bool:
+    """Whether what a rank sends follows from the order of its forwards and backwards, not from their numbers alone."""
+    strategy = plan.config.strategy
+    if not isinstance(strategy, Pipeline):
+        return False
+    recomputes = plan.config.train.activation_checkpointing is not ActivationCheckpointing.none
+    gathers_again = strategy.uses_fsdp() and plan.num_stages > MAX_WHOLE * plan.degrees["pp"]
+    return gathers_again or (recomputes and strategy.splits_backward())
+
+
 def recomputations(plan: Plan, place: Place) -> int:
     """How many times a layer's forward runs again in a step, over the layers of a rank.
 
@@ -82,7 +100,7 @@ def recomputations(plan: Plan, place: Place) -> int:
         return 0
     if not (isinstance(strategy, Pipeline) and strategy.splits_backward()):
         return plan.num_microbatches * num_layers(plan, place)
-    layers = strategy.layers_of(plan.config.model, plan.config.train.seq_len, ranks)
+    layers = plan.layers_of_stages
     actions = actions_by_rank(strategy.schedule, plan.num_stages, ranks, plan.num_microbatches)[place["pp"]]
     split = 1 + len(block(plan.config.model))
     times = {"B": 1, "W": split}

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from train.communication.base import Place, Traffic, num_layers, recomputations, tokens_of
 from train.plan import Plan
-from train.shapes import element_sizes
+from train.shapes import element_sizes, kv_shards
 
 
 def context(plan: Plan, place: Place) -> Iterator[Traffic]:
@@ -15,7 +15,8 @@ def context(plan: Plan, place: Place) -> Iterator[Traffic]:
         return
     model, cp, (kept, used) = plan.config.model, plan.degrees["cp"], element_sizes(plan.config.precision)
     tokens, head_dim, tp = tokens_of(plan), model.dim // model.num_heads, plan.degrees["tp"]
-    kv, q = (tokens * heads // tp * head_dim for heads in (2 * model.num_kv_heads, model.num_heads))
+    kv_heads = model.num_kv_heads // kv_shards(model, tp)
+    kv, q = (tokens * heads * head_dim for heads in (2 * kv_heads, model.num_heads // tp))
     n = plan.num_microbatches * num_layers(plan, place)
     forwards = n + recomputations(plan, place)
     if plan.option("cp_method", "") == "allgather":

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import cache
 
-from train.communication.base import Place, Traffic, degree_of, joined
+from train.communication.base import MAX_WHOLE, Place, Traffic, degree_of, joined
 from train.config import Precision
 from train.plan import Plan
 from train.shapes import (
@@ -22,8 +22,6 @@ from train.shapes import (
 from train.strategies.pipeline import Pipeline
 from train.strategies.timetable import Action, actions_by_rank
 
-MAX_WHOLE = 3  # stages of a rank that torch's schedules keep gathered
-
 
 def fsdp(plan: Plan, place: Place) -> Iterator[Traffic]:
     """FSDP2: parameters gathered for the forward, and again for the backward where they were freed; gradients
@@ -31,14 +29,19 @@ def fsdp(plan: Plan, place: Place) -> Iterator[Traffic]:
     if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
         return
     axis = joined(plan, "dp_shard", "cp")
-    frees = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
     for stage, name, unit in units_by_stage(plan, place["pp"], copies=True):
-        freed = frees and "head" not in name  # the backward begins there: freed, it would be gathered at once
+        freed = frees(plan, name)
         gathers = num_gathers(plan, place, stage, freed=freed)
         dense = {key: shape for key, shape in unit.items() if not (plan.splits_experts and is_expert(key))}
         yield from fsdp_unit(plan, place, name, dense, axis, gathers, freed=freed)
         if own := {key: shape for key, shape in unit.items() if key not in dense}:
             yield from fsdp_unit(plan, place, f"{name}.experts", own, "efsdp", gathers, freed=freed)
+
+
+def frees(plan: Plan, name: str) -> bool:
+    """Whether a unit's gathered parameters are freed between its forward and its backward: not the head's, as the
+    backward begins there and would gather them at once."""
+    return plan.config.strategy.frees_parameters() and "head" not in name  # type: ignore[attr-defined]
 
 
 def fsdp_unit(
@@ -127,8 +130,11 @@ def ddp(plan: Plan, place: Place) -> Iterator[Traffic]:
 def buckets(shapes: list[Shape], element_size: int, cap: float) -> list[list[Shape]]:
     """In the backward's order; a bucket is closed by the gradient that fills it."""
     found: list[list[Shape]] = [[]]
+    filled = 0
     for shape in shapes:
         found[-1].append(shape)
-        if element_size * sum(map(math.prod, found[-1])) >= cap:
+        filled += element_size * math.prod(shape)
+        if filled >= cap:
             found.append([])
+            filled = 0
     return [bucket for bucket in found if bucket]

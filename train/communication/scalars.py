@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from train.communication.base import Place, Traffic, joined, loss_size
+from train.communication.base import Place, Traffic, degree_of, joined, loss_size
 from train.plan import Plan
 from train.shapes import element_sizes
 
@@ -23,11 +23,12 @@ def scalars(plan: Plan, place: Place) -> Iterator[Traffic]:
 
 
 def norm(plan: Plan) -> Iterator[Traffic]:
-    """Weights that are split alike are summed together: under tp the norms are whole, and ep splits experts only."""
+    """Weights that are split alike are summed together: under tp the norms are whole, and ep splits experts only. KV
+    heads that ranks of tp share are split over fewer ranks than the rest."""
     kept, _ = element_sizes(plan.config.precision)
-    apart = plan.splits_experts
+    apart, shared = plan.splits_experts, degree_of(plan, "kv_replicate") > 1
     if plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
-        classes = 2 if "tp" in plan.axes else 1
+        classes = 1 + ("tp" in plan.axes) + shared
         yield Traffic(joined(plan, "dp_shard", "cp"), "all_reduce", classes, classes * kept, "scalars: gradient norm")
     if apart:
         for axis in ("efsdp", "ep"):
@@ -35,3 +36,5 @@ def norm(plan: Plan) -> Iterator[Traffic]:
     if "tp" in plan.axes:
         calls = 2 if apart else 1
         yield Traffic("tp", "all_reduce", calls, calls * kept, "scalars: gradient norm")
+    if shared:
+        yield Traffic("kv_shard", "all_reduce", 1, kept, "scalars: gradient norm of shared KV heads")

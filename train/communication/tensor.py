@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from train.communication.base import Place, Traffic, loss_size, num_layers, recomputations, tokens_of
+from train.communication.base import Place, Traffic, degree_of, loss_size, num_layers, recomputations, tokens_of
 from train.plan import Plan
-from train.shapes import chunk, element_sizes, units
+from train.shapes import KV_MODULES, Shape, chunk, element_sizes, model_shard, units
 
 
 def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
@@ -15,6 +15,7 @@ def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
         return
     yield from activations(plan, place)
     yield from whole_weights(plan, place)
+    yield from shared_heads(plan, place)
     if holds(plan, place, "head"):
         yield loss(plan)
 
@@ -47,15 +48,32 @@ def activations(plan: Plan, place: Place) -> Iterator[Traffic]:
 
 def whole_weights(plan: Plan, place: Place) -> Iterator[Traffic]:
     """Gradients that are one term of a sum: routers', and under sequence parallelism the norms'."""
-    kept, _ = element_sizes(plan.config.precision)
     ends = ("router.weight", "norm.weight") if plan.option("sequence_parallel", True) else ("router.weight",)
     whole = {name: shape for _, unit in units(plan, place["pp"]) for name, shape in unit.items() if name.endswith(ends)}
-    size = kept * sum(map(math.prod, whole.values()))
+    yield completed(plan, "tp", [*whole.values()], "whole weights")
+
+
+def shared_heads(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Gradients of KV heads that several ranks hold: each has the term of its own query heads."""
+    if degree_of(plan, "kv_replicate") == 1:
+        return
+    held = [item for _, unit in units(plan, place["pp"]) for item in unit.items()]
+    shapes = [model_shard(plan, place, name, shape) for name, shape in held if name.split(".")[-2] in KV_MODULES]
+    yield completed(plan, "kv_replicate", shapes, "shared KV heads")
+
+
+def completed(plan: Plan, axis: str, shapes: list[Shape], what: str) -> Traffic:
+    """The all-reduces that complete gradients of these shapes: all in one, once a step. FSDP completes them one by one,
+    before it reduce-scatters them: as they come from each backward, or from the sum of all where it waits for the last.
+    """
+    kept, used = element_sizes(plan.config.precision)
+    size, m = sum(map(math.prod, shapes)), plan.num_microbatches
     if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
-        yield Traffic("tp", "all_reduce", min(len(whole), 1), size, "gradients of whole weights, once a step")
-    else:
-        times = 1 if "pp" in plan.axes else plan.num_microbatches
-        yield Traffic("tp", "all_reduce", len(whole) * times, size * times, "FSDP completes whole weights' gradients")
+        return Traffic(axis, "all_reduce", min(len(shapes), 1), kept * size, f"gradients of {what}, once a step")
+    once = "pp" in plan.axes or plan.option("zero_stage", 3) == 1
+    times, element = (1 if once else m), (kept if "pp" in plan.axes or (once and m > 1) else used)
+    calls = len(shapes) * times
+    return Traffic(axis, "all_reduce", calls, times * element * size, f"FSDP completes gradients of {what}")
 
 
 def loss(plan: Plan) -> Traffic:

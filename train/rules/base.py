@@ -12,9 +12,9 @@ from train.plan import Plan
 class Finding:
     """A broken rule. `message` gives the value and the rule.
 
-    `fixes` are lines of overrides, best first, which may also name `nproc`: `validate` tries each and offers those that
-    mend this rule and break no other, so that a check need not know of the other rules. `otherwise` says what to
-    do where none does.
+    `fixes` are lines of overrides, best first, which may also name `nproc`: `validate` tries them, alone and with those
+    of other broken rules, and offers what leaves no problem at all, so that a check need not know of the other rules.
+    `otherwise` says in words what to do where nothing was found: it names no override, as none was tried.
     """
 
     message: str
@@ -33,6 +33,12 @@ class Rule:
 
 def divisors(value: int, limit: int = 1024) -> list[int]:
     return [d for d in range(1, min(value, limit) + 1) if value % d == 0]
+
+
+def below(degree: int) -> list[int]:
+    """Smaller degrees to try: the nearest ones, then halves."""
+    halves = [degree >> i for i in range(1, degree.bit_length())]
+    return [*dict.fromkeys([*range(degree - 1, max(degree - 9, 0), -1), *halves])]
 
 
 def nearest(options: list[int], to: int) -> list[int]:

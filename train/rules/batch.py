@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.fields import MAX_SEQUENCES
 from train.plan import Plan
 from train.rules.base import Finding, Rule, divisors, nearest
 
@@ -25,4 +26,20 @@ def batch_splits(plan: Plan) -> Finding | None:
     )
 
 
-RULES = (Rule("batch_splits", "every data rank does the same whole number of microbatches", batch_splits),)
+def validation_windows(plan: Plan) -> Finding | None:
+    train = plan.config.train
+    if train.eval_batches * train.global_batch_size <= MAX_SEQUENCES:
+        return None
+    most = max(MAX_SEQUENCES // train.global_batch_size, 1)
+    return Finding(
+        f"train.eval_batches={train.eval_batches} x train.global_batch_size={train.global_batch_size} are more than "
+        f"{MAX_SEQUENCES:,} windows an evaluation",
+        ("train.eval_batches=8", f"train.eval_batches={most}"),
+        "use fewer train.eval_batches",
+    )
+
+
+RULES = (
+    Rule("batch_splits", "every data rank does the same whole number of microbatches", batch_splits),
+    Rule("validation_windows", "the places of all windows of an evaluation are held in memory", validation_windows),
+)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from train.plan import Plan
 from train.rules.base import Finding, Rule, degree_fixes, divisors, nearest
+from train.shapes import kv_shards
 from train.strategies.spmd import CP_METHODS
 
 
@@ -48,7 +49,10 @@ def seq_len_fixes(plan: Plan) -> tuple[str, ...]:
 def kv_heads(plan: Plan) -> Finding | None:
     """The query heads follow, as the KV heads divide them."""
     cp, tp, found = plan.degrees["cp"], plan.degrees["tp"], plan.config.model.num_kv_heads
-    if plan.option("cp_method", None) != "ulysses" or "cp" not in plan.axes or found % tp or found // tp % cp == 0:
+    if plan.option("cp_method", None) != "ulysses" or "cp" not in plan.axes or (found % tp and tp % found):
+        return None
+    own = found // kv_shards(plan.config.model, tp)
+    if own % cp == 0:
         return None
     over = f" / strategy.tp={tp}" if tp > 1 else ""
     message = f"model.num_kv_heads={found}{over} is not divisible by strategy.cp={cp}, as cp_method=ulysses needs"
@@ -57,9 +61,9 @@ def kv_heads(plan: Plan) -> Finding | None:
     fixes = (
         "strategy.cp_method=ring",
         *(f"model.num_kv_heads={h}" for h in heads),
-        *degree_fixes(plan, "cp", nearest(divisors(found // tp), cp)),
+        *degree_fixes(plan, "cp", nearest(divisors(own), cp)),
     )
-    return Finding(message, fixes, "use strategy.cp_method=ring")
+    return Finding(message, fixes, "use another strategy.cp_method")
 
 
 RULES = (

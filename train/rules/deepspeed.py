@@ -85,7 +85,7 @@ def autotp_pipeline(plan: Plan, strategy: DeepSpeed) -> Finding | None:
         "strategy.pp=null strategy.tp=-1",
         "strategy.tp=null strategy.pp=-1",
     )
-    return Finding(message, fixes, "use strategy=tp_pp")
+    return Finding(message, fixes, "use the lab's own tp_pp")
 
 
 def autotp_checkpointing(plan: Plan, strategy: DeepSpeed) -> Finding | None:
@@ -106,14 +106,14 @@ def stage_3_compile(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if strategy.zero_stage != 3 or not plan.config.compile.enabled:
         return None
     message = "compile.enabled=true does not go with DeepSpeed's strategy.zero_stage=3"
-    return Finding(message, ("compile.enabled=false", "strategy.zero_stage=2"), "use strategy=fsdp")
+    return Finding(message, ("compile.enabled=false", "strategy.zero_stage=2"), "use the lab's own fsdp")
 
 
 def dense(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if plan.config.model.num_experts == 0:
         return None
     message = f"model={plan.config.model.name} (a mixture of experts) does not go with strategy={strategy.name}"
-    return Finding(message, (), "use strategy=fsdp, or a dense model")
+    return Finding(message, ("model.num_experts=0 model.num_shared_experts=0",), "use fsdp, or a dense model")
 
 
 RULES = (

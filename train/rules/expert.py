@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from train.config import ActivationCheckpointing
 from train.plan import Plan
-from train.rules.base import Finding, Rule, divisors, nearest
+from train.rules.base import Finding, Rule, degree_fixes, divisors, nearest
 from train.rules.tensor import tp_divides
 from train.strategies.base import folded_ranks
+
+NUM_DEGREES = 4  # tried as fixes
 
 
 def ranks_of(plan: Plan) -> tuple[int, int]:
@@ -25,8 +27,9 @@ def ep_needs_experts(plan: Plan) -> Finding | None:
     ep, model = plan.option("ep", None), plan.config.model
     if ep is None or model.num_experts > 0:
         return None
-    # a preset is no value, so `validate` cannot try this fix
-    return Finding(f"strategy.ep={ep} splits experts, and model={model.name} has none", (), "use model=moe_tiny")
+    # a preset is no value, so `validate` cannot try it as a fix
+    message = f"strategy.ep={ep} splits experts, and model={model.name} has none (model=moe_tiny has)"
+    return Finding(message, ("strategy.ep=null",), "use a model with experts")
 
 
 def ep_needs_fsdp(plan: Plan) -> Finding | None:
@@ -45,12 +48,24 @@ def ep_fixes(plan: Plan) -> tuple[str, ...]:
     return tuple(f"strategy.ep={degree}" for degree in nearest(divisors(folded), ep))
 
 
+def rank_fixes(plan: Plan) -> tuple[str, ...]:
+    """Lines that give `dp_shard` another degree, by its distance from this one, which splits experts evenly."""
+    model, cp = plan.config.model, plan.degrees["cp"]
+    if plan.option("ep", None) == -1:
+        folded = divisors(model.num_experts)
+    else:
+        folded = [plan.ep * sharing for sharing in divisors(model.dim)]
+    degrees = nearest([ranks // cp for ranks in folded if ranks % cp == 0], plan.degrees["dp_shard"])
+    return degree_fixes(plan, "dp_shard", degrees[:NUM_DEGREES])
+
+
 def ep_ranks(plan: Plan) -> Finding | None:
     ep, folded = ranks_of(plan)
     if folded % ep == 0:
         return None
     axes = "strategy.dp_shard" + (" x strategy.cp" if plan.degrees["cp"] > 1 else "")
-    return Finding(f"{axes}={folded} is not divisible by strategy.ep={ep}", ep_fixes(plan), "use strategy.ep=1")
+    message = f"{axes}={folded} is not divisible by strategy.ep={ep}"
+    return Finding(message, (*ep_fixes(plan), *rank_fixes(plan)), "use another number of processes")
 
 
 def ep_experts(plan: Plan) -> Finding | None:
@@ -59,7 +74,7 @@ def ep_experts(plan: Plan) -> Finding | None:
         return None
     more = (experts // ep + 1) * ep
     message = f"model.num_experts={experts} is not divisible by strategy.ep={ep}"
-    return Finding(message, (*ep_fixes(plan), f"model.num_experts={more}"), "use strategy.ep=1")
+    return Finding(message, (*ep_fixes(plan), *rank_fixes(plan), f"model.num_experts={more}"), "use strategy.ep=1")
 
 
 def ep_width(plan: Plan) -> Finding | None:
@@ -67,7 +82,7 @@ def ep_width(plan: Plan) -> Finding | None:
     if plan.option("ep", None) is None or folded % ep or dim % (folded // ep) == 0:
         return None
     message = f"model.dim={dim} is not divisible by the {folded // ep} ranks that share an expert"
-    return Finding(message, ep_fixes(plan), "use another number of processes")
+    return Finding(message, (*ep_fixes(plan), *rank_fixes(plan)), "use another number of processes")
 
 
 def ep_checkpointing(plan: Plan) -> Finding | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from train.fields import MAX_FIGURE
 from train.plan import Plan
 from train.rules.base import Finding, Rule, divisors, nearest
 
@@ -49,10 +50,19 @@ def min_lr_ratio(plan: Plan) -> Finding | None:
     return Finding(f"optim.min_lr_ratio={ratio} is more than 1, the share of optim.lr", ("optim.min_lr_ratio=1",))
 
 
+def peaks(plan: Plan) -> Finding | None:
+    wrong = {name: peak for name, peak in plan.config.hardware.peak_tflops.items() if not 0 < peak <= MAX_FIGURE}
+    if not wrong:
+        return None
+    shown = ", ".join(f"hardware.peak_tflops.{name}={peak:g}" for name, peak in wrong.items())
+    return Finding(f"{shown} is no peak of a device", (), f"give TFLOP/s above 0, {MAX_FIGURE:g} at the most")
+
+
 RULES = (
     Rule("head_width", "heads split the width into pairs of features, which RoPE rotates", heads_split_the_width),
     Rule("kv_heads", "every KV head serves the same number of query heads", kv_heads_split_the_heads),
     Rule("sequence_fits", "RoPE's table is as long as the longest sequence", sequence_fits),
     Rule("ignored_token", "a token that carries no loss is a token", ignored_token),
+    Rule("peak_tflops", "MFU is a share of the peak", peaks),
     Rule("min_lr_ratio", "the least rate is a share of the rate", min_lr_ratio),
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from train.plan import Plan
-from train.rules.base import Finding, Rule, degree_fixes
+from train.rules.base import Finding, Rule, below, degree_fixes, divisors, nearest
 from train.strategies.pipeline import Pipeline
 from train.strategies.placement import SCHEDULES, ScheduleFacts, layers_per_stage
+
+MAX_LISTED = 64  # stages whose layers a fix lists
 
 
 def facts_of(plan: Plan) -> ScheduleFacts | None:
@@ -49,7 +51,7 @@ def stages_per_rank(plan: Plan) -> Finding | None:
             "strategy.stages_per_rank=null strategy.layers_per_stage=[]",
             *(f"strategy.schedule={name}" for name in others),
         ),
-        f"use strategy.stages_per_rank={facts.least} and a model.num_layers to match",
+        f"use {facts.least} stages a rank and a model.num_layers to match",
     )
 
 
@@ -59,11 +61,12 @@ def layers_and_stages(plan: Plan) -> Finding | None:
         return None
     chunks = stages // plan.degrees["pp"]
     shown = f"strategy.pp={plan.degrees['pp']}" + (f" x {chunks} stages a rank" if chunks > 1 else " stages")
-    fewer = [pp for pp in range(layers // chunks, 0, -1)]
+    fewer = [layers // chunks, *below(layers // chunks)] if layers >= chunks else []
     alone = ("strategy.stages_per_rank=null",) if plan.option("stages_per_rank", None) else ()
+    others = schedules("1f1b", "gpipe") if facts_of(plan) else ()
     return Finding(
         f"model.num_layers={layers} is fewer than {shown}",
-        (f"model.num_layers={stages}", *degree_fixes(plan, "pp", fewer), *alone, *schedules("1f1b", "gpipe")),
+        (f"model.num_layers={stages}", *degree_fixes(plan, "pp", fewer), *alone, *others),
     )
 
 
@@ -79,7 +82,7 @@ def given_layers(plan: Plan) -> Finding | None:
     else:
         message = f"strategy.layers_per_stage={shown} adds up to {sum(given)}, not model.num_layers={layers}"
     fixes = [f"model.num_layers={sum(given)}"] if len(given) == stages and min(given) >= 1 else []
-    if layers >= stages:
+    if stages <= layers and stages <= MAX_LISTED:
         balanced = layers_per_stage(plan.config.model, plan.config.train.seq_len, stages)
         fixes.append("strategy.layers_per_stage=" + str(balanced).replace(" ", ""))
     return Finding(
@@ -96,12 +99,13 @@ def microbatches(plan: Plan) -> Finding | None:
         rule, wanted = f"fewer than its {plan.num_stages} stages", [plan.num_stages]
     else:
         rule = f"which do not make {m // p} equal rounds over strategy.pp={p}"
-        wanted = sorted(
-            (k for k in range(1, 2 * m + p) if facts.accepts(k, p, plan.num_stages)), key=lambda k: abs(k - m)
-        )
+        rounds = m // p
+        near = {(m // rounds + i) * rounds for i in (0, 1)} | {(rounds + i) * p for i in (-1, 0, 1)}
+        wanted = nearest([k for k in near if k > 0 and facts.accepts(k, p, plan.num_stages)], m)
     per_rank = train.global_batch_size // plan.data_ranks
     fixes = [f"train.global_batch_size={train.micro_batch_size * plan.data_ranks * k}" for k in wanted[:4]]
-    fixes += [f"train.micro_batch_size={per_rank // k}" for k in wanted if per_rank % k == 0][:4]
+    whole = [k for k in divisors(per_rank) if facts.accepts(k, p, plan.num_stages)]
+    fixes += [f"train.micro_batch_size={per_rank // k}" for k in nearest(whole, m)[:4]]
     fixes += schedules("1f1b", "gpipe", "looped_bfs")
     return Finding(
         f"train.global_batch_size={train.global_batch_size} gives {m} microbatches of train.micro_batch_size="

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from train.plan import Plan
-from train.rules.base import Finding, Rule, degree_fixes, divisors, nearest
+from train.rules.base import Finding, Rule, below, degree_fixes, divisors, nearest
 
 
 def tp_divides(name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Finding | None]:
@@ -14,9 +14,19 @@ def tp_divides(name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Find
         if found % tp == 0:
             return None
         message = f"{name}={found} is not divisible by strategy.tp={tp}"
-        return Finding(message, degree_fixes(plan, "tp", nearest(divisors(found), tp)), "use strategy.tp=1")
+        return Finding(message, degree_fixes(plan, "tp", nearest(divisors(found), tp)), "use a smaller strategy.tp")
 
     return check
+
+
+def kv_heads(plan: Plan) -> Finding | None:
+    """With more ranks than KV heads, each head is held by `tp` / `num_kv_heads` ranks."""
+    tp, found = plan.degrees["tp"], plan.config.model.num_kv_heads
+    if found % tp == 0 or tp % found == 0:
+        return None
+    message = f"model.num_kv_heads={found} and strategy.tp={tp}: neither divides the other"
+    degrees = [d for d in divisors(plan.config.model.num_heads) if found % d == 0 or d % found == 0]
+    return Finding(message, degree_fixes(plan, "tp", nearest(degrees, tp)), "use strategy.tp=1")
 
 
 def sequence_length(plan: Plan) -> int:
@@ -29,7 +39,7 @@ def vocabulary(plan: Plan) -> Finding | None:
     if -(-rows // tp) * (tp - 1) < rows or not plan.option("tp_splits_vocabulary", True):
         return None
     message = f"model.vocab_size={rows} in strategy.tp={tp} shards of {-(-rows // tp)} leaves ranks without rows"
-    return Finding(message, degree_fixes(plan, "tp", list(range(tp - 1, 0, -1))), "use strategy.tp=1")
+    return Finding(message, degree_fixes(plan, "tp", below(tp)), "use a smaller strategy.tp")
 
 
 def model_size(field: str) -> Callable[[Plan], int]:
@@ -64,7 +74,7 @@ def async_tp(plan: Plan) -> Finding | None:
 
 RULES = (
     Rule("tp_heads", "a rank has whole heads", tp_divides("model.num_heads", model_size("num_heads"))),
-    Rule("tp_kv_heads", "a rank has whole KV heads", tp_divides("model.num_kv_heads", model_size("num_kv_heads"))),
+    Rule("tp_kv_heads", "a rank has whole KV heads, or shares one with as many ranks as share any other", kv_heads),
     Rule("tp_ffn", "feed-forward columns are split evenly", tp_divides("model.ffn_dim", dense_columns)),
     Rule("tp_vocab", "every rank has rows of the vocabulary", vocabulary),
     Rule("async_tp", "the compiler fuses gathers and scatters of NCCL with products", async_tp),

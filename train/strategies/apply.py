@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from train.strategies.spmd import Spmd
 
 
-def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn.Module:
-    """Apply the techniques whose axes the preset names, and give the weights memory. Returns what to call."""
+def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config, heads: DeviceMesh | None) -> nn.Module:
+    """Apply the techniques whose axes the preset names, and give the weights memory. Returns what to call. `heads`:
+    what `tensor.head_mesh` gives for the axis `tp`."""
     strategy: Spmd = config.strategy  # type: ignore[assignment]
     axes = strategy.mesh_axes()
     device = own_device(mesh)
@@ -37,7 +38,8 @@ def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config) -> nn
 
         if strategy.async_tp:
             pipeline_products(mesh["tp"].get_group())
-        apply_tp(model, mesh["tp"], sequence_parallel=strategy.sequence_parallel, loss_parallel=strategy.loss_parallel)
+        options = {"sequence_parallel": strategy.sequence_parallel, "loss_parallel": strategy.loss_parallel}
+        apply_tp(model, mesh["tp"], heads, **options)
     if "cp" in axes:
         from train.strategies.context import apply_cp
 

@@ -14,14 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from train.fields import number
+from train.fields import MAX_BUCKET_MB, MAX_INT64, number
 from train.strategies.base import MESH_AXES, Order, Strategy, TrainStep
+from train.strategies.placement import layers_of_stages
 from train.strategies.timetable import actions_by_rank, closed_form_bubble
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from train.config import Config
+    from train.config import Config, ModelConfig
     from train.model import Transformer
 
 
@@ -35,11 +36,16 @@ class DeepSpeed(Strategy):
     dp_shard: int | None = None  # the data ranks of stages 1 to 3
     tp: int | None = None  # AutoTP: blocks cut over heads and feed-forward columns
     offload_optimizer: bool = False  # optimiser state and update on the host (Ren et al. 2021)
-    bucket_mb: float = number(25.0, gt=0)  # of gradients reduced at once and of parameters gathered at once, MiB
-    whole_below: int = number(0, ge=0)  # stage 3: parameters of fewer elements are not sharded
+    bucket_mb: float = number(25.0, gt=0, le=MAX_BUCKET_MB)  # of gradients reduced, and parameters gathered, at once
+    whole_below: int = number(0, ge=0, le=MAX_INT64)  # stage 3: parameters of fewer elements are not sharded
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
+        """The layers of every stage: DeepSpeed spreads the blocks evenly, and earlier stages take the odd ones."""
+        base, extra = divmod(model.num_layers, num_ranks)
+        return layers_of_stages([base + (stage < extra) for stage in range(num_ranks)])
 
     def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
         if self.pp is None:

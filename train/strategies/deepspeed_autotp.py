@@ -3,33 +3,53 @@
     x -> norm -> [wq wk wv] rows -> heads of this rank -> [wo] columns -> all-reduce -> + x
     x -> norm -> [gate up]  rows -> hidden of this rank -> [down] columns -> all-reduce -> + x
 
-Embedding, norms and head are whole on every rank, and so are activations between the products. Sent over `tp` per layer
-and microbatch: 7 all-reduces of B·T·D, 2 forward, and backward one for each of wq, wk, wv, gate and up.
+Embedding, norms and head are whole on every rank, and so are activations between the products. With fewer KV heads
+than ranks, AutoTP would cut heads in pieces: wk and wv are then whole too, and a layer of the lab computes the one head
+that this rank's query heads need. Sent over `tp` per layer and microbatch: 7 all-reduces of B·T·D, 2 forward, and
+backward one for each of wq, wk, wv, gate and up; where wk and wv are whole, one more for the gradient of each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard
+from torch.nn import functional as F
 
+from train import collectives
+from train.model import Linear
+from train.shapes import KV_MODULES, TP_DIM, kv_shards
 from train.strategies.deepspeed_engine import ZeroStep
 
-# module names by the dimension of their weight that is cut
-CUT = {0: ("wq", "wk", "wv", "gate", "up"), 1: ("wo", "down")}
+# the dimension of the weight that is cut, by the module's name
+CUT = {name: dim for name, dim in TP_DIM.items() if name not in ("embed", "head")}
 DEEPSPEED_NAMES = {0: "column", 1: "row"}
 
 
-def partition() -> dict[str, Any]:
-    """CUT in DeepSpeed's words. Left to guess by names that it knows from Hugging Face, it would find nothing here."""
+def partition(cut: dict[str, int]) -> dict[str, Any]:
+    """The modules that are cut, in DeepSpeed's words. Left to guess by names that it knows from Hugging Face, it would
+    find nothing here."""
     specs = [
-        {"patterns": [rf".*\.({'|'.join(names)})\.weight$"], "partition_type": DEEPSPEED_NAMES[dim]}
-        for dim, names in CUT.items()
+        {"patterns": [rf".*\.{name}\.weight$"], "partition_type": DEEPSPEED_NAMES[dim]} for name, dim in cut.items()
     ]
     return {"use_default_specs": False, "layer_specs": specs}
+
+
+class SharedHeadLinear(Linear):
+    """wk or wv, whole on every rank, of which this one computes the KV head of its own query heads. Its terms of the
+    gradients, of the weight and of the input, are summed over tp in the backward."""
+
+    group: ProcessGroup
+    rows: slice
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = collectives.enter(self.weight, self.group)[self.rows]
+        return F.linear(collectives.enter(x, self.group), weight.to(x.dtype))
 
 
 class AutoTpStep(ZeroStep):
@@ -40,12 +60,31 @@ class AutoTpStep(ZeroStep):
         whole = {p: p.shape for p in module.parameters()}
         self.use_mesh()
         tp = self.mesh["tp"].size()
-        super().initialise(module, mpu, tensor_parallel={"autotp_size": tp, "partition_config": partition()}, **more)
-        dims = {name: dim for dim, names in CUT.items() for name in names}
+        model, dims = self.config.model, CUT
+        if (shards := kv_shards(model, tp)) < tp:
+            dims = {name: dim for name, dim in CUT.items() if name not in KV_MODULES}
+            self.share_heads(tp // shards)
+            # DeepSpeed reads this, and would give all of every layer to the first ranks, one KV head to each
+            self.model.config = dataclasses.replace(model, num_kv_heads=model.num_heads)
+        super().initialise(
+            module, mpu, tensor_parallel={"autotp_size": tp, "partition_config": partition(dims)}, **more
+        )
+        self.model.config = model
         self.cut = {p: dims[name.split(".")[-2]] for name, p in self.parameters.items() if name.split(".")[-2] in dims}
         for p, shape in whole.items():  # a pattern that matches nothing is silent
             held = torch.Size(getattr(p, "ds_shape", p.shape))
             assert held == torch.Size(n // tp if self.cut.get(p) == dim else n for dim, n in enumerate(shape))
+
+    def share_heads(self, sharing: int) -> None:
+        """Have `sharing` neighbouring ranks of tp compute the same KV head."""
+        group = self.mesh["tp"].get_group()
+        head = group.rank() // sharing
+        layers: Iterable[Any] = self.model.layers.values()
+        for attention in (layer.attention for layer in layers):
+            for linear in (attention.wk, attention.wv):
+                linear.__class__ = SharedHeadLinear
+                linear.group = group
+                linear.rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
 
     def use_mesh(self) -> None:
         """Have AutoTP use the mesh's groups. It would make them itself, once in a process, whatever comes later: they

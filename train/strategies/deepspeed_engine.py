@@ -132,7 +132,7 @@ class EngineStep:
             dist_init_required=False,
         )[0]
         self.state = ShardedState(
-            self.parameters, self.engine.optimizer, self.mesh["pp"].get_group(), self.model.config
+            self.parameters, self.engine.optimizer, self.mesh["pp"].get_group(), self.config.model
         )
 
     def gradients_ready(self) -> None:

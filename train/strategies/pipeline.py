@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from train.fields import number
+from train.fields import MAX_LAYERS, number
 from train.strategies.base import Order, TrainStep
 from train.strategies.placement import SCHEDULES, ScheduleFacts, layers_of_stages, layers_per_stage, stages_of_rank
 from train.strategies.spmd import Spmd
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 class Pipeline(Spmd):
     pp: int | None = None
     schedule: str = "1f1b"  # see above
-    stages_per_rank: int | None = None  # null: 1 for gpipe and 1f1b, 2 for the others
+    stages_per_rank: int | None = number(None, le=MAX_LAYERS)  # null: 1 for gpipe and 1f1b, 2 for the others
     layers_per_stage: list[int] = field(default_factory=list)  # [3, 3, 2]; empty: balanced by FLOPs
     zero_stage: int = number(1, ge=1, lt=4)  # torch's schedules gather and reduce once a step
     reshard_after_forward: bool = False

@@ -7,6 +7,7 @@ V      there and back again             rank 0: 0 7    rank 1: 1 6    rank 2: 2 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ def rank_of_stage(stage: int, num_ranks: int, *, v_shaped: bool) -> int:
 
 
 def stages_of_rank(rank: int, num_ranks: int, num_stages: int, *, v_shaped: bool) -> list[int]:
-    return [s for s in range(num_stages) if rank_of_stage(s, num_ranks, v_shaped=v_shaped) == rank]
+    laps = range(num_stages // num_ranks)
+    return [lap * num_ranks + (num_ranks - 1 - rank if v_shaped and lap % 2 else rank) for lap in laps]
 
 
 def layers_per_stage(model: ModelConfig, seq_len: int, num_stages: int) -> list[int]:
@@ -69,18 +71,19 @@ def layers_per_stage(model: ModelConfig, seq_len: int, num_stages: int) -> list[
     head = flops_per_token(dataclasses.replace(model, num_layers=0), seq_len)
     layer = flops_per_token(dataclasses.replace(model, num_layers=1), seq_len) - head
 
-    def split(last: int) -> list[int]:
+    def cost(last: int) -> tuple[float, float]:
+        """The busiest stage's FLOPs, and the sum of squares, where the last stage holds so many layers."""
         base, extra = divmod(model.num_layers - last, num_stages - 1)
-        return [base + (i < extra) for i in range(num_stages - 1)] + [last]
+        flops, end = (base * layer, (base + 1) * layer), last * layer + head
+        squares = (num_stages - 1 - extra) * flops[0] ** 2 + extra * flops[1] ** 2
+        return max(flops[extra > 0], end), squares + end**2
 
-    def cost(layers: list[int]) -> tuple[float, float]:
-        flops = [n * layer for n in layers[:-1]] + [layers[-1] * layer + head]
-        return max(flops), sum(x * x for x in flops)
-
-    return min((split(last) for last in range(1, model.num_layers - num_stages + 2)), key=cost)
+    last = min(range(1, model.num_layers - num_stages + 2), key=cost)
+    base, extra = divmod(model.num_layers - last, num_stages - 1)
+    return [base + (i < extra) for i in range(num_stages - 1)] + [last]
 
 
 def layers_of_stages(counts: list[int]) -> list[range]:
     """Consecutive layers: [3, 3, 2] gives 0–2, 3–5, 6–7."""
-    starts = [sum(counts[:i]) for i in range(len(counts))]
-    return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    starts = itertools.accumulate(counts, initial=0)
+    return [range(start, start + count) for start, count in zip(starts, counts, strict=False)]

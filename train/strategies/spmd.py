@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from train.fields import number
+from train.fields import MAX_BUCKET_MB, MAX_STEPS, MAX_WIDTH, number
 from train.strategies.base import MESH_AXES, Lossy, Strategy, TrainStep
 
 CP_METHODS = ("allgather", "ring", "ulysses")
@@ -41,10 +41,10 @@ class Spmd(Strategy):
     zero_stage: int = number(3, ge=1, lt=4)  # dp_shard: ZeRO's stage within a step (data.py)
     reshard_after_forward: bool = True  # zero_stage 3: gather parameters again for the backward, block by block
     cpu_offload: bool = False  # dp_shard: parameters, gradients and optimiser state wait in host memory
-    bucket_mb: float = number(25.0, gt=0)  # dp_replicate: DDP's gradient buckets, MiB
+    bucket_mb: float = number(25.0, gt=0, le=MAX_BUCKET_MB)  # dp_replicate: DDP's gradient buckets, MiB
     comm_hook: str = "none"  # dp_replicate: none | fp16 | bf16 | powersgd: gradients lossily compressed on the wire
-    powersgd_rank: int = number(4, ge=1)  # of the factors that a matrix's gradient is sent as
-    powersgd_start_step: int = number(5, ge=2)  # steps before it that are not compressed; at least 2
+    powersgd_rank: int = number(4, ge=1, le=MAX_WIDTH)  # of the factors that a matrix's gradient is sent as
+    powersgd_start_step: int = number(5, ge=2, le=MAX_STEPS)  # steps before it that are not compressed; at least 2
 
     def mesh_axes(self) -> dict[str, int]:
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
@@ -76,6 +76,7 @@ class Spmd(Strategy):
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step, accumulate
         from train.strategies.apply import apply_techniques
+        from train.strategies.tensor import head_mesh
 
-        wrapped = apply_techniques(model, mesh, config)
+        wrapped = apply_techniques(model, mesh, config, head_mesh(mesh["tp"], config.model))
         return Step(model, mesh, config, *accumulate(wrapped, model, config, self.zero_stage))

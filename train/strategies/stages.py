@@ -23,6 +23,7 @@ from train.spans import span
 from train.step import Evaluate, ForwardBackward
 from train.strategies.apply import apply_techniques
 from train.strategies.placement import ScheduleFacts, rank_of_stage
+from train.strategies.tensor import head_mesh
 from train.strategies.timetable import forward_ticks
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ def build_stages(model: Transformer, mesh: DeviceMesh, config: Config) -> Stages
     pp = mesh["pp"]
     rank, num_ranks = pp.get_local_rank(), pp.size()
     layers = strategy.layers_of(config.model, config.train.seq_len, num_ranks)
+    heads = head_mesh(mesh["tp"], config.model)  # one for all stages, so that one message completes all their gradients
     parts: dict[int, Transformer] = {}
     wrapped: dict[int, nn.Module] = {}
     for stage in strategy.stages_of(rank, num_ranks):
         part = parts[stage] = Transformer(config.model, **dtypes(config.precision))
         keep_stage(part, layers[stage], first=stage == 0, last=stage == len(layers) - 1)
         part.dropout = model.dropout  # so that the whole's train() and eval() reach it
-        wrapped[stage] = apply_techniques(part, mesh, config)
+        wrapped[stage] = apply_techniques(part, mesh, config, heads)
     model.layers = nn.ModuleDict({name: layer for part in parts.values() for name, layer in part.layers.items()})
     for end in ("embed", "norm", "head"):
         setattr(model, end, next((held for part in parts.values() if (held := getattr(part, end)) is not None), None))

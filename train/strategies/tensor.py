@@ -4,8 +4,10 @@
     activations  B T/t D | B T D   heads/t              B T D       B T/t D
 
 Split: wq, wk, wv, gate, up by output (columns), wo, down by input (rows), embedding and head by vocabulary. Norms are
-whole on each rank. Sent per layer and microbatch: with sequence parallelism 4 all-gathers and 4 reduce-scatters of
-B x T x D elements (half of each in the backward, as the other's adjoint); without, 4 all-reduces.
+whole on each rank. With fewer KV heads than ranks, t / K neighbouring ranks hold the same KV head, for different query
+heads: the head's gradient is the sum of theirs. Sent per layer and microbatch: with sequence parallelism 4 all-gathers
+and 4 reduce-scatters of B x T x D elements (half of each in the backward, as the other's adjoint); without, 4
+all-reduces.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
@@ -23,16 +26,18 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.nn import functional as F
 
 from train import collectives
+from train.config import ModelConfig
 from train.gradients import local
 from train.model import IGNORE_INDEX, Embedding, FeedForward, Linear, RMSNorm, Transformer, upcast
-from train.shapes import chunk
+from train.shapes import chunk, kv_shards
 
 SEQUENCE_DIM = 1
+KV_AXES = ("kv_shard", "kv_replicate")
 
 
-def shard_weight(module: Any, mesh: DeviceMesh, placement: Placement) -> None:
+def shard_weight(module: Any, mesh: DeviceMesh, *placements: Placement) -> None:
     """Declare the module's weight (on meta) as a DTensor over the tp mesh."""
-    weight = distribute_tensor(module.weight.detach(), mesh, [placement], src_data_rank=None)
+    weight = distribute_tensor(module.weight.detach(), mesh, placements, src_data_rank=None)
     module.weight = nn.Parameter(weight)
 
 
@@ -41,6 +46,16 @@ class ColumnParallelLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, local(self.weight).to(x.dtype))
+
+
+class SharedHeadLinear(Linear):
+    """wk or wv where tp has more ranks than there are KV heads. This rank's weight is one head's rows, which other
+    ranks hold too. Each uses it for its own query heads, so the gradient here is one term of a sum over `kv_replicate`
+    (`Partial`), completed once per step by `gradients.reduce_partial`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = cast(DTensor, self.weight).to_local(grad_placements=[Shard(0), Partial()])
+        return F.linear(x, weight.to(x.dtype))
 
 
 class RowParallelLinear(Linear):
@@ -153,8 +168,25 @@ def pipeline_products(group: ProcessGroup) -> None:
     torch._inductor.config._micro_pipeline_tp = True
 
 
-def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, loss_parallel: bool) -> None:
-    """Split a model on meta over the 1-D `mesh`, in place; not mixtures of experts (`expert.py`). Nothing is sent."""
+def head_mesh(mesh: DeviceMesh, model: ModelConfig) -> DeviceMesh | None:
+    """The ranks of the 1-D `mesh` (`tp`) as KV heads x the ranks that share one: rank i has query heads of KV head
+    i // (t / K). None where every rank has KV heads of its own. Collective over the world otherwise: it makes groups.
+
+    By a private method (torch 2.11 to 2.13), as no public one splits an axis.
+    """
+    shards = kv_shards(model, mesh.size())
+    if shards == mesh.size():
+        return None
+    # groups of their own, also where torch would take the world's: they have a name
+    own: dict[str, Any] = dict.fromkeys(KV_AXES, dist.get_backend(mesh.get_group()))
+    return mesh._unflatten(0, (shards, mesh.size() // shards), KV_AXES, own)
+
+
+def apply_tp(
+    model: Transformer, mesh: DeviceMesh, heads: DeviceMesh | None, *, sequence_parallel: bool, loss_parallel: bool
+) -> None:
+    """Split a model on meta over the 1-D `mesh`, in place; not mixtures of experts (`expert.py`). Nothing is sent.
+    `heads`: what `head_mesh` gives for `mesh`."""
     group, vocab_size = mesh.get_group(), model.config.vocab_size
     first_row = chunk(vocab_size, mesh.size(), mesh.get_local_rank()).start
     join, leave = boundaries(group, sequence_parallel=sequence_parallel)
@@ -167,6 +199,13 @@ def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, l
         module.__class__ = to  # the same module with another forward: parameter names and hooks stay
         shard_weight(module, mesh, placement)
 
+    def split_heads(module: Any) -> None:
+        if heads is None:
+            split(module, ColumnParallelLinear, Shard(0))
+        else:
+            module.__class__ = SharedHeadLinear
+            shard_weight(module, heads, Shard(0), Replicate())
+
     def split_rows(module: Any) -> None:
         split(module, RowParallelLinear, Shard(1))
         module.leave = leave
@@ -176,8 +215,9 @@ def apply_tp(model: Transformer, mesh: DeviceMesh, *, sequence_parallel: bool, l
         for norm in (layer.attention_norm, layer.feed_forward_norm):
             split(norm, norm_class, Replicate())
         attention, feed_forward = layer.attention, layer.feed_forward
-        for linear in (attention.wq, attention.wk, attention.wv):
-            split(linear, ColumnParallelLinear, Shard(0))
+        split(attention.wq, ColumnParallelLinear, Shard(0))
+        for linear in (attention.wk, attention.wv):
+            split_heads(linear)
         split_rows(attention.wo)
         attention.register_forward_pre_hook(entry)
         if isinstance(feed_forward, FeedForward):

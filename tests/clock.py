@@ -1,0 +1,121 @@
+"""How long the tests took, against the speed of the machine: a plugin of pytest (`--clock`), and the tables of a run.
+
+    python -m tests.clock          every world, phase by phase, the longest rows and tests of the last `pytest --clock`
+
+The budget is in tests/budget.yaml. `pytest --durations` does not see into a world, whose rows all run under the clock
+of the first test that asks for one.
+"""
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+BUDGET = yaml.safe_load((Path(__file__).parent / "budget.yaml").read_text())
+KEY = "strategy-lab/times"  # in pytest's cache
+PHASES = ("corpus", "mesh", "build", "steps", "gather", "compare")
+LONGEST = 15
+
+
+class Clock:
+    """Measures the machine before the first test, and prints the budget after the last."""
+
+    def __init__(self) -> None:
+        from scripts.bench_step import bare_step_ms
+
+        self.bare_step_ms = bare_step_ms()
+        self.started = time.perf_counter()
+        self.tests: Counter[str] = Counter()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.tests[report.nodeid] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: Any, config: pytest.Config) -> None:
+        found = worlds(config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
+        for world in found:
+            self.tests[world["test"]] -= world["seconds"]
+        times = {
+            "selection": "fast" if "not slow" in config.option.markexpr else "all",
+            "seconds": time.perf_counter() - self.started,
+            "bare_step_ms": self.bare_step_ms,
+            "tests": dict(self.tests),
+            "worlds": found,
+        }
+        assert config.cache is not None
+        config.cache.set(KEY, times)
+        terminalreporter.section("time")
+        for line in summary(times):
+            terminalreporter.line(line)
+
+
+def worlds(base: Path) -> list[dict[str, Any]]:
+    """What each world left, with the name that the budget has for it: the tests' file and the number of ranks."""
+    found = []
+    for file in sorted(base.rglob("world.json")):
+        world = json.loads(file.read_text())
+        stem = Path(world["test"].partition("::")[0]).stem.removeprefix("test_")
+        found.append(world | {"name": f"{stem} {world['size']}"})
+    return found
+
+
+def summary(times: dict[str, Any]) -> list[str]:
+    """The whole and its share of the budget; then what takes more than its share, by name."""
+    ms, selection = times["bare_step_ms"], times["selection"]
+    lines = [
+        f"{times['seconds']:.0f} s. The bare step of tiny takes {ms:.0f} ms on this machine, so that is "
+        f"{times['seconds'] / ms:.2f} s for each of these ms; the budget is {BUDGET['total'][selection]}."
+    ]
+    shares = BUDGET["worlds"][selection]
+    costs = [(f"the world {name}", cost, shares.get(name, shares["other"])) for name, cost in by_world(times)]
+    for world in times["worlds"]:
+        costs += [(f"the row {name}", row["seconds"] or 0, BUDGET["row"]) for name, row in world["rows"].items()]
+    costs += [(f"the test {name}", cost, BUDGET["test"]) for name, cost in times["tests"].items()]
+    lines += [
+        f"Over its share of {share * ms:.0f} s: {what}, {cost:.0f} s"
+        for what, cost, share in costs
+        if cost > share * ms
+    ]
+    inside = sum(world["seconds"] for world in times["worlds"])
+    return [*lines, f"{inside:.0f} s of it were spent in {len(times['worlds'])} worlds: python -m tests.clock"]
+
+
+def by_world(times: dict[str, Any]) -> list[tuple[str, float]]:
+    """Seconds by name."""
+    seconds: Counter[str] = Counter()
+    for world in times["worlds"]:
+        seconds[world["name"]] += world["seconds"]
+    return seconds.most_common()
+
+
+def tables(times: dict[str, Any]) -> list[str]:
+    """Worlds by phase (`start`: processes, imports and the process group), and the longest rows and tests."""
+    lines = [f"{'world':<22}{'rows':>5}{'s':>8}{'start':>8}" + "".join(f"{phase:>9}" for phase in PHASES)]
+    rows: list[tuple[float, str]] = []
+    for world in sorted(times["worlds"], key=lambda world: -world["seconds"]):
+        timed = {name: row for name, row in world["rows"].items() if row["seconds"]}
+        rows += [(row["seconds"], f"{name} ({world['name']})") for name, row in timed.items()]
+        start = world["seconds"] - sum(row["seconds"] for row in timed.values())
+        phases = [sum((row["phases"] or {}).get(phase, 0) for row in timed.values()) for phase in PHASES]
+        figures = f"{len(timed):>5}{world['seconds']:>8.1f}{start:>8.1f}" + "".join(
+            f"{phase:>9.1f}" for phase in phases
+        )
+        lines.append(f"{world['name']:<22}{figures}")
+    lines += ["", "longest rows, s", *(f"{cost:>7.1f}  {name}" for cost, name in sorted(rows, reverse=True)[:LONGEST])]
+    tests = sorted(times["tests"].items(), key=lambda item: -item[1])[:LONGEST]
+    return [*lines, "", "longest tests, without their worlds, s", *(f"{cost:>7.1f}  {name}" for name, cost in tests)]
+
+
+def main() -> None:
+    file = Path(".pytest_cache") / "v" / KEY
+    if not file.exists():
+        raise SystemExit("no times were kept yet: run make test first")
+    times = json.loads(file.read_text())
+    print("\n".join([*summary(times), "", *tables(times)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Each rank of a test world trains a few steps, then compares what it holds of shared KV heads, bit by bit, with the
+other ranks that hold the same."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from train import prove
+from train.data import load_corpus
+from train.distributed import build_mesh, choose_runtime, own_rows
+from train.gradients import local
+from train.model import Transformer, dtypes
+from train.world import World
+
+STEPS = 3
+
+
+def run(job: prove.Job, world: World, folder: Path) -> prove.Result:
+    """`compared`: tensors that two ranks or more hold, weights and moments; `unequal`: those that differ anywhere."""
+    config = prove.configured(job.overrides)
+    mesh = build_mesh(config, choose_runtime(config.runtime, world))
+    step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    size = config.train.global_batch_size
+    for i in range(1, STEPS + 1):
+        step(*load_corpus(config).batch(i, size, own_rows(mesh, size)), lr=1e-2)
+    optimiser = step.optimiser  # type: ignore[attr-defined]
+    counts = torch.zeros(2, dtype=torch.long)
+    for name, p in optimiser.parameters.items():
+        if isinstance(p, DTensor) and "kv_replicate" in (p.device_mesh.mesh_dim_names or ()):
+            moments = [x for x in optimiser.inner.state[optimiser.shards[name]].values() if x.ndim]
+            group = p.device_mesh.get_group("kv_replicate")
+            for held in (local(p).detach(), *moments):
+                counts += torch.tensor([1, differs(held, group)])
+    dist.all_reduce(counts)
+    return {"compared": int(counts[0]), "unequal": int(counts[1])}
+
+
+def differs(held: Tensor, group: dist.ProcessGroup) -> bool:
+    others = [torch.empty_like(held) for _ in range(group.size())]
+    dist.all_gather(others, held.contiguous(), group=group)
+    return not all(torch.equal(other, held) for other in others)
+
+
+if __name__ == "__main__":
+    prove.main(run)

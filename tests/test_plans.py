@@ -1,0 +1,305 @@
+"""What is said of a plan before it runs: the bubble of its own microbatches, the memory that it needs, ranks that are
+alike."""
+
+import itertools
+import math
+import random
+from dataclasses import replace
+from functools import cache
+from types import SimpleNamespace
+
+import pytest
+
+from launch.description import holdings, memory, merged
+from launch.explain import explained, problems, side_by_side
+from launch.grid import expand
+from launch.memory import GiB, Ranks, Room, check_memory, gib, machine, room_here, shortage
+from launch.schedule import listed, picture, replayed, step_bubble
+from train import cli
+from train.alike import alike, same_stages
+from train.communication import unknown
+from train.flops import flops_per_token
+from train.memory import needs, num_parameters
+from train.out_of_memory import remedies
+from train.plan import Plan
+from train.problems import BadInput, Problem, said
+from train.rules.base import below
+from train.rules.pipeline import microbatches
+from train.shapes import block, held, state_bytes
+from train.strategies.placement import SCHEDULES, layers_per_stage
+from train.validate import completed, mending, validate
+
+PARSER = cli.parser("test", "")
+
+
+@cache
+def composed(*presets):
+    return cli.parse(PARSER, [*presets])[0]
+
+
+def plan_of(line):
+    """Presets are composed, once each; keys are set on what comes of them."""
+    words = line.split()
+    presets = [word for word in words if word.split("=")[0] in ("strategy", "model", "data", "hardware")]
+    return Plan(composed(*presets), 1).override(" ".join(word for word in words if word not in presets))
+
+
+def line_of(lines, start):
+    return next(line.strip() for line in lines if line.strip().startswith(start))
+
+
+@pytest.mark.parametrize(("batch", "percent"), [(16, "15.8 %"), (32, "8.6 %"), (64, "4.5 %"), (128, "2.3 %")])
+def test_the_bubble_is_that_of_the_runs_own_microbatches(batch, percent):
+    plan = plan_of(f"strategy=pp nproc=4 train.micro_batch_size=1 train.global_batch_size={batch}")
+    lines = picture(plan)
+    assert line_of(lines, "bubble").startswith(f"bubble of a step of {batch} microbatch(es)")
+    assert line_of(lines, "by the closed form").endswith(percent)
+    assert percent in line_of(lines, "replayed, by layers")
+    assert step_bubble(plan) == percent.split()[0]
+    assert ("drawn for 16 of" in lines[0]) == (batch > 16)
+
+
+def test_uneven_layers_are_replayed():
+    lines = picture(
+        plan_of("strategy=pp nproc=4 model.num_layers=5 train.micro_batch_size=2 train.global_batch_size=8")
+    )
+    assert line_of(lines, "by the closed form").endswith("42.9 %")
+    assert line_of(lines, "replayed, by layers").endswith(" 44.4 %  (stages of 2, 1, 1, 1 layers)")
+    # by hand: the last stage's head adds 0.15 to 3 for each microbatch, 4 of them to the work and 3 x 0.15 to the step
+    with_head = line_of(lines, "replayed, with the head")
+    assert with_head.endswith(" 43.7 %  (which takes as long as 0.15 layers)")
+
+
+def test_schedules_that_are_too_long_are_not_replayed():
+    plan = plan_of("strategy=pp nproc=4 train.micro_batch_size=1 train.global_batch_size=1000000 train.eval_batches=1")
+    assert "not replayed: 8,000,000 forwards and backwards" in line_of(picture(plan), "not replayed")
+    assert step_bubble(plan) == "0.0"
+    words = "strategy.schedule=zbv_zero_bubble train.activation_checkpointing=full"
+    assert "20,000 are replayed at most" in (unknown(plan_of(f"strategy=pp nproc=2 {words}").override(
+        "train.global_batch_size=1000000 train.micro_batch_size=1")) or "")  # fmt: skip
+    assert listed([*range(1, 30)]) == "1 to 29"
+
+
+def test_the_split_of_layers_is_the_best_of_all():
+    """By trying every number of layers of the last stage and adding up its cost, stage by stage."""
+    model = replace(plan_of("strategy=pp nproc=2").config.model)
+    for layers, stages, vocabulary in itertools.product((5, 8, 13, 40), (2, 3, 4, 5), (256, 10_000, 200_000)):
+        model.num_layers, model.vocab_size = layers, vocabulary
+
+        def cost(counts):
+            one, none = (flops_per_token(SimpleNamespace(**vars(model) | {"num_layers": n}), 128) for n in (1, 0))
+            flops = [n * (one - none) for n in counts]
+            flops[-1] += none
+            return max(flops), sum(x * x for x in flops)
+
+        splits = []
+        for last in range(1, layers - stages + 2):
+            base, extra = divmod(layers - last, stages - 1)
+            splits.append([base + (i < extra) for i in range(stages - 1)] + [last])
+        assert cost(layers_per_stage(model, 128, stages)) == min(map(cost, splits))
+
+
+@pytest.mark.parametrize("model", cli.options("model"))
+def test_parameters_are_counted(model):
+    plan = plan_of(f"strategy=single model={model}")
+    total, active = num_parameters(plan.config.model)
+    assert total == sum(map(math.prod, held(plan, 0).values()))
+    idle = plan.config.model.num_experts - plan.config.model.top_k
+    expert = sum(math.prod(s[1:]) for name, s in block(plan.config.model).items() if ".experts." in name)
+    assert active == total - (plan.config.model.num_layers * idle * expert if expert else 0)
+
+
+def test_what_fsdp_puts_together_within_a_step():
+    line = "nproc=4 train.micro_batch_size=1 train.global_batch_size=16 strategy="
+    plan = plan_of(f"{line}fsdp")
+    total = 4 * num_parameters(plan.config.model)[0]
+    layer = 4 * sum(map(math.prod, block(plan.config.model).values()))
+    head = 4 * (256 * 128 + 128)
+    assert needs(plan_of(f"{line}dp"), 0).whole == needs(plan_of(f"{line}tp"), 0).whole == 0
+    assert needs(plan_of(f"{line}zero1"), 0).whole == 2 * total
+    assert needs(plan_of(f"{line}zero2"), 0).whole == total + layer
+    assert needs(plan, 0).whole == 3 * layer + head
+    assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(
+        holdings(Ranks(plan))
+    )
+    assert "all parameters; and of the gradients those of one block" in "".join(
+        holdings(Ranks(plan_of(f"{line}zero2")))
+    )
+    assert "all parameters; and of the gradients all, until the last microbatch" in "".join(
+        holdings(Ranks(plan_of(f"{line}zero1")))
+    )
+    # FSDP over cp and ep: what tp and ep split is put together of a part only
+    assert needs(plan_of(f"{line}fsdp_tp"), 0).whole < needs(plan, 0).whole
+
+
+def test_deepspeed_holds_by_zeros_arithmetic():
+    """docs/deepspeed.md, whose bytes tests/test_deepspeed.py compares with a run's."""
+    total = 4 * num_parameters(plan_of("strategy=dp").config.model)[0]
+    for stage, shards in ((1, (1, 1, 4)), (2, (1, 4, 4)), (3, (4, 4, 4))):
+        one = needs(plan_of(f"strategy=ds_zero{stage} nproc=4"), 0)
+        assert (one.parameters, one.gradients, one.optimiser) == tuple(
+            size // parts for size, parts in zip((total, total, 3 * total), shards, strict=True)
+        )
+    plan = plan_of("strategy=ds_pp nproc=4")
+    of_stages = [needs(plan, rank) for rank in range(4)]
+    assert sum(one.parameters for one in of_stages) == total and of_stages[1].optimiser == 2 * of_stages[1].parameters
+    ends = 4 * (2 * 256 * 128 + (1 + 2 * 8) * 128)  # embedding, head and norms are whole
+    assert needs(plan_of("strategy=ds_autotp nproc=4"), 3).parameters == (total - ends) // 4 + ends
+    assert needs(plan_of("strategy=ds_zero3 nproc=4 strategy.whole_below=200"), 0).parameters == (
+        (total - 17 * 512) // 4 + 17 * 512
+    )
+    offloaded = needs(plan_of("strategy=ds_zero1 nproc=4 strategy.offload_optimizer=true"), 0)
+    assert offloaded.on_device == 2 * total and offloaded.offloaded == 3 * total // 4
+
+
+def test_memory_is_in_gib_of_three_digits():
+    assert [gib(x * GiB) for x in (1050.69, 999.6, 123.4, 45, 2.5, 0.00574)] == [
+        "1,050", "1,000", "123", "45.0", "2.50", "0.00574",
+    ]  # fmt: skip
+    assert gib(0) == "0"
+
+
+def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
+    card = "model=llama_70b hardware=l40s precision=bf16 train.micro_batch_size=2"
+    plan = plan_of(f"{card} strategy=dp nproc=8 train.global_batch_size=16")
+    (problem,) = problems(plan.config, 8)
+    assert problem.exit_code == 3
+    assert "rank 0 holds 1,050 GiB" in problem.message and "hardware=l40s has 45.0 GiB" in problem.message
+    there = plan.override(" ".join(problem.overrides))
+    assert there.world_size == 32 and not problems(there.config, there.world_size)
+    lines = explained(plan, [problem])
+    assert "70,553,706,496 parameters" in lines[0] and any("so it cannot fit" in line for line in lines)
+    two, three = (plan_of(f"{card} strategy={name} nproc=64 train.global_batch_size=128") for name in ("zero2", "fsdp"))
+    assert "rank 0 holds 16.4 GiB" in str(shortage(Ranks(two), Room("l40s", int(44.99 * GiB), shared=False)))
+    assert "and 135 GiB that are put together within a step" in str(
+        shortage(Ranks(two), Room("l40s", 2**35, shared=False))
+    )
+    assert shortage(Ranks(three), Room("l40s", int(44.99 * GiB), shared=False)) is None
+    here = Room("this machine", 2**34, shared=True)
+    small = plan_of("model=llama_1b strategy=dp nproc=2 train.global_batch_size=8 train.micro_batch_size=1")
+    problem = shortage(Ranks(small), here)
+    assert problem.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(problem)
+    assert problem.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
+    assert "the state fits; activations come on top" in memory(Ranks(plan_of("strategy=dp nproc=2")), machine())[-1]
+
+
+@pytest.mark.parametrize(("devices", "fits"), [(2, True), (1, False)])
+def test_the_memory_of_the_devices_that_there_are(devices, fits, monkeypatch):
+    """Two ranks on two devices, or sharing one over gloo; 8 GiB each, of which llama_1b's ranks need 6.6."""
+    device = SimpleNamespace(type="cuda")
+    properties = SimpleNamespace(total_memory=8 * GiB)
+    module = SimpleNamespace(get_device_properties=lambda _: properties, get_device_name=lambda _: "a card")
+    monkeypatch.setattr("train.distributed.choose_runtime", lambda *_: SimpleNamespace(device=device))
+    monkeypatch.setattr("torch.get_device_module", lambda _: module)
+    monkeypatch.setattr("torch.accelerator.device_count", lambda: devices)
+    plan = plan_of("model=llama_1b strategy=tp nproc=2 train.micro_batch_size=1")
+    room = room_here(plan.config, 2)
+    assert room == Room("a card", 8 * GiB * devices // 2, shared=False)
+    if fits:
+        check_memory(plan.config, 2)
+    else:
+        with pytest.raises(BadInput, match=r"holds 6.63 GiB .* but a card has 4.00 GiB.*force=true starts it"):
+            check_memory(plan.config, 2)
+
+
+def test_advice_when_memory_runs_out_is_of_what_filled_it():
+    config = plan_of("strategy=dp nproc=2 train.micro_batch_size=4").config
+    assert remedies(config, built=True)[0] == "train.micro_batch_size=2"
+    assert not any("batch" in one or "checkpointing" in one for one in remedies(config, built=False))
+
+
+UNEVEN = (
+    "strategy=fsdp_tp nproc=12 strategy.tp=4 model.vocab_size=259",
+    "strategy=fsdp nproc=7 model.vocab_size=300",
+    "strategy=hsdp nproc=6 model.vocab_size=259",
+    "strategy=tp_pp nproc=8 strategy.tp=4 model.vocab_size=259 model.num_layers=5",
+    "strategy=pp nproc=4 strategy.schedule=looped_bfs strategy.stages_per_rank=4 model.num_layers=17",
+    "strategy=3d nproc=8 model.tie_embeddings=true model.vocab_size=259",
+    "strategy=fsdp_pp nproc=8 strategy.pp=2 strategy.schedule=looped_bfs strategy.stages_per_rank=4",
+    "strategy=moe_3d model=moe_tiny nproc=16",
+    "strategy=fsdp_cp nproc=8 model.vocab_size=300",
+)
+
+
+@pytest.mark.parametrize("line", UNEVEN)
+def test_ranks_of_a_group_hold_and_send_the_same(line):
+    """Each rank of its own account, against the first of its group."""
+    plan = plan_of(f"{line} train.micro_batch_size=1 train.global_batch_size=84")
+    assert unknown(plan) is None
+    seen = []
+    rows = {}
+    for (pp, parts), ranks in alike(plan).items():
+        seen += ranks
+        for rank in ranks:
+            assert state_bytes(plan, rank) == state_bytes(plan, ranks[0])
+            sent = merged(plan, rank)
+            assert rows.setdefault((same_stages(plan, pp), parts), sent) == sent
+    assert sorted(seen) == [*range(plan.world_size)]
+
+
+def test_several_plans_stand_side_by_side():
+    words = ["strategy=dp,zero2,fsdp,pp,ds_zero3", "nproc=4", "train.micro_batch_size=1", "train.global_batch_size=8"]
+    points = expand(words)
+    plans = [plan_of(" ".join([*point.overrides, f"nproc={point.nproc}"])) for point in points]
+    head, columns, *rows = side_by_side(points, plans, [[]] * len(plans))
+    assert head.endswith("in the memory of this machine") and columns.split()[:2] == ["degrees", "parameters"]
+    cells = {row.split()[0]: row.split() for row in rows}
+    assert " ".join(cells["dp"]) == "dp nproc=4 dp_replicate 4 0.00575 0.00575 0.0115 0.0230 0 yes 5.883 -"
+    assert cells["pp"][-1] == "27.3" and cells["ds_zero3"][-2:] == ["-", "-"]
+    assert float(cells["zero2"][-4]) > float(cells["fsdp"][-4]) and cells["zero2"][4:8] == cells["fsdp"][4:8]
+    wrong = [Problem("tp_heads", "seven heads", "use six")]
+    assert side_by_side(points[:1], plans[:1], [wrong])[-2:] == ["problems of dp nproc=4", "  seven heads: use six"]
+
+
+def test_several_rules_are_mended_together():
+    plan = plan_of("strategy=tp nproc=7")
+    found = validate(plan.config, 7)
+    assert {problem.fix for problem in found} == {"use nproc=8, nproc=4 or nproc=2"}
+    assert len(found) >= 3 and [*said(found)][-1].endswith("together: use nproc=8, nproc=4 or nproc=2")
+    assert mending(plan_of("strategy=single nproc=1")) == [""]
+    assert below(12) == [11, 10, 9, 8, 7, 6, 5, 4, 3, 1] and below(1) == []
+
+
+def test_what_a_text_asks_for_keeps_the_other_rules(tmp_path):
+    text = tmp_path / "text"
+    text.write_text("abc" * 167)
+    words = f"data=text data.path={text} data.validation_fraction=0.5 train.seq_len=256 model.max_seq_len=256"
+    words += " strategy=tp nproc=4"
+    plan = plan_of(words)
+    (problem,) = problems(plan.config, 4)
+    assert problem.rule == "corpus_length" and problem.overrides == ("train.seq_len=248",)  # not 249
+    assert "use train.seq_len=248 or less, more data" in str(problem)
+    there = plan.override("train.seq_len=248")
+    assert not problems(there.config, 4)
+    offer = Problem("token_in_vocabulary", "id 2 of 2", "use model.vocab_size=5 or more", ("model.vocab_size=5",))
+    assert completed(offer, plan).overrides == ("model.vocab_size=5", "nproc=2")
+    assert "model.vocab_size=5 nproc=2 or more" in completed(offer, plan).fix
+    nothing = completed(Problem("x", "y", "use model.dim=3", ("model.dim=3",)), plan_of("strategy=single"))
+    assert nothing.overrides == () and nothing.fix.endswith("and change what does not go with it")
+
+
+def test_numbers_of_microbatches_that_a_schedule_accepts_are_near():
+    draw = random.Random(4)
+    for _ in range(80):
+        p, m = draw.randint(2, 40), draw.randint(2, 5000)
+        plan = plan_of_schedule(p, m)
+        finding = microbatches(plan)
+        accepts = SCHEDULES["interleaved_1f1b"].accepts
+        if finding is None:
+            assert accepts(m, p, 2 * p)
+            continue
+        sizes = [int(fix.split("=")[1]) for fix in finding.fixes if fix.startswith("train.global_batch_size=")]
+        nearest = min((k for k in range(1, 2 * m + p) if accepts(k, p, 2 * p)), key=lambda k: (abs(k - m), k))
+        assert sizes[0] == nearest
+
+
+SCHEDULED = plan_of("strategy=pp nproc=2 strategy.schedule=interleaved_1f1b train.micro_batch_size=1")
+
+
+def plan_of_schedule(p, m):
+    return SCHEDULED.override(f"nproc={p} train.global_batch_size={m}")
+
+
+def test_a_replay_of_even_stages_is_the_closed_form():
+    plan = plan_of("strategy=ds_pp nproc=4 train.micro_batch_size=1 train.global_batch_size=12")
+    assert replayed(plan, 0.0) == pytest.approx(3 / 15)

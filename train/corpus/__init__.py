@@ -1,0 +1,1 @@
+"""Where the tokens of a run come from: texts, folders, JSON Lines and token files. Torch is not imported."""
