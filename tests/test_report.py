@@ -13,8 +13,8 @@ from scripts.comparing.gate import groups_of
 from scripts.comparing.work import num_parameters, short_count
 from tests.synthetic_runs import MODEL, make_run
 from train import palette
+from train.cli import configured
 from train.plan import Plan
-from train.prove import configured
 from train.shapes import units
 
 VENDOR = Path(__file__).resolve().parent.parent / "scripts" / "comparing" / "vendor"
