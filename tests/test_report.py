@@ -74,7 +74,7 @@ def test_the_verdict_is_in_words(tmp_path):
     for strategy, off in (("dp", 0.0), ("tp", 2e-7)):
         make_run(tmp_path, strategy, off=off)
     (group,) = groups(tmp_path)
-    same = "All 2 runs train the same model on the same tokens with the same optimiser, so their losses must be equal"
+    same = "Both runs train the same model on the same tokens with the same optimiser, so their losses must be equal"
     assert head.verdict(group) == f"{same}, and are (at most 5.3e-08 apart in the first steps, which is rounding)."
     make_run(tmp_path, "pp", off=0.5)
     (group,) = groups(tmp_path)

@@ -46,7 +46,7 @@ def verdict(group: Group) -> str:
     wrong = [row.run.label for row in group.rows if not row.good]
     excused = [row.run.label for row in group.rows if row.excused]
     work = "the same model on the same tokens with the same optimiser"
-    same = f"All {count} runs train {work}, so their losses must be equal"
+    same = f"{'Both' if count == 2 else f'All {count}'} runs train {work}, so their losses must be equal"
     if wrong:
         they = "they win" if len(wrong) > 1 else "it wins"
         return f"{same}: those of {words.listed(wrong)} are not, so {they} nothing below."

@@ -89,7 +89,7 @@ function drawAll() {
 }
 
 let waiting;
-let width = 0;
+let width = document.body.clientWidth;
 function redraw() {
   clearTimeout(waiting);
   waiting = setTimeout(drawAll, 100);
