@@ -54,7 +54,7 @@ def draw(groups: list[Group], args: argparse.Namespace) -> None:
             for path in pictures.save_all(groups, Path(args.png)):
                 print(path, file=sys.stderr)
         if args.html:
-            write_whole(Path(args.html), page.report(groups))
+            write_whole(Path(args.html), page.report(groups, sys.argv[1:]))
             print(args.html, file=sys.stderr)
     except OSError as error:
         stop(f"{error.filename} cannot be written ({error.strerror}): name a place that can")

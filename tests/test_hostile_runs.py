@@ -145,6 +145,26 @@ def test_the_bound_of_a_lossy_option_follows_from_the_config(keys, good, runs):
     assert next(row for row in group.rows if row.run.strategy == "fsdp").good is good
 
 
+def test_a_value_from_the_environment_is_known_by_the_hash_that_the_run_wrote(tmp_path):
+    """A digest stands for it in work.json, so that nobody reads it there; the hash is of the value."""
+    for strategy, rate in (("dp", 0.001), ("tp", "sha256:0123456789ab")):
+        run = make_run(tmp_path, strategy, work={"optim": {"name": "adamw", "lr": rate}})
+        if strategy == "tp":
+            values("work.json", work_hash=Search([tmp_path / "dp-x2-ws2-abcdef"]).runs[0].work_hash)(run)
+    (group,) = groups_of(Search([tmp_path]).runs)
+    assert [row.equal for row in group.rows] == ["reference", "yes (0)"]
+
+
+def test_steps_without_a_valid_token_are_not_compared(tmp_path):
+    for strategy in ("dp", "tp"):
+        run = make_run(tmp_path, strategy)
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lines[2] |= {"train/loss": None, "train/valid_tokens": 0}
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (group,) = groups_of(Search([tmp_path]).runs)
+    assert [row.equal for row in group.rows] == ["reference", "yes (0)"]
+
+
 def test_one_wrong_run_does_not_become_the_reference(tmp_path):
     """It is the first in the folder, and the others agree with one another."""
     for strategy, off in (("cp", 0.5), ("dp", 0.0), ("tp", 1e-7)):

@@ -78,12 +78,12 @@ CONFIG: dict[str, Kind] = {
     "data": OBJECT,
     "train": OBJECT,
     "metrics": OBJECT,
-    "precision": TEXT,
 }
 CONFIG_KEYS: dict[str, Kind] = {
     "strategy.name": TEXT,
     "train.steps": COUNT,
     "metrics.warmup_steps": COUNT,
+    "precision": TEXT,
 }
 POINT: dict[str, Kind] = {
     "label": TEXT,
@@ -141,6 +141,9 @@ def read_config(path: Path) -> Record:
     tree = read_yaml(path / "config.yaml") or {}
     check(tree, CONFIG, "config.yaml")
     config = flat(tree)
+    for key in CONFIG_KEYS:
+        if "${" in str(config.get(key)):  # as it was typed: what it came to says summary.json
+            del config[key]
     check(config, CONFIG_KEYS, "config.yaml")
     return config
 

@@ -1,38 +1,22 @@
-"""The pictures of a comparison, by matplotlib: a title that says what it shows, units, one colour a strategy.
-
-Colours are Okabe and Ito's for strategies and Paul Tol's "bright" for kinds: told apart by colour-blind readers.
-"""
+"""The pictures of a comparison, by matplotlib: a title that says what it shows, units, one colour for one thing."""
 
 from __future__ import annotations
 
-import math
 import re
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from train.palette import MEMORY_COLOURS, PART_COLOURS
-from train.run_files import number
+from train.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
 
 from . import words
+from .curves import loss, loss_over_bytes, loss_over_time
 from .figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
 from .gate import Group, Row
-from .style import (
-    AXIS_COLOURS,
-    MOST_BARS,
-    STYLE,
-    WIDTH_IN,
-    Colours,
-    Picture,
-    bars,
-    legend,
-    stack,
-)
+from .style import MOST_BARS, STYLE, TIP, Colours, Picture, bars, legend, stack
 from .timelines import timelines
 
 
@@ -40,7 +24,9 @@ def pictures_of(groups: list[Group]) -> list[list[Picture]]:
     """Those of each group that its runs have the figures for."""
     with matplotlib.rc_context(STYLE):
         colours = Colours(groups)
-        makers: tuple[Callable[[Group, Colours], Picture | None], ...] = (throughput, step_time, memory, wire, loss)
+        makers: tuple[Callable[[Group, Colours], Picture | None], ...] = (
+            throughput, loss, step_time, memory, wire, loss_over_time, loss_over_bytes,
+        )  # fmt: skip
         made = [[maker(group, colours) for maker in makers] for group in groups]
         return [
             [picture for picture in pictures if picture is not None]
@@ -54,26 +40,35 @@ def save_all(groups: list[Group], folder: Path) -> list[Path]:
     """Write every picture as PNG; those of a second table end in -2."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for index, pictures in enumerate(pictures_of(groups), start=1):
-        for picture in pictures:
-            path = folder / (f"{picture.name}.png" if index == 1 else f"{picture.name}-{index}.png")
-            width = int(picture.figure.get_size_inches()[0] * 12.5)
-            picture.figure.suptitle(textwrap.fill(picture.title, width), fontsize=10, x=0.01, ha="left")
-            picture.figure.savefig(path, dpi=160)
-            paths.append(path)
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for the letter
+        for number, pictures in enumerate(pictures_of(groups), start=1):
+            for picture in pictures:
+                path = folder / (f"{picture.name}.png" if number == 1 else f"{picture.name}-{number}.png")
+                width = int(picture.figure.get_size_inches()[0] * 12.5)
+                picture.figure.suptitle(textwrap.fill(picture.title, width), fontsize=10, x=0.01, ha="left")
+                picture.figure.savefig(path, dpi=160)
+                paths.append(path)
     return paths
+
+
+def drawable(rows: list[Row]) -> tuple[list[Row], str]:
+    """As many rows as a picture has room for, and a sentence that says so."""
+    left = len(rows) - MOST_BARS
+    return rows[:MOST_BARS], f" {left} more runs stand in the table alone." if left > 0 else ""
 
 
 def throughput(group: Group, colours: Colours) -> Picture | None:
     """Median tokens/s with its interval."""
-    rows = [row for row in group.rows if row.figures["tokens_per_s"] is not None]
+    rows, more = drawable([row for row in group.rows if (row.figures["tokens_per_s"] or 0.0) > 0])
     if not rows:
         return None
     figure, axes = bars([row.run.label for row in rows])
     for y, row in enumerate(rows):
         speed = row.figures["tokens_per_s"] or 0.0
         low, high = row.figures["tokens_per_s_ci95_low"], row.figures["tokens_per_s_ci95_high"]
-        axes.barh(y, speed, color=colours.colour(row), height=0.7)
+        (bar,) = axes.barh(y, speed, color=colours.colour(row), height=0.7)
+        bar.set_gid(f"{TIP}{row.run.label}: {speed:,.0f} tokens/s")
         if low is not None and high is not None:
             axes.errorbar(speed, y, xerr=[[speed - low], [high - speed]], color="black", capsize=4, linewidth=1.2)
         axes.annotate(f"{speed:,.0f}", (max(speed, high or 0.0), y), (5, 0), textcoords="offset points", va="center")
@@ -81,32 +76,40 @@ def throughput(group: Group, colours: Colours) -> Picture | None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.locator_params(axis="x", nbins=5)
     axes.set_xlabel("tokens/s, all devices together")
-    return Picture("throughput", words.speed(group), figure, "Bars: median after warm-up. Whiskers: its 95 % interval.")
+    return Picture(
+        "throughput", words.speed(group), figure, f"Bars: median after warm-up. Whiskers: its 95 % interval.{more}"
+    )
 
 
 def step_time(group: Group, colours: Colours) -> Picture | None:
-    """The parts of a sampled step, which add up to it; a mark where the step without the profiler ends."""
-    rows = [row for row in group.rows if time_parts(row.run)]
+    """The median step, divided as the recorded steps were."""
+    medians = {id(row): row.figures["step_ms_p50"] or 0.0 for row in group.rows}
+    rows, more = drawable([row for row in group.rows if sum(time_parts(row.run).values()) > 0 < medians[id(row)]])
     if not rows:
         return None
     figure, axes = bars([row.run.label for row in rows])
-    axes.plot([row.figures["step_ms_p50"] or float("nan") for row in rows], range(len(rows)), "|", color="black",
-              markersize=16, markeredgewidth=2, label="median step", zorder=3)  # fmt: skip
-    stack(axes, [time_parts(row.run) for row in rows], TIME_PARTS, PART_COLOURS)
-    axes.set_xlabel("ms of a step")
+    scaled, slower = [], []
+    for row in rows:
+        parts = time_parts(row.run)
+        recorded = sum(parts.values())
+        slower.append(recorded / medians[id(row)])
+        scaled.append((row.run.label, {part: ms * medians[id(row)] / recorded for part, ms in parts.items()}))
+    stack(axes, scaled, TIME_PARTS, PART_COLOURS, "ms")
+    axes.set_xlabel("ms of the median step")
     legend(axes)
     ranked = [row for row in words.by_speed(group) if row in rows]
     title = " ".join(words.shares(row) for row in ([ranked[0], ranked[-1]] if len(ranked) > 1 else ranked or rows[:1]))
+    took = " to ".join(dict.fromkeys(f"{factor:.2g}" for factor in (min(slower), max(slower))))
     note = (
-        "Mean of the sampled steps and of the ranks; communication is what no computing hides. "
-        "The mark is the median of steps without the profiler."
+        "A bar is as long as the median step, which is not recorded, and divided as the recorded steps were; these "
+        f"took {took} times as long. Means of the ranks; communication is what no computing hides.{more}"
     )
     return Picture("step-time", title, figure, note)
 
 
 def memory(group: Group, colours: Colours) -> Picture | None:
     """Each rank's memory by kind: at the peak if every run has a sample of it, else state alone."""
-    with_steps = [row for row in group.rows if row.run.steps]
+    with_steps, more = drawable([row for row in group.rows if row.run.steps])
     sampled = all(set(kinds) - set(STATE_KINDS) for row in with_steps for kinds in memory_by_rank(row.run).values())
     of = memory_by_rank if sampled else state_by_rank
     by_run = {row.run.label: ranks for row in with_steps if (ranks := of(row.run))}
@@ -119,74 +122,31 @@ def memory(group: Group, colours: Colours) -> Picture | None:
     figure, axes = bars([name for name, _ in lines], each_in=0.22, wrap=False)
     for text in axes.get_yticklabels():
         text.set_fontweight("bold" if text.get_text() in by_run else "normal")
-    stack(axes, [kinds for _, kinds in lines], MEMORY_KINDS, MEMORY_COLOURS)
+    owners = [name for name, ranks in by_run.items() for _ in range(1 + len(_named(ranks, few)))]
+    named = [(f"{owner}, {name}", kinds) for owner, (name, kinds) in zip(owners, lines, strict=True)]
+    stack(axes, named, MEMORY_KINDS, MEMORY_COLOURS, "MiB")
     axes.set_xlabel("MiB at the peak of a sampled step" if sampled else "MiB of state held between steps")
     legend(axes)
-    note = "" if sampled else "No sample of every run: activations and buffers are not in it."
+    note = ("" if sampled else "No sample of every run: activations and buffers are not in it.") + more
     return Picture("memory", words.memory(group) or "Memory by kind and rank.", figure, note)
 
 
 def wire(group: Group, colours: Colours) -> Picture | None:
     """What rank 0 sends in a step, by mesh axis."""
-    sent = {row.run.label: parts for row in group.rows if (parts := sent_by_axis(row.run))}
+    rows, more = drawable([row for row in group.rows if sum(sent_by_axis(row.run).values()) > 0])
+    sent = {row.run.label: sent_by_axis(row.run) for row in rows}
     if not sent:
         return None
     names = sorted({axis for parts in sent.values() for axis in parts}, key=lambda axis: (axis.count("."), axis))
     figure, axes = bars(list(sent))
-    stack(axes, list(sent.values()), names, AXIS_COLOURS)
+    stack(axes, list(sent.items()), names, AXIS_COLOURS, "MiB")
     axes.set_xlabel("MiB sent by rank 0 per step (message bytes)")
     legend(axes)
     totals = {label: sum(parts.values()) for label, parts in sent.items()}
     most, least = max(totals, key=lambda label: totals[label]), min(totals, key=lambda label: totals[label])
     title = f"{most} sends {totals[most]:.3g} MiB a step" + (
         f", {totals[most] / totals[least]:.3g} times {least}." if totals[least] and most != least else ".")  # fmt: skip
-    return Picture("wire", title, figure, "By the mesh axis that the messages run over.")
-
-
-def loss(group: Group, colours: Colours) -> Picture | None:
-    """The training loss over one another, and below it how far each is from the reference."""
-    rows = [row for row in group.rows if row.run.steps]
-    if not rows:
-        return None
-    reference = next((row for row in rows if row.equal == "reference"), None)
-    figure = Figure(figsize=(WIDTH_IN, 3.9 if reference and len(rows) > 1 else 2.8), layout="constrained")
-    if reference and len(rows) > 1:
-        curves, distances = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    else:
-        curves, distances = figure.subplots(), None
-    for i, row in enumerate(rows):
-        # the first is thick and each next one thinner, so that equal curves all show
-        width = 1.2 + 5.0 * (len(rows) - 1 - i) / len(rows)
-        curves.plot(*zip(*_losses(row).items(), strict=True), colours.line(row), color=colours.colour(row),
-                    linewidth=width, label=row.run.label, solid_capstyle="round")  # fmt: skip
-    curves.set_ylabel("training loss")
-    legend(curves)
-    if distances is not None and reference is not None:
-        _distances(distances, [row for row in rows if row is not reference], reference, colours)
-    (distances or curves).set_xlabel("step")
-    (distances or curves).xaxis.set_major_locator(MaxNLocator(integer=True))
-    note = "Below: no mark where two losses are the same to the last bit." if distances is not None else ""
-    return Picture("loss", words.losses(group), figure, note)
-
-
-def _losses(row: Row) -> dict[int, float]:
-    """By step; NaN, which is not drawn, where it is not a number."""
-    losses = {record["step"]: number(record["train/loss"]) for record in row.run.steps}
-    return {step: math.nan if loss is None else loss for step, loss in losses.items()}
-
-
-def _distances(axes: Axes, rows: list[Row], reference: Row, colours: Colours) -> None:
-    """How far each loss is from the reference's, relative; nothing where it is equal, as no logarithm shows 0."""
-    theirs = _losses(reference)
-    shown: list[float] = []
-    for row in rows:
-        apart = {n: abs(x - theirs[n]) / abs(theirs[n]) for n, x in _losses(row).items() if theirs.get(n)}
-        seen = {n: x for n, x in apart.items() if 0 < x < math.inf}
-        axes.plot(list(seen), list(seen.values()), colours.line(row), color=colours.colour(row), marker=".")
-        shown += seen.values()
-    axes.set(yscale="log", ylabel=f"distance from\n{reference.run.label} (relative)")
-    if shown:  # whole decades, so that one at least has a label
-        axes.set_ylim(10 ** math.floor(math.log10(min(shown))), 10 ** math.ceil(math.log10(max(shown) * 1.01)))
+    return Picture("wire", title, figure, f"By the mesh axis that the messages run over.{more}")
 
 
 def _named(ranks: dict[int, dict[str, float]], few: bool) -> list[tuple[str, dict[str, float]]]:

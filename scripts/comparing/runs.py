@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from train.run_files import Record, clean
-from train.run_folder import hash_of, read_folder
+from train.run_folder import flat, hash_of, read_folder
 
+from .configs import differences
 from .sweeps import Sweep
 
 DEFAULT_WARMUP = 5
 LABEL_CHARS = 60
+DIGEST = re.compile(r"sha256:[0-9a-f]{12}")
 LATER = ("eval_batches",)  # keys of `train` that came to the work after its first version
 
 
@@ -54,8 +56,10 @@ class Run:
 
     @cached_property
     def work_hash(self) -> str | None:
-        """Of the work, whatever the run says that its hash is."""
-        return hash_of(self.compared) if self.compared else self.facts.get("work_hash")
+        """Of the work, whatever the run says that its hash is; what it says, where a digest stands for a value from
+        the environment, or where there is no work.json."""
+        hidden = any(isinstance(value, str) and DIGEST.fullmatch(value) for value in flat(self.compared).values())
+        return hash_of(self.compared) if self.compared and not hidden else self.facts.get("work_hash")
 
     @property
     def fairness(self) -> str:
@@ -115,20 +119,13 @@ def read_run(path: Path) -> Run:
     return Run(path, folder.config, folder.work, folder.summary, steps, validations, folder.sample, folder.said)
 
 
-def config_differences(runs: list[Run]) -> dict[str, list[Any]]:
-    """Config keys that are not the same in all runs, with each run's value (None where it has no such key)."""
-    keys = dict.fromkeys(key for run in runs for key in run.config)
-    rows = {key: [run.config.get(key) for run in runs] for key in keys if not key.startswith("metrics.")}
-    return {key: values for key, values in rows.items() if any(value != values[0] for value in values)}
-
-
 def label(runs: list[Run]) -> None:
     """Name each: the strategy, what sets it apart from others of the same strategy, a number if nothing does."""
     by_strategy: dict[str, list[Run]] = {}
     for run in runs:
         by_strategy.setdefault(run.strategy, []).append(run)
     for strategy, same in by_strategy.items():
-        differing = config_differences(same)
+        differing = differences([run.config for run in same], between_strategies=False)
         sizes = [run.world_size for run in same]
         for i, run in enumerate(same):
             parts = [

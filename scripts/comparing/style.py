@@ -1,33 +1,30 @@
-"""How the pictures of a comparison look: colours, horizontal bars, legends.
-
-Colours are Okabe and Ito's for strategies and Paul Tol's "bright" for kinds: told apart by colour-blind readers.
-"""
+"""How the pictures of a comparison look: colours, horizontal bars, legends, and what a bar says when pointed at."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from train.palette import BLUE, CYAN, GREEN, GREY, PURPLE, RED, YELLOW
+from train.palette import GREY, strategy_colours
 
 from .gate import Group, Row
 
-STRATEGY_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#B7A800")
 LEGEND_COLUMNS = 3
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
 LINES = ("-", "--", ":", "-.")
-AXIS_COLOURS = {"pp": BLUE, "dp_replicate": GREEN, "dp_shard": RED, "cp": YELLOW, "tp": PURPLE, "ep": CYAN}
 WIDTH_IN, MOST_BARS, LABEL_CHARS = 5.0, 32, 15
+TIP = "tip: "  # how the id of a bar begins that has something to say: page.py makes a title of the rest
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "strategy-lab",
     "font.family": "sans-serif",
     "font.size": 9.5,
+    "text.parse_math": False,  # names may have a $
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -36,30 +33,31 @@ STYLE: Any = {
 
 @dataclass
 class Picture:
-    """`name` is a file's; `wide` is for pictures that cannot be read when narrow."""
+    """`name` is a file's; `wide` is for pictures that cannot be read when narrow. `panels`: the same as data, for a
+    chart that can be pointed at; empty if there is no such chart."""
 
     name: str
     title: str
     figure: Figure
     note: str = ""
     wide: bool = False
+    panels: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Colours:
-    """One colour for each strategy, in the order of the directories; a line style for each run of it."""
+    """One colour for each strategy, in every report; a line style for each run of it."""
 
     def __init__(self, groups: list[Group]) -> None:
         runs = [row.run for group in groups for row in group.rows]
-        self.order = list(dict.fromkeys(run.strategy for run in sorted(runs, key=lambda run: run.path.name)))
-        self.labels = {s: list(dict.fromkeys(run.label for run in runs if run.strategy == s)) for s in self.order}
+        names = sorted({run.strategy for run in runs})
+        self.of = strategy_colours(names)
+        self.labels = {name: list(dict.fromkeys(r.label for r in runs if r.strategy == name)) for name in names}
 
     def colour(self, row: Row) -> str:
-        return STRATEGY_COLOURS[self.order.index(row.run.strategy) % len(STRATEGY_COLOURS)]
+        return self.of[row.run.strategy]
 
     def line(self, row: Row) -> str:
-        place = self.order.index(row.run.strategy)
-        repeat = place // len(STRATEGY_COLOURS) + self.labels[row.run.strategy].index(row.run.label)
-        return LINES[repeat % len(LINES)]
+        return LINES[self.labels[row.run.strategy].index(row.run.label) % len(LINES)]
 
 
 def bars(labels: list[str], each_in: float = 0.42, wrap: bool = True) -> tuple[Figure, Axes]:
@@ -74,16 +72,21 @@ def bars(labels: list[str], each_in: float = 0.42, wrap: bool = True) -> tuple[F
     return figure, axes
 
 
-def stack(axes: Axes, rows: list[dict[str, float]], kinds: Iterable[str], colours: dict[str, str]) -> None:
-    """Stacked horizontal bars from 0; a kind that no bar has is not in the legend."""
+def stack(
+    axes: Axes, rows: list[tuple[str, dict[str, float]]], kinds: Iterable[str], colours: dict[str, str], unit: str
+) -> None:
+    """Stacked horizontal bars from 0 of named rows; a kind that no bar has is not in the legend."""
     ends = [0.0] * len(rows)
     for kind in kinds:
-        lengths = [row.get(kind, 0.0) for row in rows]
+        lengths = [max(parts.get(kind, 0.0), 0.0) for _, parts in rows]
         if not any(lengths):
             continue
         hatch = None if kind in colours else "///"
-        axes.barh(range(len(rows)), lengths, left=ends, height=0.75, label=kind, color=colours.get(kind, GREY),
-                  hatch=hatch, edgecolor="white" if hatch else "none", linewidth=0)  # fmt: skip
+        drawn = axes.barh(range(len(rows)), lengths, left=ends, height=0.75, label=kind, color=colours.get(kind, GREY),
+                          hatch=hatch, edgecolor="white" if hatch else "none", linewidth=0)  # fmt: skip
+        for patch, (name, _), length in zip(drawn, rows, lengths, strict=True):
+            if length:
+                patch.set_gid(f"{TIP}{name}, {kind}: {length:,.4g} {unit}")
         ends = [end + length for end, length in zip(ends, lengths, strict=True)]
     axes.use_sticky_edges = False  # room beyond the longest bar
     axes.set_xlim(left=0)
@@ -95,4 +98,5 @@ def legend(axes: Axes) -> None:
     # matplotlib fills columns, readers read rows
     order = [i for column in range(LEGEND_COLUMNS) for i in range(column, len(labels), LEGEND_COLUMNS)]
     shown = [handles[i] for i in order], [labels[i] for i in order]
-    axes.legend(*shown, ncols=LEGEND_COLUMNS, fontsize=8.5, columnspacing=1.0, **ABOVE)
+    if handles:
+        axes.legend(*shown, ncols=LEGEND_COLUMNS, fontsize=8.5, columnspacing=1.0, **ABOVE)

@@ -8,10 +8,10 @@ from matplotlib.patches import Patch
 from train.palette import WORK
 
 from .gate import Row
-from .style import ABOVE
+from .style import ABOVE, TIP
 from .table import figure as written
 
-WIDTH_IN, MOST_RANKS = 11.0, 16
+WIDTH_IN, MOST_RANKS, MOST_BARS = 11.0, 16, 5000
 LEAST_SHARE = 0.014  # of the step: a bar this long has room for its microbatch's number
 
 
@@ -30,13 +30,18 @@ def _timeline(row: Row) -> tuple[str, str, Figure, str] | None:
         ranks = list({tuple(sorted({bar[1] for bar in bars})): (rank, bars) for rank, bars in reversed(ranks)}.values())
         ranks.sort()
     end = max(stop for _, bars in ranks for *_, stop in bars)
+    if not end > 0 or sum(len(bars) for _, bars in ranks) > MOST_BARS:
+        return None  # nothing took time, or more bars than anyone can tell apart
     several = len({bar[1] for _, bars in ranks for bar in bars}) > len(ranks)
     figure = Figure(figsize=(WIDTH_IN, 1.1 + 0.42 * len(ranks)), layout="constrained")
     axes = figure.subplots()
-    for y, (_, bars) in enumerate(ranks):
+    for y, (rank, bars) in enumerate(ranks):
         for kind, stage, microbatch, start, stop in bars:
             _, colour, ink = WORK[kind]
-            axes.barh(y, stop - start, left=start, height=0.8, color=colour, edgecolor="white", linewidth=0.6)
+            (drawn,) = axes.barh(
+                y, stop - start, left=start, height=0.8, color=colour, edgecolor="white", linewidth=0.6
+            )
+            drawn.set_gid(f"{TIP}rank {rank}, {WORK[kind][0]} of microbatch {microbatch}: {stop - start:,.3g} ms")
             text = f"{microbatch}" + (f"·s{stage}" if several else "")
             if stop - start > LEAST_SHARE * end * max(len(text) / 2, 1):
                 axes.text((start + stop) / 2, y, text, ha="center", va="center", fontsize=8, color=ink)

@@ -1,0 +1,75 @@
+"""In which keys the configs of runs differ, without those that mean nothing for a run's strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from train.run_files import Record
+
+Uses = Callable[[Record], bool]  # of the strategy's own keys
+STRATEGY = "strategy."
+MEANT = ("metrics.warmup_steps", "metrics.profile_every")  # of the metrics' keys, those that enter a figure
+
+
+def _axis(name: str) -> Uses:
+    return lambda keys: keys.get(name) is not None
+
+
+def _ddp(keys: Record) -> bool:
+    return _axis("dp_replicate")(keys) and not _axis("dp_shard")(keys)
+
+
+def _fsdp(keys: Record) -> bool:
+    return _axis("dp_shard")(keys) or (_axis("cp")(keys) and not _axis("dp_replicate")(keys))
+
+
+def _powersgd(keys: Record) -> bool:
+    return _ddp(keys) and keys.get("comm_hook") == "powersgd"
+
+
+NEEDS: dict[str, Uses] = {  # which strategies a key acts in; one that is not here acts in all that have it
+    "cp_method": _axis("cp"),
+    "sequence_parallel": _axis("tp"),
+    "loss_parallel": _axis("tp"),
+    "async_tp": _axis("tp"),
+    "zero_stage": _fsdp,
+    "reshard_after_forward": lambda keys: _fsdp(keys) and keys.get("zero_stage") == 3,
+    "cpu_offload": _fsdp,
+    "bucket_mb": lambda keys: _ddp(keys) or "offload_optimizer" in keys,  # DDP's, and DeepSpeed's
+    "comm_hook": _ddp,
+    "powersgd_rank": _powersgd,
+    "powersgd_start_step": _powersgd,
+    "schedule": _axis("pp"),
+    "stages_per_rank": _axis("pp"),
+    "layers_per_stage": _axis("pp"),
+    "whole_below": lambda keys: keys.get("zero_stage") == 3,
+}
+METHODS = ("schedule", "cp_method", "zero_stage")  # told of the strategies that have it, others having none
+DEGREES = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
+
+
+def differences(configs: list[Record], *, between_strategies: bool = True) -> dict[str, list[Any]]:
+    """Keys that are not the same in all configs, with each one's value; None where it has no such key, or where the key
+    means nothing for its strategy. `between_strategies`: without their names and their degrees, which say the same."""
+    names = dict.fromkeys(key for config in configs for key in config)
+    found = {}
+    for key in names:
+        if key.startswith("metrics.") and key not in MEANT:
+            continue
+        option = key.removeprefix(STRATEGY) if key.startswith(STRATEGY) else ""
+        if between_strategies and option in ("name", *DEGREES):
+            continue
+        meaning = [not option or means(option, config) for config in configs]
+        values = [config.get(key) if meant else None for config, meant in zip(configs, meaning, strict=True)]
+        meant_values = [value for value, meant in zip(values, meaning, strict=True) if meant]
+        apart = any(value != meant_values[0] for value in meant_values)
+        if apart or (option in METHODS and meant_values and len(meant_values) < len(values)):
+            found[key] = values
+    return found
+
+
+def means(option: str, config: Record) -> bool:
+    """Whether the strategy of this config has the option, and uses it."""
+    keys = {key.removeprefix(STRATEGY): value for key, value in config.items() if key.startswith(STRATEGY)}
+    return option in keys and NEEDS.get(option, lambda _: True)(keys)
