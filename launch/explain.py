@@ -23,6 +23,7 @@ from train.rules import batch
 from train.shapes import chunk, coordinates, element_sizes, ep_place, held, state_bytes, units, unknown_holdings
 from train.strategies.pipeline import Pipeline
 from train.strategies.timetable import draw_schedule
+from train.streams import lasting
 from train.world import World
 
 MiB = 2**20
@@ -138,4 +139,5 @@ def sent(plan: Plan) -> list[str]:
 
 
 if __name__ == "__main__":
+    lasting()
     main()

@@ -15,11 +15,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.environment import become_torchrun, local_environment
 from train import cli
 from train.config import Config
 from train.data import load_corpus
 from train.exits import reported_once
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
+from train.streams import lasting
 from train.world import World
 
 MAIN = Path(__file__).resolve().parent.parent / "train" / "main.py"
@@ -35,21 +37,17 @@ def main() -> None:
         load_corpus(config)
         check_machine(config, nproc or 1, port)
     line = torchrun_line(args.overrides, nproc or 1, port)
+    env, notes = local_environment(nproc or 1, os.environ)
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)
-    os.environ.setdefault("OMP_NUM_THREADS", threads(nproc or 1))
-    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *line])
+    become_torchrun(line, env)
 
 
 def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
-    """torchrun's arguments for one run on this machine."""
+    """torchrun's arguments for one run on this machine, whose name it need not ask for."""
     where = "--standalone" if port is None else f"--master_port={port}"
     script = str(MAIN.relative_to(Path.cwd())) if MAIN.is_relative_to(Path.cwd()) else str(MAIN)
-    return [where, f"--nproc_per_node={nproc}", script, *overrides]
-
-
-def threads(nproc: int) -> str:
-    """OMP_NUM_THREADS of each process: torchrun would give one to each of several, and leave cores idle."""
-    return str(max((os.cpu_count() or 1) // nproc, 1))
+    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", script, *overrides]
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:
@@ -93,4 +91,5 @@ def check_machine(config: Config, nproc: int, port: int | None) -> None:
 
 
 if __name__ == "__main__":
+    lasting()
     main()

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from train.streams import lasting
+
 if __package__:
     from scripts.bench_points import SCALED, Point, points
 else:  # as a script
@@ -149,4 +151,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    lasting()
     main(sys.argv[1:])

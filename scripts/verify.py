@@ -25,6 +25,7 @@ from train.data import load_corpus
 from train.exits import reported_once
 from train.plan import Plan
 from train.problems import BadInput, Problem
+from train.streams import lasting
 from train.world import World
 
 
@@ -126,4 +127,5 @@ def report(plan: Plan, result: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
+    lasting()
     sys.exit(main(sys.argv[1:]))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from train import as_typed
 from train.board import hparams
 from train.config import Config
 from train.data import Corpus
@@ -63,7 +64,7 @@ class Report:
         from train.trackers import open_trackers
 
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
-        path = make_run_dir(config, tree, degrees, world.world_size)
+        path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
         facts = {
             "strategy": config.strategy.name,
             "degrees": {axis: degrees[axis] for axis in config.strategy.mesh_axes()},
@@ -74,14 +75,13 @@ class Report:
             **expected(config.strategy),
             "energy_sensor": open_meter(runtime.device).note,
         }
-        write_work(path, config, corpus.sha256, facts["degrees"], world.world_size)
-        if world.run_file:
-            Path(world.run_file).write_text(f"{path}\n")
+        typed = as_typed.from_environment(tree)
+        write_work(path, config, corpus.sha256, facts["degrees"], world.world_size, typed)
         sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
         drawing, flat = draw_mesh(degrees), hparams(config, world.world_size, facts["device"])
         if config.metrics.tensorboard:
             texts = {
-                "config": OmegaConf.to_yaml(tree, resolve=True),
+                "config": as_typed.yaml(tree),
                 "environment": "\n".join(f"{name}: {value}" for name, value in facts.items()),
                 "mesh": drawing,
             }
