@@ -154,7 +154,7 @@ def _explain(error: Exception) -> Problem:
         cause = cause.__cause__
     text = str(cause)
     key = getattr(cause, "full_key", None)
-    if found := re.search(r"Sweep parameters '(.+)' requires --multirun", text):
+    if found := re.search(r"(?:Sweep parameters|Ambiguous value for argument) '(.+)'", text):
         fix = f"use one value, or python -m launch.sweep; {HOW_TO_QUOTE}"
         return Problem("several_values", f"{found[1]} gives several values, but this is one run", fix)
     if found := re.search(r"Key '([^']+)' (?:is )?not in", text):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from train.data import Corpus
 from train.distributed import Runtime
 from train.drawing import draw_mesh
 from train.energy import open_meter
+from train.history import History
 from train.metrics import Metrics, Sink
 from train.quantiles import median_interval, quantile
 from train.run_dir import environment, expected, make_run_dir, work_hash, write_summary, write_work
@@ -28,10 +28,10 @@ from train.world import World
 def spread(metrics: Metrics) -> dict[str, float]:
     """How steady the measured steps were: percentiles of their time, and a 95 % interval of the median throughput,
     which six steps give at the least."""
-    times, speeds = metrics.measured("perf/step_ms"), metrics.measured("perf/tokens_per_s")
+    times, speeds = metrics.history.measured("perf/step_ms"), metrics.history.measured("perf/tokens_per_s")
     low, high = median_interval(speeds)
     figures = {
-        "measured_steps": len(times),
+        "measured_steps": len(times.ranked()),
         "perf/step_ms_p50": quantile(times, 0.5),
         "perf/step_ms_p95": quantile(times, 0.95),
         "perf/tokens_per_s_ci95_low": low,
@@ -109,11 +109,12 @@ class Report:
             return
         from train.sinks import print_summary
 
-        medians = {tag: statistics.median(values) for tag in SUMMARY_TAGS if (values := metrics.measured(tag))}
-        held = self._held(metrics)
+        history = metrics.history
+        medians = {tag: m for tag in SUMMARY_TAGS if (m := quantile(history.measured(tag), 0.5)) is not None}
+        held = self._held(history)
         summary = self.facts | {
             "steps": self.config.train.steps,
-            "train/loss": metrics.history[-1]["train/loss"],
+            "train/loss": history.latest["train/loss"],
             "validation/loss": validation_loss,
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
@@ -121,7 +122,7 @@ class Report:
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
             **spread(metrics),
-            **metrics.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
+            **history.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
             **held,
         }
         write_summary(self.path, summary)
@@ -129,14 +130,12 @@ class Report:
             sink.summary(summary)
         print_summary(self._rows(summary, medians, held), then=f"tensorboard --logdir {self.config.metrics.dir}")
 
-    def _held(self, metrics: Metrics) -> dict[str, float]:
+    def _held(self, history: History) -> dict[str, float]:
         """Memory, at its peak where the tag is one, and energy and money."""
-        values = metrics.last("memory/", "energy/", "cost/")  # energy: means so far
+        values = history.last("memory/", "energy/", "cost/") | history.largest  # energy: means so far
         for tag in values:
-            if tag.startswith("memory/") and "peak" in tag:
-                values[tag] = max(r[tag] for r in metrics.history)
-            elif "usd" in tag:  # follows from a step's own speed
-                values[tag] = statistics.median(metrics.measured(tag))
+            if "usd" in tag and (median := quantile(history.measured(tag), 0.5)) is not None:
+                values[tag] = median  # follows from a step's own speed
         return values
 
     def _rows(self, summary: dict[str, Any], medians: dict[str, float], held: dict[str, float]) -> dict[str, str]:
