@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from functools import cache
 from typing import get_args, get_type_hints
@@ -21,6 +22,7 @@ from train.config import SCHEMAS
 from train.problems import BadInput, Problem
 
 PATHS = ("data.path", "metrics.dir")
+GRAMMAR = re.compile(r"^\w+\s*\(|['\"\[{]")  # choice(a,b), 'a,b', [a,b]: commas within one value or function
 HOW_TO_QUOTE = "put quotes in quotes round a value with commas or brackets: \"key='a,b'\""
 
 
@@ -32,7 +34,7 @@ def quoted(word: str) -> str:
         return word
     if "," not in value:
         return f"{key}={_as_text(key, value)}"
-    if _parses(word) or set(value) & set("'\"([{"):
+    if _parses(word) or GRAMMAR.search(value):
         return word
     return f"{key}={','.join(_as_text(key, part) for part in value.split(','))}"
 

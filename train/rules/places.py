@@ -15,11 +15,9 @@ def _local_places(plan: Plan) -> Finding | None:
     config = plan.config
     for key, value in (("metrics.dir", config.metrics.dir), ("data.path", config.data.path)):
         if value is not None and ADDRESS.match(value):
-            where = "use a folder of this machine, or one that is mounted"
-            really = f"a local name that looks so is written {key}=./{value}"
-            return Finding(
-                f"{key}={value} is an address, but only this machine's files are used", (), f"{where} ({really})"
-            )
+            message = f"{key}={value} is an address, but only files of this machine are used"
+            fix = f"use a path of this machine, where storage may be mounted ({key}=./{value} if that is a file's name)"
+            return Finding(message, (), fix)
     return None
 
 
