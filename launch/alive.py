@@ -10,11 +10,17 @@ from pathlib import Path
 
 import psutil
 
-from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
+from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported, unusable
 from train.world import LOCK
 
 RANKS = "ranks.lock"  # in the sweep's folder: every process of its worlds shares the lock of it
 PATIENCE_S, POLL_S = 10.0, 0.1
+
+
+class StillAlive(Reported):
+    """Processes of an earlier start of this sweep have not ended."""
+
+    exit_code = EXIT_ENVIRONMENT
 
 
 @contextmanager
@@ -39,7 +45,7 @@ def held(folder: Path) -> Iterator[None]:
 def wait_for_ranks(folder: Path, patience_s: float = PATIENCE_S) -> None:
     """Return when no process of an earlier world of this sweep lives: it would be measured beside the next one.
 
-    Raises BadInput (exit code 3) with those that still live after `patience_s`: killed ones take a moment to end.
+    Raises StillAlive (exit code 3) with those that still live after `patience_s`: killed ones take a moment to end.
     """
     path, deadline = folder / RANKS, time.monotonic() + patience_s
     with path.open("a") as lock:
@@ -49,25 +55,18 @@ def wait_for_ranks(folder: Path, patience_s: float = PATIENCE_S) -> None:
                 return
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
-                    found = _holders(path)
-                    who = (
-                        f"processes {', '.join(map(str, found))}" if found else "processes, perhaps of another machine,"
-                    )
-                    fix = f"end them (kill -9 {' '.join(map(str, found))})" if found else "end them"
-                    message = f"{who} of an earlier start of this sweep still run"
-                    problem = Problem("alive", message, f"{fix} and type the same line", exit_code=EXIT_ENVIRONMENT)
-                    raise BadInput(problem) from error
+                    raise StillAlive(_still_alive(path)) from error
             except OSError:  # the file system knows no locks
                 return
             time.sleep(POLL_S)
 
 
-def _still_alive(path: Path) -> Problem:
-    found = _holders(path)
-    who = f"processes {', '.join(map(str, found))}" if found else "processes, perhaps on another machine,"
-    fix = f"end them (kill -9 {' '.join(map(str, found))})" if found else "end them"
-    message = f"{who} of an earlier start of this sweep still run, and would be measured beside it"
-    return Problem("alive", message, f"{fix}, then type the same line again", exit_code=EXIT_ENVIRONMENT)
+def _still_alive(path: Path) -> str:
+    found = " ".join(map(str, _holders(path)))
+    who = f"processes {found}" if found else "processes, perhaps on another machine,"
+    fix = f"end them (kill -9 {found})" if found else "end them"
+    why = "of an earlier start of this sweep still run, and would be measured beside the next point"
+    return f"{who} {why}: {fix}, then type the same line again"
 
 
 def _holders(lock: Path) -> list[int]:

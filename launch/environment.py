@@ -34,7 +34,7 @@ def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str
     waits, note = _name_servers(kept)
     notes += [note] if note else []
     # torchrun would make a folder for error files in the temporary directory, and leave it there
-    return {"OMP_NUM_THREADS": threads(nproc)} | _interface() | waits | kept | {"PET_LOG_DIR": os.devnull}, notes
+    return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | {"PET_LOG_DIR": os.devnull}, notes
 
 
 def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
@@ -43,8 +43,8 @@ def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     os.execve(sys.executable, command, {**env, AGENT: str(os.getpid())})
 
 
-def _interface() -> dict[str, str]:
-    """gloo would ask for the address of the machine's name."""
+def loopback() -> dict[str, str]:
+    """What keeps gloo from asking for the address of this machine's name."""
     names = [name for _, name in socket.if_nameindex()]
     return {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in names else {}
 

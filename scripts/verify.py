@@ -9,6 +9,7 @@ ends the command within runtime.timeout_s.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.environment import loopback
 from launch.local import check_machine, take
 from launch.world import run_world
 from train import cli
@@ -46,6 +48,7 @@ def main(argv: list[str], worker: str = "train.prove") -> int:
         task = read(argv)
     from train.distributed import choose_runtime
 
+    os.environ.update(loopback() | os.environ)
     config = next(iter(task.configs.values()))
     runtime = choose_runtime(config.runtime, World(0, 0, task.nproc, task.nproc, from_torchrun=True))
     if runtime.note:

@@ -11,10 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.alive import RANKS, wait_for_ranks
+from launch.alive import RANKS, StillAlive, wait_for_ranks
 from launch.points import Entry
 from train.parent import hold
-from train.problems import BadInput
 from train.world import LOCK
 
 REPO = Path(__file__).resolve().parent.parent
@@ -149,7 +148,7 @@ def test_what_still_lives_is_named_and_nothing_is_measured_beside_it(tmp_path):
     rank = subprocess.Popen([sys.executable, "-c", code, lock], env=ENV | {LOCK: lock}, stdout=subprocess.PIPE)
     try:
         assert rank.stdout.readline() == b"1\n"
-        with pytest.raises(BadInput, match=rf"processes {rank.pid} .*still run.*kill -9 {rank.pid}\)") as end:
+        with pytest.raises(StillAlive, match=rf"processes {rank.pid} .*still run.*kill -9 {rank.pid}\)") as end:
             wait_for_ranks(tmp_path, patience_s=0.2)
         assert end.value.exit_code == 3
     finally:

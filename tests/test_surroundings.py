@@ -181,6 +181,10 @@ def test_what_has_a_meaning_keeps_it(monkeypatch):
         ("data.path=a\nb", r"a\\nb has a character that cannot be shown"),
         ("data.path=\x1b[31m", r"\\x1b\[31m has a character"),
         ("data.path=caf\udce9", r"caf\\udce9 has bytes that are not UTF-8"),
+        (
+            "optim.lr=${oc.env:NO_SUCH}",
+            r"the environment has no NO_SUCH: set it, or give a default",
+        ),
         ("strategy.name=${oc.env:HOME}", r"strategy.name=\$\{oc.env:HOME\} would name a run"),
     ],
 )

@@ -159,6 +159,9 @@ def _explain(error: Exception) -> Problem:
         return Problem("several_values", f"{found[1]} gives several values, but this is one run", fix)
     if found := re.search(r"Key '([^']+)' (?:is )?not in", text):
         return _unknown_key(str(key or found[1]))
+    if found := re.search(r"Environment variable '(.+)' not found", text):
+        fix = f"set it, or give a default: ${{oc.env:{found[1]},default}}"
+        return Problem("environment", f"the environment has no {found[1]}", fix, exit_code=EXIT_ENVIRONMENT)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else str(error)
     return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their defaults")
