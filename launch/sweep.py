@@ -10,7 +10,8 @@ Takes every override that train/main.py takes, with several values as Hydra's gr
   fresh=true               forget what an earlier start of the same line came to; without it, that is continued
 
 All points are checked before the first is started. A point that fails does not end the sweep. What each came to, and
-its log: <metrics.dir>/sweep-<id>/. Exit code 1 if a point failed, 2 or 3 if nothing was started, 130 after ctrl-C.
+its log: <metrics.dir>/sweep-<id>/. Exit code 1 if a point failed, 2 or 3 if nothing was started or a rank that was
+killed still lives, 130 after ctrl-C.
 """
 
 from __future__ import annotations
