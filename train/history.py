@@ -9,8 +9,8 @@ MEASURED = ("perf/", "cost/")  # tags of which the summary gives order statistic
 
 
 class History:
-    """Every step is added once. `step`: the values of the last one. `latest`: the newest value of each tag. `largest`: of
-    each tag of peak memory."""
+    """Every step is added once. `step`: the values of the last one. `latest`: the newest value of each tag. `largest`:
+    of each tag of peak memory."""
 
     def __init__(self, warmup_steps: int) -> None:
         self.warmup_steps, self.num_steps = warmup_steps, 0
