@@ -8,8 +8,8 @@ import pytest
 
 from launch import progress
 from scripts.comparing import words
+from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
-from scripts.comparing.runs import find_runs
 from tests.synthetic_runs import make_run
 from tests.test_compare import compare
 from train.history import History
@@ -89,7 +89,7 @@ def test_a_point_shows_how_far_it_has_come(tmp_path, capsys, monkeypatch):
 def test_a_comparison_ends_with_the_reports_sentences(tmp_path):
     make_run(tmp_path, "single", world=1, ms=200.0)
     make_run(tmp_path, "dp")
-    (group,) = groups_of(find_runs([tmp_path]))
+    (group,) = groups_of(Search([tmp_path]).runs)
     last = compare(tmp_path).splitlines()[-1]
     assert last == " ".join([*words.summary(group), words.losses(group)])
     assert last.startswith("dp is fastest: ") and "The loss curves lie on one another" in last
