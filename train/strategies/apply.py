@@ -40,8 +40,10 @@ def apply_techniques(
 
         if strategy.async_tp:
             pipeline_products(mesh["tp"].get_group())
+        if heads is None:
+            heads = head_mesh(mesh["tp"], config.model)
         options = {"sequence_parallel": strategy.sequence_parallel, "loss_parallel": strategy.loss_parallel}
-        apply_tp(model, mesh["tp"], heads or head_mesh(mesh["tp"], config.model), **options)
+        apply_tp(model, mesh["tp"], heads, **options)
     if "cp" in axes:
         from train.strategies.context import apply_cp
 
