@@ -26,6 +26,7 @@ from train.memory import unknown_needs
 from train.plan import Plan
 from train.problems import BadInput, Problem, said
 from train.rules import batch
+from train.streams import lasting
 from train.world import World
 
 MiB = 2**20
@@ -130,4 +131,5 @@ def figures(plan: Plan, found: list[Problem], here: Room) -> list[str]:
 
 
 if __name__ == "__main__":
+    lasting()
     main()

@@ -23,8 +23,10 @@ from hydra.errors import HydraException, OverrideParseException
 from launch.local import check_machine, whole_number
 from launch.memory import check_memory
 from train import cli
+from train.as_typed import from_environment
 from train.config import Config
 from train.data import load_corpus
+from train.overrides import HOW_TO_QUOTE, quoted
 from train.plan import Plan
 from train.problems import BadInput, Problem, Reported
 from train.rules.ranges import shortened
@@ -46,12 +48,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Checked:
-    """A point, its config if it can be composed, and all that is wrong with it. `microbatches`: per data rank."""
+    """A point, its config if it can be composed, and all that is wrong with it. `microbatches`: per data rank.
+    `environment`: keys whose values come from the environment, each with a hash of its value."""
 
     point: Point
     plan: Plan | None
     microbatches: int
     problems: tuple[Problem, ...]
+    environment: tuple[str, ...] = ()
 
     def sized(self, micro_batch: int) -> list[str]:
         """Overrides for another micro batch, with as many microbatches."""
@@ -84,11 +88,11 @@ class InvalidPoints(Reported):
 def expand(words: Sequence[str]) -> list[Point]:
     """All combinations, the last word fastest, each once. Raises BadInput for a word that is no override."""
     axes: list[list[tuple[str, bool]]] = []  # of each word: its values, and whether a label names them
-    for override in _parsed(words):
+    for word, override in _parsed(words):
         if override.is_sweep_override():
             axes.append([(f"{override.get_key_element()}={value}", True) for value in _values(override)])
         else:
-            axes.append([(override.input_line or "", override.key_or_group == "strategy")])
+            axes.append([(word, override.key_or_group == "strategy")])
     if math.prod(len(axis) for axis in axes) > MAX_POINTS:
         raise BadInput(Problem("grid", f"these values make more than {MAX_POINTS:,} points", "use fewer of them"))
     points = []
@@ -137,7 +141,7 @@ def _check(
     force: bool,
 ) -> Checked:
     try:
-        config, _, _ = cli.parse(parser, [*point.overrides])
+        config, tree, _ = cli.parse(parser, [*point.overrides])
     except BadInput as error:
         return Checked(point, None, microbatches, error.problems)
     plan = Plan(config, point.nproc)
@@ -149,7 +153,8 @@ def _check(
             plan = plan.override(word)
             label = f"{point.label} {word}" if fairness == "micro" else point.label
             point = dataclasses.replace(point, label=label, overrides=(*point.overrides, word))
-    return Checked(point, plan, microbatches, _problems(plan.config, point.nproc, read, force))
+    environment = tuple(f"{typed.key}={typed.digest}" for typed in from_environment(tree))
+    return Checked(point, plan, microbatches, _problems(plan.config, point.nproc, read, force), environment)
 
 
 def _problems(config: Config, nproc: int, read: dict[str, tuple[Problem, ...]], force: bool) -> tuple[Problem, ...]:
@@ -178,13 +183,14 @@ def _problems_of_text(config: Config) -> tuple[Problem, ...]:
     return ()
 
 
-def _parsed(words: Sequence[str]) -> list[Override]:
+def _parsed(words: Sequence[str]) -> list[tuple[str, Override]]:
+    """Each word as it was typed, and what it says."""
     parser, found = OverridesParser.create(), []
     for word in words:
         try:
-            found += parser.parse_overrides([word])
+            found += [(word, override) for override in parser.parse_overrides([quoted(word)])]
         except (OverrideParseException, ValueError) as error:  # the latter of a number of thousands of digits
-            fix = "use key=value, key=a,b or key=range(1,5); quote a value that has commas"
+            fix = f"use key=value, key=a,b or key=range(1,5); {HOW_TO_QUOTE}"
             raise BadInput(Problem("grammar", f"{shortened(word)} is no override", fix)) from error
     return found
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch.environment import become_torchrun, local_environment
 from launch.memory import check_memory
 from train import cli
 from train.config import Config
@@ -25,6 +26,7 @@ from train.fields import MAX_RANKS, MAX_SEQUENCES
 from train.plan import Plan
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
 from train.rules.ranges import shortened
+from train.streams import lasting
 from train.validate import completed
 from train.world import World
 
@@ -46,21 +48,17 @@ def main() -> None:
             check_memory(config, nproc or 1)
         make_folder(config.metrics.dir)
     line = torchrun_line(args.overrides, nproc or 1, port)
+    env, notes = local_environment(nproc or 1, os.environ)
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)
-    os.environ.setdefault("OMP_NUM_THREADS", threads(nproc or 1))
-    os.execv(sys.executable, [sys.executable, "-m", "torch.distributed.run", *line])
+    become_torchrun(line, env)
 
 
 def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
-    """torchrun's arguments for one run on this machine."""
+    """torchrun's arguments for one run on this machine, whose name it need not ask for."""
     where = "--standalone" if port is None else f"--master_port={port}"
     script = str(MAIN.relative_to(Path.cwd())) if MAIN.is_relative_to(Path.cwd()) else str(MAIN)
-    return [where, f"--nproc_per_node={nproc}", script, *overrides]
-
-
-def threads(nproc: int) -> str:
-    """OMP_NUM_THREADS of each process: torchrun would give one to each of several, and leave cores idle."""
-    return str(max((os.cpu_count() or 1) // nproc, 1))
+    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", script, *overrides]
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:
@@ -147,4 +145,5 @@ def check_machine(config: Config, nproc: int, port: int | None) -> None:
 
 
 if __name__ == "__main__":
+    lasting()
     main()

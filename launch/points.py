@@ -6,22 +6,23 @@ The id follows from the points, not from the order in which they were typed: the
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import re
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.grid import Checked, Point
 from train import plain_json
-from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
+from train.problems import unusable
 from train.run_files import Record, Unreadable, exists, number, read_text, write_whole
 from train.run_folder import read_facts, read_points
 
+RUN_DIR = re.compile(r".+-ws\d+-[0-9a-f]{6}(-\d+)?")
+PROBES = "probes"  # the folder of the short runs that look for a micro batch
 WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"
 
 
@@ -40,6 +41,22 @@ class Entry:
     problems: list[str] = field(default_factory=list)
     tried: dict[str, float | None] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)  # overrides that followed from `tried`
+
+    def discard(self, folder: Path) -> Path | None:
+        """Remove the directory of a run of this point that did not come to its end, so that the point has one. Returns
+        what was removed. Raises BadInput (exit code 3) if it cannot be."""
+        told = folder / self.told
+        path = Path(told.read_text().strip()) if told.exists() else None
+        if path is None or path.is_symlink() or not path.is_dir() or (path / "summary.json").exists():
+            return None
+        places = (folder.parent.resolve(), (folder / PROBES).resolve())  # what else the file may name is not ours
+        if path.resolve().parent not in places or not RUN_DIR.fullmatch(path.name):
+            return None
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise unusable(path, error.strerror) from error
+        return path
 
     def settle(self, folder: Path) -> None:
         """Take over what rank 0 said of its run's directory: a run with a summary is done, whoever watched it."""
@@ -94,7 +111,7 @@ class State:
     @classmethod
     def of(cls, root: Path, checked: Sequence[Checked], fairness: str, line: str, bound: int | None) -> State:
         """A new sweep's state. `bound`: of the micro batch, under `batch=best`."""
-        points = sorted([[*one.point.overrides], one.point.nproc] for one in checked)
+        points = sorted([[*one.point.overrides], one.point.nproc, *one.environment] for one in checked)
         digest = hashlib.sha256(json.dumps([points, fairness, bound]).encode()).hexdigest()[:6]
         logs = _log_names([one.point for one in checked])
         entries = [
@@ -126,7 +143,9 @@ class State:
                 entry.settle(self.folder)
 
     def forget(self) -> None:
-        """Nothing of an earlier start is taken for this one's."""
+        """Nothing of an earlier start is taken for this one's. What came to its end is kept, and no longer named."""
+        for entry in self.entries:
+            entry.discard(self.folder)
         for told in self.folder.glob("*.run"):
             told.unlink()
 
@@ -136,23 +155,6 @@ class State:
 
     def with_status(self, status: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.status == status]
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """The sweep's folder, for one process. Raises BadInput (exit code 3) if another runs this sweep."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable(folder.parent, error.strerror) from error
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            message = f"{folder} is being run by another process"
-            fix = "wait for it, or end it first"
-            raise BadInput(Problem("running", message, fix, exit_code=EXIT_ENVIRONMENT)) from error
-        yield
 
 
 def _key(values: Record) -> str:

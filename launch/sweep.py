@@ -11,11 +11,13 @@ Takes every override that train/main.py takes, with several values as Hydra's gr
   fresh=true               forget what an earlier start of the same line came to; without it, that is continued
 
 All points are checked before the first is started. A point that fails does not end the sweep. What each came to, and
-its log: <metrics.dir>/sweep-<id>/. Exit code 1 if a point failed, 2 or 3 if nothing was started, 130 after ctrl-C.
+its log: <metrics.dir>/sweep-<id>/. Exit code 1 if a point failed, 2 or 3 if nothing was started or a rank that was
+killed still lives, 130 after ctrl-C.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -27,14 +29,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launch.alive import held, wait_for_ranks
+from launch.environment import local_environment
 from launch.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
 from launch.local import choice, take
-from launch.points import DONE, FAILED, INVALID, RUNNING, Entry, State, held
+from launch.points import DONE, FAILED, INVALID, PROBES, RUNNING, Entry, State
 from launch.torchrun import Start, last_words, torchrun
 from train import cli
 from train.exits import reported_once
 from train.plan import Plan
 from train.problems import BadInput, Problem
+from train.streams import lasting
 from train.world import World
 
 if TYPE_CHECKING:  # which loads torch
@@ -75,6 +80,7 @@ def main(argv: list[str], start: Start = torchrun) -> int:
         bound = task.bound if task.fairness == "best" else None
         state = State.of(Path(plan.config.metrics.dir), task.checked, task.fairness, shlex.join(argv), bound)
         with held(state.folder):
+            wait_for_ranks(state.folder)
             state.forget() if task.fresh else state.resume()
             if invalid:
                 print("\n".join(["skipped", *said(invalid)]))
@@ -109,6 +115,7 @@ def run_all(state: State, task: Task, start: Start) -> None:
     before = f", {done} done before (fresh=true forgets them)" if done else ""
     print(f"{len(todo)} point(s), batch={state.fairness}{before}; logs: {state.folder}/", flush=True)
     notes = dict.fromkeys(_runtime(one.plan).note for _, one in todo if one.plan)
+    notes |= dict.fromkeys(local_environment(1, os.environ)[1])
     print("".join(f"{note}\n" for note in notes if note), end="", flush=True)
     state.save()
     for number, (entry, checked) in enumerate(todo, start=1):
@@ -157,7 +164,7 @@ def choose(state: State, entry: Entry, checked: Checked, bound: int | None, star
 
     def measure(micro_batch: int) -> float | None:
         if str(micro_batch) not in entry.tried:
-            words = [*PROBE, f"metrics.dir='{state.folder / 'probes'}'", *checked.sized(micro_batch)]
+            words = [*PROBE, f"metrics.dir='{state.folder / PROBES}'", *checked.sized(micro_batch)]
             probe = Entry(entry.label, [*entry.overrides, *words], entry.nproc, entry.probe_log(micro_batch))
             _run(state, probe, start)
             summary = probe.summary()
@@ -189,6 +196,8 @@ def best_micro_batch(
 
 
 def _run(state: State, entry: Entry, start: Start) -> None:
+    wait_for_ranks(state.folder)
+    entry.discard(state.folder)
     entry.status, entry.run_dir, entry.exit_code = RUNNING, None, None
     (state.folder / entry.told).unlink(missing_ok=True)
     state.save()
@@ -224,7 +233,8 @@ def _speed(entry: Entry) -> str:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):  # so that no rank is left behind
+    lasting()
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # the ranks end in order; by other signals, at once
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(main(sys.argv[1:]))

@@ -12,11 +12,15 @@ from pathlib import Path
 
 import psutil
 
-from launch.local import threads, torchrun_line
-from train.world import RUN_FILE
+from launch.alive import RANKS
+from launch.environment import local_environment
+from launch.local import torchrun_line
+from launch.progress import Progress
+from train.world import LOCK, RUN_FILE
 
 REPO = Path(__file__).resolve().parent.parent
 PATIENCE_S = 35.0  # torchrun gives its ranks 30 s between TERM and KILL
+POLL_S = 1.0  # how often it is looked how far a world has come
 NUM_LINES, WIDTH = 8, 200  # of what is shown of a log
 
 # (overrides, nproc, log, the file in which rank 0 names its run's directory) -> exit code
@@ -24,19 +28,25 @@ Start = Callable[[Sequence[str], int, Path, Path], int]
 
 
 def torchrun(overrides: Sequence[str], nproc: int, log: Path, told: Path) -> int:
-    """The exit code. Whatever ends this process (ctrl-C, TERM) ends the ranks first."""
+    """The exit code. Whatever ends this process (ctrl-C, TERM, KILL) ends the ranks; call it from the main thread."""
     paths = [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]  # the ranks' code is this program's
-    env = {"OMP_NUM_THREADS": threads(nproc)} | os.environ
-    env |= {RUN_FILE: str(told.resolve()), "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "torch.distributed.run", *torchrun_line(overrides, nproc)]
+    lock = str((told.parent / RANKS).resolve())
+    env, _ = local_environment(nproc, os.environ)
+    env |= {RUN_FILE: str(told.resolve()), LOCK: lock, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "launch.agent", str(os.getpid()), lock, *torchrun_line(overrides, nproc)]
+    progress = Progress(told, log)
     with log.open("w") as output:
         # a session of its own: a terminal's ctrl-C reaches this process alone, which then ends torchrun in order
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
         try:
-            return process.wait()
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(POLL_S)
+                progress.show()
         finally:
+            progress.clear()
             if process.poll() is None:
                 _end(process)
 

@@ -1,7 +1,7 @@
 """A world of processes on this machine for a list of jobs: started once, watched, and ended whatever happens.
 
 The ranks meet through a file, so no port is taken. A job that raises, dies or hangs gets an error as its result and
-costs its world; the jobs after it run in a new one.
+costs its world; the jobs after it run in a new one. Jobs run sorted by layout, so that those of one share a mesh.
 
 A rank is forked from a server (`multiprocessing`'s forkserver) that has imported the worker and torch already, so that
 starting a world costs a fork per rank. The server never touches a device: ranks may use a GPU.
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config import RuntimeConfig
+from train.strategies.base import resolve_degrees
 
 if TYPE_CHECKING:  # which loads torch
     from train.prove import Job
@@ -46,7 +47,7 @@ def run_world(
     `timeout_s`: the longest wait from one job's result to the next.
     """
     results: dict[str, dict[str, Any]] = {}
-    remaining = list(jobs)
+    remaining = sorted(jobs, key=lambda job: [*resolve_degrees(job.config.strategy.mesh_axes(), size).values()])
     while remaining:
         attempt = folder / f"world_{size}_{len(jobs) - len(remaining)}"
         attempt.mkdir(parents=True)
@@ -103,18 +104,26 @@ def _watch(ranks: list[ForkServerProcess], results: Path, timeout_s: float) -> s
         codes = [process.exitcode for process in ranks]
         if all(code == 0 for code in codes):
             return ""
-        bad = next((rank for rank, code in enumerate(codes) if code), None)
-        if bad is not None:
+        if any(codes):
             grace = time.monotonic() + GRACE_S
             while time.monotonic() < grace and None in (process.exitcode for process in ranks):
                 time.sleep(POLL_S)
-            code = codes[bad] or 0
-            return f"rank {bad} " + (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
+            return _first_lost([process.exitcode for process in ranks], results)
         if (size := results.stat().st_size) != seen:
             seen, deadline = size, time.monotonic() + timeout_s
         if time.monotonic() > deadline:
             return f"no result within {timeout_s:g} s (runtime.timeout_s): a rank hangs, or needs longer"
         time.sleep(POLL_S)
+
+
+def _first_lost(codes: list[int | None], results: Path) -> str:
+    """How the rank ended that the others lost: one that left no error of its own, or the first that wrote one. Which
+    died first cannot be seen: peers follow within milliseconds."""
+    wrote = [line["rank"] for line in map(json.loads, results.read_text().splitlines()) if "error" in line]
+    bad = [rank for rank, code in enumerate(codes) if code]
+    rank = next((rank for rank in bad if rank not in wrote), wrote[0] if wrote else bad[0])
+    code = codes[rank] or 0
+    return f"rank {rank} " + (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
 
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:

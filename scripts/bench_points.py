@@ -14,6 +14,8 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
+from train.streams import lasting
+
 COMMON = "precision=bf16 data=python_source train.steps=20 train.eval_every=0 train.eval_batches=1"
 MODELS = {  # sequences a microbatch, and the shape
     "llama_1b": (4, "model=llama_1b"),
@@ -137,4 +139,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    lasting()
     sys.exit(main(sys.argv[1:]))

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from train.streams import lasting
+
 if __package__:
     from scripts.bench_points import SCALED, Point
 else:  # as a script
@@ -158,4 +160,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    lasting()
     main(sys.argv[1:])

@@ -34,9 +34,11 @@ from train.lab import LabGroup
 from train.metrics import Clock, Metrics
 from train.model import Transformer, dtypes
 from train.optim import lr_at
+from train.parent import tie
 from train.run_dir import environment
 from train.sampling import Sampler
 from train.sinks import JsonLines, TensorBoard
+from train.streams import lasting
 from train.weights import materialise
 from train.world import World
 
@@ -133,7 +135,9 @@ def bare_step_ms(steps: int = 9) -> float:
 
 
 def main() -> None:
-    world, argv = World.from_env(), sys.argv[1:]
+    with reported_once(World.single()):
+        world, argv = World.from_env(), sys.argv[1:]
+        tie(world)
     with reported_once(world), tempfile.TemporaryDirectory() as folder:
         pairs = take(argv, "steps", 40) or 40
         default = [] if any(arg.startswith("strategy=") for arg in argv) else ["strategy=single"]
@@ -192,4 +196,5 @@ def report(
 
 
 if __name__ == "__main__":
+    lasting()
     main()

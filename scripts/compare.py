@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from comparing import table
+from comparing import table, words
 from comparing.finding import Search
 from comparing.gate import Group, groups_of
 
@@ -41,6 +41,7 @@ def main() -> None:
         sys.stdout.write(write(groups))
     else:
         table.to_terminal(groups)
+        print("\n" + "\n".join(words.verdicts(groups)))
 
 
 def draw(groups: list[Group], args: argparse.Namespace) -> None:

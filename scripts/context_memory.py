@@ -18,11 +18,14 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from train import cli
 from train.config import Config
 from train.distributed import Runtime, build_mesh
+from train.exits import reported_once
 from train.model import Transformer, dtypes
 from train.strategies.context import apply_cp
 from train.strategies.spmd import CP_METHODS
+from train.streams import lasting
 from train.validate import validate
 from train.weights import materialise
+from train.world import World
 
 DEGREES = (1, 2, 4)
 
@@ -67,4 +70,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    lasting()
+    with reported_once(World.single()):
+        main(sys.argv[1:])

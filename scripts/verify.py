@@ -9,6 +9,7 @@ could be started; a rank that dies or hangs ends the command within runtime.time
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from launch.environment import loopback
 from launch.local import check_machine, check_text, choice, take
 from launch.memory import check_memory
 from launch.world import run_world
@@ -24,6 +26,7 @@ from train.config import Config, RuntimeConfig
 from train.exits import reported_once
 from train.plan import Plan
 from train.problems import BadInput, Problem
+from train.streams import lasting
 from train.world import World
 
 
@@ -43,6 +46,7 @@ def main(argv: list[str], worker: str = "train.prove") -> int:
         task = read(argv)
     from train.distributed import choose_runtime
 
+    os.environ.update(loopback() | os.environ)
     config = task.reference
     runtime = choose_runtime(config.runtime, World(0, 0, task.nproc, task.nproc, from_torchrun=True))
     if runtime.note:
@@ -125,4 +129,5 @@ def report(plan: Plan, result: dict[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
+    lasting()
     sys.exit(main(sys.argv[1:]))

@@ -95,11 +95,8 @@ def name(size, config):
 
 def run_ledger(folder, size, configs):
     """Results by name and rank: what ledger_worker.py writes."""
-    cpu = ["runtime.device=cpu", "runtime.timeout_s=60"]
-    jobs = [
-        job(name(size, words), [*BASE, *cpu, layers(size, words), f"train.global_batch_size={max(4, size)}", *words])
-        for words in configs
-    ]
+    common = [*BASE, "runtime.device=cpu", "runtime.timeout_s=60", f"train.global_batch_size={max(4, 2 * size)}"]
+    jobs = [job(name(size, words), [*common, layers(size, words), *words]) for words in configs]
     return world(folder, jobs, size=size, timeout_s=120, worker="tests.ledger_worker")
 
 

@@ -178,6 +178,7 @@ def test_an_empty_recording_is_all_other():
 def test_a_run_logs_a_recorded_step(tmp_path):
     """Two ranks of a pipeline, recorded at the tenth step."""
     words = ["strategy=pp", "model.num_layers=2", "train.steps=12", "train.eval_every=0", "metrics.trace=true"]
+    words += ["train.micro_batch_size=2"]  # 4 microbatches
     env = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "launch.local", "nproc=2", *words, f"metrics.dir={tmp_path}"]
     run = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True, timeout=150)
@@ -206,7 +207,7 @@ def test_a_run_logs_a_recorded_step(tmp_path):
 
 
 def test_out_of_memory_is_one_line_of_what_fills_it_and_what_helps():
-    config = cli.parse(cli.parser("test", ""), ["strategy=dp"])[0]
+    config = cli.parse(cli.parser("test", ""), ["strategy=dp", "train.micro_batch_size=2"])[0]
     cpu = torch.device("cpu")
     with pytest.raises(OutOfMemory) as caught, out_of_memory.explained(config, cpu, 1) as watched:
         watched.train_step = mock.Mock(

@@ -229,7 +229,7 @@ def test_json_lines_are_held_in_memory_and_so_bounded(tmp_path):
     [
         (["data.path=/some/text.txt"], "data.path=/some/text.txt is not read by data=python_docs"),
         (["data=synthetic", "data.path=x.bin"], "use data.source=tokens, data.source=text or data.path=null"),
-        (["data.path=a.jsonl"], "use data.source=text or data.path=null"),  # jsonl would need its field
+        (["data.path=a.jsonl"], "use data.source=jsonl data.field=text, data.source=text or data.path=null"),
         (["data.dtype=uint32"], "use data.source=tokens or data.dtype=auto"),
         (["data=text", "data.path=x", "data.field=body"], "data.field=body is not read by data=text"),
         (["data=tokens", "data.path=x", "data.glob='*'"], "data.glob=* is not read by data=tokens"),

@@ -11,9 +11,9 @@ import dataclasses
 import difflib
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -22,7 +22,9 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from train import as_typed
 from train.config import SCHEMAS, Config
+from train.overrides import HOW_TO_QUOTE, keys, quoted
 from train.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.validate import validate
 
@@ -72,9 +74,10 @@ def parse(
         )
     tree = _compose(args.overrides)
     config = _to_config(tree)
+    _check_names(tree)
     if args.cfg:
         if rank == 0:
-            print(OmegaConf.to_yaml(tree, resolve=True), end="")
+            print(as_typed.yaml(tree), end="")
         raise SystemExit(0)
     return config, tree, args
 
@@ -82,6 +85,14 @@ def parse(
 def configured(overrides: Sequence[str]) -> Config:
     """The config that these overrides compose, where no entry point's own options are read. Raises BadInput."""
     return _to_config(_compose(list(overrides)))
+
+
+def _check_names(tree: DictConfig) -> None:
+    """Names are shown everywhere, so they are no place for what an environment holds."""
+    for typed in as_typed.from_environment(tree):
+        if typed.key in ("strategy.name", "model.name"):
+            message = f"{typed.key}={typed.text} would name a run by what the environment holds"
+            raise BadInput(Problem("name_from_environment", message, "write the name out"))
 
 
 def check(config: Config, world_size: int) -> None:
@@ -112,6 +123,7 @@ def _groups() -> list[str]:
 
 
 def _compose(overrides: list[str]) -> DictConfig:
+    overrides = [quoted(override) for override in overrides]
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)
@@ -146,14 +158,20 @@ def _check_group(override: str) -> None:
 def _explain(error: Exception) -> Problem:
     """One line out of Hydra's or OmegaConf's exception chain, innermost cause first."""
     if isinstance(error, OverrideParseException):
-        return Problem("grammar", f"{error.override} is no override", "use group=option or key=value")
+        return Problem("grammar", f"{error.override} is no override", f"use group=option or key=value; {HOW_TO_QUOTE}")
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     text = str(cause)
     key = getattr(cause, "full_key", None)
+    if found := re.search(r"(?:Sweep parameters|Ambiguous value for argument) '(.+)'", text):
+        fix = f"use one value, or python -m launch.sweep; {HOW_TO_QUOTE}"
+        return Problem("several_values", f"{found[1]} gives several values, but this is one run", fix)
     if found := re.search(r"Key '([^']+)' (?:is )?not in", text):
         return _unknown_key(str(key or found[1]))
+    if found := re.search(r"Environment variable '(.+)' not found", text):
+        fix = f"set it, or give a default: ${{oc.env:{found[1]},default}}"
+        return Problem("environment", f"the environment has no {found[1]}", fix, exit_code=EXIT_ENVIRONMENT)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else str(error)
     return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their defaults")
@@ -164,7 +182,7 @@ def _unknown_key(key: str) -> Problem:
     group, _, word = key.rpartition(".")
     known: dict[str, set[str]] = {}  # by their last words
     for (place, _), schema in SCHEMAS.items():
-        for name in _keys(schema, place or ""):
+        for name, _ in keys(schema, place or ""):
             known.setdefault(name.rpartition(".")[2], set()).add(name)
     found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
     if key in found:
@@ -172,18 +190,6 @@ def _unknown_key(key: str) -> Problem:
     near = [name for name in found if name.rpartition(".")[0] == group] or found
     fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
     return Problem("unknown_key", f"{key} is not a key of the config", fix)
-
-
-def _keys(schema: type, path: str) -> Iterator[str]:
-    """The dotted keys of a dataclass and of those in it."""
-    types = get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        key = f"{path}.{field.name}".lstrip(".")
-        kind = types[field.name]
-        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-            yield from _keys(kind, key)
-        else:
-            yield key
 
 
 def _to_config(tree: DictConfig) -> Config:

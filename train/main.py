@@ -13,11 +13,16 @@ from train import cli
 from train.config import Config
 from train.data import Corpus, load_corpus
 from train.exits import reported_once
+from train.parent import tie
+from train.streams import lasting
 from train.world import World, quiet_profiler
 
 
 def main() -> None:
-    started, world = time.perf_counter(), World.from_env()
+    started = time.perf_counter()
+    with reported_once(World.single()):
+        world = World.from_env()
+        tie(world)
     with reported_once(world):
         config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), sys.argv[1:], world.rank)
         cli.check(config, world.world_size)
@@ -86,4 +91,5 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
 
 
 if __name__ == "__main__":
+    lasting()
     main()

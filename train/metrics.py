@@ -19,6 +19,7 @@ from train.config import Config, OnNonfinite
 from train.energy import Energy
 from train.flops import flops_per_token
 from train.hardware import peak_tflops
+from train.history import History
 from train.lab import LabGroup
 from train.problems import Reported
 from train.sampling import Record, Sampled
@@ -98,7 +99,7 @@ class Metrics:
         self.peak_tflops = peak_tflops(config, device)
         self.energy = Energy(config, device, lab)
         self.pending: _Pending | None = None
-        self.history: list[Record] = []
+        self.history = History(config.metrics.warmup_steps)
         self.start = self.clock.mark()
 
     def resume_clock(self) -> None:
@@ -156,23 +157,13 @@ class Metrics:
                 "optim.warmup_steps, or train.on_nonfinite=ignore to go on"
             )
 
-    def measured(self, tag: str) -> list[float]:
-        """The tag's values in the steps after warm-up that were not recorded, or in all if there are no such."""
-        steps = self.history[self.config.metrics.warmup_steps :]
-        steps = [r for r in steps if "time/step_ms" not in r] or self.history
-        return [r[tag] for r in steps if tag in r]
-
-    def last(self, *prefixes: str) -> Record:
-        """The newest value of every tag with such a beginning."""
-        return {tag: value for r in self.history for tag, value in r.items() if tag.startswith(prefixes)}
-
     def close(self) -> None:
         for sink in self.sinks:
             sink.close()
 
     def _write(self, step: int, values: Record) -> None:
         if "train/loss" in values:
-            self.history.append(values)
+            self.history.add(values)
         for sink in self.sinks:
             sink.write(step, values)
 

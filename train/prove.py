@@ -2,7 +2,7 @@
 
 Started by `launch/world.py`. The folder holds the references; results.jsonl is written there, by rank 0,
 and by any rank for an error. A job that raises ends its world: the other ranks may be waiting inside one of its
-collectives. Jobs of one layout run one after the other and share their mesh.
+collectives. Jobs of one layout that follow one another share their mesh.
 """
 
 from __future__ import annotations
@@ -55,15 +55,11 @@ class Site:
     def mesh(self, config: Config) -> DeviceMesh:
         """The mesh of the config's layout: the last job's, if that had the same; else a new one, once the groups of the
         old are closed (each costs a connection to every peer, and a thread). Collective over the world."""
-        layout = degrees(config, self.world)
+        layout = resolve_degrees(config.strategy.mesh_axes(), self.world.world_size)
         if self._mesh is None or layout != self._layout:
             close_groups()
             self._layout, self._mesh = layout, build_mesh(config, self.runtime)
         return self._mesh
-
-
-def degrees(config: Config, world: World) -> dict[str, int]:
-    return resolve_degrees(config.strategy.mesh_axes(), world.world_size)
 
 
 def run(job: Job, site: Site) -> Result:
@@ -105,7 +101,7 @@ def main(
     store.set_timeout(timedelta(seconds=config.timeout_s))
     with process_group(runtime, world, config.timeout_s, store):
         site = Site(world, folder, runtime)
-        for job in sorted(jobs, key=lambda job: tuple(degrees(job.config, world).values())):
+        for job in jobs:
             site.phases = Phases()
             started = time.time()
             try:

@@ -3,30 +3,88 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 CONFIDENCE = 0.95
+EXACT, DIGITS = 20_000, 4
 
 
-def quantile(of: list[float], share: float) -> float | None:
+class Tally:
+    """How often each value came: what order statistics need of a run, however long it is.
+
+    Exact up to `EXACT` different values. Beyond, values are rounded to `DIGITS` significant digits, by 5e-4 of
+    themselves at most, so that there are never many more.
+    """
+
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self.counts: dict[float, int] = {}
+        self.rounded = False
+        for value in values:
+            self.add(value)
+
+    def add(self, value: float) -> None:
+        self._count(value, 1)
+        if len(self.counts) > EXACT and not self.rounded:
+            self.rounded, counts, self.counts = True, self.counts, {}
+            for one, times in counts.items():
+                self._count(one, times)
+
+    def ranked(self) -> Ranked:
+        """The values in order."""
+        values = sorted(self.counts)
+        return Ranked(values, list(accumulate(self.counts[value] for value in values)))
+
+    def _count(self, value: float, times: int) -> None:
+        value = float(f"{value:.{DIGITS - 1}e}") if self.rounded else value
+        self.counts[value] = self.counts.get(value, 0) + times
+
+
+class Ranked:
+    """`ranked[k]` is the k-th value from below, counted from 0. `up_to[i]`: how many values are at most `values[i]`."""
+
+    def __init__(self, values: Sequence[float], up_to: Sequence[int]) -> None:
+        self.values, self.up_to = values, up_to
+
+    def __len__(self) -> int:
+        return self.up_to[-1] if self.up_to else 0
+
+    def __getitem__(self, k: int) -> float:
+        return self.values[bisect_right(self.up_to, k)]
+
+
+def quantile(of: Sequence[float] | Tally, share: float) -> float | None:
     """Linear between the two values nearest in rank, as numpy does; None of none."""
-    if not of:
+    ordered = _ordered(of)
+    if not len(ordered):
         return None
-    ordered, place = sorted(of), share * (len(of) - 1)
+    place = share * (len(ordered) - 1)
     below = math.floor(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
-def median_interval(of: list[float]) -> tuple[float | None, float | None]:
+def median_interval(of: Sequence[float] | Tally) -> tuple[float | None, float | None]:
     """At least 95 % confidence for the median, whatever the distribution: two of the values, by the binomial.
 
     The k-th value from either end: the median lies beyond them with probability 2 P(Bin(n, 1/2) <= k - 1), and k is the
     largest that keeps it under 5 %. Fewer than 6 values cannot give 95 %: (None, None).
     """
-    n, k, tail = len(of), 0, 0.0
-    while (tail := tail + math.comb(n, k) / 2**n) <= (1 - CONFIDENCE) / 2:  # a quotient of integers, however large
+    ordered = _ordered(of)
+    n, tail = len(ordered), 0.0
+    k = max(0, int(n / 2 - 5 * math.sqrt(n)))  # ten standard deviations: what lies below adds nothing to the tail
+    while n and (tail := tail + _binomial(n, k)) <= (1 - CONFIDENCE) / 2:
         k += 1
     if k == 0:
         return None, None
-    ordered = sorted(of)
     return ordered[k - 1], ordered[n - k]
+
+
+def _binomial(n: int, k: int) -> float:
+    """P(Bin(n, 1/2) = k), at once for a large n too."""
+    return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
+
+
+def _ordered(of: Sequence[float] | Tally) -> list[float] | Ranked:
+    return of.ranked() if isinstance(of, Tally) else sorted(of)

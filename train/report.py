@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from train import as_typed
 from train.board import hparams
 from train.config import Config
 from train.data import Corpus
 from train.distributed import Runtime
 from train.drawing import draw_mesh
 from train.energy import open_meter
+from train.history import History
 from train.metrics import Metrics, Sink
 from train.opening import opening
 from train.quantiles import median_interval, quantile
 from train.run_dir import command, environment, expected, make_run_dir, work_hash, write_summary, write_work
-from train.run_files import write_whole
 from train.strategies.base import resolve_degrees
 from train.world import World
 
@@ -29,10 +29,10 @@ from train.world import World
 def spread(metrics: Metrics) -> dict[str, float]:
     """How steady the measured steps were: percentiles of their time, and a 95 % interval of the median throughput,
     which six steps give at the least."""
-    times, speeds = metrics.measured("perf/step_ms"), metrics.measured("perf/tokens_per_s")
+    times, speeds = metrics.history.measured("perf/step_ms"), metrics.history.measured("perf/tokens_per_s")
     low, high = median_interval(speeds)
     figures = {
-        "measured_steps": len(times),
+        "measured_steps": len(times.ranked()),
         "perf/step_ms_p50": quantile(times, 0.5),
         "perf/step_ms_p95": quantile(times, 0.95),
         "perf/tokens_per_s_ci95_low": low,
@@ -69,7 +69,7 @@ class Report:
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         # said before the text is hashed, which takes a while if it is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
-        path = make_run_dir(config, tree, degrees, world.world_size)
+        path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
         machine = environment(runtime.device, runtime.backend, world.world_size)
         facts = {
             "strategy": config.strategy.name,
@@ -82,15 +82,14 @@ class Report:
             "energy_sensor": open_meter(runtime.device).note,
         }
         size = {"tokens": len(corpus.training) + len(corpus.validation)}
+        typed = as_typed.from_environment(tree)
         # machine has the world's size
-        write_work(path, config, corpus.sha256, facts["degrees"], **machine, **size, command=command(world))
-        if world.run_file:
-            write_whole(Path(world.run_file), f"{path}\n")
+        write_work(path, config, corpus.sha256, facts["degrees"], typed, **machine, **size, command=command(world))
         sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
         flat = hparams(config, world.world_size, facts["device"])
         if config.metrics.tensorboard:
             texts = {
-                "config": OmegaConf.to_yaml(tree, resolve=True),
+                "config": as_typed.yaml(tree),
                 "environment": "\n".join(f"{name}: {value}" for name, value in facts.items()),
                 "mesh": draw_mesh(degrees),
             }
@@ -112,11 +111,12 @@ class Report:
             return
         from train.sinks import print_summary
 
-        medians = {tag: statistics.median(values) for tag in SUMMARY_TAGS if (values := metrics.measured(tag))}
-        held = self._held(metrics)
+        history = metrics.history
+        medians = {tag: m for tag in SUMMARY_TAGS if (m := quantile(history.measured(tag), 0.5)) is not None}
+        held = self._held(history)
         summary = self.facts | {
             "steps": self.config.train.steps,
-            "train/loss": metrics.history[-1]["train/loss"],
+            "train/loss": history.latest["train/loss"],
             "validation/loss": validation_loss,
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
@@ -124,23 +124,21 @@ class Report:
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
             **spread(metrics),
-            **metrics.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
+            **history.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
             **held,
         }
         write_summary(self.path, summary)
         for sink in self.sinks:
             sink.summary(summary)
-        rows = self._rows(summary, medians, held, empty=metrics.history[-1].get("train/valid_tokens") == 0)
+        rows = self._rows(summary, medians, held, empty=history.step.get("train/valid_tokens") == 0)
         print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")
 
-    def _held(self, metrics: Metrics) -> dict[str, float]:
+    def _held(self, history: History) -> dict[str, float]:
         """Memory, at its peak where the tag is one, and energy and money."""
-        values = metrics.last("memory/", "energy/", "cost/")  # energy: means so far
+        values = history.last("memory/", "energy/", "cost/") | history.largest  # energy: means so far
         for tag in values:
-            if tag.startswith("memory/") and "peak" in tag:
-                values[tag] = max(r[tag] for r in metrics.history)
-            elif "usd" in tag:  # follows from a step's own speed
-                values[tag] = statistics.median(metrics.measured(tag))
+            if "usd" in tag and (median := quantile(history.measured(tag), 0.5)) is not None:
+                values[tag] = median  # follows from a step's own speed
         return values
 
     def _rows(

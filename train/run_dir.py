@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from enum import Enum
 from itertools import count
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from train import plain_json
+from train import as_typed, plain_json
+from train.as_typed import Typed
 from train.config import Config
 from train.hardware import device_name
 from train.problems import unusable
@@ -27,9 +29,10 @@ from train.strategies.base import Strategy
 from train.world import World
 
 
-def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int) -> Path:
-    """`<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second start adds -2. Raises
-    BadInput (exit code 3) if it cannot be made."""
+def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int, told: str = "") -> Path:
+    """`<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second start adds -2. Its name
+    is written to the file `told`, if one is named, before anything else. Raises BadInput (exit code 3) if it cannot be
+    made."""
     shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
     digest = hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()[:6]
     name = "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
@@ -42,7 +45,9 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
         except OSError as error:
             raise unusable(config.metrics.dir, error.strerror) from error
         break
-    write_whole(path / "config.yaml", OmegaConf.to_yaml(tree, resolve=True))
+    if told:
+        write_whole(Path(told), f"{path}\n")
+    write_whole(path / "config.yaml", as_typed.yaml(tree))
     return path
 
 
@@ -82,10 +87,23 @@ def expected(strategy: Strategy) -> dict[str, Any]:
 
 
 def write_work(
-    path: Path, config: Config, corpus_sha256: str, degrees: dict[str, int], world_size: int, **facts: Any
+    path: Path,
+    config: Config,
+    corpus_sha256: str,
+    degrees: dict[str, int],
+    typed: Sequence[Typed] = (),
+    *,
+    world_size: int,
+    **facts: Any,
 ) -> None:
-    """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too. `facts`:
-    the environment, the command and the size of the text."""
+    """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too.
+
+    `typed`: values from the environment, for which their hashes stand. `work_hash` is of the values themselves, so that
+    it does not matter how they were given. `facts`: the environment, the command and the size of the text.
+    """
+    shown = work(config, corpus_sha256)
+    for one in typed:
+        as_typed.put(shown, one.path, one.digest)
     values = {
         **facts,
         "work_hash": work_hash(config, corpus_sha256),
@@ -93,7 +111,7 @@ def write_work(
         "degrees": degrees,
         "world_size": world_size,
         **expected(config.strategy),
-        "work": work(config, corpus_sha256),
+        "work": shown,
     }
     write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")
 

@@ -24,6 +24,16 @@ def summary(group: Group) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
+def verdicts(groups: list[Group]) -> list[str]:
+    """What the report says of each group: its summary, and of its losses; after its heading where there are several."""
+    judged = [any(row.equal == "reference" for row in group.rows) for group in groups]
+    lines = [
+        " ".join([*summary(group), *([losses(group)] if known else [])])
+        for group, known in zip(groups, judged, strict=True)
+    ]
+    return lines if len(lines) == 1 else [f"{g.heading}: {line}" for g, line in zip(groups, lines, strict=True)]
+
+
 def by_speed(group: Group) -> list[Row]:
     """The rows that can win, fastest first."""
     known = [row for row in group.rows if row.good and row.figures["tokens_per_s"] is not None]

@@ -33,7 +33,8 @@ def unread(key: str) -> Callable[[Plan], Finding | None]:
         message = f"data.{key}={shown} is not read by data={data.source.value}, which would train on another text"
         if key != "path":
             message = f"data.{key}={shown} is not read by data={data.source.value}"
-        fixes = tuple(f"data.source={source.value}" for source in ordered)
+        field = {DataSource.jsonl: " data.field=text"}  # which data=jsonl sets too
+        fixes = tuple(f"data.source={source.value}{field.get(source, '')}" for source in ordered)
         return Finding(message, (*fixes[:2], f"data.{key}={unset}"), f"use data={ordered[0].value}")
 
     return check

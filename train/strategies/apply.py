@@ -25,19 +25,23 @@ if TYPE_CHECKING:
     from train.strategies.spmd import Spmd
 
 
-def apply_techniques(model: Transformer, mesh: DeviceMesh, config: Config, heads: DeviceMesh | None) -> nn.Module:
+def apply_techniques(
+    model: Transformer, mesh: DeviceMesh, config: Config, heads: DeviceMesh | None = None
+) -> nn.Module:
     """Apply the techniques whose axes the preset names, and give the weights memory. Returns what to call. `heads`:
-    what `tensor.head_mesh` gives for the axis `tp`."""
+    what `tensor.head_mesh` gives for the axis `tp`, where several models share it; else it is made here."""
     strategy: Spmd = config.strategy  # type: ignore[assignment]
     axes = strategy.mesh_axes()
     device = own_device(mesh)
     model.rope = model.rope.to(device)
     seed_dropout(mesh, config)
     if "tp" in axes:
-        from train.strategies.tensor import apply_tp, pipeline_products
+        from train.strategies.tensor import apply_tp, head_mesh, pipeline_products
 
         if strategy.async_tp:
             pipeline_products(mesh["tp"].get_group())
+        if heads is None:
+            heads = head_mesh(mesh["tp"], config.model)
         options = {"sequence_parallel": strategy.sequence_parallel, "loss_parallel": strategy.loss_parallel}
         apply_tp(model, mesh["tp"], heads, **options)
     if "cp" in axes:

@@ -76,7 +76,6 @@ class Spmd(Strategy):
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         from train.step import Step, accumulate
         from train.strategies.apply import apply_techniques
-        from train.strategies.tensor import head_mesh
 
-        wrapped = apply_techniques(model, mesh, config, head_mesh(mesh["tp"], config.model))
+        wrapped = apply_techniques(model, mesh, config)
         return Step(model, mesh, config, *accumulate(wrapped, model, config, self.zero_stage))

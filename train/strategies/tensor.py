@@ -172,7 +172,7 @@ def head_mesh(mesh: DeviceMesh, model: ModelConfig) -> DeviceMesh | None:
     """The ranks of the 1-D `mesh` (`tp`) as KV heads x the ranks that share one: rank i has query heads of KV head
     i // (t / K). None where every rank has KV heads of its own. Collective over the world otherwise: it makes groups.
 
-    By a private method (torch 2.11 to 2.13), as no public one splits an axis.
+    By a private method (seen with torch 2.13), as no public one splits an axis.
     """
     shards = kv_shards(model, mesh.size())
     if shards == mesh.size():

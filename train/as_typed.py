@@ -1,0 +1,88 @@
+"""The config as it may be written down: what comes from the environment stays as it was typed.
+
+`data.path=${oc.env:HOME}/text` is resolved for the run, but a run's directory, TensorBoard and trackers are shown to
+others, and an environment holds what is nobody else's. Other interpolations (`${train.seq_len}`) are resolved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf.resolvers import oc
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A value that comes from the environment. `path`: keys and indices, as ("data", "path")."""
+
+    path: tuple[Any, ...]
+    text: str  # as it was typed
+    value: Any
+
+    @property
+    def key(self) -> str:
+        return ".".join(map(str, self.path))
+
+    @property
+    def digest(self) -> str:
+        """What stands for the value where two runs are compared."""
+        return f"sha256:{hashlib.sha256(repr(self.value).encode()).hexdigest()[:12]}"
+
+
+def yaml(tree: DictConfig) -> str:
+    """The tree in YAML."""
+    container = OmegaConf.to_container(tree, resolve=True, enum_to_str=True)
+    for typed in from_environment(tree):
+        put(container, typed.path, typed.text)
+    return OmegaConf.to_yaml(OmegaConf.create(container), resolve=False)
+
+
+def put(container: Any, path: tuple[Any, ...], value: Any) -> None:
+    """Replace the value at `path`, if the container has one there."""
+    *parents, last = path
+    for key in parents:
+        container = container.get(key) if isinstance(container, dict) else container[key]
+    if container is not None and (isinstance(container, list) or last in container):
+        container[last] = value
+
+
+def from_environment(tree: DictConfig) -> list[Typed]:
+    """Every value of the tree that comes from the environment, in the tree's order."""
+    return list(_typed((), tree))
+
+
+def _typed(path: tuple[Any, ...], node: DictConfig | ListConfig) -> Iterator[Typed]:
+    if node._is_none() or node._is_missing():
+        return
+    for key in range(len(node)) if isinstance(node, ListConfig) else list(node):
+        child = node._get_node(key)
+        if OmegaConf.is_interpolation(node, key):
+            with _asked() as asked:
+                value = node[key]
+                if isinstance(value, Container):
+                    value = OmegaConf.to_container(value, resolve=True)
+            if asked:
+                yield Typed((*path, key), str(child._value()), value)  # type: ignore[union-attr]
+        elif isinstance(child, DictConfig | ListConfig):
+            yield from _typed((*path, key), child)
+
+
+@contextmanager
+def _asked() -> Iterator[list[str]]:
+    """The variables of which a value is asked meanwhile, however deep in an interpolation."""
+    names: list[str] = []
+
+    def env(name: str, *default: Any) -> Any:
+        names.append(name)
+        return oc.env(name, *default)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    try:
+        yield names
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
