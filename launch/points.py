@@ -45,8 +45,10 @@ class Entry:
     def discard(self, folder: Path) -> Path | None:
         """Remove the directory of a run of this point that did not come to its end, so that the point has one. Returns
         what was removed. Raises BadInput (exit code 3) if it cannot be."""
-        told = folder / self.told
-        path = Path(told.read_text().strip()) if told.exists() else None
+        try:
+            path = Path(read_text(folder / self.told).strip()) if exists(folder / self.told) else None
+        except Unreadable:
+            return None
         if path is None or path.is_symlink() or not path.is_dir() or (path / "summary.json").exists():
             return None
         places = (folder.parent.resolve(), (folder / PROBES).resolve())  # what else the file may name is not ours

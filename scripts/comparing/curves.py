@@ -17,7 +17,7 @@ from train.run_files import number
 from . import words
 from .figures import sent_by_axis
 from .gate import Group, Row
-from .style import WIDTH_IN, Colours, Picture, legend
+from .style import WIDTH_IN, Colours, Picture, drawable, legend, legend_in
 
 MOST_POINTS = 1000  # of a line in the report: more cannot be seen
 Line = tuple[list[float], list[float]]  # x, y
@@ -26,13 +26,13 @@ Line = tuple[list[float], list[float]]  # x, y
 def loss(group: Group, colours: Colours) -> Picture | None:
     """The training loss over one another, and below it how far each is from the reference."""
     lines = {id(row): _line(list(losses(row)), list(losses(row).values())) for row in group.rows}
-    rows = [row for row in group.rows if lines[id(row)][0]]
+    rows, more = drawable([row for row in group.rows if lines[id(row)][0]])
     if not rows:
         return None
     reference = next((row for row in rows if row.equal == "reference"), None)
     others = [row for row in rows if row is not reference] if reference else []
     apart = {id(row): _apart(row, reference) for row in others} if reference else {}
-    figure = Figure(figsize=(WIDTH_IN, 3.9 if others else 2.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, (3.9 if others else 2.8) + legend_in(len(rows))), layout="constrained")
     if others and reference:
         curves, distances = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     else:
@@ -51,7 +51,7 @@ def loss(group: Group, colours: Colours) -> Picture | None:
     (distances or curves).set_xlabel("step")
     (distances or curves).xaxis.set_major_locator(MaxNLocator(integer=True))
     note = "Below: no mark where two losses are the same to the last bit." if distances is not None else ""
-    return Picture("loss", words.losses(group), figure, note, panels=[panel | {"x": "step"} for panel in panels])
+    return Picture("loss", words.losses(group), figure, note + more, panels=[panel | {"x": "step"} for panel in panels])
 
 
 def loss_over_time(group: Group, colours: Colours) -> Picture | None:
@@ -76,15 +76,15 @@ def loss_over_bytes(group: Group, colours: Colours) -> Picture | None:
 def _over(
     name: str, group: Group, lines: dict[int, Line], colours: Colours, x: str, unit: str, note: str
 ) -> Picture | None:
-    rows = [row for row in group.rows if lines[id(row)][0]]
+    rows, more = drawable([row for row in group.rows if lines[id(row)][0]])
     if len(rows) < 2:
         return None  # there is nothing to compare
-    figure = Figure(figsize=(WIDTH_IN, 2.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, 2.8 + legend_in(len(rows))), layout="constrained")
     axes = figure.subplots()
     panel = _draw(axes, rows, lines, colours, "training loss")
     axes.set_xlabel(x)
     legend(axes)
-    return Picture(name, _race(rows, lines, unit), figure, note, panels=[panel | {"x": x}])
+    return Picture(name, _race(rows, lines, unit), figure, note + more, panels=[panel | {"x": x}])
 
 
 def _race(rows: list[Row], lines: dict[int, Line], unit: str) -> str:

@@ -20,7 +20,7 @@ from .gate import Group, Row
 from .pictures import pictures_of
 from .runs import Run
 from .scripts import STYLES, data, policy, scripts
-from .style import STYLE, TIP, Colours, Picture
+from .style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture
 from .table import METHOD, Column, best, columns_of, notes_of
 
 ENVIRONMENT = ("commit", "torch", "python", "device", "platform", "backend", "world_size", "omp_threads", "command")
@@ -123,7 +123,7 @@ def svg(picture: Picture, prefix: str) -> str:
     """The picture as inline SVG: transparent, black as the text's colour, ids of its own, no address of anything."""
     out = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's own font has it
+        warnings.filterwarnings("ignore", NOT_DRAWN_WELL)
         picture.figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()
     text = text[text.index("<svg") :]

@@ -15,8 +15,8 @@ from train.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
 from . import words
 from .curves import loss, loss_over_bytes, loss_over_time
 from .figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
-from .gate import Group, Row
-from .style import MOST_BARS, STYLE, TIP, Colours, Picture, bars, legend, stack
+from .gate import Group
+from .style import MOST_BARS, NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
 from .timelines import timelines
 
 
@@ -41,7 +41,7 @@ def save_all(groups: list[Group], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for the letter
+        warnings.filterwarnings("ignore", NOT_DRAWN_WELL)
         for number, pictures in enumerate(pictures_of(groups), start=1):
             for picture in pictures:
                 path = folder / (f"{picture.name}.png" if number == 1 else f"{picture.name}-{number}.png")
@@ -50,12 +50,6 @@ def save_all(groups: list[Group], folder: Path) -> list[Path]:
                 picture.figure.savefig(path, dpi=160)
                 paths.append(path)
     return paths
-
-
-def drawable(rows: list[Row]) -> tuple[list[Row], str]:
-    """As many rows as a picture has room for, and a sentence that says so."""
-    left = len(rows) - MOST_BARS
-    return rows[:MOST_BARS], f" {left} more runs stand in the table alone." if left > 0 else ""
 
 
 def throughput(group: Group, colours: Colours) -> Picture | None:

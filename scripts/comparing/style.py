@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,13 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from train.palette import GREY, strategy_colours
+from train.run_files import clean
 
 from .gate import Group, Row
 
 LEGEND_COLUMNS = 3
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
 LINES = ("-", "--", ":", "-.")
-WIDTH_IN, MOST_BARS, LABEL_CHARS = 5.0, 32, 15
+WIDTH_IN, MOST_BARS, LABEL_CHARS, LINE_CHARS = 5.0, 32, 15, 40  # characters of a label, wrapped and on one line
+LEGEND_ROW_IN = 0.17
+NOT_DRAWN_WELL = (
+    "(Glyph .* missing from font|constrained_layout not applied)"  # a name that is not readable, or too long
+)
 TIP = "tip: "  # how the id of a bar begins that has something to say: page.py makes a title of the rest
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -60,11 +66,25 @@ class Colours:
         return LINES[self.labels[row.run.strategy].index(row.run.label) % len(LINES)]
 
 
+def drawable(rows: list[Row]) -> tuple[list[Row], str]:
+    """As many rows as a picture has room for, and a sentence that says so."""
+    left = len(rows) - MOST_BARS
+    return rows[:MOST_BARS], f" {left} more runs stand in the table alone." if left > 0 else ""
+
+
+def legend_in(count: int) -> float:
+    """The height of so many entries above one row of them."""
+    return LEGEND_ROW_IN * max(math.ceil(count / LEGEND_COLUMNS) - 1, 0)
+
+
 def bars(labels: list[str], each_in: float = 0.42, wrap: bool = True) -> tuple[Figure, Axes]:
     """Axes with a named place for each horizontal bar, the first on top."""
     figure = Figure(figsize=(WIDTH_IN, 1.2 + each_in * max(len(labels), 2)), layout="constrained")
     axes = figure.subplots()
-    axes.set_yticks(range(len(labels)), [textwrap.fill(label, LABEL_CHARS) if wrap else label for label in labels])
+    axes.set_yticks(
+        range(len(labels)),
+        [textwrap.fill(label, LABEL_CHARS) if wrap else clean(label, LINE_CHARS) for label in labels],
+    )
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="0.5", alpha=0.25)
@@ -97,6 +117,6 @@ def legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     # matplotlib fills columns, readers read rows
     order = [i for column in range(LEGEND_COLUMNS) for i in range(column, len(labels), LEGEND_COLUMNS)]
-    shown = [handles[i] for i in order], [labels[i] for i in order]
+    shown = [handles[i] for i in order], [clean(labels[i], LINE_CHARS // 2) for i in order]
     if handles:
         axes.legend(*shown, ncols=LEGEND_COLUMNS, fontsize=8.5, columnspacing=1.0, **ABOVE)
