@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.config import RuntimeConfig
+from train.parent import die_with
 from train.strategies.base import resolve_degrees
 
 if TYPE_CHECKING:  # which loads torch
@@ -84,7 +85,9 @@ def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worke
 
 
 def _rank(rank: int, size: int, folder: Path, jobs: list[Job], runtime: RuntimeConfig, worker: str) -> None:
-    """What a forked process does: its output goes to its log, and the worker's `main` does the rest."""
+    """What a forked process does: it ends with the server, which ends with whoever started the world; its output goes
+    to its log; and `prove.main` does the rest."""
+    die_with(os.getppid())
     with (folder / f"rank_{rank}.log").open("w") as log:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

@@ -147,7 +147,7 @@ def test_missing_package_is_one_line(name, monkeypatch):
         (("strategy=ds_autotp", "strategy.tp=2", "strategy.dp_replicate=2"), 4),
         (("strategy=ds_autotp", "strategy.pp=2"), 4),
         (("strategy=ds_pp", "strategy.tp=2"), 4),
-        (("strategy=ds_autotp",), 8),
+        (("strategy=ds_autotp",), 16),
         (("strategy=ds_autotp", "model.ffn_dim=350"), 4),
     ],
 )
