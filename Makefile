@@ -12,11 +12,13 @@ export OMP_NUM_THREADS ?= 1
 train: .venv/installed
 	@$(BIN)/python -m launch.local nproc=$(NPROC) strategy=$(STRATEGY) $(ARGS)
 
+# two files at a time, as worlds leave a core free; what measures time runs after them, alone
 test: .venv/installed
-	$(BIN)/python -m pytest --clock -m "not slow"
+	$(BIN)/python -m pytest --clock --numprocesses=2 --dist=loadfile -m "not slow"
 
 test-all: .venv/installed
-	$(BIN)/python -m pytest --clock
+	$(BIN)/python -m pytest -m "slow and alone"
+	$(BIN)/python -m pytest --clock --numprocesses=2 --dist=loadfile -m "not (slow and alone)"
 
 check: .venv/installed
 	$(BIN)/ruff check .

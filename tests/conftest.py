@@ -11,7 +11,7 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    if config.option.clock:
+    if config.option.clock and not hasattr(config, "workerinput"):  # a worker of pytest-xdist is one of two
         from tests.clock import Clock
 
         config.pluginmanager.register(Clock())

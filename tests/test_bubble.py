@@ -27,6 +27,7 @@ def run(folder, jobs, size):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("size", [4, 8])
 def test_bubble_is_that_of_the_schedule(size, tmp_path):
@@ -41,6 +42,7 @@ def test_bubble_is_that_of_the_schedule(size, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(200)
 def test_a_slow_stage_shows_as_the_slowest_rank_and_in_the_bubble_alone(tmp_path):
     plain, slow = f"plain unit:{UNIT[4]}", f"slow unit:{UNIT[4]} slow_layer:2"
@@ -59,6 +61,7 @@ def test_a_slow_stage_shows_as_the_slowest_rank_and_in_the_bubble_alone(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(200)
 def test_a_slow_link_shows_in_exposed_communication_alone(tmp_path):
     words = ["strategy=tp", "model.num_layers=2", "train.global_batch_size=2"]
