@@ -21,8 +21,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import ClassVar, get_origin, get_type_hints
 
-from hydra.core.config_store import ConfigStore
-
 from launch import explain
 from train import cli
 from train.config import SCHEMAS
@@ -185,9 +183,7 @@ def lines(number: int) -> list[list[str]]:
 
 def main() -> None:
     todo = json.loads(Path(sys.argv[1]).read_text())
-    parser = cli.parser("drawn", "")
-    cli.parser = lambda *_: parser  # its help lists all presets and keys, which takes as long as a line itself
-    ConfigStore.instance().store = lambda **_: None  # the schemas are there, from the parser's own
+    cli.configured([])  # so that no child has anything left to load
     gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

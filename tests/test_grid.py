@@ -69,7 +69,7 @@ def test_work_is_what_decides_the_numbers(tmp_path):
     hashes = {work_hash(plan.override(line).config, "a" * 64) for line in other} | {work_hash(plan.config, "b" * 64)}
     assert len(hashes - {first}) == len(other) + 1
 
-    write_work(tmp_path, plan.config, "a" * 64, {"tp": 2}, 2)
+    write_work(tmp_path, plan.config, "a" * 64, {"tp": 2}, world_size=2)
     written = json.loads((tmp_path / "work.json").read_text())
     assert written["work_hash"] == first
     assert (written["differs"], written["lossy"]) == ({}, None)

@@ -95,4 +95,5 @@ def test_a_comparison_ends_with_the_reports_sentences(tmp_path):
     assert last.startswith("dp is fastest: ") and "The loss curves lie on one another" in last
     make_run(tmp_path, "tp", work_hash="bbbbbbbb", work={"train.seed": 5})
     first, second = compare(tmp_path).splitlines()[-2:]
-    assert first.startswith("same work (aaaaaaaa): dp is fastest") and second.startswith("other work bbbbbbbb")
+    assert first.startswith("Same work: tiny") and ": dp is fastest" in first
+    assert second.startswith("Other work, not comparable with the first table: train.seed 5")

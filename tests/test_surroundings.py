@@ -198,7 +198,7 @@ def found(config):
 
 
 def test_an_address_is_no_path():
-    config = config_of("strategy=single")
+    config = config_of("strategy=single", "data=text", "data.path=x")
     for place in ("s3://bucket/x", "gs://b", "hdfs://h/x", "dbfs:/x", "file:///x", "https://h/x"):
         for key, group in (("metrics.dir", "metrics"), ("data.path", "data")):
             section, field = getattr(config, group), key.partition(".")[2]
@@ -232,7 +232,7 @@ def test_what_the_environment_holds_is_used_and_not_written(tmp_path, monkeypatc
     assert (config.data.path, config.train.seed, config.data.ignore_token) == ("geheim/x", 48271, 77123)
     run = make_run_dir(config, tree, {"tp": 1}, 1, str(tmp_path / "told"))
     typed = as_typed.from_environment(tree)
-    write_work(run, config, "0" * 64, {"tp": 1}, 1, typed)
+    write_work(run, config, "0" * 64, {"tp": 1}, typed, world_size=1)
     assert (tmp_path / "told").read_text() == f"{run}\n"
     written = "".join(file.read_text() for file in run.iterdir())
     assert not [value for value in secrets.values() if value in written]

@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,7 @@ def _groups() -> list[str]:
 
 def _compose(overrides: list[str]) -> DictConfig:
     overrides = [quoted(override) for override in overrides]
-    store = ConfigStore.instance()
-    for (group, name), schema in SCHEMAS.items():
-        store.store(group=group, name=name, node=schema)
+    _store_schemas()
     for override in overrides:
         _check_group(override)
     GlobalHydra.instance().clear()
@@ -139,6 +138,14 @@ def _compose(overrides: list[str]) -> DictConfig:
         raise BadInput(
             Problem("override", f"{' '.join(overrides)} cannot be composed ({error})", "see --help")
         ) from error
+
+
+@cache
+def _store_schemas() -> None:
+    """Once a process: Hydra composes over these."""
+    store = ConfigStore.instance()
+    for (group, name), schema in SCHEMAS.items():
+        store.store(group=group, name=name, node=schema)
 
 
 def _check_group(override: str) -> None:

@@ -7,7 +7,8 @@ import random
 from itertools import combinations
 
 from tests.rows.base import F64, Row, configured
-from train.validate import validate
+from train.plan import Plan
+from train.validate import findings
 
 Levels = tuple[str, ...]
 FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -54,7 +55,7 @@ def as_row(levels: Levels) -> Row:
 
 def is_valid(levels: Levels) -> bool:
     row = as_row(levels)
-    return row.size in SIZES and not validate(configured(row.overrides), row.size)
+    return row.size in SIZES and not any(findings(Plan(configured(row.overrides), row.size)))
 
 
 def pairs(levels: Levels) -> set[tuple[tuple[str, str], ...]]:
