@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 train: .venv/installed
 	@$(BIN)/python -m launch.local nproc=$(NPROC) strategy=$(STRATEGY) $(ARGS)
 
-# two files at a time, as worlds leave a core free; what measures time runs after them, alone
+# two files at a time, as worlds leave a core free; what measures time (make test-all) runs first, alone
 test: .venv/installed
 	$(BIN)/python -m pytest --clock --numprocesses=2 --dist=loadfile -m "not slow"
 

@@ -104,7 +104,7 @@ def check_text(config: Config, nproc: int) -> None:
 def check_folder(metrics_dir: str) -> None:
     """Raise BadInput (exit code 3) for a folder that can be seen to be none. Nothing is made."""
     folder = Path(metrics_dir).absolute()
-    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise unusable(metrics_dir, os.strerror(errno.ENOTDIR))
     if not os.access(existing, os.W_OK | os.X_OK):

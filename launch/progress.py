@@ -44,7 +44,7 @@ class Progress:
 
     def text(self) -> str:
         """`step 40/100`; empty before the first step."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             steps = re.findall(
                 rb'^\{"step": (\d+),', _end_of(Path(self.told.read_text().strip()) / "metrics.jsonl"), re.M
             )

@@ -37,6 +37,7 @@ from launch.points import DONE, FAILED, INVALID, PROBES, RUNNING, Entry, State
 from launch.torchrun import Start, last_words, torchrun
 from train import cli
 from train.exits import reported_once
+from train.overrides import with_quotes
 from train.plan import Plan
 from train.problems import BadInput, Problem
 from train.streams import lasting
@@ -164,7 +165,7 @@ def choose(state: State, entry: Entry, checked: Checked, bound: int | None, star
 
     def measure(micro_batch: int) -> float | None:
         if str(micro_batch) not in entry.tried:
-            words = [*PROBE, f"metrics.dir='{state.folder / PROBES}'", *checked.sized(micro_batch)]
+            words = [*PROBE, f"metrics.dir={with_quotes(str(state.folder / PROBES))}", *checked.sized(micro_batch)]
             probe = Entry(entry.label, [*entry.overrides, *words], entry.nproc, entry.probe_log(micro_batch))
             _run(state, probe, start)
             summary = probe.summary()

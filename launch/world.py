@@ -21,6 +21,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.environment import threads
 from train.config import RuntimeConfig
 from train.parent import die_with
 from train.strategies.base import resolve_degrees
@@ -54,8 +55,9 @@ def run_world(
         attempt.mkdir(parents=True)
         end = _run(attempt, remaining, size, runtime or RuntimeConfig(), worker, timeout_s)
         found = _results(attempt)
-        if end:  # the job that ended it is the one with an error, or the first without a result
-            dead = next((job.name for job in remaining if "error" in found.get(job.name, {"error": ""})), "")
+        if end:  # by the job with an error, or the first without a result; all have one if the ranks ended badly after
+            last = remaining[-1].name
+            dead = next((job.name for job in remaining if "error" in found.get(job.name, {"error": ""})), last)
             said = found.get(dead, {}).get("error") or "\n".join(
                 f"rank {i}: {_tail(attempt / f'rank_{i}.log')}" for i in range(size)
             )
@@ -71,7 +73,8 @@ def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worke
     # of the first world of this process (later ones find the server running); and what most strategies import
     context.set_forkserver_preload(["train.prove", "train.strategies.stages", worker])
     results = folder / "results.jsonl"
-    results.touch()
+    for file in (results, *(folder / f"rank_{rank}.log" for rank in range(size))):
+        file.touch()
     ranks = [context.Process(target=_rank, args=(rank, size, folder, jobs, runtime, worker)) for rank in range(size)]
     try:
         for process in ranks:
@@ -97,7 +100,8 @@ def _rank(rank: int, size: int, folder: Path, jobs: list[Job], runtime: RuntimeC
 
     from train import prove
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", max((os.cpu_count() or 1) // size, 1))))
+    if "OMP_NUM_THREADS" not in os.environ:  # which torch has read
+        torch.set_num_threads(int(threads(size)))
     prove.main(rank, size, folder, jobs=jobs, config=runtime, run=importlib.import_module(worker).run)
 
 

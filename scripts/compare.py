@@ -7,7 +7,6 @@ say whether their losses are equal; others stand apart and say what differs. Exi
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -17,13 +16,12 @@ from comparing.finding import Search
 from comparing.gate import Group, groups_of
 
 from train.run_files import clean, write_whole
+from train.streams import lasting
 
 
 def main() -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
+    lasting()
     args = parser().parse_args()
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal that has not every letter
     search = Search([Path(path) for path in args.runs])
     print("".join(f"compare: {line}\n" for line in search.said), end="", file=sys.stderr)
     if not search.runs:
@@ -55,10 +53,14 @@ def draw(groups: list[Group], args: argparse.Namespace) -> None:
             for path in pictures.save_all(groups, Path(args.png)):
                 print(path, file=sys.stderr)
         if args.html:
-            write_whole(Path(args.html), page.report(groups, sys.argv[1:]))
+            target, text = Path(args.html), page.report(groups, sys.argv[1:])
+            if target.exists() and not target.is_file():  # /dev/stdout and its kin
+                target.write_text(text, encoding="utf-8")
+            else:
+                write_whole(target.resolve(), text)
             print(args.html, file=sys.stderr)
     except OSError as error:
-        stop(f"{error.filename} cannot be written ({error.strerror}): name a place that can")
+        stop(f"{args.html or args.png} cannot be written ({error.strerror}): name a place that can")
 
 
 def parser() -> argparse.ArgumentParser:

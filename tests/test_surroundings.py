@@ -256,6 +256,24 @@ def test_what_the_environment_holds_is_used_and_not_written(tmp_path, monkeypatc
     assert make_run_dir(*cli.parse(cli.parser("test", ""), words)[:2], {"tp": 1}, 1).name != run.name
 
 
+def test_what_the_environment_holds_is_left_out_where_it_is_not_shown(monkeypatch):
+    """A value inside a list, of a group that is not in the container: nothing to replace, and no traceback."""
+    monkeypatch.setenv("TRACKER", "mlflow")
+    tree = cli.parse(cli.parser("test", ""), ["metrics.trackers=[${oc.env:TRACKER}]"])[1]
+    (typed,) = as_typed.from_environment(tree)
+    shown = {"train": {"seed": 1}}
+    as_typed.put(shown, typed.path, typed.digest)
+    assert shown == {"train": {"seed": 1}}
+
+
+@pytest.mark.timeout(30)
+def test_a_folder_of_runs_behind_a_broken_link_is_refused(tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "not" / "mounted")
+    config, tree, _ = cli.parse(cli.parser("test", ""), [f"metrics.dir={tmp_path / 'runs'}"])
+    with pytest.raises(BadInput):
+        make_run_dir(config, tree, {"tp": 1}, 1)
+
+
 def nameless():
     """The words that start a command on a machine whose name has no address; None where that cannot be had."""
     for words in (["unshare", "--uts"], ["unshare", "--user", "--map-root-user", "--uts"]):

@@ -172,6 +172,15 @@ def test_megatron(code, dtype, ending, tmp_path):
     assert "Megatron index, 6 sequences" in corpus.says
 
 
+def test_an_index_is_of_its_own_file_alone(tmp_path):
+    """A .npy beside a Megatron pair of the same name is what is read, and named."""
+    mine, theirs = text_like(GPT2, seed=1), text_like(GPT2, seed=2)
+    write_megatron(tmp_path / "corpus", theirs, 8, "<u2")
+    np.save(tmp_path / "corpus.npy", mine.astype("<u2"))
+    found = load(tmp_path / "corpus.npy")
+    assert np.array_equal(ids_of(found), mine) and "corpus.npy" in found.says
+
+
 def test_megatron_that_does_not_fit(tmp_path):
     prefix = tmp_path / "my_text"
     write_megatron(prefix, text_like(GPT2), 8, "<u2", order=-1)

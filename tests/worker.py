@@ -3,13 +3,10 @@
 import warnings
 from contextlib import nullcontext
 
-import torch
-
 from tests import checks, planted
 from train import prove
 
 warnings.filterwarnings("error", category=DeprecationWarning, module="train")
-torch.set_num_threads(1)
 
 
 def run(job: prove.Job, site: prove.Site) -> prove.Result:

@@ -46,6 +46,8 @@ def put(container: Any, path: tuple[Any, ...], value: Any) -> None:
     """Replace the value at `path`, if the container has one there."""
     *parents, last = path
     for key in parents:
+        if container is None:
+            return
         container = container.get(key) if isinstance(container, dict) else container[key]
     if container is not None and (isinstance(container, list) or last in container):
         container[last] = value

@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import math
 import re
-import statistics
 import time
-from bisect import insort
 from typing import TYPE_CHECKING, Any
 
 from train.config import Config
+from train.history import History
 from train.plan import Plan
+from train.quantiles import quantile
 from train.tags import shown_as
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ RESULT_OF_VALIDATION = "result/validation_loss"  # written with the loss that it
 FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
-MOST_KEPT = 20_000  # values of each
 
 SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
 # Of a sampled step, for which they stand together with the steps since the sample before. Not time/step_ms, which says
@@ -107,33 +106,29 @@ def steps_of_sample(before: int, step: int) -> list[int]:
 
 class Standing:
     """The results of a run so far: medians of the steps after warm-up that were not recorded (of all, while there are
-    no such), peaks, and the latest of everything else."""
+    no such), peaks, and the latest of everything else. Medians are found anew whenever there is 1 % more to find them
+    of, so that a long run does not sort all of its steps at each."""
 
     def __init__(self, warmup_steps: int) -> None:
-        self.warmup_steps, self.num_steps, self.measured = warmup_steps, 0, False
+        self.history, self.due = History(warmup_steps), 0
         self.latest: dict[str, float] = {}
-        self.ordered: dict[str, list[float]] = {tag: [] for tag in MEDIANS}
+        self.medians: dict[str, float] = {}
 
     def add(self, values: Record) -> Record:
         """The results after these values."""
         peaks = {tag: max(v, self.latest.get(tag, v)) for tag, v in values.items() if tag.startswith("memory/peak_")}
         self.latest |= values | peaks
         if "perf/step_ms" in values:
-            self.num_steps += 1
-            counts = self.num_steps > self.warmup_steps and "time/step_ms" not in values
-            if counts and not self.measured:
-                self.measured, self.ordered = True, {tag: [] for tag in MEDIANS}
-            for tag, had in self.ordered.items():
-                if tag in values and counts is self.measured:
-                    insort(had, values[tag])
-                    if len(had) > MOST_KEPT:  # without one on either side the median is the same
-                        del had[0], had[-1]
+            self.history.add(values)
+            if self.history.num_steps >= self.due:
+                self.due = self.history.num_steps + max(self.history.num_steps // 100, 1)
+                found = {tag: quantile(self.history.measured(tag), 0.5) for tag in MEDIANS}
+                self.medians = {tag: median for tag, median in found.items() if median is not None}
         return self.results({})
 
     def results(self, known: dict[str, Any]) -> Record:
         """The results, with figures that are known better put in for those of the steps."""
-        medians = {tag: statistics.median(had) for tag, had in self.ordered.items() if had}
-        return results(self.latest | medians | known)
+        return results(self.latest | self.medians | known)
 
 
 def results(values: dict[str, Any]) -> Record:

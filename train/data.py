@@ -30,7 +30,6 @@ SCANNED = 2**28  # bytes of a corpus that the check reads; the ids of a larger o
 FITTED = 2**28  # bytes that the bigram model is fitted to
 MOST_WINDOWS = 2**16  # validation windows that the bigram model is judged on
 CHUNK = 2**20  # tokens of windows that are read at once
-DEFAULT_EVAL_BATCHES = 8
 
 
 @dataclass
@@ -175,7 +174,7 @@ def _checked(config: Config, source: Source) -> Corpus:
 
 def _check_windows(corpus: Corpus, train: TrainConfig) -> None:
     places = len(corpus.validation) - train.seq_len
-    most = max(-(-places // train.global_batch_size), DEFAULT_EVAL_BATCHES)
+    most = max(-(-places // train.global_batch_size), type(train).eval_batches)
     if train.eval_batches > most:
         message = f"train.eval_batches={train.eval_batches} x train.global_batch_size={train.global_batch_size} windows"
         message += f" are more than the {places:,} places that the validation part of {corpus.name} has for them"

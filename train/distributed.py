@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from train.config import Config, RuntimeConfig
 from train.model import IGNORE_INDEX
@@ -152,6 +151,8 @@ def close_groups() -> None:
     By private variables of torch (2.11 to 2.13): the list of groups, and the placements that DTensor has planned, which
     would bring back a closed mesh for one that equals it.
     """
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
     for group in list(distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)

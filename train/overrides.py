@@ -64,6 +64,11 @@ def _as_text(key: str, value: str) -> str:
         return value
     if key.lstrip("+") in PATHS and value.startswith("~"):
         value = os.path.expanduser(value)
+    return with_quotes(value)
+
+
+def with_quotes(value: str) -> str:
+    """The value as an override writes a text that has signs of the grammar in it."""
     return QuotedString(value, Quote.single).with_quotes()
 
 

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import Enum
 from itertools import count
 from pathlib import Path
@@ -36,15 +37,15 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
     shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
     digest = hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()[:6]
     name = "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
-    for number in count(1):
-        path = Path(config.metrics.dir) / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise unusable(config.metrics.dir, error.strerror) from error
-        break
+    try:
+        Path(config.metrics.dir).mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            path = Path(config.metrics.dir) / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
+        raise unusable(config.metrics.dir, error.strerror) from error
     if told:
         write_whole(Path(told), f"{path}\n")
     write_whole(path / "config.yaml", as_typed.yaml(tree))
@@ -54,9 +55,9 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
 def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
     """What decides the numbers that training computes, and so what two runs must share to be compared.
 
-    A strategy, a micro batch, compilation and a place only decide how fast. The text is known by its hash, not by
-    where it lies and how it was read; how many validation batches there are decides the validation loss. Plain JSON
-    values.
+    A strategy, a micro batch, compilation and a place only decide how fast. A text is known by its kind (`data.source`)
+    and the hash of its bytes, not by where it lies; how many validation batches there are decides the validation loss.
+    Plain JSON values.
     """
     data = {name: getattr(config.data, name) for name in ("source", "validation_fraction", "ignore_token")}
     names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm", "eval_batches")

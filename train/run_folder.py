@@ -16,6 +16,7 @@ from typing import Any
 
 from train.run_files import (
     LAST_STEP,
+    LAST_TIME,
     TAG,
     Record,
     Unreadable,
@@ -208,6 +209,8 @@ def read_events(path: Path) -> list[Record]:
         events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
         for tag in filter(TAG.fullmatch, events.Tags()["scalars"]):
             for event in events.Scalars(tag):
+                if not 0 <= event.wall_time <= LAST_TIME:
+                    raise Unreadable(f"the event files have a time of {clean(event.wall_time, 40)}")
                 key = (int(event.step), tag.startswith("validation/"))
                 steps.setdefault(key, {"step": int(event.step), "time": event.wall_time})[logged_as(tag)] = event.value
     except Exception as error:  # it is another package's reader, of bytes that may be anything

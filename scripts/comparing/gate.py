@@ -123,7 +123,7 @@ def judge(rows: Sequence[Row]) -> None:
     for row in rows:
         if row is reference:
             row.equal = "reference"
-        elif reference is not None:
+        elif reference is not None and row.run.steps:
             row.equal, row.good = _verdict(row, reference)
 
 
@@ -142,7 +142,7 @@ def _reference(rows: list[Row]) -> Row:
 def _verdict(row: Row, reference: Row) -> tuple[str, bool]:
     found = difference(row.run, reference.run, FIRST_STEPS)
     if found is None:
-        return "no step in common", False
+        return "no step in common", True
     row.figures["loss_difference"] = number(found)
     excuse = excuse_of(row.run)
     if found <= max(bound_of(row.run), excuse.bound):

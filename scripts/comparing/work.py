@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 from typing import Any
 
+from train import memory
 from train.run_files import Record, clean, is_count, number
-from train.shapes import block
 
 from .runs import Run
 
@@ -64,9 +63,8 @@ def num_parameters(model: Record) -> int | None:
     sizes = {name: model.get(name, 0 if name in EXPERTS else None) for name in (*SIZES, *EXPERTS)}
     if not all(is_count(size) for size in sizes.values()) or not sizes["num_heads"]:
         return None
-    layer = sum(math.prod(shape) for shape in block(SimpleNamespace(**sizes)).values())  # type: ignore[arg-type]
-    ends = sizes["vocab_size"] * sizes["dim"] * (1 if model.get("tie_embeddings") else 2) + sizes["dim"]
-    return int(sizes["num_layers"] * layer + ends)
+    known = SimpleNamespace(**sizes, top_k=model.get("top_k", 0), tie_embeddings=bool(model.get("tie_embeddings")))
+    return memory.num_parameters(known)[0]  # type: ignore[arg-type]
 
 
 def short_count(value: float) -> str:

@@ -47,7 +47,7 @@ class Row:
         """Microbatches are as large as give each data rank NUM_MICROBATCHES; a pipeline's are of one sequence."""
         words = [*BASE, *self._shape, *strategy, *self.options]
         plan = Plan(configured(words), size)
-        if "pp" not in plan.axes:
+        if "pp" not in plan.axes and not any(word.startswith("train.micro_batch_size=") for word in self.strategy):
             rows, rest = divmod(plan.config.train.global_batch_size, NUM_MICROBATCHES * plan.data_ranks)
             words.append(f"train.micro_batch_size={1 if rest else rows}")
         return words
@@ -65,7 +65,7 @@ def _composed(*presets: str) -> Config:
 
 
 def configured(overrides: Sequence[str]) -> Config:
-    """What `cli.configured` gives, sooner: what `COMPOSED` names is composed once, and other keys are set in that."""
+    """What `cli.configured` gives, sooner: COMPOSED is composed once, and keys of plain values are set in that."""
     first = [word for word in overrides if word.partition("=")[0] in COMPOSED]
     return Plan(_composed(*first), 1).override(" ".join(word for word in overrides if word not in first)).config
 

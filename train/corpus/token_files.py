@@ -23,7 +23,7 @@ from train.corpus.text import Source
 from train.corpus.tokens import Stored, shown
 from train.problems import BadInput, Problem
 
-HEADER_INTS, HEADER_BYTES = 256, 1024
+HEADER_BYTES = 1024  # 256 int32
 HEADERS = {20240520: "uint16", 20240801: "uint32"}
 AUTOMODEL = 278895051
 NO_STREAMS = {  # llm.c's other files
@@ -58,7 +58,7 @@ def token_file(path: Path, config: Config) -> Source:
     if found.count == 0:
         raise BadInput(Problem("data_path", f"data.path={shown(path)} is empty", "use a file with token ids in it"))
     ids = Stored(found.path, found.dtype, found.offset, 0, found.count)
-    return Source(ids, f"{shown(path)}: {found.count:,} ids of {found.dtype} ({found.told})", is_bytes=False)
+    return Source(ids, f"{shown(found.path)}: {found.count:,} ids of {found.dtype} ({found.told})", is_bytes=False)
 
 
 def layout(path: Path, asked: TokenType) -> Layout:
@@ -111,7 +111,7 @@ def _npy(path: Path, head: bytes) -> Layout | None:
     if dtype.hasobject or dtype.names:
         message = f"data.path={shown(path)} holds an array of {dtype}, not token ids"
         raise BadInput(Problem("token_type", message, "save token ids as a whole-number type, such as uint16"))
-    if path.stat().st_size < offset + shape[0] * dtype.itemsize:
+    if shape[0] < 0 or path.stat().st_size < offset + shape[0] * dtype.itemsize:
         raise _cut_off(path, f"its header says {shape[0]:,} ids of {dtype}, and it ends before the last")
     return Layout(path, dtype, offset, shape[0], ".npy")
 
@@ -140,7 +140,9 @@ def _header(path: Path, head: bytes) -> Layout | None:
 
 
 def _megatron(path: Path, head: bytes) -> Layout | None:
-    """Of NAME.bin or NAME.idx, if the index is Megatron's. The ids of all sequences must follow one another."""
+    """Of NAME, NAME.bin or NAME.idx, if the index is Megatron's. The ids of all sequences must follow one another."""
+    if path.suffix not in ("", ".bin", ".idx") and not head.startswith(MEGATRON):
+        return None
     index = path if path.suffix == ".idx" or head.startswith(MEGATRON) else path.with_suffix(".idx")
     if not index.is_file():
         return None
