@@ -124,11 +124,12 @@ def _watch(ranks: list[ForkServerProcess], results: Path, timeout_s: float) -> s
 
 
 def _first_lost(codes: list[int | None], results: Path) -> str:
-    """How the rank ended that the others lost: one that left no error of its own, or the first that wrote one. Which
-    died first cannot be seen: peers follow within milliseconds."""
+    """How the rank ended that the others lost. Which died first cannot be seen, as peers follow within milliseconds:
+    it is one that ended by another way than an exception (code 1), or one that left no error, or the first that did."""
     wrote = [line["rank"] for line in map(json.loads, results.read_text().splitlines()) if "error" in line]
     bad = [rank for rank, code in enumerate(codes) if code]
-    rank = next((rank for rank in bad if rank not in wrote), wrote[0] if wrote else bad[0])
+    killed = [rank for rank in bad if codes[rank] != 1]
+    rank = [*killed, *(rank for rank in bad if rank not in wrote), *wrote][0]
     code = codes[rank] or 0
     return f"rank {rank} " + (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
 

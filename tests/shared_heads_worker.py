@@ -1,8 +1,6 @@
 """Each rank of a test world trains a few steps, then compares what it holds of shared KV heads, bit by bit, with the
 other ranks that hold the same."""
 
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,18 +8,17 @@ from torch.distributed.tensor import DTensor
 
 from train import prove
 from train.data import load_corpus
-from train.distributed import build_mesh, choose_runtime, own_rows
+from train.distributed import own_rows
 from train.gradients import local
 from train.model import Transformer, dtypes
-from train.world import World
 
 STEPS = 3
 
 
-def run(job: prove.Job, world: World, folder: Path) -> prove.Result:
+def run(job: prove.Job, site: prove.Site) -> prove.Result:
     """`compared`: tensors that two ranks or more hold, weights and moments; `unequal`: those that differ anywhere."""
-    config = prove.configured(job.overrides)
-    mesh = build_mesh(config, choose_runtime(config.runtime, world))
+    config = job.config
+    mesh = site.mesh(config)
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     size = config.train.global_batch_size
     for i in range(1, STEPS + 1):
@@ -42,7 +39,3 @@ def differs(held: Tensor, group: dist.ProcessGroup) -> bool:
     others = [torch.empty_like(held) for _ in range(group.size())]
     dist.all_gather(others, held.contiguous(), group=group)
     return not all(torch.equal(other, held) for other in others)
-
-
-if __name__ == "__main__":
-    prove.main(run)

@@ -3,16 +3,14 @@ equivalence table (tests/rows/tensor.py); here, that the ranks stay equal, what 
 
 import pytest
 
-from launch.world import run_world
 from tests.rows.base import BASE, F32, row
 from tests.test_deepspeed import needs_deepspeed
 from tests.test_equivalence import assert_green
 from tests.test_rules import run_fake
-from tests.worlds import prove
+from tests.worlds import job, prove, world
 from train import cli
 from train.config import Config
 from train.plan import Plan
-from train.prove import Job
 from train.shapes import held
 from train.validate import validate
 
@@ -61,13 +59,14 @@ def test_what_cannot_be_shared_evenly_is_refused_with_a_fix(words, size, says, f
 def test_ranks_that_share_a_head_stay_equal(tmp_path):
     """Weights and both moments of AdamW, bitwise, after three steps: wk and wv of 4 layers on 4 ranks."""
     configs = [("strategy=tp", TWO), ("strategy=fsdp_tp", ONE), ("strategy=tp_pp", ONE)]
-    jobs = [Job(" ".join(words), [*BASE, F32, *RUNTIME, *words]) for words in configs]
-    found = run_world(tmp_path, jobs, size=4, runtime=RUNTIME, timeout_s=100, worker="tests.shared_heads_worker")
+    jobs = [job(" ".join(words), [*BASE, "model.num_layers=4", F32, *RUNTIME, *words]) for words in configs]
+    found = world(tmp_path, jobs, size=4, timeout_s=100, worker="tests.shared_heads_worker")
     stages = {"strategy=tp_pp": 2}
-    for job, (strategy, _) in zip(jobs, configs, strict=True):
-        assert "error" not in found[job.name], found[job.name]["error"]
-        assert found[job.name]["compared"] == 4 * 4 * 2 * 3 // stages.get(strategy, 1)
-        assert found[job.name]["unequal"] == 0, job.name
+    for one, (strategy, _) in zip(jobs, configs, strict=True):
+        result = found[one.name]
+        assert "error" not in result, result["error"]
+        assert result["compared"] == 4 * 4 * 2 * 3 // stages.get(strategy, 1)
+        assert result["unequal"] == 0, one.name
 
 
 @needs_deepspeed
