@@ -3,7 +3,8 @@
 PYTHON ?= python3
 STRATEGY ?= tp
 NPROC ?= 4
-ARGS ?=
+# the ranks of tp share every sequence: two microbatches of four sequences need a quarter of the exchanges of eight of one
+ARGS ?= $(if $(filter tp,$(STRATEGY)),train.micro_batch_size=4)
 BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 
