@@ -13,21 +13,21 @@ import math
 import sys
 from collections.abc import Sequence
 
-from launch.description import degrees, holdings, mesh, parameters, sent, total_sent
-from launch.grid import Point, expand
+from launch.describe.description import degrees, holdings, mesh, parameters, sent, total_sent
+from launch.describe.memory import Ranks, Room, gib, machine, named_device, shortage
+from launch.describe.schedule import picture, step_bubble
 from launch.local import check_folder, check_text
-from launch.memory import Ranks, Room, gib, machine, named_device, shortage
-from launch.schedule import picture, step_bubble
-from train import cli
-from train.communication import unknown
-from train.config import Config
-from train.exits import reported_once
-from train.memory import unknown_needs
-from train.plan import Plan
-from train.problems import BadInput, Problem, said
-from train.rules import batch
-from train.streams import lasting
-from train.world import World
+from launch.sweeping.grid import Point, expand
+from train.command import cli
+from train.command.exits import reported_once
+from train.command.streams import lasting
+from train.config.plan import Plan
+from train.config.problems import BadInput, Problem, said
+from train.config.rules import batch
+from train.config.schema import Config
+from train.config.world import World
+from train.strategies.memory import unknown_needs
+from train.strategies.traffic import unknown
 
 MiB = 2**20
 # rules of how the batch is cut, which changes nothing of who holds what

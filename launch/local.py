@@ -16,19 +16,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.environment import become_torchrun, local_environment
-from launch.memory import check_memory
-from train import cli
-from train.config import Config
-from train.data import load_corpus
-from train.exits import reported_once
-from train.fields import MAX_RANKS, MAX_SEQUENCES
-from train.plan import Plan
-from train.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
-from train.rules.ranges import shortened
-from train.streams import lasting
-from train.validate import completed
-from train.world import World
+from launch.describe.memory import check_memory
+from launch.start.environment import become_torchrun, local_environment
+from train.command import cli
+from train.command.exits import reported_once
+from train.command.streams import lasting
+from train.command.validate import completed
+from train.config.fields import MAX_RANKS, MAX_SEQUENCES
+from train.config.plan import Plan
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
+from train.config.rules.ranges import shortened
+from train.config.schema import Config
+from train.config.world import World
+from train.data.corpus import load_corpus
 
 LARGEST = {"nproc": MAX_RANKS, "port": 65_535}
 MAIN = Path(__file__).resolve().parent.parent / "train" / "main.py"
@@ -135,7 +135,7 @@ def check_machine(config: Config, nproc: int, port: int | None) -> None:
                 Problem("port", problem, "use another, or none for a free one", exit_code=EXIT_ENVIRONMENT)
             ) from error
     if (config.runtime.device, config.runtime.backend) != ("auto", "auto") or config.strategy.needed_backend():
-        from train.distributed import (
+        from train.ranks.distributed import (
             check_backend,
             choose_runtime,
         )  # loads torch, which an `auto` run need not wait for

@@ -29,22 +29,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.alive import held, wait_for_ranks
-from launch.environment import local_environment
-from launch.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
 from launch.local import choice, take
-from launch.points import DONE, FAILED, INVALID, PROBES, RUNNING, Entry, State
-from launch.torchrun import Start, last_words, torchrun
-from train import cli
-from train.exits import reported_once
-from train.overrides import with_quotes
-from train.plan import Plan
-from train.problems import BadInput, Problem
-from train.streams import lasting
-from train.world import World
+from launch.start.alive import held, wait_for_ranks
+from launch.start.environment import local_environment
+from launch.start.torchrun import Start, last_words, torchrun
+from launch.sweeping.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
+from launch.sweeping.points import DONE, FAILED, INVALID, PROBES, RUNNING, Entry, State
+from train.command import cli
+from train.command.exits import reported_once
+from train.command.overrides import with_quotes
+from train.command.streams import lasting
+from train.config.plan import Plan
+from train.config.problems import BadInput, Problem
+from train.config.world import World
 
 if TYPE_CHECKING:  # which loads torch
-    from train.distributed import Runtime
+    from train.ranks.distributed import Runtime
 
 COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 PROBE = (
@@ -213,7 +213,7 @@ def _run(state: State, entry: Entry, start: Start) -> None:
 
 def _runtime(plan: Plan) -> Runtime:
     """The device that the ranks will take. Loads torch."""
-    from train.distributed import choose_runtime
+    from train.ranks.distributed import choose_runtime
 
     size = plan.world_size
     return choose_runtime(plan.config.runtime, World(0, 0, size, size, from_torchrun=True))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from train.streams import lasting
+from train.command.streams import lasting
 
 COMMON = "precision=bf16 data=python_source train.steps=20 train.eval_every=0 train.eval_batches=1"
 MODELS = {  # sequences a microbatch, and the shape
@@ -104,10 +104,10 @@ def _point(label: str, nproc: int, words: str, model: str, more: tuple[str, ...]
 
 def check(num_gpus: int, more: tuple[str, ...] = ()) -> list[str]:
     """What is wrong with the points, a line for each problem; needs no GPU."""
-    from train import cli
-    from train.data import load_corpus
-    from train.problems import BadInput
-    from train.validate import validate
+    from train.command import cli
+    from train.command.validate import validate
+    from train.config.problems import BadInput
+    from train.data.corpus import load_corpus
 
     parser, found, longest = cli.parser("scripts/bench_points.py", __doc__ or ""), [], None
     for point in points(num_gpus, more):

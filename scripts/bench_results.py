@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from train.streams import lasting
+from train.command.streams import lasting
 
 if __package__:
     from scripts.bench_points import SCALED, Point
 else:  # as a script
     from bench_points import SCALED, Point
 
-from train.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
-from train.run_folder import read_facts
+from train.record.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
+from train.record.run_folder import read_facts
 
 SPEED = "perf/tokens_per_s_per_device"
 WARM_UP = 5  # steps, in which blocks are compiled and buffers allocated

@@ -25,22 +25,23 @@ import torch
 from torch import Tensor
 
 from launch.local import take
-from train import cli, plain_json
-from train.config import Config, Precision
-from train.data import load_corpus
-from train.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
-from train.exits import reported_once
-from train.lab import LabGroup
-from train.metrics import Clock, Metrics
-from train.model import Transformer, dtypes
-from train.optim import lr_at
-from train.parent import tie
-from train.run_dir import environment
-from train.sampling import Sampler
-from train.sinks import JsonLines, TensorBoard
-from train.streams import lasting
-from train.weights import materialise
-from train.world import World
+from train.command import cli
+from train.command.exits import reported_once
+from train.command.parent import tie
+from train.command.streams import lasting
+from train.config import plain_json
+from train.config.schema import Config, Precision
+from train.config.world import World
+from train.data.corpus import load_corpus
+from train.measure.metrics import Clock, Metrics
+from train.measure.sampling import Sampler
+from train.model.transformer import Transformer, dtypes
+from train.model.weights import materialise
+from train.ranks.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
+from train.ranks.lab import LabGroup
+from train.ranks.optim import lr_at
+from train.record.run_dir import environment
+from train.record.sinks import JsonLines, TensorBoard
 
 WARM_UP, RECORDED = 5, 5
 # what the speed of a machine is measured on: `tiny` at 1,024 tokens a step, whatever the defaults become

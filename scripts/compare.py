@@ -15,8 +15,8 @@ from comparing import table, words
 from comparing.finding import Search
 from comparing.gate import Group, groups_of
 
-from train.run_files import clean, write_whole
-from train.streams import lasting
+from train.command.streams import lasting
+from train.record.run_files import clean, write_whole
 
 
 def main() -> None:

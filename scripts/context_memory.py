@@ -15,17 +15,17 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from train import cli
-from train.config import Config
-from train.distributed import Runtime, build_mesh
-from train.exits import reported_once
-from train.model import Transformer, dtypes
-from train.strategies.context import apply_cp
+from train.command import cli
+from train.command.exits import reported_once
+from train.command.streams import lasting
+from train.command.validate import validate
+from train.config.schema import Config
+from train.config.world import World
+from train.model.transformer import Transformer, dtypes
+from train.model.weights import materialise
+from train.ranks.distributed import Runtime, build_mesh
+from train.strategies.context.apply import apply_cp
 from train.strategies.spmd import CP_METHODS
-from train.streams import lasting
-from train.validate import validate
-from train.weights import materialise
-from train.world import World
 
 DEGREES = (1, 2, 4)
 

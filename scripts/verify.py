@@ -17,17 +17,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launch.environment import loopback
+from launch.describe.memory import check_memory
 from launch.local import check_machine, check_text, choice, take
-from launch.memory import check_memory
-from launch.world import run_world
-from train import cli
-from train.config import Config, RuntimeConfig
-from train.exits import reported_once
-from train.plan import Plan
-from train.problems import BadInput, Problem
-from train.streams import lasting
-from train.world import World
+from launch.start.environment import loopback
+from launch.start.forked import run_world
+from train.command import cli
+from train.command.exits import reported_once
+from train.command.streams import lasting
+from train.config.plan import Plan
+from train.config.problems import BadInput, Problem
+from train.config.schema import Config, RuntimeConfig
+from train.config.world import World
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Task:
     reference: Config
 
 
-def main(argv: list[str], worker: str = "train.prove") -> int:
+def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
     """The exit code. `worker`: the module that each rank runs."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank is left behind
     with reported_once(World.single()):
         task = read(argv)
-    from train.distributed import choose_runtime
+    from train.ranks.distributed import choose_runtime
 
     os.environ.update(loopback() | os.environ)
     config = task.reference
@@ -86,9 +86,11 @@ def read(argv: list[str]) -> Task:
     return Task(nproc, parsed, cli.configured(["strategy=single", *shared]))
 
 
-def prove(folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.prove") -> dict[str, dict[str, Any]]:
+def prove(
+    folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs"
+) -> dict[str, dict[str, Any]]:
     """Results by strategy."""
-    from train.prove import Job
+    from train.proof.jobs import Job
 
     evidence = str(folder / "reference.pt")
     single = Job("the reference", replace(task.reference, runtime=runtime), save=evidence)
@@ -102,7 +104,7 @@ def prove(folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train
 
 def report(plan: Plan, result: dict[str, Any]) -> bool:
     """Print a strategy's table; whether it equals one device."""
-    from train.proof import Verdict
+    from train.proof.comparison import Verdict
 
     shape = " x ".join(f"{axis} {plan.degrees[axis]}" for axis in plan.axes) or "one device"
     print(f"\n{plan.config.strategy.name} on {plan.world_size} process(es): {shape}")

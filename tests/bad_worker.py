@@ -4,7 +4,7 @@ import os
 import time
 
 from tests import planted
-from train import prove
+from train.proof import jobs as prove
 
 
 def run(job: prove.Job, site: prove.Site) -> prove.Result:

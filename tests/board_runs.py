@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from train import cli
-from train.board import hparams
-from train.plan import Plan
-from train.sinks import JsonLines, TensorBoard
-from train.strategies.timetable import UNITS, actions_by_rank, timetable
+from train.command import cli
+from train.config.plan import Plan
+from train.record.board import hparams
+from train.record.sinks import JsonLines, TensorBoard
+from train.strategies.pipeline.timetable import UNITS, actions_by_rank, timetable
 
 STEPS, SAMPLED = 12, (4, 8, 12)
 # strategy -> (processes, step ms, MiB held, memory GiB, exposed communication %, bubble %): none the same as another's

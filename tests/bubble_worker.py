@@ -8,8 +8,8 @@ from unittest import mock
 import torch.distributed._functional_collectives as funcol
 
 from tests import sleeping
-from train import prove
-from train.spans import span
+from train.model.spans import span
+from train.proof import jobs as prove
 
 
 def slow_waits(seconds: float, calls: list[float]):

@@ -10,14 +10,14 @@ from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh
 
 from tests import masks
-from train.config import Config, Optimiser
-from train.data import load_corpus
-from train.distributed import own_rows
-from train.lab import LabGroup
-from train.ledger import Ledger
-from train.model import Transformer, dtypes
-from train.strategies.base import MESH_AXES
-from train.world import World
+from train.config.schema import Config, Optimiser
+from train.config.strategy import MESH_AXES
+from train.config.world import World
+from train.data.corpus import load_corpus
+from train.measure.ledger import Ledger
+from train.model.transformer import Transformer, dtypes
+from train.ranks.distributed import own_rows
+from train.ranks.lab import LabGroup
 
 
 def powersgd(config: Config, mesh: DeviceMesh) -> dict:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from train import cli
-from train.config import Config
-from train.plan import Plan
-from train.strategies.deepspeed import DeepSpeed
-from train.strategies.pipeline import Pipeline
-from train.strategies.placement import SCHEDULES
+from train.command import cli
+from train.command.validate import validate
+from train.config.plan import Plan
+from train.config.schema import Config
+from train.strategies.deepspeed.strategy import DeepSpeed
+from train.strategies.pipeline.placement import SCHEDULES
+from train.strategies.pipeline.strategy import Pipeline
 from train.strategies.spmd import COMM_HOOKS, CP_METHODS
-from train.validate import validate
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs" / "strategy").glob("*.yaml"))
 NATIVE = [name for name in PRESETS if not name.startswith("ds_")]

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import ClassVar, get_origin, get_type_hints
 
 from launch import explain
-from train import cli
-from train.config import SCHEMAS
+from train.command import cli
+from train.command.schemas import SCHEMAS
 
 SECONDS, BYTES = 5, 500 * 2**20
 WAITING = 60  # seconds

@@ -21,16 +21,16 @@ import torch.distributed as dist
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from train import collectives
-from train.cli import configured
-from train.communication import expected, totals
-from train.data import load_corpus
-from train.distributed import Runtime, build_mesh, own_rows
-from train.gradients import local
-from train.ledger import Ledger
-from train.model import Transformer, dtypes
-from train.plan import Plan
-from train.shapes import held, state_bytes
+from train.command.cli import configured
+from train.config.plan import Plan
+from train.config.shapes import held, state_bytes
+from train.data.corpus import load_corpus
+from train.measure.ledger import Ledger
+from train.model.transformer import Transformer, dtypes
+from train.ranks import collectives
+from train.ranks.distributed import Runtime, build_mesh, own_rows
+from train.ranks.gradients import local
+from train.strategies.traffic import expected, totals
 
 
 def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = False) -> None:

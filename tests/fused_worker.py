@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch.distributed._symmetric_memory import _test_mode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from train.cli import configured
-from train.data import load_corpus
-from train.distributed import Runtime, build_mesh
-from train.model import Transformer, dtypes
+from train.command.cli import configured
+from train.data.corpus import load_corpus
+from train.model.transformer import Transformer, dtypes
+from train.ranks.distributed import Runtime, build_mesh
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     cpu = torch.device("cpu")
     with mock.patch("torch.distributed.is_nccl_available", return_value=True), _test_mode():
-        with mock.patch("train.distributed.check_backend"):
+        with mock.patch("train.ranks.distributed.check_backend"):
             mesh = build_mesh(config, Runtime(cpu, "fake"))
         step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
         try:

@@ -1,16 +1,16 @@
-"""Each rank of a test world counts the third step of each job with `train/ledger.py`, beside what it should be."""
+"""Each rank of a test world counts the third step of each job (`train/measure/ledger.py`), beside what it should be."""
 
 import dataclasses
 
-from train import prove
-from train.communication import expected, totals, unknown
-from train.data import load_corpus
-from train.distributed import own_rows
-from train.gradients import local
-from train.ledger import Ledger
-from train.model import Transformer, dtypes
-from train.plan import Plan
-from train.shapes import coordinates, fsdp_place, held, state_bytes
+from train.config.plan import Plan
+from train.config.shapes import coordinates, fsdp_place, held, state_bytes
+from train.data.corpus import load_corpus
+from train.measure.ledger import Ledger
+from train.model.transformer import Transformer, dtypes
+from train.proof import jobs as prove
+from train.ranks.distributed import own_rows
+from train.ranks.gradients import local
+from train.strategies.traffic import expected, totals, unknown
 
 
 def run(job: prove.Job, site: prove.Site) -> prove.Result:

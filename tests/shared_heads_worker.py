@@ -6,11 +6,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from train import prove
-from train.data import load_corpus
-from train.distributed import own_rows
-from train.gradients import local
-from train.model import Transformer, dtypes
+from train.data.corpus import load_corpus
+from train.model.transformer import Transformer, dtypes
+from train.proof import jobs as prove
+from train.ranks.distributed import own_rows
+from train.ranks.gradients import local
 
 STEPS = 3
 

@@ -11,17 +11,17 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from train import model as model_file
-from train import sampling
-from train.config import Config
-from train.data import load_corpus
-from train.distributed import own_rows
-from train.gradients import local
-from train.lab import LabGroup
-from train.model import Transformer, dtypes
-from train.prove import Site
-from train.sampling import Sampler
-from train.spans import span
+from train.config.schema import Config
+from train.data.corpus import load_corpus
+from train.measure import sampling
+from train.measure.sampling import Sampler
+from train.model import transformer as model_file
+from train.model.spans import span
+from train.model.transformer import Transformer, dtypes
+from train.proof.jobs import Site
+from train.ranks.distributed import own_rows
+from train.ranks.gradients import local
+from train.ranks.lab import LabGroup
 
 
 class _Sleep(torch.autograd.Function):

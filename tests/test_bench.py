@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from scripts import bench_points, bench_results
-from train import cli
-from train.plan import Plan
-from train.validate import validate
+from train.command import cli
+from train.command.validate import validate
+from train.config.plan import Plan
 
 REPO = Path(__file__).resolve().parent.parent
 PARSER = cli.parser("test", "")

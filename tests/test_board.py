@@ -13,8 +13,8 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import api_pb2, metadata
 
 from tests.board_runs import FIGURES, SAMPLED, STEPS, config_of, validation_loss, values_of, write_run
-from train import board
-from train.tags import logged_as, shown_as
+from train.record import board
+from train.record.tags import logged_as, shown_as
 
 # Tags of metrics.jsonl and what TensorBoard calls them: the first groups as they are, what explains them behind.
 SHOWN_AS = {
@@ -32,7 +32,7 @@ SHOWN_AS = {
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
     """Drawing is tested by itself."""
-    monkeypatch.setattr("train.sinks.find_spec", lambda name: None)
+    monkeypatch.setattr("train.record.sinks.find_spec", lambda name: None)
 
 
 def read(path):

@@ -10,7 +10,7 @@ import pytest
 from tests.board_runs import FIGURES, STEPS, config_of, validation_loss, values_of, write_run
 from tests.browser import browser, page, tensorboard  # noqa: F401  (fixtures)
 from tests.synthetic_runs import make_run
-from train import board
+from train.record import board
 
 REPO = Path(__file__).resolve().parent.parent
 COMPARE = REPO / "scripts" / "compare.py"

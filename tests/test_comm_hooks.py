@@ -4,7 +4,7 @@ import pytest
 
 from tests.rows.base import BASE, F64
 from tests.worlds import job, world
-from train.cli import configured
+from train.command.cli import configured
 
 RANK = 2
 

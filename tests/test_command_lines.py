@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from launch import local
-from launch.grid import expand
+from launch.sweeping.grid import expand
 from tests.drawn_lines import lines
-from train.problems import BadInput
+from train.config.problems import BadInput
 
 REPO = Path(__file__).resolve().parent.parent
 NUMBER = 300

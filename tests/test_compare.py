@@ -17,7 +17,7 @@ from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
 from scripts.comparing.runs import read_run
 from tests.synthetic_runs import MODEL, make_run
-from train.quantiles import median_interval, quantile
+from train.measure.quantiles import median_interval, quantile
 
 OTHER = {"model": MODEL | {"num_layers": 4}}
 POWERSGD = ", dp_replicate: -1, comm_hook: powersgd"

@@ -5,13 +5,13 @@ import math
 import pytest
 import yaml
 
-from train import cli
-from train.config import LrSchedule
-from train.optim import lr_at
-from train.problems import BadInput
-from train.strategies.base import MESH_AXES, resolve_degrees
-from train.strategies.placement import layers_of_stages, layers_per_stage
-from train.validate import validate
+from train.command import cli
+from train.command.validate import validate
+from train.config.problems import BadInput
+from train.config.schema import LrSchedule
+from train.config.strategy import MESH_AXES, resolve_degrees
+from train.ranks.optim import lr_at
+from train.strategies.pipeline.placement import layers_of_stages, layers_per_stage
 
 STRATEGIES = cli.options("strategy")
 WORLD = {"single": 1, "3d": 8, "4d": 16, "moe_3d": 8}
@@ -146,7 +146,7 @@ def test_a_fix_mends_its_problem(overrides, world_size):
 
 def test_missing_value_is_named():
     with pytest.raises(BadInput, match=r"needs a path"):
-        from train.data import load_corpus
+        from train.data.corpus import load_corpus
 
         load_corpus(parse("data=text"))
 

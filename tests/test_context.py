@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from scripts.context_memory import saved_bytes
-from train import cli
-from train.block_attention import accumulate, attend, empty_result
-from train.model import SdpaKernel
-from train.strategies.context import by_rank, in_sequence, positions_of, ring_piece
+from train.command import cli
+from train.model.transformer import SdpaKernel
+from train.strategies.context.apply import by_rank, in_sequence, positions_of, ring_piece
+from train.strategies.context.block_attention import accumulate, attend, empty_result
 
 
 def parse(*overrides):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from train import cli
-from train.corpus.tokens import Held, Stored
-from train.data import IGNORED, load_corpus
-from train.model import IGNORE_INDEX
-from train.problems import BadInput
+from train.command import cli
+from train.config.problems import BadInput
+from train.data.corpus import IGNORED, load_corpus
+from train.data.tokens import Held, Stored
+from train.model.transformer import IGNORE_INDEX
 
 
 def corpus(*overrides):

@@ -11,9 +11,9 @@ from tests.rows.deepspeed import ROWS, SLOW_ROWS
 from tests.test_equivalence import assert_green, assert_red, names
 from tests.test_run import MiB, held_by_rank, launch, steps_of
 from tests.worlds import job, prove, world
-from train import cli
-from train.problems import EXIT_ENVIRONMENT, BadInput
-from train.validate import validate
+from train.command import cli
+from train.command.validate import validate
+from train.config.problems import EXIT_ENVIRONMENT, BadInput
 
 KINDS = ("parameters", "gradients", "optimiser")
 INSTALLED = importlib.util.find_spec("deepspeed") is not None
@@ -164,6 +164,7 @@ def test_a_fix_mends_its_problem(overrides, world_size):
 
 
 def test_no_other_strategy_imports_it():
-    code = "import sys, train.main, train.strategies.apply, train.step, train.strategies.stages; print(*sys.modules)"
+    code = "import sys, train.main, train.strategies.apply, train.step, train.strategies.pipeline.stages"
+    code += "; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "deepspeed" not in out.split()

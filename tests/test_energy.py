@@ -8,15 +8,16 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from train import cli, hardware
-from train.energy import Energy, costs, device_id, first_of_each, open_meter
-from train.lab import LabGroup
-from train.metrics import Metrics
-from train.sampling import Sampled
-from train.sinks import JsonLines
-from train.strategies.base import StepResult
-from train.validate import validate
-from train.world import World
+from train.command import cli
+from train.command.validate import validate
+from train.config.strategy import StepResult
+from train.config.world import World
+from train.measure import hardware
+from train.measure.energy import Energy, costs, device_id, first_of_each, open_meter
+from train.measure.metrics import Metrics
+from train.measure.sampling import Sampled
+from train.ranks.lab import LabGroup
+from train.record.sinks import JsonLines
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 BOARDS = {"GPU-aaaa": 5_000_000, "GPU-bbbb": 9_000_000}  # mJ since the driver was loaded
@@ -85,7 +86,7 @@ def nvml(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", module)
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     monkeypatch.setattr(hardware, "device_name", lambda device: "NVIDIA H100 80GB HBM3" if device == GPU else "cpu")
-    monkeypatch.setattr("train.energy.device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("train.measure.energy.device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     return module
 

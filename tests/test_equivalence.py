@@ -1,4 +1,4 @@
-"""Every strategy equals one device: loss, every gradient, norm, SGD weights, AdamW loss (train/proof.py)."""
+"""Every strategy equals one device: loss, every gradient, norm, SGD weights, AdamW loss (train/proof/comparison.py)."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.rows import ROWS, SLOW_ROWS, Row
 from tests.worlds import prove
-from train.proof import Verdict
+from train.proof.comparison import Verdict
 
 MUST_BE_RED = {"gradients", "sgd_weights"}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from train import cli
-from train.drawing import draw_mesh, ranges
-from train.model import Transformer, dtypes
-from train.plan import Plan
-from train.shapes import coordinates, held
-from train.strategies.base import MESH_AXES, resolve_degrees
+from train.command import cli
+from train.config.plan import Plan
+from train.config.shapes import coordinates, held
+from train.config.strategy import MESH_AXES, resolve_degrees
+from train.model.transformer import Transformer, dtypes
+from train.record.drawing import draw_mesh, ranges
 
 REPO = Path(__file__).resolve().parent.parent
 

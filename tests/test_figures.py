@@ -4,12 +4,12 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.board_runs import config_of, sample_of
-from train.plan import Plan
+from train.config.plan import Plan
 
 
 def test_figures_of_a_sampled_step(tmp_path):
     pytest.importorskip("matplotlib")
-    from train.figures import figures
+    from train.record.pictures import figures
 
     config = config_of("3d")
     sample, degrees = sample_of("3d", 4, config), Plan(config, 8).degrees
@@ -32,8 +32,10 @@ def test_figures_of_a_sampled_step(tmp_path):
 
 def test_one_thing_has_one_colour_and_pictures_one_scale():
     pytest.importorskip("matplotlib")
-    from scripts.comparing import pictures, timelines
-    from train import figures, palette, peak
+    from scripts.comparing.pages import pictures, timelines
+    from train.measure import peak
+    from train.record import palette
+    from train.record import pictures as figures
 
     assert pictures.MEMORY_COLOURS is palette.MEMORY_COLOURS
     assert pictures.PART_COLOURS is palette.PART_COLOURS
@@ -49,9 +51,9 @@ def test_one_thing_has_one_colour_and_pictures_one_scale():
 @pytest.mark.parametrize("schedule", ["interleaved_1f1b", "zbv_zero_bubble"])
 def test_a_timeline_of_several_stages_on_a_rank(schedule):
     pytest.importorskip("matplotlib")
-    from train.figures import timeline
-    from train.strategies.timetable import UNITS, actions_by_rank
-    from train.strategies.timetable import timetable as at_times
+    from train.record.pictures import timeline
+    from train.strategies.pipeline.timetable import UNITS, actions_by_rank
+    from train.strategies.pipeline.timetable import timetable as at_times
 
     table = at_times(actions_by_rank(schedule, 8, 4, 8), 8)
     ranks = [
@@ -69,7 +71,7 @@ def test_a_timeline_of_several_stages_on_a_rank(schedule):
 
 def test_pictures_are_drawn_ever_more_rarely_and_of_the_last_sample(tmp_path):
     pytest.importorskip("matplotlib")
-    from train.sinks import TensorBoard
+    from train.record.sinks import TensorBoard
 
     config = config_of("pp")
     sink = TensorBoard(tmp_path, {}, degrees=Plan(config, 4).degrees)

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from launch.grid import expand
+from launch.start.torchrun import last_words
 from launch.sweep import best_micro_batch
-from launch.torchrun import last_words
-from train.cli import configured
-from train.plan import Plan
-from train.problems import BadInput
-from train.run_dir import work_hash, write_work
+from launch.sweeping.grid import expand
+from train.command.cli import configured
+from train.config.plan import Plan
+from train.config.problems import BadInput
+from train.record.run_dir import work_hash, write_work
 
 
 @pytest.mark.timeout(60)

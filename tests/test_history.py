@@ -6,14 +6,14 @@ import statistics
 import numpy as np
 import pytest
 
-from launch import progress
+from launch.sweeping import progress
 from scripts.comparing import words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
 from tests.synthetic_runs import make_run
 from tests.test_compare import compare
-from train.history import History
-from train.quantiles import EXACT, Tally, median_interval, quantile
+from train.measure.history import History
+from train.measure.quantiles import EXACT, Tally, median_interval, quantile
 
 
 def record(ms, **more):

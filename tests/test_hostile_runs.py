@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts.comparing import page, table
+from scripts.comparing import table
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
+from scripts.comparing.pages import page
 from tests.hostile_folders import ESCAPES, FOLDERS, SKIPPED, TAKEN, values
 from tests.synthetic_runs import WORK, make_run
 

@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 
 from tests.drawn import PRESETS
-from train import cli
-from train.plan import Plan
-from train.validate import validate
+from train.command import cli
+from train.command.validate import validate
+from train.config.plan import Plan
 
 MIXTURES = ("ep", "moe_3d")
 SIZES = (1, 2, 4, 8)

@@ -10,8 +10,8 @@ from tests.rows.base import BASE, BF16, F32, F64, TIED, configured
 from tests.test_deepspeed import needs_deepspeed
 from tests.test_rules import SEED, run_fake, valid_configs
 from tests.worlds import job, world
-from train.plan import Plan
-from train.shapes import held
+from train.config.plan import Plan
+from train.config.shapes import held
 
 FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
 NUM_DRAWN = 38

@@ -5,11 +5,20 @@ import dataclasses
 import pytest
 import torch
 
-from train import cli
-from train.config import AttentionKernel, Precision
-from train.flops import flops_per_token, matmul_parameters
-from train.model import IGNORE_INDEX, CrossEntropy, EagerKernel, SdpaKernel, Transformer, dtypes, rope_table, rotate
-from train.weights import initial_value, materialise
+from train.command import cli
+from train.config.flops import flops_per_token, matmul_parameters
+from train.config.schema import AttentionKernel, Precision
+from train.model.transformer import (
+    IGNORE_INDEX,
+    CrossEntropy,
+    EagerKernel,
+    SdpaKernel,
+    Transformer,
+    dtypes,
+    rope_table,
+    rotate,
+)
+from train.model.weights import initial_value, materialise
 
 CPU = torch.device("cpu")
 

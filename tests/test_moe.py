@@ -7,11 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from tests.test_model import CPU, build, config
-from train.config import ActivationCheckpointing, Precision
-from train.flops import matmul_parameters
-from train.moe import Experts, Router, routers, sorted_by_expert, take
-from train.strategies.recompute import apply_checkpointing
-from train.weights import initial_value, materialise
+from train.config.flops import matmul_parameters
+from train.config.schema import ActivationCheckpointing, Precision
+from train.model.moe import Experts, Router, routers, sorted_by_expert, take
+from train.model.weights import initial_value, materialise
+from train.strategies.recompute.apply import apply_checkpointing
 
 SMALL = ("model=moe_tiny", "model.num_layers=2", "train.seq_len=16")
 

@@ -15,15 +15,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.comparing.gate import difference
 from scripts.comparing.runs import Run, read_run
-from train import cli, plain_json
-from train.corpus.tokens import Held
-from train.data import load_corpus
-from train.lab import LabGroup
-from train.metrics import Metrics
-from train.sampling import Sampled
-from train.sinks import JsonLines, TensorBoard, Terminal
-from train.strategies.base import StepResult
-from train.world import World
+from train.command import cli
+from train.config import plain_json
+from train.config.strategy import StepResult
+from train.config.world import World
+from train.data.corpus import load_corpus
+from train.data.tokens import Held
+from train.measure.metrics import Metrics
+from train.measure.sampling import Sampled
+from train.ranks.lab import LabGroup
+from train.record.sinks import JsonLines, TensorBoard, Terminal
 
 REPO = Path(__file__).resolve().parent.parent
 

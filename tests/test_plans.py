@@ -10,24 +10,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from launch.description import holdings, memory, merged
+from launch.describe.alike import alike, same_stages
+from launch.describe.description import holdings, memory, merged
+from launch.describe.memory import GiB, Ranks, Room, check_memory, gib, machine, room_here, shortage
+from launch.describe.schedule import listed, picture, replayed, step_bubble
 from launch.explain import explained, problems, side_by_side
-from launch.grid import expand
-from launch.memory import GiB, Ranks, Room, check_memory, gib, machine, room_here, shortage
-from launch.schedule import listed, picture, replayed, step_bubble
-from train import cli
-from train.alike import alike, same_stages
-from train.communication import unknown
-from train.flops import flops_per_token
-from train.memory import needs, num_parameters
-from train.out_of_memory import remedies
-from train.plan import Plan
-from train.problems import BadInput, Problem, said
-from train.rules.base import below
-from train.rules.pipeline import microbatches
-from train.shapes import block, held, state_bytes
-from train.strategies.placement import SCHEDULES, layers_per_stage
-from train.validate import completed, mending, validate
+from launch.sweeping.grid import expand
+from train.command import cli
+from train.command.validate import completed, mending, validate
+from train.config.flops import flops_per_token
+from train.config.plan import Plan
+from train.config.problems import BadInput, Problem, said
+from train.config.rule import below
+from train.config.shapes import block, held, state_bytes
+from train.measure.out_of_memory import remedies
+from train.strategies.memory import needs, num_parameters
+from train.strategies.pipeline.placement import SCHEDULES, layers_per_stage
+from train.strategies.pipeline.rules import microbatches
+from train.strategies.traffic import unknown
 
 PARSER = cli.parser("test", "")
 
@@ -189,7 +189,7 @@ def test_the_memory_of_the_devices_that_there_are(devices, fits, monkeypatch):
     device = SimpleNamespace(type="cuda")
     properties = SimpleNamespace(total_memory=8 * GiB)
     module = SimpleNamespace(get_device_properties=lambda _: properties, get_device_name=lambda _: "a card")
-    monkeypatch.setattr("train.distributed.choose_runtime", lambda *_: SimpleNamespace(device=device))
+    monkeypatch.setattr("train.ranks.distributed.choose_runtime", lambda *_: SimpleNamespace(device=device))
     monkeypatch.setattr("torch.get_device_module", lambda _: module)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: devices)
     plan = plan_of("model=llama_1b strategy=tp nproc=2 train.micro_batch_size=1")

@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from scripts.comparing import configs, head, words
+from scripts.comparing import configs, words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
+from scripts.comparing.pages import head
 from scripts.comparing.work import num_parameters, short_count
 from tests.synthetic_runs import MODEL, make_run
-from train import palette
-from train.cli import configured
-from train.plan import Plan
-from train.shapes import units
+from train.command.cli import configured
+from train.config.plan import Plan
+from train.config.shapes import units
+from train.record import palette
 
 VENDOR = Path(__file__).resolve().parent.parent / "scripts" / "comparing" / "vendor"
 
@@ -111,8 +112,8 @@ def test_differences_that_mean_nothing_for_a_strategy_are_not_listed():
 def test_every_key_that_needs_an_axis_is_one_of_the_strategies():
     from dataclasses import fields
 
-    from train.strategies.deepspeed import DeepSpeed
-    from train.strategies.pipeline import Pipeline
+    from train.strategies.deepspeed.strategy import DeepSpeed
+    from train.strategies.pipeline.strategy import Pipeline
 
     assert set(configs.NEEDS) <= {field.name for kind in (Pipeline, DeepSpeed) for field in fields(kind)}
 
@@ -139,7 +140,7 @@ def test_the_libraries_are_those_of_the_list_and_small():
 
 def test_the_page_is_one_file_whose_scripts_are_its_own(tmp_path):
     pytest.importorskip("matplotlib")
-    from scripts.comparing import page
+    from scripts.comparing.pages import page
 
     for strategy in ("dp", "tp"):
         make_run(tmp_path, strategy, off=1e-7 if strategy == "tp" else 0.0)
@@ -155,8 +156,8 @@ def test_the_page_is_one_file_whose_scripts_are_its_own(tmp_path):
 
 def test_bars_of_parts_are_as_long_as_the_median_step(tmp_path):
     pytest.importorskip("matplotlib")
-    from scripts.comparing import pictures
-    from scripts.comparing.style import Colours
+    from scripts.comparing.pages import pictures
+    from scripts.comparing.pages.style import Colours
 
     make_run(tmp_path, "dp")
     (group,) = groups(tmp_path)
@@ -169,8 +170,8 @@ def test_bars_of_parts_are_as_long_as_the_median_step(tmp_path):
 
 def test_loss_over_time_and_over_bytes(tmp_path):
     pytest.importorskip("matplotlib")
-    from scripts.comparing import curves
-    from scripts.comparing.style import Colours
+    from scripts.comparing.pages import curves
+    from scripts.comparing.pages.style import Colours
 
     for strategy in ("dp", "tp"):
         make_run(tmp_path, strategy, ms=100.0 if strategy == "dp" else 200.0)

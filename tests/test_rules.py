@@ -19,8 +19,8 @@ from tests.rows import pairwise
 from tests.rows.base import F64, Row
 from tests.test_equivalence import assert_green
 from tests.worlds import prove
-from train.problems import Problem
-from train.validate import validate
+from train.command.validate import validate
+from train.config.problems import Problem
 
 NUM_VALID = 57  # three of each preset; tests/many_drawn.py draws hundreds
 SEED = 3

@@ -13,11 +13,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.metadata import SESSION_END_INFO_TAG
 
-from train import cli
-from train.flops import flops_per_token
-from train.model import Transformer, dtypes
-from train.strategies.placement import layers_of_stages, layers_per_stage
-from train.tags import shown_as
+from train.command import cli
+from train.config.flops import flops_per_token
+from train.model.transformer import Transformer, dtypes
+from train.record.tags import shown_as
+from train.strategies.pipeline.placement import layers_of_stages, layers_per_stage
 
 REPO = Path(__file__).resolve().parent.parent
 MiB = 2**20

@@ -11,10 +11,12 @@ from unittest import mock
 import pytest
 import torch
 
-from train import breakdown, cli, out_of_memory, peak, spans
-from train.out_of_memory import OutOfMemory
-from train.quantiles import median_interval
-from train.recording import Recording, read
+from train.command import cli
+from train.measure import breakdown, out_of_memory, peak
+from train.measure.out_of_memory import OutOfMemory
+from train.measure.quantiles import median_interval
+from train.measure.recording import Recording, read
+from train.model import spans
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -8,11 +8,11 @@ from tests.test_deepspeed import needs_deepspeed
 from tests.test_equivalence import assert_green
 from tests.test_rules import run_fake
 from tests.worlds import job, prove, world
-from train import cli
-from train.config import Config
-from train.plan import Plan
-from train.shapes import held
-from train.validate import validate
+from train.command import cli
+from train.command.validate import validate
+from train.config.plan import Plan
+from train.config.schema import Config
+from train.config.shapes import held
 
 ONE, TWO = "model.num_kv_heads=1", "model.num_kv_heads=2"
 RUNTIME = ["runtime.device=cpu", "runtime.timeout_s=60"]

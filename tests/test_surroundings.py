@@ -13,15 +13,15 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from launch.environment import local_environment
-from launch.grid import check_all, expand
-from launch.points import State
-from train import as_typed, cli
-from train.overrides import quoted
-from train.problems import BadInput
-from train.run_dir import make_run_dir, work, work_hash, write_work
-from train.validate import validate
-from train.world import environment_problem
+from launch.start.environment import local_environment
+from launch.sweeping.grid import check_all, expand
+from launch.sweeping.points import State
+from train.command import as_typed, cli
+from train.command.overrides import quoted
+from train.command.validate import validate
+from train.config.problems import BadInput
+from train.config.world import environment_problem
+from train.record.run_dir import make_run_dir, work, work_hash, write_work
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
@@ -120,7 +120,7 @@ def test_a_pipe_closed_early_ends_no_tool_in_a_traceback(line, tmp_path):
 
 STREAM = """
 import sys
-from train.streams import lasting
+from train.command.streams import lasting
 lasting()
 for _ in range(3): print("x" * 100_000, "caf\\u00e9")
 print("still here", file=sys.stderr)

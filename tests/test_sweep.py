@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.grid import check_all, expand
 from launch.sweep import main
-from train import cli
-from train.cli import configured
+from launch.sweeping.grid import check_all, expand
+from train.command import cli
+from train.command.cli import configured
 
 REPO = Path(__file__).resolve().parent.parent
 TINY = ["train.steps=2", "model.num_layers=2", "train.eval_every=0", "train.eval_batches=1", "train.seq_len=32"]

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launch.grid import check_all, expand
-from train import cli
-from train.config import DataSource
-from train.corpus import folder
-from train.data import MOST_WINDOWS, load_corpus
-from train.problems import BadInput
-from train.run_dir import work_hash
-from train.validate import validate
+from launch.sweeping.grid import check_all, expand
+from train.command import cli
+from train.command.validate import validate
+from train.config.problems import BadInput
+from train.config.schema import DataSource
+from train.data import folder
+from train.data.corpus import MOST_WINDOWS, load_corpus
+from train.record.run_dir import work_hash
 
 REPO = Path(__file__).resolve().parent.parent
 LINES = "all work and no play\n" * 60
@@ -321,8 +321,8 @@ def test_the_baseline_of_100_mb_is_bounded(tmp_path):
     (tmp_path / "other.txt").write_text(LINES)
     program = f"""
 import resource, sys
-from train import cli
-from train.data import load_corpus
+from train.command import cli
+from train.data.corpus import load_corpus
 config = cli.parse(cli.parser("test", ""), ["data=text", "data.path={tmp_path}"])[0]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 corpus = load_corpus(config)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from train.strategies.placement import SCHEDULES, rank_of_stage, stages_of_rank
-from train.strategies.timetable import (
+from train.strategies.pipeline.placement import SCHEDULES, rank_of_stage, stages_of_rank
+from train.strategies.pipeline.timetable import (
     actions_by_rank,
     closed_form_bubble,
     draw_schedule,

@@ -6,11 +6,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from train import cli
-from train.corpus.token_files import MEGATRON_HEAD
-from train.data import load_corpus
-from train.plan import Plan
-from train.problems import BadInput
+from train.command import cli
+from train.config.plan import Plan
+from train.config.problems import BadInput
+from train.data.corpus import load_corpus
+from train.data.token_files import MEGATRON_HEAD
 
 GPT2, LLAMA3 = 50_257, 128_256
 COUNT = 6000
@@ -227,7 +227,7 @@ def test_ids_beyond_the_vocabulary_are_named(tmp_path):
 
 @pytest.mark.parametrize("scanned", [0, 2 * 2**22 - 4])  # one block of four; three of four
 def test_ids_of_a_large_file_are_checked_as_they_are_read(scanned, tmp_path, monkeypatch):
-    monkeypatch.setattr("train.data.SCANNED", scanned)
+    monkeypatch.setattr("train.data.corpus.SCANNED", scanned)
     ids = np.tile(text_like(200, 2**17), 32)
     ids[2 * 2**20 : 3 * 2**20] = 300
     ids.astype("<u2").tofile(tmp_path / "ids.bin")

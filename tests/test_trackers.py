@@ -5,10 +5,11 @@ import sqlite3
 
 import pytest
 
-from train import cli, trackers
-from train.board import hparams
-from train.config import Tracker
-from train.problems import EXIT_ENVIRONMENT, BadInput
+from train.command import cli
+from train.config.problems import EXIT_ENVIRONMENT, BadInput
+from train.config.schema import Tracker
+from train.record import trackers
+from train.record.board import hparams
 
 STEPS = {1: 5.5, 2: 4.25, 3: 3.125}
 

@@ -9,9 +9,9 @@ import pytest
 
 from launch.sweep import main
 from tests.test_sweep import Fake, state, statuses
-from train.run_dir import write_summary
-from train.run_files import write_whole
-from train.sinks import JsonLines
+from train.record.run_dir import write_summary
+from train.record.run_files import write_whole
+from train.record.sinks import JsonLines
 
 WORDS = ["strategy=dp,tp", "nproc=2", "data=synthetic"]
 

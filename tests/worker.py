@@ -1,10 +1,10 @@
-"""What each rank of a test world runs: `train/prove.py` or the check that a job names, with the bug that it plants."""
+"""What each rank of a test world runs: `train/proof/jobs.py` or the check that a job names, with its planted bug."""
 
 import warnings
 from contextlib import nullcontext
 
 from tests import checks, planted
-from train import prove
+from train.proof import jobs as prove
 
 warnings.filterwarnings("error", category=DeprecationWarning, module="train")
 

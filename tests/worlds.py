@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.world import run_world
+from launch.start.forked import run_world
 from tests.rows import Row
 from tests.rows.base import BASE, configured
-from train.prove import Job
+from train.proof.jobs import Job
 
 TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
 SECONDS_PER_ROW = 300

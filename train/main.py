@@ -9,13 +9,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from train import cli
-from train.config import Config
-from train.data import Corpus, load_corpus
-from train.exits import reported_once
-from train.parent import tie
-from train.streams import lasting
-from train.world import World, quiet_profiler
+from train.command import cli
+from train.command.exits import reported_once
+from train.command.parent import tie
+from train.command.streams import lasting
+from train.config.schema import Config
+from train.config.world import World, quiet_profiler
+from train.data.corpus import Corpus, load_corpus
 
 
 def main() -> None:
@@ -32,15 +32,15 @@ def main() -> None:
 
 def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, started: float) -> None:
     # imported only now, so that a bad command line is answered before torch is loaded
-    from train.distributed import build_mesh, choose_runtime, make_deterministic, own_rows, process_group
-    from train.lab import LabGroup
-    from train.metrics import Metrics
-    from train.model import Transformer, dtypes
-    from train.optim import lr_at
-    from train.out_of_memory import explained
-    from train.report import Report
-    from train.sampling import Sampler
-    from train.spans import span
+    from train.measure.metrics import Metrics
+    from train.measure.out_of_memory import explained
+    from train.measure.sampling import Sampler
+    from train.model.spans import span
+    from train.model.transformer import Transformer, dtypes
+    from train.ranks.distributed import build_mesh, choose_runtime, make_deterministic, own_rows, process_group
+    from train.ranks.lab import LabGroup
+    from train.ranks.optim import lr_at
+    from train.record.report import Report
 
     runtime = choose_runtime(config.runtime, world)
     if config.train.deterministic:

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from train import gradients
-from train.balance import LoadBalance
-from train.distributed import count_valid, sum_over
-from train.model import Transformer
-from train.optim import ShardOptimiser
-from train.spans import span
-from train.state import ShardedState
-from train.strategies.base import LOSS_AXES, StepResult
-from train.strategies.data import microbatch
-from train.weights import global_parameters
+from train.config.strategy import LOSS_AXES, StepResult
+from train.model.spans import span
+from train.model.transformer import Transformer
+from train.model.weights import global_parameters
+from train.ranks import gradients
+from train.ranks.distributed import count_valid, sum_over
+from train.ranks.optim import ShardOptimiser
+from train.ranks.state import ShardedState
+from train.strategies.data.apply import microbatch
+from train.strategies.expert.balance import LoadBalance
 
 if TYPE_CHECKING:
-    from train.config import Config
+    from train.config.schema import Config
 
 # (tokens BT, targets BT, 1 / global number of valid tokens) -> this rank's share of the mean loss; leaves .grad behind
 ForwardBackward = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from train.run_files import Record
+from train.record.run_files import Record
 
 Uses = Callable[[Record], bool]  # of the strategy's own keys
 STRATEGY = "strategy."

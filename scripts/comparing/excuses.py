@@ -10,8 +10,8 @@ import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
-from train.run_files import Record
-from train.strategies.base import Strategy
+from train.config.strategy import Strategy
+from train.record.run_files import Record
 
 from .runs import Run
 
@@ -62,7 +62,7 @@ def strategy_of(values: Record) -> Strategy | None:
 @lru_cache(maxsize=1)
 def _kinds() -> dict[type, set[str]]:
     """The strategies' classes with their keys."""
-    from train.config import SCHEMAS
+    from train.command.schemas import SCHEMAS
 
     return {
         schema: {field.name for field in dataclasses.fields(schema)}

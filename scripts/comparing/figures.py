@@ -9,8 +9,8 @@ import re
 import statistics
 from collections.abc import Iterable
 
-from train.quantiles import median_interval, quantile
-from train.run_files import Record, number
+from train.measure.quantiles import median_interval, quantile
+from train.record.run_files import Record, number
 
 from .runs import Run
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from train.run_files import Unreadable, clean
+from train.record.run_files import Unreadable, clean
 
 from .runs import Run, read_run
 from .sweeps import Sweep, is_run, is_sweep

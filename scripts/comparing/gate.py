@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from train.run_files import Record, clean, number
-from train.run_folder import flat
+from train.record.run_files import Record, clean, number
+from train.record.run_folder import flat
 
 from .excuses import excuse_of
 from .figures import Figures, figures_of

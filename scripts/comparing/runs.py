@@ -11,8 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from train.run_files import Record, clean
-from train.run_folder import flat, hash_of, read_folder
+from train.record.run_files import Record, clean
+from train.record.run_folder import flat, hash_of, read_folder
 
 from .configs import differences
 from .sweeps import Sweep

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from train.run_files import Record, Unreadable, clean, exists
-from train.run_folder import read_points
+from train.record.run_files import Record, Unreadable, clean, exists
+from train.record.run_folder import read_points
 
 FAIRNESS = ("global", "micro", "best")
 RUN_FILES = ("metrics.jsonl", "config.yaml", "work.json", "summary.json")

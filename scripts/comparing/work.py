@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from train import memory
-from train.run_files import Record, clean, is_count, number
+from train.record.run_files import Record, clean, is_count, number
+from train.strategies import memory
 
 from .runs import Run
 

@@ -8,8 +8,8 @@ from unittest import mock
 import torch
 
 from tests.planted.base import Counter
-from train import block_attention
-from train.strategies import context
+from train.strategies.context import apply as context
+from train.strategies.context import block_attention
 
 
 @contextmanager

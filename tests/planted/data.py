@@ -10,9 +10,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from tests.planted.base import Counter
-from train import optim, step
-from train.model import IGNORE_INDEX
-from train.strategies import data
+from train import step
+from train.model.transformer import IGNORE_INDEX
+from train.ranks import optim
+from train.strategies.data import apply as data
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from tests.planted.base import Counter
 @contextmanager
 def averaged_over_ranks(counter: Counter) -> Iterator[None]:
     """DeepSpeed's mean over the data ranks is left as it is: gradients too small by their number."""
-    from train.strategies import deepspeed_engine, deepspeed_pipe
+    from train.strategies.deepspeed import engine as deepspeed_engine
+    from train.strategies.deepspeed import pipe as deepspeed_pipe
 
     def summed(loss: Tensor, data_ranks: int) -> Tensor:
         counter.calls += 1
@@ -26,7 +27,7 @@ def averaged_over_ranks(counter: Counter) -> Iterator[None]:
 @contextmanager
 def tensor_ranks_averaged(counter: Counter) -> Iterator[None]:
     """The mean over all ranks is undone, where DeepSpeed's is over the data ranks: gradients too large by tp."""
-    from train.strategies import deepspeed_engine
+    from train.strategies.deepspeed import engine as deepspeed_engine
 
     def summed(loss: Tensor, data_ranks: int) -> Tensor:
         counter.calls += 1

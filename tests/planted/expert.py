@@ -8,8 +8,9 @@ from unittest import mock
 from torch import nn
 
 from tests.planted.base import Counter
-from train.moe import Experts
-from train.strategies import data, expert
+from train.model.moe import Experts
+from train.strategies.data import apply as data
+from train.strategies.expert import apply as expert
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from typing import Any
 from unittest import mock
 
 from tests.planted.base import Counter
-from train import gradients
-from train.strategies import stages
+from train.ranks import gradients
+from train.strategies.pipeline import stages
 
 
 @contextmanager

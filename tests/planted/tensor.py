@@ -8,8 +8,9 @@ from unittest import mock
 import torch
 
 from tests.planted.base import Counter
-from train import gradients
-from train.strategies import apply, tensor
+from train.ranks import gradients
+from train.strategies import apply
+from train.strategies.tensor import apply as tensor
 
 
 @contextmanager

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from train import cli
-from train.config import Config
-from train.plan import Plan
+from train.command import cli
+from train.config.plan import Plan
+from train.config.schema import Config
 
 BASE = ("model.num_layers=2", "train.seq_len=16", "train.micro_batch_size=1", "data.ignore_token=32")
 COMPOSED = ("strategy", "model", "data", "optim", "hardware", "train.seq_len")  # presets, and what others interpolate

@@ -5,7 +5,7 @@ from tests.rows.base import COMPILED, F32, F64, Row, row
 MOE = "model=moe_tiny"
 AUX = (F64, MOE, "model.balance=aux_loss", "model.aux_loss_coef=0.1")
 BIAS = (F64, MOE, "model.balance=bias", "model.bias_update_rate=0.05")
-# a seed by which no choice of the float32 rows is nearer than 1e-4 to another (train/proof.py refuses the others)
+# with this seed no choice of the float32 rows is nearer than 1e-4 to another (train/proof/comparison.py refuses others)
 EXACT = (F32, *AUX[1:], "model.num_experts=4", "model.num_shared_experts=0", "train.seed=5")
 
 ROWS: list[Row] = [

@@ -7,8 +7,8 @@ import random
 from itertools import combinations
 
 from tests.rows.base import F64, Row, configured
-from train.plan import Plan
-from train.validate import findings
+from train.command.validate import findings
+from train.config.plan import Plan
 
 Levels = tuple[str, ...]
 FACTORS: dict[str, dict[str, tuple[str, ...]]] = {

@@ -1,1 +1,1 @@
-"""One file per technique; `base.py` is the interface, `apply.py` the order in which techniques compose."""
+"""Strategies, and one folder for each technique that they use."""

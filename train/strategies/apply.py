@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from train.config import CompileConfig, Config
-from train.distributed import own_device
-from train.model import Transformer
-from train.strategies.base import LOSS_AXES, MESH_AXES
-from train.strategies.recompute import apply_checkpointing
-from train.weights import derived_seed, materialise
+from train.config.schema import CompileConfig, Config
+from train.config.strategy import LOSS_AXES, MESH_AXES
+from train.model.transformer import Transformer
+from train.model.weights import derived_seed, materialise
+from train.ranks.distributed import own_device
+from train.strategies.recompute.apply import apply_checkpointing
 
 if TYPE_CHECKING:
     from train.strategies.spmd import Spmd
@@ -36,7 +36,7 @@ def apply_techniques(
     model.rope = model.rope.to(device)
     seed_dropout(mesh, config)
     if "tp" in axes:
-        from train.strategies.tensor import apply_tp, head_mesh, pipeline_products
+        from train.strategies.tensor.apply import apply_tp, head_mesh, pipeline_products
 
         if strategy.async_tp:
             pipeline_products(mesh["tp"].get_group())
@@ -45,12 +45,12 @@ def apply_techniques(
         options = {"sequence_parallel": strategy.sequence_parallel, "loss_parallel": strategy.loss_parallel}
         apply_tp(model, mesh["tp"], heads, **options)
     if "cp" in axes:
-        from train.strategies.context import apply_cp
+        from train.strategies.context.apply import apply_cp
 
         apply_cp(model, mesh["cp"], method=strategy.cp_method, seq_len=config.train.seq_len)
     expert_mesh = None
     if config.model.num_experts:
-        from train.strategies.expert import apply_experts
+        from train.strategies.expert.apply import apply_experts
 
         expert_mesh = apply_experts(model, mesh, config)
     for layer in model.layers.values():
@@ -60,7 +60,7 @@ def apply_techniques(
             apply_compile(module, config.compile)
     fill = partial(materialise, config=config.model, seed=config.train.seed, device=device)
     if strategy.uses_fsdp():
-        from train.strategies.data import apply_fsdp, sharding_mesh
+        from train.strategies.data.apply import apply_fsdp, sharding_mesh
 
         apply_fsdp(
             model,
@@ -73,8 +73,8 @@ def apply_techniques(
         return model
     fill(model, "")
     if strategy.uses_ddp():
-        from train.strategies.comm_hooks import compression
-        from train.strategies.data import apply_ddp, with_cp
+        from train.strategies.data.apply import apply_ddp, with_cp
+        from train.strategies.data.comm_hooks import compression
 
         group = with_cp(mesh, "dp_replicate", axes).get_group()
         return apply_ddp(model, group, bucket_mb=strategy.bucket_mb, hook=compression(strategy, group))

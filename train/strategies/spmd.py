@@ -10,16 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from train.fields import MAX_BUCKET_MB, MAX_STEPS, MAX_WIDTH, number
-from train.strategies.base import MESH_AXES, Lossy, Strategy, TrainStep
+from train.config.fields import MAX_BUCKET_MB, MAX_STEPS, MAX_WIDTH, number
+from train.config.strategy import MESH_AXES, Lossy, Strategy, TrainStep
 
 CP_METHODS = ("allgather", "ring", "ulysses")
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-    from train.config import Config
-    from train.model import Transformer
+    from train.config.schema import Config
+    from train.model.transformer import Transformer
 
 
 # by what they keep: PowerSGD leaves out what later steps make up for, which no bound of one step says

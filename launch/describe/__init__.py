@@ -1,0 +1,1 @@
+"""What a layout is, holds and sends, as text."""

@@ -1,0 +1,49 @@
+"""Which ranks hold and send the same, so that a world of thousands is worked out from a few of them. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from train.config.plan import Plan
+from train.config.shapes import Shape, coordinates, fsdp_split, model_shard, shard, stages_of, units
+from train.config.traffic import depends_on_schedule
+
+
+def alike(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
+    """Every rank by (its place on `pp`, what it holds of a layer and of both ends), in the order of the groups' firsts.
+
+    The ranks of a group hold and send the same.
+    """
+    groups: dict[tuple[int, Hashable], list[int]] = {}
+    shapes = _shapes(plan)
+    parts: dict[tuple[int, ...], Hashable] = {}
+    for rank in range(plan.world_size):
+        place = coordinates(plan, rank)
+        axes = (place["dp_shard"], place["cp"], place["tp"])
+        if axes not in parts:
+            parts[axes] = tuple(
+                shard(model_shard(plan, place, name, shape), *fsdp_split(plan, place, name)) for name, shape in shapes
+            )
+        groups.setdefault((place["pp"], parts[axes]), []).append(rank)
+    return groups
+
+
+def same_stages(plan: Plan, rank: int) -> Hashable:
+    """What is equal for ranks of `pp` that send the same: the numbers of their layers, and the ends that they hold."""
+    if depends_on_schedule(plan):
+        return rank
+    names = [name for name, _ in units(plan, rank) if not name.startswith("layers.")]
+    stages = stages_of(plan, rank)
+    onward = tuple((s + 1 in stages, s == plan.num_stages - 1, s == 0) for s in stages)
+    return tuple(names), tuple(len(plan.layers_of_stages[s]) for s in stages), onward
+
+
+def _shapes(plan: Plan) -> list[tuple[str, Shape]]:
+    """One of each kind of parameter: those of a layer, and of both ends."""
+    last = plan.degrees["pp"] - 1
+    found: dict[tuple[str, Shape], tuple[str, Shape]] = {}
+    for rank in {0, last}:
+        for _, unit in units(plan, rank):
+            for name, shape in unit.items():
+                found.setdefault((name.split(".", 2)[-1], shape), (name, shape))
+    return [*found.values()]

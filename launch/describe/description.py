@@ -1,0 +1,154 @@
+"""What a plan comes to, in lines of text: the mesh, what each rank holds and sends; equal ranks share a line."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from launch.describe.alike import same_stages
+from launch.describe.memory import Ranks, Room, gib, machine, named_device
+from train.config.plan import Plan
+from train.config.schema import ModelConfig
+from train.config.shapes import chunk, coordinates, element_sizes, ep_place, units
+from train.record.drawing import draw_mesh, ranges
+from train.strategies.deepspeed.strategy import DeepSpeed
+from train.strategies.memory import Needs, gradients_stay_whole, num_parameters
+from train.strategies.traffic import expected
+
+MiB = 2**20
+MAX_LINES = 48  # of ranks that differ
+MAX_NAME = 40  # characters of the ranks of a line
+MAX_MESH = 256  # ranks in a picture
+
+# (axis, operation, reason, "~" if it is a mean) -> (calls, bytes)
+Rows = dict[tuple[str, str, str, str], tuple[int, int]]
+
+
+def parameters(model: ModelConfig) -> str:
+    total, active = num_parameters(model)
+    of_a_token = f", {active:,} of them for a token" if active < total else ""
+    return f"{total:,} parameters{of_a_token}"
+
+
+def mesh(plan: Plan) -> str:
+    if plan.world_size <= MAX_MESH:
+        return draw_mesh(plan.degrees)
+    used = {axis: degree for axis, degree in plan.degrees.items() if degree > 1}
+    shape = " x ".join(f"{axis} {degree}" for axis, degree in used.items())
+    return f"  {shape}: {plan.world_size:,} ranks, of which neighbours differ in {[*used][-1]} first"
+
+
+def holdings(ranks: Ranks) -> list[str]:
+    """A line for the ranks that hold equal shares of the same modules."""
+    plan = ranks.plan
+    kept, _ = element_sizes(plan.config.precision)
+    everything = kept * num_parameters(plan.config.model)[0]
+    groups: dict[tuple[str, Needs], list[int]] = {}
+    texts: dict[tuple[int, int], str] = {}
+    for ((pp, _), group), size in zip(ranks.groups.items(), ranks.needs, strict=True):
+        for rank in group:
+            place = coordinates(plan, rank)
+            key = (pp, ep_place(plan, place)[1])
+            if key not in texts:
+                texts[key] = modules(plan, place)
+            groups.setdefault((texts[key], size), []).append(rank)
+    names = [short(ranges(group), len(group)) for group in groups.values()]
+    width, of = max(map(len, [*names, "ranks"])), max(len(text) for text, _ in groups)
+    columns = "parameters  gradients  optimiser  together  whole in a step  share of parameters"
+    lines = [
+        f"held between steps, GiB of {gib(everything)} GiB of parameters",
+        f"  {'ranks':<{width}}  {'of':<{of}}  {columns}",
+    ]
+    for name, (text, one) in zip(names[:MAX_LINES], groups, strict=False):
+        sizes = f"{gib(one.parameters):>10}  {gib(one.gradients):>9}  {gib(one.optimiser):>9}  {gib(one.held):>8}"
+        share = f"{100 * one.parameters / everything:.1f} %"
+        lines.append(f"  {name:<{width}}  {text:<{of}}  {sizes}  {gib(one.whole):>15}  {share}")
+    if len(names) > MAX_LINES:
+        lines.append(f"  … and {len(names) - MAX_LINES:,} more groups of ranks")
+    return lines + memory(ranks, named_device(plan.config) or machine())
+
+
+def memory(ranks: Ranks, room: Room) -> list[str]:
+    """What is needed, beside what there is."""
+    rank, most = ranks.largest
+    lines = [whole_in_a_step(ranks.plan)] if most.whole else []
+    needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
+    if room.shared:
+        needed = f"all {ranks.plan.world_size:,} process(es) together {gib(ranks.together)} GiB"
+    if most.on_host and not room.shared:
+        lines.append(f"  {', '.join(sorted(most.on_host))} wait in the host's memory: {gib(most.offloaded)} GiB a rank")
+    verdict = "so the state fits; activations come on top" if ranks.fit(room) else "so it cannot fit"
+    return [*lines, f"  {needed}; {room.where} has {gib(room.bytes)} GiB, {verdict}"]
+
+
+def whole_in_a_step(plan: Plan) -> str:
+    """Which of what is sharded an engine puts together, in words."""
+    if isinstance(plan.config.strategy, DeepSpeed):
+        return "  whole in a step: parameters, up to 10^9 elements of them"
+    frees = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
+    gradients = "all, until the last microbatch" if gradients_stay_whole(plan) else "those of one block"
+    gathered = "parameters of two blocks, and the head" if frees else "all parameters"
+    return f"  whole in a step: {gathered}; and of the gradients {gradients}"
+
+
+def modules(plan: Plan, place: dict[str, int]) -> str:
+    """`embed, layers 0-3`, and `experts 0-1` where `ep` splits them, of the rank at `place`."""
+    names = [name for name, _ in units(plan, place["pp"])]
+    layers = [int(name.partition(".")[2]) for name in names if name.startswith("layers.")]
+    ends = [name for name in names if not name.startswith("layers.")]
+    before = [name for name in ends if name.startswith("embed")]
+    degree, index = ep_place(plan, place)
+    experts = [f"experts {ranges([*chunk(plan.config.model.num_experts, degree, index)])}"] if degree > 1 else []
+    return ", ".join([*before, f"layers {ranges(layers)}", *experts, *(name for name in ends if name not in before)])
+
+
+def sent(ranks: Ranks) -> list[str]:
+    """Per optimiser step: a block for the ranks that send the same."""
+    plan = ranks.plan
+    known: dict[Hashable, Rows] = {}
+    groups: dict[tuple[tuple[tuple[str, str, str, str], tuple[int, int]], ...], list[int]] = {}
+    for (pp, parts), group in ranks.groups.items():
+        key = (same_stages(plan, pp), parts)
+        if key not in known:
+            known[key] = merged(plan, group[0])
+        groups.setdefault(tuple(known[key].items()), []).extend(group)
+    lines = [f"sent by each rank per optimiser step of {plan.num_microbatches} microbatch(es)"]
+    if any(about == "~" for rows in known.values() for _, _, _, about in rows):
+        lines.append("  ~: the mean over the axis; each rank sends as much as routers sent it")
+    for rows, group in [*groups.items()][:MAX_LINES]:
+        name = short(ranges(sorted(group)), len(group))
+        total = sum(size for _, (_, size) in rows) / MiB
+        lines.append(f"  rank(s) {name}: {total:.3f} MiB" if rows else f"  rank(s) {name}: nothing")
+        for (axis, op, reason, about), (calls, size) in rows:
+            lines.append(f"    {axis:<12} {op:<14} {calls:>5} call(s) {about}{size / MiB:>12.6f} MiB  {reason}")
+    if len(groups) > MAX_LINES:
+        lines.append(f"  … and {len(groups) - MAX_LINES:,} more groups of ranks")
+    return lines
+
+
+def merged(plan: Plan, rank: int) -> Rows:
+    """What a rank sends, the layers together."""
+    rows: Rows = {}
+    for row in expected(plan, rank):
+        kind, _, what = row.reason.rpartition(": ") if row.reason.startswith("layers.") else ("", "", row.reason)
+        key = (row.axis, row.op, f"each layer: {what}" if kind else what, "~" if row.mean else " ")
+        calls, size = rows.get(key, (0, 0))
+        rows[key] = (calls + row.calls, size + row.bytes)
+    return rows
+
+
+def total_sent(ranks: Ranks) -> int:
+    """Bytes of a step of the rank that sends most."""
+    seen: dict[Hashable, int] = {}
+    for (pp, parts), group in ranks.groups.items():
+        key = (same_stages(ranks.plan, pp), parts)
+        if key not in seen:
+            seen[key] = sum(row.bytes for row in expected(ranks.plan, group[0]))
+    return max(seen.values())
+
+
+def short(names: str, count: int) -> str:
+    return names if len(names) <= MAX_NAME else f"{names[:MAX_NAME].rpartition(',')[0]}, … ({count:,} ranks)"
+
+
+def degrees(plan: Plan) -> str:
+    return " x ".join(f"{axis} {plan.degrees[axis]}" for axis in plan.axes) or "-"

@@ -1,0 +1,25 @@
+"""Become the torchrun of one point of a sweep: python -m launch.start.agent PARENT LOCK argument …
+
+It ends when PARENT, the sweep's process, ends, and shares the sweep's lock until then.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from launch.start.environment import become_torchrun
+from train.command.exits import reported_once
+from train.command.parent import die_with, hold
+from train.config.world import World
+
+
+def main(parent: str, lock: str, *line: str) -> None:
+    with reported_once(World.single()):
+        die_with(int(parent))
+        os.set_inheritable(hold(lock), True)  # torchrun closes it in its ranks, which take the lock themselves
+    become_torchrun(line, os.environ)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,79 @@
+"""A sweep alone with its folder: no second sweep runs it, and no rank of an earlier start of it still trains."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported, unusable
+from train.config.world import LOCK
+
+RANKS = "ranks.lock"  # in the sweep's folder: every process of its worlds shares the lock of it
+PATIENCE_S, POLL_S = 10.0, 0.1
+
+
+class StillAlive(Reported):
+    """Processes of an earlier start of this sweep have not ended."""
+
+    exit_code = EXIT_ENVIRONMENT
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The sweep's folder, for one process. Raises BadInput (exit code 3) if another runs this sweep."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(folder.parent, error.strerror) from error
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            message = f"{folder} is being run by another process"
+            fix = "wait for it, or end it first"
+            raise BadInput(Problem("running", message, fix, exit_code=EXIT_ENVIRONMENT)) from error
+        except OSError:  # the file system knows no locks
+            pass
+        yield
+
+
+def wait_for_ranks(folder: Path, patience_s: float = PATIENCE_S) -> None:
+    """Return when no process of an earlier world of this sweep lives: it would be measured beside the next one.
+
+    Raises StillAlive (exit code 3) with those that still live after `patience_s`: killed ones take a moment to end.
+    """
+    path, deadline = folder / RANKS, time.monotonic() + patience_s
+    with path.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise StillAlive(_still_alive(path)) from error
+            except OSError:  # the file system knows no locks
+                return
+            time.sleep(POLL_S)
+
+
+def _still_alive(path: Path) -> str:
+    found = " ".join(map(str, _holders(path)))
+    who = f"processes {found}" if found else "processes, perhaps on another machine,"
+    fix = f"end them (kill -9 {found})" if found else "end them"
+    why = "of an earlier start of this sweep still run, and would be measured beside the next point"
+    return f"{who} {why}: {fix}, then type the same line again"
+
+
+def _holders(lock: Path) -> list[int]:
+    """The processes that were told to hold this lock."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(LOCK) == str(lock.resolve()):
+                found.append(process.pid)
+    return found

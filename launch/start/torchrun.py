@@ -1,0 +1,75 @@
+"""One torchrun world as a child: started with its output in a file, waited for, ended with all its ranks."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from launch.local import torchrun_line
+from launch.start.alive import RANKS
+from launch.start.environment import local_environment
+from launch.sweeping.progress import Progress
+from train.config.world import LOCK, RUN_FILE
+
+REPO = Path(__file__).resolve().parents[2]
+PATIENCE_S = 35.0  # torchrun gives its ranks 30 s between TERM and KILL
+POLL_S = 1.0  # how often it is looked how far a world has come
+NUM_LINES, WIDTH = 8, 200  # of what is shown of a log
+
+# (overrides, nproc, log, the file in which rank 0 names its run's directory) -> exit code
+Start = Callable[[Sequence[str], int, Path, Path], int]
+
+
+def torchrun(overrides: Sequence[str], nproc: int, log: Path, told: Path) -> int:
+    """The exit code. Whatever ends this process (ctrl-C, TERM, KILL) ends the ranks; call it from the main thread."""
+    paths = [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]  # the ranks' code is this program's
+    lock = str((told.parent / RANKS).resolve())
+    env, _ = local_environment(nproc, os.environ)
+    env |= {RUN_FILE: str(told.resolve()), LOCK: lock, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-m", "launch.start.agent", str(os.getpid()), lock, *torchrun_line(overrides, nproc)]
+    progress = Progress(told, log)
+    with log.open("w") as output:
+        # a session of its own: a terminal's ctrl-C reaches this process alone, which then ends torchrun in order
+        process = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+        try:
+            while True:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(POLL_S)
+                progress.show()
+        finally:
+            progress.clear()
+            if process.poll() is None:
+                _end(process)
+
+
+def last_words(log: Path) -> list[str]:
+    """The last lines of a run that failed, without torchrun's own report."""
+    text = log.read_text(errors="replace")
+    own = re.split(r"^[EWI]\d{4} .*torch/distributed/elastic", text, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
+    lines = [line for line in (own or text.rstrip() or "(no output)").splitlines() if line.strip()]
+    return [line if len(line) <= WIDTH else f"{line[:WIDTH]} ..." for line in lines[-NUM_LINES:]]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """By TERM, which torchrun hands on; by KILL what is left after a while, or at a second ctrl-C."""
+    parent = psutil.Process(process.pid)
+    family = [*parent.children(recursive=True), parent]  # ranks have sessions of their own, and outlive torchrun
+    try:
+        process.terminate()
+        process.wait(PATIENCE_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        pass
+    finally:
+        for one in family:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait()

@@ -1,0 +1,174 @@
+"""What a sweep remembers of its points: <metrics.dir>/sweep-<id>/points.json, whole after every write.
+
+The id follows from the points, not from the order in which they were typed: the same sweep finds its own folder again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.sweeping.grid import Checked, Point
+from train.config import plain_json
+from train.config.problems import unusable
+from train.record.run_files import Record, Unreadable, exists, number, read_text, write_whole
+from train.record.run_folder import read_facts, read_points
+
+RUN_DIR = re.compile(r".+-ws\d+-[0-9a-f]{6}(-\d+)?")
+PROBES = "probes"  # the folder of the short runs that look for a micro batch
+WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"
+
+
+@dataclass
+class Entry:
+    """A point's line in points.json. `tried`: tokens/s by micro batch, None where it did not run (`batch=best`)."""
+
+    label: str
+    overrides: list[str]
+    nproc: int
+    log: str  # its name in the sweep's folder
+    status: str = WAITING
+    run_dir: str | None = None
+    exit_code: int | None = None
+    seconds: float | None = None
+    problems: list[str] = field(default_factory=list)
+    tried: dict[str, float | None] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)  # overrides that followed from `tried`
+
+    def discard(self, folder: Path) -> Path | None:
+        """Remove the directory of a run of this point that did not come to its end, so that the point has one. Returns
+        what was removed. Raises BadInput (exit code 3) if it cannot be."""
+        try:
+            path = Path(read_text(folder / self.told).strip()) if exists(folder / self.told) else None
+        except Unreadable:
+            return None
+        if path is None or path.is_symlink() or not path.is_dir() or (path / "summary.json").exists():
+            return None
+        places = (folder.parent.resolve(), (folder / PROBES).resolve())  # what else the file may name is not ours
+        if path.resolve().parent not in places or not RUN_DIR.fullmatch(path.name):
+            return None
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            raise unusable(path, error.strerror) from error
+        return path
+
+    def settle(self, folder: Path) -> None:
+        """Take over what rank 0 said of its run's directory: a run with a summary is done, whoever watched it."""
+        told = folder / self.told
+        try:
+            if exists(told):
+                self.run_dir = read_text(told).strip() or None
+            done = self._summary() is not None
+        except Unreadable as error:
+            print(f"{self.label}: not counted as done: {error}", file=sys.stderr)
+            done = False
+        if done:
+            self.status = DONE
+
+    def recall(self, old: Record) -> None:
+        """Take over what an earlier start came to; a key that an older version did not write is left as it is."""
+        for name in ("run_dir", "exit_code", "seconds", "chosen"):
+            setattr(self, name, old.get(name, getattr(self, name)))
+        # what did not run may run now, unless it was the end of a search that found something
+        self.tried = {size: speed for size, speed in old.get("tried", {}).items() if self.chosen or speed is not None}
+
+    @property
+    def told(self) -> str:
+        """The file in which rank 0 names its run's directory."""
+        return Path(self.log).stem + ".run"
+
+    def probe_log(self, micro_batch: int) -> str:
+        """The log of a short run of the search for the micro batch."""
+        return f"{Path(self.log).stem}.micro-{micro_batch}.log"
+
+    def summary(self) -> Record | None:
+        """summary.json of the run, which stands there whole only if the run came to its end."""
+        try:
+            return self._summary()
+        except Unreadable:
+            return None
+
+    def _summary(self) -> Record | None:
+        values = read_facts(Path(self.run_dir) / "summary.json") if self.run_dir else {}
+        if values and number(values.get("perf/tokens_per_s")) is None:
+            raise Unreadable("summary.json does not say perf/tokens_per_s")
+        return values or None
+
+
+@dataclass
+class State:
+    folder: Path
+    fairness: str
+    line: str  # as it was typed
+    entries: list[Entry]
+
+    @classmethod
+    def of(cls, root: Path, checked: Sequence[Checked], fairness: str, line: str, bound: int | None) -> State:
+        """A new sweep's state. `bound`: of the micro batch, under `batch=best`."""
+        points = sorted([[*one.point.overrides], one.point.nproc, *one.environment] for one in checked)
+        digest = hashlib.sha256(json.dumps([points, fairness, bound]).encode()).hexdigest()[:6]
+        logs = _log_names([one.point for one in checked])
+        entries = [
+            Entry(one.point.label, [*one.point.overrides], one.point.nproc, log)
+            for one, log in zip(checked, logs, strict=True)
+        ]
+        for entry, one in zip(entries, checked, strict=True):
+            if one.problems:
+                entry.status, entry.problems = INVALID, [str(problem) for problem in one.problems]
+        return cls(root / f"sweep-{digest}", fairness, line, entries)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "points.json"
+
+    def resume(self) -> None:
+        """Take over what an earlier start of the same sweep came to; a point that failed is run again, and one whose
+        line cannot be read is known by what its run left."""
+        try:
+            values, said = read_points(self.path)
+        except Unreadable as error:
+            values, said = {"points": []}, [f"{error}; points are known by their runs alone"]
+        for line in said:
+            print(f"{self.folder}: {line}", file=sys.stderr)
+        before = {_key(old): old for old in values["points"] if "overrides" in old and "nproc" in old}
+        for entry in self.entries:
+            if entry.status != INVALID:
+                entry.recall(before.get(_key(dataclasses.asdict(entry)), {}))
+                entry.settle(self.folder)
+
+    def forget(self) -> None:
+        """Nothing of an earlier start is taken for this one's. What came to its end is kept, and no longer named."""
+        for entry in self.entries:
+            entry.discard(self.folder)
+        for told in self.folder.glob("*.run"):
+            told.unlink()
+
+    def save(self) -> None:
+        values = {"fairness": self.fairness, "line": self.line, "points": [dataclasses.asdict(e) for e in self.entries]}
+        write_whole(self.path, plain_json.dumps(values, indent=2) + "\n")
+
+    def with_status(self, status: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.status == status]
+
+
+def _key(values: Record) -> str:
+    return json.dumps([values["overrides"], values["nproc"]])
+
+
+def _log_names(points: Sequence[Point]) -> list[str]:
+    """Readable and unique: `tp_train.micro_batch_size=2.log`."""
+    names: list[str] = []
+    for point in points:
+        name = re.sub(r"[^\w.=+-]+", "_", point.label)[:80]
+        if f"{name}.log" in names:
+            name += "-" + hashlib.sha256(json.dumps([point.overrides, point.nproc]).encode()).hexdigest()[:6]
+        names.append(f"{name}.log")
+    return names

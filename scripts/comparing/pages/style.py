@@ -1,0 +1,122 @@
+"""How the pictures of a comparison look: colours, horizontal bars, legends, and what a bar says when pointed at."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from train.record.palette import GREY, strategy_colours
+from train.record.run_files import clean
+
+from .gate import Group, Row
+
+LEGEND_COLUMNS = 3
+ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
+LINES = ("-", "--", ":", "-.")
+WIDTH_IN, MOST_BARS, LABEL_CHARS, LINE_CHARS = 5.0, 32, 15, 40  # characters of a label, wrapped and on one line
+LEGEND_ROW_IN = 0.17
+NOT_DRAWN_WELL = (
+    "(Glyph .* missing from font|constrained_layout not applied)"  # a name that is not readable, or too long
+)
+TIP = "tip: "  # how the id of a bar begins that has something to say: page.py makes a title of the rest
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "strategy-lab",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "text.parse_math": False,  # names may have a $
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+@dataclass
+class Picture:
+    """`name` is a file's; `wide` is for pictures that cannot be read when narrow. `panels`: the same as data, for a
+    chart that can be pointed at; empty if there is no such chart."""
+
+    name: str
+    title: str
+    figure: Figure
+    note: str = ""
+    wide: bool = False
+    panels: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Colours:
+    """One colour for each strategy, in every report; a line style for each run of it."""
+
+    def __init__(self, groups: list[Group]) -> None:
+        runs = [row.run for group in groups for row in group.rows]
+        names = sorted({run.strategy for run in runs})
+        self.of = strategy_colours(names)
+        self.labels = {name: list(dict.fromkeys(r.label for r in runs if r.strategy == name)) for name in names}
+
+    def colour(self, row: Row) -> str:
+        return self.of[row.run.strategy]
+
+    def line(self, row: Row) -> str:
+        return LINES[self.labels[row.run.strategy].index(row.run.label) % len(LINES)]
+
+
+def drawable(rows: list[Row]) -> tuple[list[Row], str]:
+    """As many rows as a picture has room for, and a sentence that says so."""
+    left = len(rows) - MOST_BARS
+    return rows[:MOST_BARS], f" {left} more runs stand in the table alone." if left > 0 else ""
+
+
+def legend_in(count: int) -> float:
+    """The height of so many entries above one row of them."""
+    return LEGEND_ROW_IN * max(math.ceil(count / LEGEND_COLUMNS) - 1, 0)
+
+
+def bars(labels: list[str], each_in: float = 0.42, wrap: bool = True) -> tuple[Figure, Axes]:
+    """Axes with a named place for each horizontal bar, the first on top."""
+    figure = Figure(figsize=(WIDTH_IN, 1.2 + each_in * max(len(labels), 2)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(
+        range(len(labels)),
+        [textwrap.fill(label, LABEL_CHARS) if wrap else clean(label, LINE_CHARS) for label in labels],
+    )
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.5", alpha=0.25)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def stack(
+    axes: Axes, rows: list[tuple[str, dict[str, float]]], kinds: Iterable[str], colours: dict[str, str], unit: str
+) -> None:
+    """Stacked horizontal bars from 0 of named rows; a kind that no bar has is not in the legend."""
+    ends = [0.0] * len(rows)
+    for kind in kinds:
+        lengths = [max(parts.get(kind, 0.0), 0.0) for _, parts in rows]
+        if not any(lengths):
+            continue
+        hatch = None if kind in colours else "///"
+        drawn = axes.barh(range(len(rows)), lengths, left=ends, height=0.75, label=kind, color=colours.get(kind, GREY),
+                          hatch=hatch, edgecolor="white" if hatch else "none", linewidth=0)  # fmt: skip
+        for patch, (name, _), length in zip(drawn, rows, lengths, strict=True):
+            if length:
+                patch.set_gid(f"{TIP}{name}, {kind}: {length:,.4g} {unit}")
+        ends = [end + length for end, length in zip(ends, lengths, strict=True)]
+    axes.use_sticky_edges = False  # room beyond the longest bar
+    axes.set_xlim(left=0)
+
+
+def legend(axes: Axes) -> None:
+    """Above the axes, in rows."""
+    handles, labels = axes.get_legend_handles_labels()
+    # matplotlib fills columns, readers read rows
+    order = [i for column in range(LEGEND_COLUMNS) for i in range(column, len(labels), LEGEND_COLUMNS)]
+    shown = [handles[i] for i in order], [clean(labels[i], LINE_CHARS // 2) for i in order]
+    if handles:
+        axes.legend(*shown, ncols=LEGEND_COLUMNS, fontsize=8.5, columnspacing=1.0, **ABOVE)

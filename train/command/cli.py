@@ -1,0 +1,227 @@
+"""From a command line to a checked `Config`, by Hydra's compose API. Torch is not imported.
+
+`@hydra.main` is not used: under torchrun it runs in every rank, where its output folders race and its errors are
+printed once a rank. Composing is the same grammar without these: group=option, key=value, +key=value, ~key.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import importlib.util
+import re
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train.command import as_typed
+from train.command.overrides import HOW_TO_QUOTE, keys, quoted
+from train.command.schemas import SCHEMAS
+from train.command.validate import validate
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
+from train.config.schema import Config
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
+
+
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        """With the groups and the keys, which are composed only where somebody reads them."""
+        groups = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in _groups())
+        keys = OmegaConf.to_yaml(_compose([]), resolve=False)
+        self.epilog = f"Groups (group=option):\n{groups}\n\nKeys and their defaults (key=value):\n\n{keys}"
+        return super().format_help()
+
+    def error(self, message: str) -> Any:
+        raise BadInput(Problem("command_line", message, "see --help"))
+
+
+def parser(prog: str, first_line: str) -> argparse.ArgumentParser:
+    """The options that every entry point takes beside its overrides."""
+    result = _Parser(
+        prog=prog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=first_line,
+        allow_abbrev=False,
+    )
+    result.add_argument("overrides", nargs="*", metavar="override", help="group=option, or key=value, with dots")
+    result.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
+    result.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+    return result
+
+
+def parse(
+    parser: argparse.ArgumentParser, argv: list[str], rank: int = 0
+) -> tuple[Config, DictConfig, argparse.Namespace]:
+    """Compose and type-check. Raises BadInput; exits 0 after --help or --cfg, which rank 0 alone answers."""
+    if rank > 0 and {"-h", "--help"} & set(argv):
+        raise SystemExit(0)
+    args = parser.parse_intermixed_args(argv)
+    if args.multirun:
+        raise BadInput(
+            Problem(
+                "multirun",
+                "-m/--multirun starts several runs, but these processes are one run",
+                "start one torchrun a run, as python -m launch.sweep does",
+            )
+        )
+    tree = _compose(args.overrides)
+    config = _to_config(tree)
+    _check_names(tree)
+    if args.cfg:
+        if rank == 0:
+            print(as_typed.yaml(tree), end="")
+        raise SystemExit(0)
+    return config, tree, args
+
+
+def configured(overrides: Sequence[str]) -> Config:
+    """The config that these overrides compose, where no entry point's own options are read. Raises BadInput."""
+    return _to_config(_compose(list(overrides)))
+
+
+def _check_names(tree: DictConfig) -> None:
+    """Names are shown everywhere, so they are no place for what an environment holds."""
+    for typed in as_typed.from_environment(tree):
+        if typed.key in ("strategy.name", "model.name"):
+            message = f"{typed.key}={typed.text} would name a run by what the environment holds"
+            raise BadInput(Problem("name_from_environment", message, "write the name out"))
+
+
+def check(config: Config, world_size: int) -> None:
+    """Raise BadInput if there are any `problems`."""
+    if found := problems(config, world_size):
+        raise BadInput(*found)
+
+
+def problems(config: Config, world_size: int) -> list[Problem]:
+    """Every rule that the config breaks, and every optional package that it needs in vain."""
+    found = validate(config, world_size)
+    needed = {} if config.strategy.extra is None else {f"strategy={config.strategy.name}": config.strategy.extra}
+    needed |= {f"metrics.trackers=[{tracker.value}]": tracker.value for tracker in config.metrics.trackers}
+    for setting, extra in needed.items():
+        if importlib.util.find_spec(extra) is None:
+            message, fix = f"{setting} needs {extra}, which is not installed", f'pip install "strategy-lab[{extra}]"'
+            found.append(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
+    return found
+
+
+def options(group: str) -> list[str]:
+    """The presets of a config group."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def _groups() -> list[str]:
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    overrides = [quoted(override) for override in overrides]
+    _store_schemas()
+    for override in overrides:
+        _check_group(override)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose("config", overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(_explain(error)) from error
+    except Exception as error:  # Hydra lets some bad overrides through to its own assertions
+        raise BadInput(
+            Problem("override", f"{' '.join(overrides)} cannot be composed ({error})", "see --help")
+        ) from error
+
+
+@cache
+def _store_schemas() -> None:
+    """Once a process: Hydra composes over these."""
+    store = ConfigStore.instance()
+    for (group, name), schema in SCHEMAS.items():
+        store.store(group=group, name=name, node=schema)
+
+
+def _check_group(override: str) -> None:
+    """`strategy=foo` must name a preset; Hydra's own message would list its search path instead."""
+    name, equals, value = override.partition("=")
+    group = name.lstrip("+~")
+    if group not in _groups():
+        return
+    if name.startswith("~") or not equals or value not in options(group):
+        near = difflib.get_close_matches(value, options(group), n=1)
+        meant = f"use {group}={near[0]}, or another of" if near else "use"
+        raise BadInput(
+            Problem("unknown_option", f"{override} names no preset", f"{meant} {group}={'|'.join(options(group))}")
+        )
+
+
+def _explain(error: Exception) -> Problem:
+    """One line out of Hydra's or OmegaConf's exception chain, innermost cause first."""
+    if isinstance(error, OverrideParseException):
+        return Problem("grammar", f"{error.override} is no override", f"use group=option or key=value; {HOW_TO_QUOTE}")
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(cause)
+    key = getattr(cause, "full_key", None)
+    if found := re.search(r"(?:Sweep parameters|Ambiguous value for argument) '(.+)'", text):
+        fix = f"use one value, or python -m launch.sweep; {HOW_TO_QUOTE}"
+        return Problem("several_values", f"{found[1]} gives several values, but this is one run", fix)
+    if found := re.search(r"Key '([^']+)' (?:is )?not in", text):
+        return _unknown_key(str(key or found[1]))
+    if found := re.search(r"Environment variable '(.+)' not found", text):
+        fix = f"set it, or give a default: ${{oc.env:{found[1]},default}}"
+        return Problem("environment", f"the environment has no {found[1]}", fix, exit_code=EXIT_ENVIRONMENT)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    first = lines[0] if lines else str(error)
+    return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their defaults")
+
+
+def _unknown_key(key: str) -> Problem:
+    """With the key that was meant, if one is near: by its last word, in the same group first."""
+    group, _, word = key.rpartition(".")
+    known: dict[str, set[str]] = {}  # by their last words
+    for (place, _), schema in SCHEMAS.items():
+        for name, _ in keys(schema, place or ""):
+            known.setdefault(name.rpartition(".")[2], set()).add(name)
+    found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
+    if key in found:
+        return Problem("unknown_key", f"{key} is not a key of this {group}", f"leave it out, or use another {group}")
+    near = [name for name in found if name.rpartition(".")[0] == group] or found
+    fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
+    return Problem("unknown_key", f"{key} is not a key of the config", fix)
+
+
+def _to_config(tree: DictConfig) -> Config:
+    for path, schema, node in _nodes("", Config, tree):
+        fields, keys = {field.name for field in dataclasses.fields(schema)}, set(map(str, node))
+        for name in sorted(keys ^ fields):
+            key = f"{path}.{name}".lstrip(".")
+            if name in fields:
+                raise BadInput(Problem("missing_key", f"{key} was taken out of the config", "leave it in"))
+            raise BadInput(_unknown_key(key))
+    try:
+        for key in sorted(OmegaConf.missing_keys(tree)):
+            raise BadInput(Problem("missing_value", f"{key} has no value", f"use {key}=…"))
+        config = OmegaConf.to_object(tree)
+    except OmegaConfBaseException as error:
+        raise BadInput(_explain(error)) from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _nodes(path: str, schema: type, node: DictConfig) -> Any:
+    """Every (path, dataclass, node) of the tree that has a schema."""
+    yield path, schema, node
+    for name in map(str, node):
+        value = node._get_node(name)
+        if isinstance(value, DictConfig) and dataclasses.is_dataclass(kind := OmegaConf.get_type(value)):
+            yield from _nodes(f"{path}.{name}".lstrip("."), kind, value)

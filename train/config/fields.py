@@ -1,0 +1,48 @@
+"""Fields of the config that have a range. Torch is not imported.
+
+Every integer has an upper bound, so that no check enumerates for minutes what nobody can run. The bounds are wide: they
+leave room for worlds of twice 16,384 devices and for models many times larger than 405 B parameters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Any
+
+MAX_RANKS = 32_768  # processes, and so the degree of an axis
+MAX_LAYERS = 4_096
+MAX_WIDTH = 2**20  # of the model, and its heads
+MAX_COLUMNS = 2**22  # of a feed-forward
+MAX_EXPERTS = 65_536
+MAX_VOCABULARY = 2**24
+MAX_TOKENS = 2**24  # of a sequence
+MAX_SEQUENCES = 2**24  # of a batch
+MAX_STEPS = 10**9
+MAX_INT64 = 2**63 - 1
+MAX_TIMEOUT_S = 30 * 24 * 3600
+MAX_FIGURE = 1e9  # of a device
+MAX_BUCKET_MB = 2**20
+LARGE = 1e30  # of a number that a float32 must hold, products with others too
+
+
+def key(default: Any, help: str) -> Any:
+    """A dataclass field that is a key of the config. `help`: what it does, in one sentence, for `--help` and the docs."""
+    return field(default=default, metadata={"help": help})
+
+
+def number(
+    default: Any,
+    help: str = "",
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    example: float | None = None,
+) -> Any:
+    """A key that is a number with a range, checked by `validate`; NaN and infinities are outside every range.
+
+    `example`: a value to propose where the field has no default.
+    """
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
+    return field(default=default, metadata={"help": help, "bounds": bounds, "example": example})

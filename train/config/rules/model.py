@@ -1,0 +1,68 @@
+"""Rules of the model, the text and the optimiser, whatever the layout."""
+
+from __future__ import annotations
+
+from train.config.fields import MAX_FIGURE
+from train.config.plan import Plan
+from train.config.rule import Finding, Rule, divisors, nearest
+
+
+def heads_split_the_width(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.dim % (2 * model.num_heads) == 0:
+        return None
+    message = f"model.dim={model.dim} / model.num_heads={model.num_heads} is not an even number"
+    heads = nearest(divisors(model.dim // 2), model.num_heads)
+    unit = 2 * model.num_heads
+    fixes = [f"model.num_heads={h}" for h in heads] + [f"model.dim={max(round(model.dim / unit), 1) * unit}"]
+    return Finding(message, tuple(fixes), "use an even model.dim")
+
+
+def kv_heads_split_the_heads(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.num_heads % model.num_kv_heads == 0:
+        return None
+    message = f"model.num_heads={model.num_heads} is not divisible by model.num_kv_heads={model.num_kv_heads}"
+    options = nearest(divisors(model.num_heads), model.num_kv_heads)
+    return Finding(message, tuple(f"model.num_kv_heads={k}" for k in options), "use one KV head for each head")
+
+
+def sequence_fits(plan: Plan) -> Finding | None:
+    longest, seq_len = plan.config.model.max_seq_len, plan.config.train.seq_len
+    if longest >= seq_len:
+        return None
+    message = f"train.seq_len={seq_len} is more than model.max_seq_len={longest}"
+    return Finding(message, (f"model.max_seq_len={seq_len}", f"train.seq_len={longest}"))
+
+
+def ignored_token(plan: Plan) -> Finding | None:
+    token, vocab_size = plan.config.data.ignore_token, plan.config.model.vocab_size
+    if token is None or 0 <= token < vocab_size:
+        return None
+    message = f"data.ignore_token={token} is no token id of model.vocab_size={vocab_size}"
+    return Finding(message, ("data.ignore_token=null",))
+
+
+def min_lr_ratio(plan: Plan) -> Finding | None:
+    ratio = plan.config.optim.min_lr_ratio
+    if ratio <= 1:
+        return None
+    return Finding(f"optim.min_lr_ratio={ratio} is more than 1, the share of optim.lr", ("optim.min_lr_ratio=1",))
+
+
+def peaks(plan: Plan) -> Finding | None:
+    wrong = {name: peak for name, peak in plan.config.hardware.peak_tflops.items() if not 0 < peak <= MAX_FIGURE}
+    if not wrong:
+        return None
+    shown = ", ".join(f"hardware.peak_tflops.{name}={peak:g}" for name, peak in wrong.items())
+    return Finding(f"{shown} is no peak of a device", (), f"give TFLOP/s above 0, {MAX_FIGURE:g} at the most")
+
+
+RULES = (
+    Rule("head_width", "heads split the width into pairs of features, which RoPE rotates", heads_split_the_width),
+    Rule("kv_heads", "every KV head serves the same number of query heads", kv_heads_split_the_heads),
+    Rule("sequence_fits", "RoPE's table is as long as the longest sequence", sequence_fits),
+    Rule("ignored_token", "a token that carries no loss is a token", ignored_token),
+    Rule("peak_tflops", "MFU is a share of the peak", peaks),
+    Rule("min_lr_ratio", "the least rate is a share of the rate", min_lr_ratio),
+)

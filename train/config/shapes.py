@@ -1,0 +1,190 @@
+"""Which parameters there are, and which part of each a rank holds: from a plan alone. Torch is not imported.
+
+What is here restates `model.py`, `strategies/tensor.py` and FSDP's rule; `tests/test_explain.py` holds it against them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from train.config.plan import Plan
+from train.config.schema import ModelConfig, Optimiser, Precision
+from train.config.strategy import MESH_AXES
+from train.strategies.pipeline.strategy import Pipeline
+
+Shape = tuple[int, ...]
+Shapes = dict[str, Shape]
+# the dimension that tensor parallelism splits, by the module's name; norms and routers are whole
+TP_DIM = dict.fromkeys(("wq", "wk", "wv", "gate", "up", "embed", "head"), 0) | dict.fromkeys(("wo", "down"), 1)
+KV_MODULES = ("wk", "wv")
+# of the experts' weights [E, F, D] and [E, D, F]: what tp splits, and what FSDP splits where ep has split the experts
+EXPERT_TP_DIM = {"gate": 1, "up": 1, "down": 2}
+EXPERT_WIDTH_DIM = {"gate": 2, "up": 2, "down": 1}
+
+
+def coordinates(plan: Plan, rank: int) -> dict[str, int]:
+    """The rank's place on every axis: the innermost axis runs fastest."""
+    place = {}
+    for axis in reversed(MESH_AXES):
+        rank, place[axis] = divmod(rank, plan.degrees[axis])
+    return place
+
+
+def block(model: ModelConfig) -> Shapes:
+    """One layer's parameters, by their names inside it."""
+    head_dim = model.dim // model.num_heads
+    attention = {
+        "attention_norm.weight": (model.dim,),
+        "attention.wq.weight": (model.num_heads * head_dim, model.dim),
+        "attention.wk.weight": (model.num_kv_heads * head_dim, model.dim),
+        "attention.wv.weight": (model.num_kv_heads * head_dim, model.dim),
+        "attention.wo.weight": (model.dim, model.num_heads * head_dim),
+        "feed_forward_norm.weight": (model.dim,),
+    }
+    if model.num_experts == 0:
+        return attention | feed_forward("feed_forward", model.dim, model.ffn_dim)
+    count, width = model.num_experts, model.expert_ffn_dim
+    mixture: Shapes = {
+        "feed_forward.router.weight": (count, model.dim),
+        "feed_forward.experts.gate": (count, width, model.dim),
+        "feed_forward.experts.up": (count, width, model.dim),
+        "feed_forward.experts.down": (count, model.dim, width),
+    }
+    if model.num_shared_experts:
+        mixture |= feed_forward("feed_forward.shared", model.dim, model.num_shared_experts * width)
+    return attention | mixture
+
+
+def feed_forward(name: str, dim: int, width: int) -> Shapes:
+    return {f"{name}.gate.weight": (width, dim), f"{name}.up.weight": (width, dim), f"{name}.down.weight": (dim, width)}
+
+
+def stages_of(plan: Plan, rank: int) -> list[int]:
+    """The pipeline stages of a rank of `pp`; without a pipeline the one that is everything."""
+    strategy = plan.config.strategy
+    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [rank]
+
+
+def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
+    """The parameters of a rank of `pp` by the module that FSDP gathers as one: of each of its stages `embed`, the
+    layers, `norm+head`; tied, the ends of one stage are one, and a rank that holds both ends counts the weight once.
+    Whole shapes."""
+    for _, name, shapes in units_by_stage(plan, rank):
+        yield name, shapes
+
+
+def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
+    """The same, with the stage of each. `copies`: the last stage has its tied weight on the first stage's rank too, as
+    FSDP and DDP, which own each stage apart, gather and sum it."""
+    model, last, layers = plan.config.model, plan.num_stages - 1, plan.layers_of_stages
+    stages = stages_of(plan, rank)
+    for stage in stages:
+        embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
+        ends: Shapes = {"norm.weight": (model.dim,)} if stage == last else {}
+        if stage == last and (copies or not (model.tie_embeddings and 0 in stages)):
+            name = "embed.weight" if model.tie_embeddings else "head.weight"  # the embedding's copy has its name
+            ends[name] = (model.vocab_size, model.dim)
+        tied = model.tie_embeddings and bool(embed) and bool(ends)
+        if embed and not tied:
+            yield stage, "embed", embed
+        for i in layers[stage]:
+            yield stage, f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
+        if ends:
+            yield (stage, "embed+norm+head", embed | ends) if tied else (stage, "norm+head", ends)
+
+
+def chunk(size: int, degree: int, index: int) -> range:
+    """Which of `size` rows a shard has: DTensor's rule, equal chunks, the last ones smaller or empty."""
+    most = -(-size // degree)
+    return range(min(index * most, size), min((index + 1) * most, size))
+
+
+def shard(shape: Shape, dim: int, degree: int, index: int) -> Shape:
+    return (*shape[:dim], len(chunk(shape[dim], degree, index)), *shape[dim + 1 :])
+
+
+def is_expert(name: str) -> bool:
+    return ".experts." in name
+
+
+def kv_shards(model: ModelConfig, tp: int) -> int:
+    """In how many parts `tp` ranks split the keys and values: one a rank, but no more than there are KV heads. Where
+    there are fewer heads than ranks, each head is held by the same number of neighbouring ranks."""
+    return min(tp, model.num_kv_heads)
+
+
+def tp_place(plan: Plan, place: dict[str, int], module: str) -> tuple[int, int]:
+    """(degree, index) of the shards of a module's weight by tp."""
+    degree, index = plan.degrees["tp"], place["tp"]
+    if module not in KV_MODULES:
+        return degree, index
+    shards = kv_shards(plan.config.model, degree)
+    return shards, index // (degree // shards)
+
+
+def model_shard(plan: Plan, place: dict[str, int], name: str, shape: Shape) -> Shape:
+    """What the rank at `place` computes with of a parameter: its part by tp, and of experts by ep."""
+    if is_expert(name):
+        dim = EXPERT_TP_DIM[name.split(".")[-1]]
+        return shard(shard(shape, 0, *ep_place(plan, place)), dim, plan.degrees["tp"], place["tp"])
+    module = name.split(".")[-2]
+    tp_dim = TP_DIM.get(module)
+    return shape if tp_dim is None else shard(shape, tp_dim, *tp_place(plan, place, module))
+
+
+def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
+    """(degree, index) of FSDP's shards: over dp_shard and the cp that folds into it, unless DDP takes cp."""
+    degree, index = plan.degrees["dp_shard"], place["dp_shard"]
+    if "dp_shard" in plan.axes or "dp_replicate" not in plan.axes:
+        degree, index = degree * plan.degrees["cp"], index * plan.degrees["cp"] + place["cp"]
+    return degree, index
+
+
+def ep_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
+    """(degree, index) of the shards of experts: over neighbours of those that FSDP shards over."""
+    return plan.ep, fsdp_place(plan, place)[1] % plan.ep
+
+
+def fsdp_split(plan: Plan, place: dict[str, int], name: str) -> tuple[int, int, int]:
+    """(dimension, degree, index) of FSDP's shard of a parameter's part; of experts over the ranks that `ep` leaves."""
+    degree, index = fsdp_place(plan, place)
+    if is_expert(name) and plan.splits_experts:
+        return EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // plan.ep, index // plan.ep
+    return 0, degree, index
+
+
+def held(plan: Plan, rank: int) -> Shapes:
+    """The shapes of this rank's parameters between steps, by global name."""
+    place = coordinates(plan, rank)
+    return {
+        name: shard(model_shard(plan, place, name, shape), *fsdp_split(plan, place, name))
+        for _, unit in units(plan, place["pp"])
+        for name, shape in unit.items()
+    }
+
+
+def powersgd_elements(shape: Shape, rank: int) -> int:
+    """How many PowerSGD sends of a gradient: two factors if they are fewer than it has, else all of it."""
+    rows, size = shape[0], math.prod(shape)
+    columns = size // rows
+    return min(size, (rows + columns) * min(rank, rows, columns)) if len(shape) > 1 else size
+
+
+def element_sizes(precision: Precision) -> tuple[int, int]:
+    """Bytes of a parameter's element and of an activation's."""
+    kept = 8 if precision is Precision.float64 else 4
+    return kept, 2 if precision is Precision.bf16 else kept
+
+
+def state_bytes(plan: Plan, rank: int) -> dict[str, int]:
+    """What `TrainStep.state_bytes` reports on this rank after a step."""
+    kept, _ = element_sizes(plan.config.precision)
+    shapes = held(plan, rank).values()
+    parameters = kept * sum(math.prod(shape) for shape in shapes)
+    optim = plan.config.optim
+    if optim.name is Optimiser.adamw:
+        optimiser = 2 * parameters + 4 * len(shapes)  # two moments, and a float32 step count for each parameter
+    else:
+        optimiser = parameters if optim.momentum > 0 else 0
+    return {"parameters": parameters, "gradients": parameters, "optimiser": optimiser}

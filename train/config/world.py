@@ -1,0 +1,90 @@
+"""The environment that torchrun gives a process, read here and nowhere else. Torch is not imported."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
+
+RUN_FILE = "STRATEGY_LAB_RUN_FILE"
+AGENT = "STRATEGY_LAB_AGENT"
+LOCK = "STRATEGY_LAB_LOCK"
+
+PLACE = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+)  # one of these says that this process is one of several
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which torch waits, or raises
+
+
+@dataclass(frozen=True)
+class World:
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+    from_torchrun: bool
+    run_file: str = ""  # where rank 0 writes the run's directory, for the program that started it
+    agent: int | None = None  # the process id of the torchrun that started this rank, if one did
+    lock: str = ""  # the file whose lock every rank of a sweep shares
+
+    @classmethod
+    def single(cls) -> World:
+        return cls(0, 0, 1, 1, from_torchrun=False)
+
+    @classmethod
+    def from_env(cls) -> World:
+        """Plain `python train/main.py` is a world of one. Raises BadInput (exit code 3) for half an environment."""
+        problem = environment_problem(os.environ)
+        if problem:
+            raise BadInput(problem)
+        agent = os.environ.get(AGENT, "")
+        return cls(
+            rank=int(os.environ.get("RANK", 0)),
+            local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+            world_size=int(os.environ.get("WORLD_SIZE", 1)),
+            local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+            from_torchrun="RANK" in os.environ,
+            run_file=os.environ.get(RUN_FILE, ""),
+            agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
+            lock=os.environ.get(LOCK, ""),
+        )
+
+
+def environment_problem(env: Mapping[str, str]) -> Problem | None:
+    """What stands against the world that `env` describes: variables that are missing, or values that no world has."""
+    given = [name for name in PLACE if name in env]
+    if not given:
+        return None
+    shown = ", ".join(f"{name}={env[name]}" for name in given)
+    missing = [name for name in NEEDED if name not in env]
+    if missing:
+        return _refused(f"the environment has {shown}, but no {', '.join(missing)}", given)
+    for name in (*given, "MASTER_PORT"):
+        if not re.fullmatch(r"\d{1,9}", env[name]):
+            return _refused(f"the environment has {name}={env[name]}, which is no number", given)
+    if int(env["RANK"]) >= int(env["WORLD_SIZE"]):
+        return _refused(f"the environment has {shown}, but ranks count from 0 to WORLD_SIZE - 1", given)
+    if "LOCAL_WORLD_SIZE" in env and not (
+        int(env.get("LOCAL_RANK", 0)) < int(env["LOCAL_WORLD_SIZE"]) <= int(env["WORLD_SIZE"])
+    ):
+        return _refused(f"the environment has {shown}, which is no place on a machine", given)
+    if not 1 <= int(env["MASTER_PORT"]) <= 65535:
+        return _refused(f"the environment has MASTER_PORT={env['MASTER_PORT']}, which is no port", given)
+    return None
+
+
+def _refused(message: str, given: list[str]) -> Problem:
+    fix = f"unset {' '.join(given)}, or use torchrun or python -m launch.local, which set them all"
+    return Problem("environment", message, fix, exit_code=EXIT_ENVIRONMENT)
+
+
+def quiet_profiler() -> None:
+    """Before torch is loaded: its libraries would say from every rank that they begin and end to record a step."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

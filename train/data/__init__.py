@@ -1,0 +1,1 @@
+"""Texts and token files, and the batches that are cut from them."""

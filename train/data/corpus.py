@@ -1,0 +1,252 @@
+"""Real text without a download. A batch is a pure function of (seed, step): there is no loader state to save.
+
+Tokens are the bytes of a text, or ids from a file. The corpus' tail is held out for validation. Torch is not imported
+until a batch is made, so that bad data is found before anything starts; of a large corpus only a part is read then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from train.config.problems import BadInput, Problem
+from train.config.schema import Config, DataSource, TrainConfig
+from train.data import text, token_files
+from train.data.text import Source
+from train.data.tokens import Held, Tokens, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_SYNTHETIC_TOKENS = 2**20
+IGNORED = -100  # train.model.transformer.IGNORE_INDEX, without importing torch
+SCANNED = 2**28  # bytes of a corpus that the check reads; the ids of a larger one are checked as batches read them
+FITTED = 2**28  # bytes that the bigram model is fitted to
+MOST_WINDOWS = 2**16  # validation windows that the bigram model is judged on
+CHUNK = 2**20  # tokens of windows that are read at once
+
+
+@dataclass
+class Corpus:
+    """`training` and `validation`: sequences of token ids below `vocab_size`. `says`: what they are, in a line."""
+
+    training: Tokens
+    validation: Tokens
+    seed: int
+    seq_len: int
+    ignore_token: int | None
+    is_bytes: bool
+    vocab_size: int
+    ids_checked: bool  # all of them; else each batch's are
+    name: str  # for messages: the key that chose it
+    says: str
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of all tokens, as they are stored: reads the whole corpus."""
+        digest = hashlib.sha256()
+        for part in (self.training, self.validation):
+            for block in part.blocks():
+                digest.update(np.ascontiguousarray(block).data)
+        return digest.hexdigest()
+
+    def batch(self, step: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """`rows` of the global batch of `size` windows at random places: (tokens, targets), int64 [rows, T]."""
+        return self._tensors(self._windows(self.training, self._starts(step, size)[rows]))
+
+    def any_target(self, step: int, size: int) -> bool:
+        """Whether any target of the global batch carries loss. Mostly the first row says it: no more is read then."""
+        if self.ignore_token is None:
+            return True
+        starts = self._starts(step, size)
+        rows = (self.training.windows(starts[row : row + 1], self.seq_len + 1) for row in range(size))
+        return any(bool((row[:, 1:] != self.ignore_token).any()) for row in rows)
+
+    def validation_batch(self, index: int, count: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
+        """`rows` of batch `index` of `count`: fixed windows, evenly spread over the held-out tail."""
+        indices = np.arange(index * size, (index + 1) * size)[rows]
+        return self._tensors(self._windows(self.validation, self._validation_starts(indices, count * size)))
+
+    def bigram_loss(self, count: int) -> float:
+        """Mean loss (nats) on `count` validation windows of a byte bigram model fitted to the training part, with
+        add-one smoothing: what a model without context beyond one byte can reach. Of very many windows or bytes, on
+        some, evenly spread."""
+        counts = np.ones(256 * 256)
+        for block in self.training.blocks(FITTED, overlap=1):
+            counts += np.bincount(block[:-1].astype(np.int64) * 256 + block[1:], minlength=256 * 256)
+        table = counts.reshape(256, 256)
+        log_p = np.log(table / table.sum(1, keepdims=True))
+        total = number = 0.0
+        for windows in self._validation_windows(count):
+            losses = -log_p[windows[:, :-1], windows[:, 1:]][windows[:, 1:] != self.ignore_token]
+            total, number = total + float(losses.sum()), number + losses.size
+        return total / number if number else float("nan")
+
+    def without_targets(self, count: int) -> str:
+        """The part, or of the `count` validation windows all, in which no target carries loss; empty if none, or if
+        not all of it was read."""
+        if self.ignore_token is None:
+            return ""
+        valid = (bool((block[1:] != self.ignore_token).any()) for block in self.training.blocks(SCANNED, overlap=1))
+        if self.training.fits(SCANNED) and not any(valid):
+            return "the training part"
+        valid = (bool((windows[:, 1:] != self.ignore_token).any()) for windows in self._validation_windows(count))
+        if count <= MOST_WINDOWS and not any(valid):
+            return "the validation windows"
+        return ""
+
+    def _starts(self, step: int, size: int) -> np.ndarray:
+        room = len(self.training) - self.seq_len
+        return np.random.default_rng((self.seed, step)).integers(0, room, size)
+
+    def _validation_windows(self, count: int) -> Iterator[np.ndarray]:
+        """The windows of an evaluation, some at a time; of more than MOST_WINDOWS, so many."""
+        rows = max(CHUNK // (self.seq_len + 1), 1)
+        chosen = min(count, MOST_WINDOWS)
+        for start in range(0, chosen, rows):
+            indices = np.arange(start, min(start + rows, chosen))
+            yield self._windows(self.validation, self._validation_starts(indices, chosen))
+
+    def _validation_starts(self, indices: np.ndarray, count: int) -> np.ndarray:
+        """np.linspace from the first place to the last, at some of its indices: without its array of `count`."""
+        last = len(self.validation) - self.seq_len - 1
+        starts = (indices * (last / max(count - 1, 1))).astype(np.int64)
+        return np.where((indices == count - 1) & (count > 1), last, starts)
+
+    def _windows(self, tokens: Tokens, starts: np.ndarray) -> np.ndarray:
+        windows = tokens.windows(starts, self.seq_len + 1)
+        if not self.ids_checked:
+            _refuse_ids([windows], self.vocab_size, self.name)
+        return windows
+
+    def _tensors(self, windows: np.ndarray) -> tuple[Tensor, Tensor]:
+        import torch
+
+        both = torch.from_numpy(windows.astype(np.int64))
+        inputs, targets = both[:, :-1].contiguous(), both[:, 1:].contiguous()
+        if self.ignore_token is not None:
+            # not in place: of a single row both slices are contiguous as they are, and share their memory
+            targets = targets.masked_fill(targets == self.ignore_token, IGNORED)
+        return inputs, targets
+
+
+def load_corpus(config: Config) -> Corpus:
+    """The corpus that the config names. Raises BadInput for a missing, empty, short or foreign file."""
+    try:
+        source = _read(config)
+        return _checked(config, source)
+    except OSError as error:
+        path, file = config.data.path, error.filename
+        what = shown(path) if file is None or str(file) == path else f"{shown(path)}, in it {shown(file)},"
+        message = f"data.path={what} cannot be read ({error.strerror})"
+        raise BadInput(Problem("data_path", message, "use readable files")) from error
+
+
+def _checked(config: Config, source: Source) -> Corpus:
+    tokens, name, train = source.tokens, _name(config), config.train
+    held_out = int(len(tokens) * config.data.validation_fraction)
+    _check_length(name, len(tokens), held_out, train.seq_len)
+    limits = np.iinfo(tokens.dtype)
+    may_exceed = limits.min < 0 or limits.max >= config.model.vocab_size
+    if may_exceed:
+        _refuse_ids(tokens.blocks(SCANNED), config.model.vocab_size, name)
+    corpus = Corpus(
+        training=tokens.part(0, len(tokens) - held_out),
+        validation=tokens.part(len(tokens) - held_out, len(tokens)),
+        seed=train.seed,
+        seq_len=train.seq_len,
+        ignore_token=config.data.ignore_token,
+        is_bytes=source.is_bytes,
+        vocab_size=config.model.vocab_size,
+        ids_checked=not may_exceed or tokens.fits(SCANNED),
+        name=name,
+        says=source.says,
+    )
+    _check_windows(corpus, train)
+    return corpus
+
+
+def _check_windows(corpus: Corpus, train: TrainConfig) -> None:
+    places = len(corpus.validation) - train.seq_len
+    most = max(-(-places // train.global_batch_size), type(train).eval_batches)
+    if train.eval_batches > most:
+        message = f"train.eval_batches={train.eval_batches} x train.global_batch_size={train.global_batch_size} windows"
+        message += f" are more than the {places:,} places that the validation part of {corpus.name} has for them"
+        fix = f"use train.eval_batches={most} or less"
+        raise BadInput(Problem("eval_batches", message, fix, (f"train.eval_batches={most}",)))
+    if empty := corpus.without_targets(train.eval_batches * train.global_batch_size):
+        message = f"every target of {empty} of {corpus.name} is data.ignore_token={corpus.ignore_token}: no loss"
+        fix = "use another data.ignore_token or null, or more data"
+        raise BadInput(Problem("targets", message, fix, ("data.ignore_token=null",)))
+
+
+def _check_length(name: str, count: int, held_out: int, seq_len: int) -> None:
+    shorter = min(held_out, count - held_out)
+    if shorter > seq_len:
+        return
+    message = f"{name} holds {count} tokens, {shorter} in the smaller of its training and validation parts, "
+    message += f"but train.seq_len={seq_len} needs {seq_len + 1} in each"
+    if shorter < 2:
+        raise BadInput(Problem("corpus_length", message, "use more data, or another data.validation_fraction"))
+    fix = f"use train.seq_len={shorter - 1} or less, more data, or another data.validation_fraction"
+    raise BadInput(Problem("corpus_length", message, fix, (f"train.seq_len={shorter - 1}",)))
+
+
+def _refuse_ids(blocks: Iterable[np.ndarray], vocab_size: int, name: str) -> None:
+    """Raise BadInput if an id is none of the vocabulary's."""
+    ends = [(int(block.min()), int(block.max())) for block in blocks]
+    least, largest = min(low for low, _ in ends), max(high for _, high in ends)
+    if least < 0:
+        message = f"{name} contains token id {least}, but ids are 0 or more"
+        raise BadInput(Problem("token_in_vocabulary", message, "use another data.dtype, or another tokenisation"))
+    if largest >= vocab_size:
+        message = f"{name} contains token id {largest}, but model.vocab_size={vocab_size}"
+        fix = f"use model.vocab_size={largest + 1} or more, or another tokenisation"
+        raise BadInput(Problem("token_in_vocabulary", message, fix, (f"model.vocab_size={largest + 1}",)))
+
+
+def _name(config: Config) -> str:
+    data = config.data
+    return f"data={data.source.value}" if data.path is None else f"data.path={shown(data.path)}"
+
+
+def _read(config: Config) -> Source:
+    source = config.data.source
+    if source is DataSource.python_docs:
+        return text.python_docs()
+    if source is DataSource.python_source:
+        return text.python_source()
+    if source is DataSource.synthetic:
+        vocab_size = config.model.vocab_size
+        ids = np.random.default_rng(0).integers(0, vocab_size, NUM_SYNTHETIC_TOKENS).astype(np.uint32)
+        return Source(Held(ids), f"{len(ids):,} random ids below {vocab_size:,}", is_bytes=False)
+    path = _checked_path(config)
+    if source is DataSource.tokens:
+        return token_files.token_file(path, config)
+    return text.json_lines(path, config) if source is DataSource.jsonl else text.text(path, config)
+
+
+def _checked_path(config: Config) -> Path:
+    """A file that is not empty, or a folder where the data may be one."""
+    source, given = config.data.source, config.data.path
+    if not given:
+        raise BadInput(Problem("data_path", f"data={source.value} needs a path", "use data.path=FILE"))
+    path, name = Path(given), _name(config)
+    if source is DataSource.tokens and not path.exists():
+        path = path.with_name(f"{path.name}.idx")  # Megatron's own tools take the name without an ending
+    if not path.exists():
+        raise BadInput(Problem("data_path", f"{name} does not exist", "use the path of a file that does"))
+    if path.is_dir():
+        if source is DataSource.tokens:
+            raise BadInput(Problem("data_path", f"{name} is a folder", "data=tokens reads one file"))
+    elif not path.is_file():
+        raise BadInput(Problem("data_path", f"{name} is no regular file", "use a file or a folder"))
+    elif path.stat().st_size == 0:
+        raise BadInput(Problem("data_path", f"{name} is empty", "use a file with text in it"))
+    return path

@@ -1,0 +1,168 @@
+"""Token ids that need not lie in memory: an array, the ids in a file, or the bytes of many files.
+
+A text of 100 GB costs the memory of the windows that are cut from it, and of one block where all of it is read.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from io import FileIO
+from pathlib import Path
+
+import numpy as np
+
+from train.config.problems import BadInput, Problem
+
+BLOCK = 2**20  # tokens
+
+
+class Tokens(ABC):
+    """A sequence of token ids of one dtype."""
+
+    dtype: np.dtype
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def part(self, start: int, stop: int) -> Tokens:
+        """The tokens from `start` to `stop`, without reading them."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> np.ndarray: ...
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """[len(starts), length]: the tokens from each start."""
+        found = np.empty((len(starts), length), self.dtype)
+        for row, start in zip(found, starts.tolist(), strict=True):
+            row[:] = self.read(start, start + length)
+        return found
+
+    def blocks(self, limit: int | None = None, overlap: int = 0) -> Iterator[np.ndarray]:
+        """The tokens block by block, each with the first `overlap` tokens of the next. `limit`: at most about so many
+        bytes, in blocks spread evenly from the first to the last."""
+        starts = np.arange(0, max(len(self) - overlap, 0), BLOCK)
+        if not self.fits(limit):
+            assert limit is not None
+            chosen = np.linspace(0, len(starts) - 1, max(limit // (BLOCK * self.dtype.itemsize), 1))
+            starts = starts[chosen.astype(np.int64)]
+        for start in starts.tolist():
+            yield self.read(start, min(start + BLOCK + overlap, len(self)))
+
+    def fits(self, limit: int | None) -> bool:
+        """Whether `blocks` with this limit gives every token."""
+        return limit is None or len(self) * self.dtype.itemsize <= limit
+
+
+@dataclass(frozen=True)
+class Held(Tokens):
+    """An array in memory."""
+
+    array: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        return self.array.dtype
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def part(self, start: int, stop: int) -> Held:
+        return Held(self.array[start:stop])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.array[start:stop]
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        return self.array[starts[:, None] + np.arange(length)]
+
+
+@dataclass(frozen=True)
+class Stored(Tokens):
+    """The ids in a file, from byte `offset` on: read when they are asked for.
+
+    Not mapped: that reads much around each window, counts as the process' memory, and kills it if the file is cut.
+    """
+
+    path: Path
+    dtype: np.dtype
+    offset: int
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> Stored:
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.windows(np.array([start]), stop - start)[0]
+
+    def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        found = np.empty((len(starts), length), self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            for row, start in zip(found, starts.tolist(), strict=True):
+                _read_into(file, self.offset + (self.start + start) * self.dtype.itemsize, row)
+        return found
+
+
+@dataclass(frozen=True)
+class Joined(Tokens):
+    """The bytes of files, one after the other with a line feed between two: read when they are asked for, never held.
+
+    `places[i]` is where file i begins; the last entry is one past the line feed that would follow the last file.
+    """
+
+    files: tuple[Path, ...]
+    places: np.ndarray
+    start: int
+    stop: int
+
+    @classmethod
+    def of(cls, files: list[tuple[Path, int]]) -> Joined:
+        """`files`: with their sizes."""
+        places = np.cumsum([0, *(size + 1 for _, size in files)])
+        return cls(tuple(path for path, _ in files), places, 0, int(places[-1]) - 1)
+
+    @property
+    def dtype(self) -> np.dtype:  # type: ignore[override]
+        return np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> Joined:
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        start, stop = self.start + start, self.start + stop
+        found = np.full(stop - start, ord("\n"), np.uint8)
+        first, last = np.searchsorted(self.places, [start, stop - 1], side="right") - 1
+        for index in range(first, last + 1):
+            begin, end = int(self.places[index]), int(self.places[index + 1]) - 1
+            low, high = max(begin, start), min(end, stop)
+            if low < high:
+                with self.files[index].open("rb", buffering=0) as file:
+                    _read_into(file, low - begin, found[low - start : high - start])
+        return found
+
+
+def _read_into(file: FileIO, offset: int, room: np.ndarray) -> None:
+    """Fill `room` with what the file has from a byte on."""
+    view = room.view(np.uint8).data
+    while len(view):
+        count = os.preadv(file.fileno(), [view], offset)
+        if count == 0:
+            message = f"{shown(file.name)} became shorter while it was being read"
+            raise BadInput(Problem("data_path", message, "leave the files of data.path as they are during a run"))
+        view, offset = view[count:], offset + count
+
+
+def shown(path: object) -> str:
+    """A path for a message: file names may hold line feeds and control characters."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)

@@ -1,0 +1,88 @@
+"""Where a recorded step's time went, from one rank's `Recording`: parts that do not overlap, and each collective.
+
+communication is exposed only: something is in flight or waited for, and the device works on nothing. The other parts
+are without it. data, forward, backward and optimiser are the regions' own time on a CPU (Python between operators
+included), the kernels that they launched on a GPU (and of data the host's time, where the device has nothing to do).
+other is the rest of the step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from train.measure.recording import Message, Recording
+from train.model.spans import Intervals, clip, intersect, length, subtract, union
+
+PARTS = ("data", "forward", "backward", "optimiser", "communication", "other")
+PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward", "data": "data", "optimiser": "optimiser"}
+MiB = 2**20
+
+
+def parts(recording: Recording) -> dict[str, Intervals]:
+    """By name, as PARTS: disjoint, and together the step."""
+    whole: Intervals = [(0.0, recording.step_ms)]
+    exposed = intersect(whole, subtract(recording.in_flight, recording.work))
+    found: dict[str, Intervals] = {"communication": exposed}
+    rest = subtract(whole, exposed)
+    for name in ("forward", "backward", "optimiser", "data"):
+        found[name] = intersect(rest, _phase(recording, name))
+        rest = subtract(rest, found[name])
+    found["other"] = rest
+    return {name: found[name] for name in PARTS}
+
+
+def _phase(recording: Recording, name: str) -> Intervals:
+    hosts = [r.interval for r in recording.regions if PHASES.get(r.words[0]) == name]
+    if not recording.phase_work:
+        return union(hosts)
+    kernels = [i for word, intervals in recording.phase_work.items() if PHASES[word] == name for i in intervals]
+    if name == "data":
+        kernels += subtract(union(hosts), recording.work)
+    return union(kernels)
+
+
+def collectives(recording: Recording, exposed: Intervals) -> dict[str, dict[str, float]]:
+    """By `axis/op`: calls, mib, ms (of the transfers), exposed_ms. An exposed instant belongs to the earliest in
+    flight; in between, as a wait may outlast its transfer, to the one that was asked for last."""
+    rows: dict[str, dict[str, float]] = {}
+    cursor, row = 0.0, None
+    for message in sorted(recording.messages, key=lambda m: m.interval):
+        start, end = message.interval
+        if row is not None and start > cursor:
+            row["exposed_ms"] += length(clip(exposed, cursor, start))
+        row = _row(rows, message)
+        row["exposed_ms"] += length(clip(exposed, max(start, cursor), max(end, cursor)))
+        cursor = max(cursor, end)
+    if row is not None:
+        row["exposed_ms"] += length(clip(exposed, cursor, recording.step_ms))
+    return rows
+
+
+def _row(rows: dict[str, dict[str, float]], message: Message) -> dict[str, float]:
+    zero = {"calls": 0.0, "mib": 0.0, "ms": 0.0, "exposed_ms": 0.0}
+    row = rows.setdefault(f"{message.axis}/{message.op}", zero)
+    row["calls"] += message.counted
+    row["mib"] += message.bytes / MiB
+    row["ms"] += message.ran
+    return row
+
+
+BUS_FACTORS = {"all_reduce": lambda n: 2 * (n - 1) / n, "all_gather": lambda n: (n - 1) / n,
+               "reduce_scatter": lambda n: (n - 1) / n, "all_to_all": lambda n: (n - 1) / n}  # fmt: skip
+
+
+def bandwidths(row: dict[str, float], op: str, size: int | None) -> dict[str, float]:
+    """Algorithm and bus bandwidth in GB/s (10^9) over the time of the transfers, by nccl-tests' factors; none of a
+    send, whose time is that of a peer that is not ready."""
+    if row["ms"] <= 0 or op == "send":
+        return {}
+    algorithm = row["mib"] * MiB / (row["ms"] * 1e6)
+    if size is None:
+        return {"algbw_gb_per_s": algorithm}
+    return {"algbw_gb_per_s": algorithm, "busbw_gb_per_s": algorithm * BUS_FACTORS.get(op, lambda n: 1.0)(size)}
+
+
+def actions(recording: Recording) -> list[list[Any]]:
+    """[kind, stage, microbatch, start ms, end ms] of every forward and backward, in order of time."""
+    rows = [(r.words[0], int(r.words[1]), int(r.words[2]), *r.interval) for r in recording.actions]
+    return [list(row) for row in sorted(rows, key=lambda row: row[3])]

@@ -1,0 +1,159 @@
+"""Energy and money: what the devices' own counters say that steps used, and what that and a price come to.
+
+A reading is of a whole device, so that ranks which share one must not add it twice: the first of them reads, the
+others answer for nothing. The counter moves every 20 to 100 ms, so a figure is a mean since the end of warm-up,
+evaluations left out, and is given once that is long enough. Without a sensor or a price nothing is made up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from train.config.schema import Config
+from train.measure.hardware import device_name, known
+from train.ranks.lab import LabGroup
+
+MIN_WINDOW_MS = 1000.0  # ten updates of the slowest counter
+JOULES_PER_KWH = 3.6e6
+
+
+class Meter:
+    """No sensor: reads nothing. `note` says why, in a line."""
+
+    def __init__(self, note: str) -> None:
+        self.note = note
+
+    def read_joules(self) -> float | None:
+        return None
+
+
+class NvmlMeter(Meter):
+    """The energy counter of an NVIDIA board (Volta and later): GPU, memory and the rest of it, all processes' use."""
+
+    def __init__(self, nvml: Any, handle: Any, note: str) -> None:
+        super().__init__(note)
+        self.nvml, self.handle = nvml, handle
+
+    def read_joules(self) -> float | None:
+        """Since the driver was loaded; only differences mean anything."""
+        try:
+            return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
+        except self.nvml.NVMLError:
+            return None
+
+
+class SharedMeter(Meter):
+    """Another rank reads this device."""
+
+    def read_joules(self) -> float | None:
+        return 0.0
+
+
+def device_id(device: torch.device) -> str:
+    """A name that no other device has, whatever CUDA_VISIBLE_DEVICES says; empty where torch gives none."""
+    if device.type != "cuda":
+        return ""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return "" if uuid is None else f"GPU-{uuid}"  # as NVML writes it
+
+
+def open_meter(device: torch.device) -> Meter:
+    """The device's counter, or a `Meter` that says why there is none."""
+    if device.type != "cuda":
+        return Meter(f"none: NVIDIA GPUs are read (by NVML), and the run is on {device.type}")
+    try:
+        import pynvml
+    except ImportError:
+        return Meter('none: NVML\'s Python module is not installed (pip install "strategy-lab[gpu]")')
+    try:
+        pynvml.nvmlInit()
+        # by identity, as torch counts only the visible devices; a slice of a GPU (MIG) is not found, which is right:
+        # the counter is the whole board's
+        handle = pynvml.nvmlDeviceGetHandleByUUID(device_id(device))
+        pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
+        driver = pynvml.nvmlSystemGetDriverVersion()
+    except pynvml.NVMLError as error:
+        return Meter(f"none: NVML answers '{error}' for {device_name(device)}")
+    return NvmlMeter(pynvml, handle, f"NVML's energy counter of the board, driver {driver}")
+
+
+def first_of_each(ids: Sequence[str]) -> list[bool]:
+    """By rank: whether it is the first of those on its device. An unnamed device is its rank's own."""
+    return [not name or name not in ids[:rank] for rank, name in enumerate(ids)]
+
+
+def costs(
+    *,
+    tokens_per_step: int,
+    tokens_per_s: float,
+    num_devices: int,
+    joules_per_step: float | None,
+    price_usd_per_hour: float | None,
+    grid_gco2_per_kwh: float | None,
+) -> dict[str, float]:
+    """By tag; what would need a figure that is not known is left out. All devices together; the price is of one."""
+    values: dict[str, float] = {}
+    if price_usd_per_hour is not None:
+        values["cost/usd_per_million_tokens"] = price_usd_per_hour * num_devices / 3600 / tokens_per_s * 1e6
+    if joules_per_step is not None:
+        values["energy/joules_per_step"] = joules_per_step
+        values["energy/tokens_per_joule"] = tokens_per_step / joules_per_step
+        if grid_gco2_per_kwh is not None:
+            kwh_per_token = joules_per_step / tokens_per_step / JOULES_PER_KWH
+            values["cost/gco2_per_million_tokens"] = kwh_per_token * 1e6 * grid_gco2_per_kwh
+    return values
+
+
+class Energy:
+    """What this rank's device used in the steps after warm-up. Collective: every rank makes one."""
+
+    def __init__(self, config: Config, device: torch.device, lab: LabGroup) -> None:
+        ids = json.loads(lab.share(json.dumps(lab.gather_json(device_id(device)))))
+        firsts = first_of_each(ids)
+        self.num_devices = sum(firsts)
+        self.meter = open_meter(device) if firsts[lab.world.rank] else SharedMeter("read by another rank")
+        self.hardware = known(config, device)
+        self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
+        self.warmup_steps = config.metrics.warmup_steps
+        self.joules = self.window_ms = 0.0
+        self.steps = 0
+        self.resume()
+
+    def resume(self) -> None:
+        """What was used before this call is in no step's energy."""
+        self.last = self._read()
+
+    def step_done(self, step: int, step_ms: float, *, counted: bool = True) -> float:
+        """Joules since the end of warm-up that this rank answers for, NaN if not known; called when the step has
+        just ended on the device. `counted`: not of a recorded step, after which its recording was read."""
+        if step < self.warmup_steps:
+            return math.nan
+        now = self._read()
+        if step > self.warmup_steps and counted:
+            self.joules += now - self.last
+            self.window_ms += step_ms
+            self.steps += 1
+        self.last = now
+        return self.joules
+
+    def values(self, joules_by_rank: Sequence[float], tokens_per_s: float) -> dict[str, float]:
+        """By tag, of all devices together: those that are known by now."""
+        joules = sum(joules_by_rank)
+        measured = self.window_ms >= MIN_WINDOW_MS and math.isfinite(joules) and joules > 0
+        return costs(
+            tokens_per_step=self.tokens_per_step,
+            tokens_per_s=tokens_per_s,
+            num_devices=self.num_devices,
+            joules_per_step=joules / self.steps if measured else None,
+            price_usd_per_hour=self.hardware.price_usd_per_hour,
+            grid_gco2_per_kwh=self.hardware.grid_gco2_per_kwh,
+        )
+
+    def _read(self) -> float:
+        joules = self.meter.read_joules()
+        return math.nan if joules is None else joules

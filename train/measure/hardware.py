@@ -1,0 +1,50 @@
+"""A device's published figures, from `configs/hardware/`. An unknown device has none, and nothing is made up."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from train.command.cli import CONFIG_DIR
+from train.config.schema import Config, HardwareConfig
+
+
+def device_name(device: torch.device) -> str:
+    """What the driver calls the device; `cpu` for a CPU."""
+    if device.type == "cpu":
+        return "cpu"
+    return str(torch.get_device_module(device).get_device_name(device))
+
+
+def known(config: Config, device: torch.device) -> HardwareConfig:
+    """Figures of the named hardware, or by the device's name; under `auto` what the user gives goes first."""
+    given = config.hardware
+    if given.name != "auto":
+        return given
+    files = (_load(path) for path in sorted((CONFIG_DIR / "hardware").glob("*.yaml")))
+    name = device_name(device)
+    found = next((file for file in files if file.match is not None and name.endswith(file.match)), None)
+    if found is None:
+        return given
+    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given) if field.name != "name"}
+    peaks = found.peak_tflops | values.pop("peak_tflops")
+    sources = found.source | values.pop("source")
+    mine = {name: value for name, value in values.items() if value is not None}
+    return dataclasses.replace(found, peak_tflops=peaks, source=sources, **mine)
+
+
+def peak_tflops(config: Config, device: torch.device) -> float | None:
+    """Dense peak for the run's precision in TFLOP/s, or None."""
+    return known(config, device).peak_tflops.get(config.precision.value)
+
+
+def _load(path: Path) -> HardwareConfig:
+    values = cast(DictConfig, OmegaConf.load(path))
+    del values["defaults"]
+    hardware = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), values))
+    assert isinstance(hardware, HardwareConfig)
+    return hardware

@@ -1,0 +1,199 @@
+"""What a step cost, logged at every step, one step late, so that the loop never waits for the device it measures.
+
+A step's time runs from the end of the step before (or from the end of an evaluation) to its own end, by device events
+on an accelerator: whatever logging costs is in it. Each rank's figures travel to rank 0 as one small tensor on a gloo
+group of the lab's own. `metrics.jsonl` is the source of truth; TensorBoard gets the same values.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import psutil
+import torch
+
+from train.config.flops import flops_per_token
+from train.config.problems import Reported
+from train.config.schema import Config, OnNonfinite
+from train.config.strategy import StepResult, TrainStep
+from train.measure.energy import Energy
+from train.measure.hardware import peak_tflops
+from train.measure.history import History
+from train.measure.sampling import Record, Sampled
+from train.ranks.lab import LabGroup
+
+GiB, MiB = 2**30, 2**20
+STATE_KINDS = ("parameters", "gradients", "optimiser")
+
+
+class Sink(Protocol):
+    """Somewhere that values go. One that inherits from this need only write and close."""
+
+    def write(self, step: int, values: Record) -> None: ...
+
+    def sample(self, step: int, record: dict[str, Any]) -> None:
+        """Take a sampled step's timelines and memory of all ranks: what samples/step-<N>.json holds."""
+        return None
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """Take what summary.json holds: the run is complete, and nothing but `close` follows."""
+        return None
+
+    def close(self) -> None: ...
+
+
+class NonFinite(Reported):
+    """The loss or the gradient norm is no longer a number."""
+
+
+class Clock:
+    """Marks on the device's own time line, or on the host's for a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> Any:
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(self.device, enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """Waits for `end` if it has not happened yet."""
+        if self.device.type == "cpu":
+            return (end - start) * 1e3
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+@dataclass
+class _Pending:
+    step: int
+    lr: float
+    start: Any
+    end: Any
+    scalars: torch.Tensor  # loss, gradient norm, extras; on the host once `end` has happened
+    extras: tuple[str, ...]  # tags
+    memory: list[float]
+    sampled: Sampled
+    any_target: bool
+    counted: bool = True  # in the mean energy: not where a recording was read before the next reading
+
+
+class Metrics:
+    """Collective: every rank makes one and calls the same methods; `sinks` is empty on all ranks but 0."""
+
+    def __init__(
+        self, config: Config, lab: LabGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+    ) -> None:
+        self.config, self.lab, self.device, self.train_step, self.sinks = config, lab, device, train_step, sinks
+        self.world_size = lab.world.world_size
+        self.clock = Clock(device)
+        self.process = psutil.Process()
+        self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
+        self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step
+        self.peak_tflops = peak_tflops(config, device)
+        self.energy = Energy(config, device, lab)
+        self.pending: _Pending | None = None
+        self.history = History(config.metrics.warmup_steps)
+        self.start = self.clock.mark()
+
+    def resume_clock(self) -> None:
+        """What came before this call is in no step's time."""
+        self.flush()
+        self.energy.resume()
+        self.start = self.clock.mark()
+
+    def log(self, step: int, result: StepResult, lr: float, sampled: Sampled, *, any_target: bool = True) -> None:
+        """Take the step's figures, and write those of the step before; a recorded step's at once, as reading what was
+        recorded took time that is no step's. `any_target`: whether any of the batch's targets carries loss."""
+        scalars = torch.stack([x.double() for x in (result.loss, result.grad_norm, *result.extras.values())])
+        if self.device.type != "cpu":
+            host = torch.empty(len(scalars), dtype=torch.float64, pin_memory=True)
+            scalars = host.copy_(scalars, non_blocking=True)
+        end = self.clock.mark()
+        now = _Pending(step, lr, self.start, end, scalars, tuple(result.extras), self._memory(), sampled, any_target)
+        if sampled.step_ms is not None:
+            now.counted = False
+            if self.pending is not None:
+                self.pending.counted = False
+        self.start = end
+        self.flush()
+        self.pending = now
+        if sampled.step_ms is not None:
+            self.resume_clock()
+
+    def log_validation(self, step: int, loss: float) -> None:
+        self._write(step, {"validation/loss": loss})
+
+    def flush(self) -> None:
+        """Write the step that is still held back. Raises NonFinite on every rank if its loss or norm is."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        elapsed_ms = self.clock.elapsed_ms(pending.start, pending.end)  # waits, so that the scalars are there
+        step_ms = pending.sampled.step_ms or elapsed_ms
+        loss, norm, *extras = pending.scalars.tolist()
+        joules = self.energy.step_done(pending.step, step_ms, counted=pending.counted)
+        by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
+        values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
+        if not pending.any_target:  # the sum of no losses is no loss of 0
+            values |= {"train/loss": math.nan, "train/valid_tokens": 0.0}
+        values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
+        if by_rank is not None:
+            values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
+            values |= self.energy.values([figures[-1] for figures in by_rank], values["perf/tokens_per_s"])
+        self._write(pending.step, values)
+        if pending.sampled.ranks is not None:
+            for sink in self.sinks:
+                sink.sample(pending.step, {"step": pending.step, "ranks": pending.sampled.ranks})
+        if not (math.isfinite(loss) and math.isfinite(norm)) and self.config.train.on_nonfinite is OnNonfinite.stop:
+            raise NonFinite(
+                f"step {pending.step}: train/loss={loss}, train/grad_norm={norm}: use a lower optim.lr, a longer "
+                "optim.warmup_steps, or train.on_nonfinite=ignore to go on"
+            )
+
+    def close(self) -> None:
+        for sink in self.sinks:
+            sink.close()
+
+    def _write(self, step: int, values: Record) -> None:
+        if "train/loss" in values:
+            self.history.add(values)
+        for sink in self.sinks:
+            sink.write(step, values)
+
+    def _memory(self) -> list[float]:
+        """Bytes: peak allocated and reserved by the device's allocator during the step; resident memory on a CPU."""
+        if self.device.type == "cpu":
+            return [float(self.process.memory_info().rss)]
+        peaks = [torch.accelerator.max_memory_allocated(), torch.accelerator.max_memory_reserved()]
+        torch.accelerator.reset_peak_memory_stats()
+        return [float(peak) for peak in peaks]
+
+    def _performance(self, step_ms: float) -> Record:
+        per_s = 1e3 / step_ms
+        tflops = self.flops_per_step * per_s / self.world_size / 1e12
+        values = {
+            "perf/step_ms": step_ms,
+            "perf/tokens_per_s": self.tokens_per_step * per_s,
+            "perf/tokens_per_s_per_device": self.tokens_per_step * per_s / self.world_size,
+            "perf/model_tflops_per_s_per_device": tflops,
+        }
+        return values | ({} if self.peak_tflops is None else {"perf/mfu_pct": 100 * tflops / self.peak_tflops})
+
+    def _memory_values(self, by_rank: list[list[float]]) -> Record:
+        """The largest over ranks under `memory/`, each rank's under `memory_by_rank/`."""
+        device = ("resident_gib",) if self.device.type == "cpu" else ("peak_allocated_gib", "peak_reserved_gib")
+        names = (*device, *(f"{kind}_mib" for kind in STATE_KINDS))
+        values: Record = {}
+        for i, name in enumerate(names, start=1):
+            unit = GiB if name.endswith("gib") else MiB
+            for rank, figures in enumerate(by_rank):
+                values[f"memory_by_rank/{name}/rank_{rank}"] = figures[i] / unit
+            values[f"memory/{name}"] = max(figures[i] for figures in by_rank) / unit
+        return values

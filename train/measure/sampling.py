@@ -1,0 +1,174 @@
+"""Sampled steps: now and then a step is recorded whole, and what it shows is logged beside the other figures.
+
+The first is step FIRST (or the last, if there are fewer), then every `metrics.profile_every` steps. Before it all ranks
+wait for each other, so that their timelines have one zero. Recording slows a step, and reading its file takes time: the
+latter is in no step's time, and the comparison leaves sampled steps out of throughput. What steps send is counted by
+the ledger in step COUNTED, in warm-up; compiled for a GPU it is taken from a recording, as the ledger would make
+compiled blocks run eagerly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from train.config.plan import Plan
+from train.config.schema import Config
+from train.config.strategy import TrainStep
+from train.measure import breakdown, bubble, peak
+from train.measure.ledger import Ledger, axis_size
+from train.measure.recording import Recorder, Recording
+from train.model.spans import length
+from train.ranks.lab import LabGroup
+
+FIRST, COUNTED = 10, 3
+COMPUTE = ("forward", "backward", "optimiser")
+Record = dict[str, float]
+
+
+@dataclass
+class Sampled:
+    """What a step shows beyond its own figures. `values`: to log with it, on rank 0. `step_ms`: as recorded, None of an
+    ordinary step. `ranks`: every rank's part of samples/step-N.json, on rank 0."""
+
+    values: Record = field(default_factory=dict)
+    step_ms: float | None = None
+    ranks: list[dict[str, Any]] | None = None
+
+
+class Sampler:
+    """Collective: every rank makes one, enters `watch` for each step, and then calls `take`."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: DeviceMesh,
+        device: torch.device,
+        train_step: TrainStep,
+        lab: LabGroup,
+        run: Path | None = None,
+    ) -> None:
+        """`run`: the run's directory, where traces go if `metrics.trace` says so."""
+        self.config, self.mesh, self.device, self.train_step, self.lab = config, mesh, device, train_step, lab
+        self.sent: Record = {}  # by comm/… tags, from the step that was counted
+        # compiled blocks run eagerly under the ledger: harmless on gloo, too large and too slow on a GPU
+        self.counts = not (config.compile.enabled and device.type != "cpu")
+        self.recorder: Recorder | None = None
+        self.known: dict[str, peak.Addresses] = {}
+        self.traces = run / "traces" if run is not None and config.metrics.trace else None
+
+    def due(self, step: int) -> bool:
+        every, first = self.config.metrics.profile_every, min(FIRST, self.config.train.steps)
+        return every > 0 and step >= first and (step - first) % every == 0
+
+    @contextmanager
+    def watch(self, step: int) -> Iterator[None]:
+        """Round one step, the fetching of its batch included."""
+        recorded = self.due(step)
+        counted = self.counts and (recorded or step == min(COUNTED, self.config.train.steps))
+        ledger = Ledger(self.mesh, named=recorded) if counted else None
+        with self._recorded() if recorded else nullcontext(), ledger or nullcontext():
+            yield
+        if ledger is not None:
+            self.sent = ledger.values()
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        held, kind = self.train_step.held(), self.device.type
+        self.known = {name: peak.storages(held[name], kind) for name in ("parameters", "optimiser")}
+        before: Callable[[], None] | None = self.train_step.on_gradients
+
+        def note_gradients() -> None:
+            self.known["gradients"] = peak.storages(self.train_step.held()["gradients"], kind)
+
+        self.train_step.on_gradients = note_gradients
+        self.recorder = Recorder(self.device, self.mesh)
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()  # the tail of the step before is not this one's
+        self.lab.barrier()
+        try:
+            with self.recorder:
+                yield
+        finally:
+            self.train_step.on_gradients = before
+
+    def take(self, step: int) -> Sampled:
+        """Of the step that was just watched. Collective if it was recorded."""
+        if self.recorder is None:
+            return Sampled(dict(self.sent))
+        keep = self.traces / f"step-{step}-rank-{self.lab.world.rank}.json.gz" if self.traces else None
+        recording, self.recorder = self.recorder.take(keep), None
+        give_back_memory()
+        if not self.counts:
+            self.sent = sent(recording)
+        own = {"rank": self.lab.world.rank, **self._own(recording)}
+        ranks = self.lab.gather_json(own)
+        values = {} if ranks is None else self.sent | self._values(ranks)
+        return Sampled(values, recording.step_ms, ranks)
+
+    def _own(self, recording: Recording) -> dict[str, Any]:
+        found = breakdown.parts(recording)
+        return {
+            "step_ms": recording.step_ms,
+            "parts_ms": {name: length(intervals) for name, intervals in found.items()},
+            "comm": breakdown.collectives(recording, found["communication"]),
+            "timeline": breakdown.actions(recording),
+            "memory": peak.at_peak(recording, self.known),
+        }
+
+    def _values(self, ranks: list[dict[str, Any]]) -> Record:
+        """The tags of a sampled step: means over ranks, but for memory, which is the fullest rank's."""
+        values = {f"time/{part}_ms": mean(r["parts_ms"][part] for r in ranks) for part in breakdown.PARTS}
+        values["time/step_ms"] = mean(r["step_ms"] for r in ranks)
+        values |= self._collectives(ranks) | self._pipeline([r["timeline"] for r in ranks])
+        fullest = max((r["memory"]["at_peak_mib"] for r in ranks), key=lambda kinds: sum(kinds.values()))
+        values |= {f"memory_at_peak/{kind}_mib": size for kind, size in fullest.items()}
+        compute = [sum(r["parts_ms"][part] for part in COMPUTE) for r in ranks]
+        named = {"min": min(compute), "median": median(compute), "max": max(compute)}
+        values |= {f"stragglers/compute_ms_{name}": value for name, value in named.items()}
+        return values | {"stragglers/slowest_rank": float(compute.index(max(compute)))}
+
+    def _collectives(self, ranks: list[dict[str, Any]]) -> Record:
+        values: Record = {}
+        for name in sorted({name for r in ranks for name in r["comm"]}):
+            rows = [r["comm"][name] for r in ranks if name in r["comm"]]
+            row = {key: mean(each[key] for each in rows) for key in rows[0]}
+            axis, op = name.rsplit("/", 1)
+            row |= breakdown.bandwidths(row, op, axis_size(axis, self.mesh))
+            values |= {f"comm/{name}_{key}": value for key, value in row.items() if key not in ("calls", "mib")}
+        return values
+
+    def _pipeline(self, timelines: list[bubble.Timeline]) -> Record:
+        plan = Plan(self.config, self.lab.world.world_size)
+        order = self.config.strategy.order(plan.degrees["pp"], plan.num_microbatches)
+        if order is None or not all(timelines):
+            return {}
+        values = {
+            "pipeline/bubble_pct": 100 * bubble.measured(timelines),
+            "pipeline/bubble_theory_pct": 100 * bubble.theory(timelines, order),
+        }
+        if order.closed_form is not None:
+            values["pipeline/bubble_closed_form_pct"] = 100 * order.closed_form
+        return values
+
+
+def give_back_memory() -> None:
+    """What reading a recording took, to the system, or the process' resident memory would show it for ever after."""
+    gc.collect()
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)  # glibc's
+
+
+def sent(recording: Recording) -> Record:
+    """What `Ledger.values` gives, from the messages of a recording."""
+    rows = breakdown.collectives(recording, [])
+    return {f"comm/{name}_{key}": row[key] for name, row in sorted(rows.items()) for key in ("mib", "calls")}

@@ -1,0 +1,198 @@
+"""A Llama-style decoder that knows nothing of ranks, meshes or strategies.
+
+Shapes: B batch, T sequence, D width, H query heads, K key-value heads, E head width, V vocabulary.
+What strategies rely on:
+- `layers` has string keys, so a parameter keeps its global name when a pipeline stage holds only some layers;
+  `embed`, `norm` and `head` may be None, and `forward` skips what is None.
+- Head counts follow from the projections' output (`view(B, T, -1, E)`), so splitting heads changes no attribute.
+- The attention kernel (`attention.kernel`) and the loss (`loss`) are submodules that can be swapped; a layer's
+  `feed_forward` is dense or a mixture of experts (`moe.py`).
+- Weights are cast to the activations' dtype where they are used: bf16 is the same tensors in the same dtype everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.config.schema import AttentionKernel, ModelConfig, Precision
+from train.model.moe import MixtureOfExperts
+from train.model.numerics import upcast
+from train.model.spans import span
+
+IGNORE_INDEX = -100  # a target that carries no loss
+
+
+def dtypes(precision: Precision) -> dict[str, torch.dtype]:
+    """What the weights are kept in, and what is computed in."""
+    param = torch.float64 if precision is Precision.float64 else torch.float32
+    return {"param_dtype": param, "compute_dtype": torch.bfloat16 if precision is Precision.bf16 else param}
+
+
+class Linear(nn.Linear):
+    """y = x W^T, W cast to x's dtype."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    """Token ids BT -> vectors BTD in the weight's own dtype (gradients of frequent tokens are summed in it)."""
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, computed in float32 or above (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, self.weight)
+
+    def normalise(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), self.eps)
+
+
+def rope_table(seq_len: int, head_dim: int, theta: float) -> Tensor:
+    """(cos, sin) of shape [2, T, E/2], float64: the rotation of each position and frequency (Su et al. 2021)."""
+    frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
+    angle = torch.outer(torch.arange(seq_len, dtype=torch.float64, device="cpu"), frequency)
+    return torch.stack((angle.cos(), angle.sin()))
+
+
+def rotate(x_BTHE: Tensor, rope: Tensor) -> Tensor:
+    """Rotate the pairs (x[i], x[i + E/2]) by their position's angles; `rope` is [2, T, E/2]."""
+    cos, sin = rope.unsqueeze(2).unbind()
+    first, second = upcast(x_BTHE).chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x_BTHE.dtype)
+
+
+class SdpaKernel(nn.Module):
+    """Causal attention by torch's fused kernel. q: BHTE; k, v: BKTE with K dividing H."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+
+
+class EagerKernel(nn.Module):
+    """The same, written out: softmax(Q K^T / sqrt(E)) V under a causal mask."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        scores = upcast(q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        return scores.masked_fill(future, -math.inf).softmax(-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    """Grouped-query causal self-attention with rotary positions (Ainslie et al. 2023)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.dim // config.num_heads
+        self.wq = Linear(config.dim, config.num_heads * self.head_dim)
+        self.wk = Linear(config.dim, config.num_kv_heads * self.head_dim)
+        self.wv = Linear(config.dim, config.num_kv_heads * self.head_dim)
+        self.wo = Linear(config.num_heads * self.head_dim, config.dim)
+        self.kernel = SdpaKernel() if config.attention is AttentionKernel.sdpa else EagerKernel()
+
+    def forward(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
+        q, k, v = (w(x_BTD).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
+        rope = rope[:, : q.shape[1]]
+        q, k = rotate(q, rope), rotate(k, rope)
+        out = self.kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.wo(out.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020): down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.gate = Linear(dim, ffn_dim)
+        self.up = Linear(dim, ffn_dim)
+        self.down = Linear(ffn_dim, dim)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+def feed_forward(config: ModelConfig) -> nn.Module:
+    """A dense one, or a mixture of experts; shared experts are one feed-forward of their joint width."""
+    if config.num_experts == 0:
+        return FeedForward(config.dim, config.ffn_dim)
+    width = config.num_shared_experts * config.expert_ffn_dim
+    return MixtureOfExperts(config, FeedForward(config.dim, width) if width else None)
+
+
+class Block(nn.Module):
+    """One pre-norm layer: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.dim, config.norm_eps)
+        self.feed_forward = feed_forward(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, rope: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), rope))
+        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+
+
+class CrossEntropy(nn.Module):
+    """Sum of token losses, in float32 or above; targets equal to IGNORE_INDEX count nothing."""
+
+    def forward(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+        logits = upcast(logits_BTV.flatten(0, 1))
+        return F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+class Transformer(nn.Module):
+    """`forward(tokens BT) -> logits BTV`; on a pipeline stage, hidden states BTD come in or go out instead.
+
+    Parameters are made on the meta device: `weights.materialise` gives them memory and values.
+    """
+
+    def __init__(self, config: ModelConfig, *, param_dtype: torch.dtype, compute_dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        with torch.device("meta"):
+            self.embed: nn.Module | None = Embedding(config.vocab_size, config.dim)
+            self.layers = nn.ModuleDict({str(i): Block(config) for i in range(config.num_layers)})
+            self.norm: nn.Module | None = RMSNorm(config.dim, config.norm_eps)
+            self.head: nn.Module | None = Linear(config.dim, config.vocab_size)
+        self.dropout = nn.Dropout(config.dropout)
+        self.loss: nn.Module = CrossEntropy()
+        self.to(param_dtype)
+        self.tie()
+        rope = rope_table(config.max_seq_len, config.dim // config.num_heads, config.rope_theta)
+        # no buffer: nothing should broadcast, save or cast it
+        self.rope = rope.to(torch.promote_types(compute_dtype, torch.float32))
+
+    def tie(self) -> None:
+        """Make the head share the embedding's weight, if the config says so."""
+        if self.config.tie_embeddings and self.embed is not None and self.head is not None:
+            self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor, positions_T: Tensor | None = None) -> Tensor:
+        """`positions_T`: this input's places in the sequence, when they are not 0, 1, 2, …"""
+        rope = self.rope if positions_T is None else self.rope[:, positions_T]
+        if self.embed is not None:
+            x = self.dropout(self.embed(x).to(self.compute_dtype))
+        for name, layer in self.layers.items():
+            with span("layer", name):
+                x = layer(x, rope)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.head is None else self.head(x)

@@ -1,0 +1,1 @@
+"""The proof that a strategy computes what one device computes."""

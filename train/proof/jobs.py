@@ -1,0 +1,119 @@
+"""What each rank of a proving world runs: a list of jobs, one after the other, in one process group.
+
+Started by `launch/start/forked.py`. The folder holds the references; results.jsonl is written there, by rank 0,
+and by any rank for an error. A job that raises ends its world: the other ranks may be waiting inside one of its
+collectives. Jobs of one layout that follow one another share their mesh.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from train.command import cli
+from train.config.schema import Config, RuntimeConfig
+from train.config.strategy import resolve_degrees
+from train.config.world import World
+from train.data.corpus import load_corpus
+from train.proof.comparison import BOUNDS, collect, compare
+from train.proof.phases import Phases
+from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One config to run. `save`: keep its evidence in this file; else it is compared with the one in `reference`."""
+
+    name: str
+    config: Config
+    save: str = ""
+    reference: str = ""
+
+
+class Site:
+    """Where the jobs of one rank run: its world, the folder of results, and the mesh of the present layout."""
+
+    def __init__(self, world: World, folder: Path, runtime: Runtime) -> None:
+        self.world, self.folder, self.runtime = world, folder, runtime
+        self.phases = Phases()
+        self._layout: dict[str, int] = {}
+        self._mesh: DeviceMesh | None = None
+
+    def mesh(self, config: Config) -> DeviceMesh:
+        """The mesh of the config's layout: the last job's, if that had the same; else a new one, once the groups of the
+        old are closed (each costs a connection to every peer, and a thread). Collective over the world."""
+        layout = resolve_degrees(config.strategy.mesh_axes(), self.world.world_size)
+        if self._mesh is None or layout != self._layout:
+            close_groups()
+            self._layout, self._mesh = layout, build_mesh(config, self.runtime)
+        return self._mesh
+
+
+def run(job: Job, site: Site) -> Result:
+    """Collective; the verdicts are rank 0's."""
+    config, phases = job.config, site.phases
+    cli.check(config, site.world.world_size)
+    with phases("corpus"):
+        corpus = load_corpus(config)
+    with phases("mesh"):
+        mesh = site.mesh(config)
+    found = collect(config, mesh, corpus, phases)
+    if site.world.rank > 0:
+        return {}
+    if job.save:
+        torch.save(found, site.folder / job.save)
+        return {}
+    with phases("compare"):
+        reference = torch.load(site.folder / job.reference, weights_only=False)
+        lossy = config.strategy.lossy()
+        bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
+        verdicts = compare(found, reference, bound, config.strategy.differs())
+    return {"verdicts": [dataclasses.astuple(v) for v in verdicts]}
+
+
+def main(
+    rank: int,
+    size: int,
+    folder: Path,
+    *,
+    jobs: Sequence[Job],
+    config: RuntimeConfig,
+    run: Callable[[Job, Site], Result] = run,
+) -> None:
+    """`config`: of the process group itself."""
+    torch.set_float32_matmul_precision("highest")  # float32 means float32: no TF32
+    world = World(rank, rank, size, size, from_torchrun=True)
+    runtime = choose_runtime(config, world)
+    store = dist.FileStore(str(folder / "store"), size)
+    store.set_timeout(timedelta(seconds=config.timeout_s))
+    with process_group(runtime, world, config.timeout_s, store):
+        site = Site(world, folder, runtime)
+        for job in jobs:
+            site.phases = Phases()
+            started = time.time()
+            try:
+                result = run(job, site)
+            except Exception:
+                write(folder, {"name": job.name, "rank": rank, "error": traceback.format_exc()})
+                raise
+            if rank == 0:
+                clock = {"started": started, "seconds": time.time() - started, "phases": site.phases.seconds}
+                write(folder, {"name": job.name, **clock, **result})
+
+
+def write(folder: Path, result: Result) -> None:
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")

@@ -1,0 +1,195 @@
+"""The world that a run lives in: who am I (from torchrun's environment), on which device, with which peers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import distributed_c10d
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
+from train.config.schema import Config, RuntimeConfig
+from train.config.strategy import BATCH_AXES, MESH_AXES, Strategy, resolve_degrees
+from train.config.world import World
+from train.model.transformer import IGNORE_INDEX
+
+# What each backend needs to be asked for by name: the device types that it moves.
+BACKEND_DEVICES = {"nccl": ("cuda",), "gloo": ("cpu", "cuda"), "xccl": ("xpu",), "hccl": ("npu",)}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """`note`: one line for the reader where the choice may surprise, else empty."""
+
+    device: torch.device
+    backend: str
+    note: str = ""
+
+
+def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
+    """The device and the backend of this rank. Raises BadInput (exit code 3) if the machine does not have them."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    count = torch.accelerator.device_count() if accelerator is not None else 0
+    kind, note = config.device, ""
+    if kind == "auto":
+        kind = "cpu"
+        if accelerator is not None:
+            backend = _default_backend(accelerator.type)
+            shared = config.backend == "gloo" and accelerator.type == "cuda"
+            if backend == "gloo" and world.world_size > 1:
+                note = f"{accelerator.type} has no distributed backend of its own: running on the CPU"
+            elif count < world.local_world_size and not shared:
+                note = f"{world.local_world_size} processes, {count} {accelerator.type} device(s): running on the CPU"
+            elif config.backend not in ("auto", backend) and not shared:
+                note = f"runtime.backend={config.backend} does not move {accelerator.type} tensors: running on the CPU"
+            else:
+                kind = accelerator.type
+    elif kind != "cpu" and (accelerator is None or accelerator.type != kind):
+        _refuse(
+            "device", f"runtime.device={kind}, but this machine has no {kind} device", "use runtime.device=auto or cpu"
+        )
+    backend = config.backend if config.backend != "auto" else _default_backend(kind)
+    if backend not in BACKEND_DEVICES and backend not in dist.Backend.backend_list:
+        _refuse("backend", f"runtime.backend={backend} is not known", f"use {', '.join(['auto', *BACKEND_DEVICES])}")
+    if kind not in BACKEND_DEVICES.get(backend, (kind,)):
+        moved = " or ".join(BACKEND_DEVICES[backend])
+        _refuse(
+            "backend",
+            f"runtime.backend={backend} needs a {moved} device, but the run would be on {kind}",
+            "use runtime.backend=auto",
+        )
+    if not dist.is_backend_available(backend):
+        _refuse("backend", f"runtime.backend={backend} is not in this build of torch", "use runtime.backend=auto")
+    if kind == "cpu":
+        return Runtime(torch.device("cpu"), backend, note)
+    if count < world.local_world_size and backend != "gloo":
+        _refuse(
+            "devices",
+            f"{world.local_world_size} processes on this machine, but {count} {kind} device(s)",
+            f"use {count} processes, runtime.device=cpu, or runtime.backend=gloo to share a GPU",
+        )
+    return Runtime(torch.device(kind, world.local_rank % count), backend, note)
+
+
+def check_backend(strategy: Strategy, backend: str) -> None:
+    """Raises BadInput (exit code 3) if the strategy has an option that `backend` does not have."""
+    if (needed := strategy.needed_backend()) and needed[0] != backend:
+        option = f"strategy.{needed[1]}"
+        _refuse(
+            "strategy_backend", f"{option}=true needs {needed[0]}, but the run is on {backend}", f"use {option}=false"
+        )
+
+
+def _default_backend(device_type: str) -> str:
+    try:
+        return dist.get_default_backend_for_device(device_type)
+    except ValueError:  # torch knows no backend for it (mps)
+        return "gloo"
+
+
+def _refuse(rule: str, message: str, fix: str) -> None:
+    raise BadInput(Problem(rule, message, fix, exit_code=EXIT_ENVIRONMENT))
+
+
+@contextmanager
+def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.Store | None = None) -> Iterator[None]:
+    """Open the world and close it, also on error. Without torchrun it is a world of one; a `store` replaces its own."""
+    if runtime.device.type != "cpu":
+        torch.accelerator.set_device_index(runtime.device.index)
+    if store is None and not world.from_torchrun:
+        store = dist.HashStore()
+    options: dict[str, Any] = (
+        {} if store is None else {"store": store, "rank": world.rank, "world_size": world.world_size}
+    )
+    timeout = timedelta(seconds=timeout_s)
+    with default_timeout(timeout):
+        dist.init_process_group(runtime.backend, timeout=timeout, **options)
+        try:
+            yield
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def default_timeout(timeout: timedelta) -> Iterator[None]:
+    """Whoever makes a group (meshes, DeepSpeed) and does not say how long to wait in it gets this, not torch's 10 or 30
+    minutes. By private variables of torch (2.11 to 2.13), as a mesh cannot be told."""
+    names = ("default_pg_timeout", "default_pg_nccl_timeout")
+    before = {name: getattr(distributed_c10d, name) for name in names}
+    for name in names:
+        setattr(distributed_c10d, name, timeout)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(distributed_c10d, name, value)
+
+
+def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
+    """All axes of MESH_AXES, those that the strategy does not name at degree 1. Collective over the world.
+
+    Raises BadInput as `check_backend` does.
+    """
+    check_backend(config.strategy, runtime.backend)
+    degrees = resolve_degrees(config.strategy.mesh_axes(), dist.get_world_size())
+    mesh = init_device_mesh(runtime.device.type, tuple(degrees.values()), mesh_dim_names=MESH_AXES)
+    assert mesh.size() == dist.get_world_size()
+    return mesh
+
+
+def close_groups() -> None:
+    """Close every process group but the world's: of meshes that are no longer used. Collective over the world.
+
+    By private variables of torch (2.11 to 2.13): the list of groups, and the placements that DTensor has planned, which
+    would bring back a closed mesh for one that equals it.
+    """
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    for group in list(distributed_c10d._world.pg_map):
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
+    _clear_sharding_prop_cache()
+
+
+def own_device(mesh: DeviceMesh) -> torch.device:
+    """The device of this rank, as `process_group` set it."""
+    if mesh.device_type == "cpu":
+        return torch.device("cpu")
+    return torch.device(mesh.device_type, torch.accelerator.current_device_index())
+
+
+def own_rows(mesh: DeviceMesh, global_batch_size: int) -> slice:
+    """This rank's rows of the global batch: by its place on the batch axes only."""
+    index, count = 0, 1
+    for axis in BATCH_AXES:
+        index = index * mesh[axis].size() + mesh[axis].get_local_rank()
+        count *= mesh[axis].size()
+    rows = global_batch_size // count
+    return slice(index * rows, (index + 1) * rows)
+
+
+def sum_over(x: Tensor, mesh: DeviceMesh, *axes: str) -> Tensor:
+    """`x` summed in place over each axis in turn."""
+    for axis in axes:
+        if mesh[axis].size() > 1:
+            dist.all_reduce(x, group=mesh[axis].get_group())
+    return x
+
+
+def count_valid(targets: Tensor, mesh: DeviceMesh) -> Tensor:
+    """How many targets of the global batch carry loss, from this rank's rows of it."""
+    return sum_over((targets != IGNORE_INDEX).sum(), mesh, *BATCH_AXES)
+
+
+def make_deterministic() -> None:
+    """Refuse kernels whose result depends on timing; called before the device's libraries start."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)

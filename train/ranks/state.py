@@ -1,0 +1,104 @@
+"""A sharded model seen whole: full tensors by global name, and the bytes that a rank holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from train.config.schema import ModelConfig
+from train.model.transformer import Transformer
+from train.ranks.gradients import local
+
+
+def num_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the local shards."""
+    return sum(local(t).numel() * t.element_size() for t in tensors)
+
+
+def whole(x: Tensor) -> Tensor:
+    """A DTensor's full value on every rank of its mesh. Collective: an all-reduce over each axis that shards it.
+
+    `DTensor.full_tensor` would gather, by a collective that gloo has for CPU tensors only (it crashes on CUDA ones).
+    The offset is by a private function (torch 2.11 to 2.13), as FSDP over tp shards by a private placement.
+    """
+    if not isinstance(x, DTensor):
+        return x
+    mesh, shard = x.device_mesh, x.to_local()
+    shard = shard.to(mesh.device_type)  # from host memory, where it is offloaded
+    shape, offset = compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
+    assert tuple(shape) == tuple(shard.shape)
+    full = torch.zeros(x.shape, dtype=x.dtype, device=shard.device)
+    full[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))] = shard
+    for i, placement in enumerate(x.placements):
+        assert not isinstance(placement, Partial), "incomplete tensor"
+        if not isinstance(placement, Replicate):
+            dist.all_reduce(full, group=mesh.get_group(i))
+    return full
+
+
+class ShardedState:
+    """`parameters`: this rank's, by global name. `pipeline`: the group over which stages hold different ones."""
+
+    def __init__(
+        self,
+        parameters: dict[str, nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        pipeline: dist.ProcessGroup,
+        config: ModelConfig,
+    ) -> None:
+        self.parameters, self.optimiser, self.pipeline = parameters, optimiser, pipeline
+        self.config = config
+        self.gradient_bytes = 0
+
+    def note_gradients(self) -> None:
+        """Take the size of the gradients, where they are complete and not yet freed."""
+        self.gradient_bytes = num_bytes(p.grad for p in self.parameters.values() if p.grad is not None)
+
+    def held(self) -> dict[str, Iterable[Tensor]]:
+        """What there is now; gradients only between backward and update."""
+        return {
+            "parameters": self.parameters.values(),
+            "gradients": [p.grad for p in self.parameters.values() if p.grad is not None],
+            "optimiser": [
+                s for state in self.optimiser.state.values() for s in state.values() if isinstance(s, Tensor)
+            ],
+        }
+
+    def bytes_held(self) -> dict[str, int]:
+        held = self.held()
+        return {
+            "parameters": num_bytes(held["parameters"]),
+            "gradients": self.gradient_bytes,
+            "optimiser": num_bytes(held["optimiser"]),
+        }
+
+    def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
+        """Whole tensors in the whole model's order, on every rank, one at a time.
+
+        Collective over all axes: every rank must consume the iterator to its end. A missing gradient is zeros.
+        """
+        skeleton = Transformer(self.config, param_dtype=torch.float32, compute_dtype=torch.float32)
+        for name, shape in ((name, p.shape) for name, p in skeleton.named_parameters()):
+            held = self.parameters.get(name)
+            full = None
+            if held is not None:
+                value = of(held)
+                full = torch.zeros_like(held) if value is None else value
+                full = whole(full.detach())
+            yield name, self._from_its_stage(full, shape)
+
+    def _from_its_stage(self, full: Tensor | None, shape: torch.Size) -> Tensor:
+        if self.pipeline.size() == 1:
+            assert full is not None
+            return full
+        like = next(iter(self.parameters.values()))
+        owner = torch.tensor(-1 if full is None else self.pipeline.rank(), device=like.device)
+        dist.all_reduce(owner, dist.ReduceOp.MAX, group=self.pipeline)
+        value = torch.empty(shape, dtype=like.dtype, device=like.device) if full is None else full.contiguous()
+        dist.broadcast(value, group_src=int(owner), group=self.pipeline)
+        return value

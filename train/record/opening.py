@@ -1,0 +1,30 @@
+"""The first lines of a run say what it is: layout and device, data, model, batch, precision."""
+
+from __future__ import annotations
+
+import torch
+
+from train.config.schema import Config
+from train.data.corpus import Corpus
+from train.measure.hardware import device_name
+from train.ranks.distributed import Runtime
+from train.record.drawing import draw_mesh
+
+
+def opening(
+    config: Config, corpus: Corpus, runtime: Runtime, degrees: dict[str, int], world_size: int, num_parameters: int
+) -> str:
+    """`num_parameters`: of the whole model, whatever a rank holds of it."""
+    train, training, held_out = config.train, len(corpus.training), len(corpus.validation)
+    used = f"{device_name(runtime.device)}, {runtime.backend}, torch {torch.__version__}"
+    tokens = train.global_batch_size * train.seq_len
+    lines = [
+        *([runtime.note] if runtime.note else []),
+        f"strategy {config.strategy.name} on {world_size} process(es): {used}",
+        draw_mesh(degrees),
+        f"data {config.data.source.value}: {corpus.says}",
+        f"  {training + held_out:,} tokens: {training:,} to train on, {held_out:,} held out",
+        f"model {config.model.name}: {num_parameters:,} parameters, precision {config.precision.value}",
+        f"batch: {train.global_batch_size:,} sequences of {train.seq_len:,} tokens, {tokens:,} tokens a step",
+    ]
+    return "\n".join(lines)

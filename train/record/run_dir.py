@@ -1,0 +1,162 @@
+"""A run's directory and what stands in it beside the metrics: config, versions, summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from enum import Enum
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from train.command import as_typed
+from train.command.as_typed import Typed
+from train.config import plain_json
+from train.config.problems import unusable
+from train.config.schema import Config
+from train.config.strategy import Strategy
+from train.config.world import World
+from train.measure.hardware import device_name
+from train.record.run_files import write_whole
+from train.record.run_folder import hash_of
+
+
+def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int, told: str = "") -> Path:
+    """`<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second start adds -2. Its name
+    is written to the file `told`, if one is named, before anything else. Raises BadInput (exit code 3) if it cannot be
+    made."""
+    shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
+    digest = hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()[:6]
+    name = "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
+    try:
+        Path(config.metrics.dir).mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            path = Path(config.metrics.dir) / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
+        raise unusable(config.metrics.dir, error.strerror) from error
+    if told:
+        write_whole(Path(told), f"{path}\n")
+    write_whole(path / "config.yaml", as_typed.yaml(tree))
+    return path
+
+
+def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
+    """What decides the numbers that training computes, and so what two runs must share to be compared.
+
+    A strategy, a micro batch, compilation and a place only decide how fast. A text is known by its kind (`data.source`)
+    and the hash of its bytes, not by where it lies; how many validation batches there are decides the validation loss.
+    Plain JSON values.
+    """
+    data = {name: getattr(config.data, name) for name in ("source", "validation_fraction", "ignore_token")}
+    names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm", "eval_batches")
+    train = {name: getattr(config.train, name) for name in names}
+    values = {
+        "model": dataclasses.asdict(config.model),
+        "data": data | {"corpus_sha256": corpus_sha256},
+        "optim": dataclasses.asdict(config.optim),
+        "precision": config.precision,
+        "train": train,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=_plain))
+    return plain
+
+
+def work_hash(config: Config, corpus_sha256: str) -> str:
+    """Of the run's `work`."""
+    return hash_of(work(config, corpus_sha256))
+
+
+def expected(strategy: Strategy) -> dict[str, Any]:
+    """What a comparison may find in which the strategy is not one device, by its own word."""
+    lossy = strategy.lossy()
+    return {
+        "differs": strategy.differs(),
+        "lossy": None if lossy is None else {"says": str(lossy), "bound": lossy.bound},
+    }
+
+
+def write_work(
+    path: Path,
+    config: Config,
+    corpus_sha256: str,
+    degrees: dict[str, int],
+    typed: Sequence[Typed] = (),
+    *,
+    world_size: int,
+    **facts: Any,
+) -> None:
+    """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too.
+
+    `typed`: values from the environment, for which their hashes stand. `work_hash` is of the values themselves, so that
+    it does not matter how they were given. `facts`: the environment, the command and the size of the text.
+    """
+    shown = work(config, corpus_sha256)
+    for one in typed:
+        as_typed.put(shown, one.path, one.digest)
+    values = {
+        **facts,
+        "work_hash": work_hash(config, corpus_sha256),
+        "strategy": config.strategy.name,
+        "degrees": degrees,
+        "world_size": world_size,
+        **expected(config.strategy),
+        "work": shown,
+    }
+    write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")
+
+
+def command(world: World) -> str:
+    """What was typed, or what the launcher became, as a line to type again."""
+    nodes = world.world_size // world.local_world_size
+    words = ["torchrun", *([f"--nnodes={nodes}"] if nodes > 1 else []), f"--nproc_per_node={world.local_world_size}"]
+    return shlex.join([*words, "train/main.py", *sys.argv[1:]])
+
+
+def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
+    """What a figure must travel with."""
+    return {
+        "commit": _commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device_name(device),
+        "platform": platform.platform(),
+        "backend": backend,
+        "world_size": world_size,
+        "omp_threads": torch.get_num_threads(),
+    }
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    write_whole(path / "summary.json", plain_json.dumps(summary, indent=2) + "\n")
+
+
+def _commit() -> str:
+    """The commit of this source tree, with + if it was changed since; empty outside git."""
+    try:
+        here = Path(__file__).parent
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout.strip()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{value!r} is no JSON value")

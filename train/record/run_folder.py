@@ -1,0 +1,258 @@
+"""What a run's folder says, and a sweep's, with its types checked. Torch is not imported.
+
+Every key may be missing, as in folders of older versions; one that is there must be of its type, or the file that it
+stands in raises `Unreadable`. Compare, sweep and the benchmarks read runs by this module and by nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from train.record.run_files import (
+    LAST_STEP,
+    LAST_TIME,
+    TAG,
+    Record,
+    Unreadable,
+    clean,
+    exists,
+    is_count,
+    number,
+    opened,
+    read_json,
+    read_records,
+    read_yaml,
+)
+from train.record.tags import logged_as
+
+MOST_RANKS, MOST_PIECES = 4096, 100_000  # of a sample
+EVENTS, MOST_EVENT_BYTES = "tfevents", 128 * 2**20
+SAMPLE = re.compile(r"step-(\d{1,12})\.json")
+Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def is_number(value: Any) -> bool:
+    return value is None or number(value) is not None or value != value  # null, and NaN of older runs
+
+
+TEXT: Kind = ("a text", is_text)
+NUMBER: Kind = ("a number", is_number)
+COUNT: Kind = ("a whole number from 0 to 10^9", is_count)
+OBJECT: Kind = ("an object", lambda value: isinstance(value, dict))
+TEXTS: Kind = ("a list of texts", lambda value: isinstance(value, list) and all(map(is_text, value)))
+
+
+def optional(kind: Kind) -> Kind:
+    return f"{kind[0]} or null", lambda value: value is None or kind[1](value)
+
+
+FACTS: dict[str, Kind] = {
+    "work_hash": TEXT,
+    "work": OBJECT,
+    "strategy": TEXT,
+    "degrees": ("an object of whole numbers", lambda v: isinstance(v, dict) and all(map(is_count, v.values()))),
+    "world_size": COUNT,
+    "differs": OBJECT,
+    "lossy": optional(OBJECT),
+    "precision": TEXT,
+    "warmup_steps": COUNT,
+    "steps": COUNT,
+    "tokens": ("a whole number", lambda value: is_count(value, 10**15)),
+    "command": TEXT,
+    **dict.fromkeys(("commit", "torch", "python", "device", "platform", "backend"), TEXT),
+    "omp_threads": COUNT,
+    **dict.fromkeys(("first_step_s", "total_s", "train/loss", "validation/loss", "perf/tokens_per_s"), NUMBER),
+}
+CONFIG: dict[str, Kind] = {
+    "strategy": OBJECT,
+    "model": OBJECT,
+    "data": OBJECT,
+    "train": OBJECT,
+    "metrics": OBJECT,
+}
+CONFIG_KEYS: dict[str, Kind] = {
+    "strategy.name": TEXT,
+    "train.steps": COUNT,
+    "metrics.warmup_steps": COUNT,
+    "precision": TEXT,
+}
+POINT: dict[str, Kind] = {
+    "label": TEXT,
+    "overrides": TEXTS,
+    "nproc": COUNT,
+    "log": TEXT,
+    "status": TEXT,
+    "run_dir": optional(TEXT),
+    "exit_code": optional(("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))),
+    "seconds": NUMBER,
+    "problems": TEXTS,
+    "tried": ("an object of numbers", lambda v: isinstance(v, dict) and all(map(is_number, v.values()))),
+    "chosen": TEXTS,
+}
+
+
+@dataclass
+class Folder:
+    """A run's. `said`: what was left out of it, a line each."""
+
+    config: Record = field(default_factory=dict)  # flat: "train.seed" -> 1234
+    work: Record = field(default_factory=dict)  # work.json
+    summary: Record = field(default_factory=dict)  # empty until the run has ended
+    records: list[Record] = field(default_factory=list)  # lines of metrics.jsonl
+    sample: Record = field(default_factory=dict)  # the last samples/step-N.json that can be read
+    said: list[str] = field(default_factory=list)
+
+
+def read_folder(path: Path) -> Folder:
+    """All of a run's folder. Raises Unreadable if what decides the comparison cannot be read: all but a sample."""
+    folder = Folder(read_config(path), read_facts(path / "work.json"), read_facts(path / "summary.json"))
+    if exists(path / "metrics.jsonl"):
+        folder.records, folder.said = read_records(path / "metrics.jsonl")
+    else:
+        folder.records = read_events(path)
+    samples = {int(match[1]): file for file in _inside(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
+    for step in sorted(samples, reverse=True):
+        try:
+            folder.sample = read_sample(samples[step])
+            break
+        except Unreadable as error:
+            folder.said.append(f"samples/{error}; it is left out")
+    return folder
+
+
+def read_facts(path: Path) -> Record:
+    """Of work.json or summary.json; empty if there is no such file."""
+    facts = read_json(path) or {}
+    check(facts, FACTS, path.name)
+    return facts
+
+
+def read_config(path: Path) -> Record:
+    """config.yaml, flat: `train.seed` -> 1234."""
+    tree = read_yaml(path / "config.yaml") or {}
+    check(tree, CONFIG, "config.yaml")
+    config = flat(tree)
+    for key in CONFIG_KEYS:
+        if "${" in str(config.get(key)):  # as it was typed: what it came to says summary.json
+            del config[key]
+    check(config, CONFIG_KEYS, "config.yaml")
+    return config
+
+
+def read_points(path: Path) -> tuple[Record, list[str]]:
+    """A sweep's points.json, with the points that are whole, and a line for each other; empty if there is no such file.
+    A point need not have every key."""
+    values = read_json(path) or {}
+    check(values, {"points": ("a list", lambda v: isinstance(v, list)), "fairness": TEXT, "line": TEXT}, path.name)
+    whole, said = [], []
+    for place, point in enumerate(values.get("points", []), start=1):
+        try:
+            if not isinstance(point, dict):
+                raise Unreadable("no object")
+            check(point, POINT, "it")
+            whole.append(point)
+        except Unreadable as error:
+            said.append(f"{path.name}: point {place} is left out ({error})")
+    return values | {"points": whole}, said
+
+
+def read_sample(path: Path) -> Record:
+    """`ranks`, each with its number, its memory at the peak and its timeline, as far as they are of their types."""
+    sample = read_json(path) or {}
+    ranks = sample.get("ranks")
+    if not isinstance(ranks, list) or not 0 < len(ranks) <= MOST_RANKS:
+        raise Unreadable(f"{path.name}: ranks is not a list of 1 to {MOST_RANKS:,} ranks")
+    numbers = [rank.get("rank") if isinstance(rank, dict) else None for rank in ranks]
+    if not all(map(is_count, numbers)) or len(set(numbers)) < len(numbers):
+        raise Unreadable(f"{path.name}: ranks are not each an object with a number of its own")
+    pieces = [piece for rank in ranks for piece in _list(rank.get("timeline"))]
+    if len(pieces) > MOST_PIECES or not all(map(_is_piece, pieces)):
+        raise Unreadable(
+            f"{path.name}: a timeline is not at most {MOST_PIECES:,} of [kind, stage, microbatch, from, to]"
+        )
+    whole = []
+    for rank in ranks:
+        memory = rank.get("memory")
+        at_peak = memory.get("at_peak_mib") if isinstance(memory, dict) else None
+        kinds = (
+            {kind: mib for kind, mib in at_peak.items() if number(mib) is not None} if isinstance(at_peak, dict) else {}
+        )
+        whole.append({"rank": rank["rank"], "memory": {"at_peak_mib": kinds}, "timeline": _list(rank.get("timeline"))})
+    return {"ranks": whole}
+
+
+def read_events(path: Path) -> list[Record]:
+    """The same records from TensorBoard's event files, in float32; none if there is no such file."""
+    files = [file for file in _inside(path) if EVENTS in file.name]
+    if not files:
+        return []
+    total = 0
+    for file in files:
+        with opened(file) as content:
+            total += content.seek(0, 2)
+    if total > MOST_EVENT_BYTES:
+        raise Unreadable(f"the event files are larger than {MOST_EVENT_BYTES:,} bytes")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    steps: dict[tuple[int, bool], Record] = {}
+    try:
+        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+        for tag in filter(TAG.fullmatch, events.Tags()["scalars"]):
+            for event in events.Scalars(tag):
+                if not 0 <= event.wall_time <= LAST_TIME:
+                    raise Unreadable(f"the event files have a time of {clean(event.wall_time, 40)}")
+                key = (int(event.step), tag.startswith("validation/"))
+                steps.setdefault(key, {"step": int(event.step), "time": event.wall_time})[logged_as(tag)] = event.value
+    except Exception as error:  # it is another package's reader, of bytes that may be anything
+        raise Unreadable(f"the event files cannot be read ({clean(error, 80)})") from error
+    return [steps[key] for key in sorted(steps) if is_count(key[0], LAST_STEP)]
+
+
+def check(values: Record, kinds: dict[str, Kind], name: str) -> None:
+    """Raise Unreadable for the first key that is there and not of its type."""
+    for key, (words, good) in kinds.items():
+        if key in values and not good(values[key]):
+            raise Unreadable(f"{name}: {key} is {clean(values[key], 40)}, not {words}")
+
+
+def hash_of(work: Record) -> str:
+    """8 hex digits of what decides a run's numbers: runs that have them in common are comparable."""
+    return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flat(tree: Any, path: str = "") -> Record:
+    """{"a": {"b": 1}} as {"a.b": 1}."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {
+        name: leaf for key, value in tree.items() for name, leaf in flat(value, f"{path}.{key}".lstrip(".")).items()
+    }
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _is_piece(piece: Any) -> bool:
+    if not isinstance(piece, list) or len(piece) != 5 or not is_text(piece[0]) or not all(map(is_count, piece[1:3])):
+        return False
+    start, stop = number(piece[3]), number(piece[4])
+    return start is not None and stop is not None and 0 <= start <= stop
+
+
+def _inside(path: Path) -> list[Path]:
+    """What lies in the folder; nothing if it is none, or a link."""
+    try:
+        return [] if path.is_symlink() else sorted(path.iterdir())
+    except OSError:
+        return []

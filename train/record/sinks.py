@@ -1,0 +1,177 @@
+"""Where values go: a line-buffered JSON file, TensorBoard, and the reader's terminal. Only rank 0 makes these."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import time
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from train.config import plain_json
+from train.measure.metrics import Record, Sink
+from train.record import board
+from train.record.run_files import write_whole
+from train.record.tags import shown_as
+
+NUM_PLAIN_LINES = 10
+NO_VALID_TOKEN = "no valid token"  # in place of a loss: there was nothing to predict
+
+
+class JsonLines(Sink):
+    """One object a line, complete after every write: a killed run loses at most the step that was in flight."""
+
+    def __init__(self, directory: Path) -> None:
+        self.samples = directory / "samples"
+        self.file = (directory / "metrics.jsonl").open("w", buffering=1)
+
+    def write(self, step: int, values: Record) -> None:
+        self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+
+    def sample(self, step: int, record: dict[str, Any]) -> None:
+        self.samples.mkdir(exist_ok=True)
+        write_whole(self.samples / f"step-{step}.json", plain_json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class TensorBoard(Sink):
+    """The same values, under the tags of tags.py; texts (config, versions, mesh); hyperparameters, results and charts;
+    figures. No tag has two values at one step."""
+
+    def __init__(
+        self,
+        directory: Path,
+        texts: dict[str, str],
+        hparams: board.Hparams | None = None,
+        *,
+        degrees: dict[str, int] | None = None,
+        warmup_steps: int = 0,
+    ) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.proto, self.degrees = Summary, degrees
+        self.standing, self.step = board.Standing(warmup_steps), 0
+        self.results: Record = {}  # as last written
+        self.sampled = self.num_samples = 0  # the last sampled step, and how many there were
+        self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
+        self.writer = SummaryWriter(str(directory))
+        for name, text in texts.items():
+            self.writer.add_text(name, f"```\n{text}\n```", 0)
+        self._add(board.start_summary(hparams or {}), 0)
+
+    def write(self, step: int, values: Record) -> None:
+        # one event a step, not one a tag: 40 tags cost as much as one
+        if values.get("train/valid_tokens") == 0:
+            values = {tag: value for tag, value in values.items() if tag != "train/loss"}
+        self.step, results = step, self.standing.add(values)
+        validates = "validation/loss" in values  # after the step's own values, which have the other results
+        written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
+        self.results |= written
+        if "time/step_ms" in values:
+            *earlier, _ = board.steps_of_sample(self.sampled, step)
+            self.sampled = step
+            shown = {tag: value for tag, value in values.items() if re.match(board.OF_SAMPLES, tag)}
+            for before in earlier:
+                self._add_scalars(shown, before)
+        self._add_scalars(values | written, step)
+
+    def sample(self, step: int, record: dict[str, Any]) -> None:
+        self.num_samples += 1
+        if self.num_samples & (self.num_samples - 1):  # drawing takes a moment: the 1st, 2nd, 4th, 8th …, and the last
+            self.undrawn = (step, record)
+        else:
+            self.undrawn = None
+            self._draw(step, record)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        if self.undrawn is not None:
+            self._draw(*self.undrawn)
+        final = self.standing.results(values)
+        self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value}, self.step)
+        self._add(board.end_summary(), self.step)
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _draw(self, step: int, record: dict[str, Any]) -> None:
+        if find_spec("matplotlib") is None:  # the extra `plot`
+            return
+        from train.record.pictures import figures
+
+        images = []
+        for tag, figure in figures(record, self.degrees).items():
+            figure.savefig(png := BytesIO(), format="png")
+            width, height = figure.canvas.get_width_height()
+            image = self.proto.Image(width=width, height=height, encoded_image_string=png.getvalue())
+            images.append(self.proto.Value(tag=tag, image=image))
+        self._add(self.proto(value=images), step)
+
+    def _add_scalars(self, values: Record, step: int) -> None:
+        shown = [self.proto.Value(tag=shown_as(tag), simple_value=value) for tag, value in values.items()]
+        self._add(self.proto(value=shown), step)
+
+    def _add(self, summary: Any, step: int) -> None:
+        """Written through at once, as a killed process loses what is queued."""
+        self.writer._get_file_writer().add_summary(summary, step)
+        self.writer.flush()
+
+
+class Terminal(Sink):
+    """A progress bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps, self.every = num_steps, max(num_steps // NUM_PLAIN_LINES, 1)
+        self.console = Console()
+        self.progress: Progress | None = None
+        self.validation = ""
+        if sys.stdout.isatty():
+            text = TextColumn("{task.fields[loss]}  {task.fields[speed]} tokens/s{task.fields[validation]}")
+            self.progress = Progress(
+                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, console=self.console
+            )
+            self.task = self.progress.add_task("", total=num_steps, loss="loss -", speed="-", validation="")
+            self.progress.start()
+
+    def write(self, step: int, values: Record) -> None:
+        if "validation/loss" in values:
+            found = values["validation/loss"]
+            self.validation = f"  validation {NO_VALID_TOKEN if math.isnan(found) else f'loss {found:.4f}'}"
+            if self.progress is None:
+                print(f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}{self.validation}", flush=True)
+            return
+        empty, speed = values.get("train/valid_tokens") == 0, f"{values['perf/tokens_per_s']:,.0f}"
+        loss = NO_VALID_TOKEN if empty else f"loss {values['train/loss']:.4f}"
+        if self.progress is not None:
+            self.progress.update(self.task, completed=step, loss=loss, speed=speed, validation=self.validation)
+        elif step == 1 or step % self.every == 0:
+            norm, ms = values["train/grad_norm"], values["perf/step_ms"]
+            width = len(str(self.num_steps))
+            where = f"step {step:>{width}}/{self.num_steps}"
+            recorded = "  (recorded, which slows it)" if "time/step_ms" in values else ""
+            print(f"{where}  {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
+
+    def summary(self, values: dict[str, Any]) -> None:
+        self.close()  # the table follows
+
+    def close(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+def print_summary(rows: dict[str, str], *, then: str) -> None:
+    """The table at the end of a run, and what to type next."""
+    table = Table(show_header=False, title="summary", title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    print(then, flush=True)

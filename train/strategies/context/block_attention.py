@@ -1,0 +1,93 @@
+"""Attention in blocks: each with the log-sum-exp of its scores, so that blocks merge into the attention over all keys.
+
+Plain tensors, no ranks. Shapes: B batch, T tokens, H query heads, K key-value heads (K divides H), E head width.
+FlashAttention's algebra (Dao et al. 2022; the log-sum-exp form is Dao 2023's): with p = exp(scores - lse) of the
+*merged* log-sum-exp, a block's gradients need nothing of the other blocks but the finished output.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from train.model.transformer import upcast
+
+aten = torch.ops.aten
+
+
+def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
+    """(out BHTE, lse BHT) of attention over no keys, in float32 or above: where `accumulate` begins."""
+    out = torch.zeros_like(upcast(q))
+    return out, torch.full_like(out[..., 0], -math.inf)
+
+
+def accumulate(out: Tensor, lse: Tensor, rows: slice, block: tuple[Tensor, Tensor]) -> None:
+    """Merge a block into the queries `rows` of a running result, in place."""
+    merged = merge(out[:, :, rows], lse[:, :, rows], *block)
+    out[:, :, rows], lse[:, :, rows] = merged
+
+
+def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two disjoint sets of keys, from the attention over each: weights by share of the exponentials."""
+    total = torch.logaddexp(lse, block_lse)
+    before, now = ((x - total).exp().unsqueeze(-1) for x in (lse, block_lse))
+    return out * before + upcast(block_out) * now, total
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, fused: bool) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(E)) V with its log-sum-exp: (out BHTE, lse BHT). `causal` needs as many keys as queries.
+
+    `fused` takes torch's flash kernel where it runs; else the scores, T x keys a head, are in memory. The written-out
+    form computes in float32 or above: with scores and shares rounded to bf16, a block's dk was off by 6e-3, not 2e-3.
+    """
+    if fused and has_flash(q):
+        out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
+        return out, lse
+    q, k, v = (upcast(x) for x in (q, k, v))
+    scores = _scores(q, k, causal)
+    lse = scores.logsumexp(-1)
+    share = (scores - lse.unsqueeze(-1)).exp()
+    out = _by_head(share @ v, q)
+    return out, lse.view(out.shape[:-1])
+
+
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, fused: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dq BHTE, dk BKTE, dv BKTE) of one block; `out`, `lse` and `grad` are of the merged result."""
+    if fused and has_flash(q):
+        unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the random state of dropout
+        tensors = (x.contiguous() for x in (grad, q, k, v, out, lse))
+        lengths = (None, None, q.shape[2], k.shape[2])
+        return aten._scaled_dot_product_flash_attention_backward(*tensors, *lengths, 0.0, causal, unused, unused)
+    grad, q, k, v, out = (upcast(x) for x in (grad, q, k, v, out))
+    grad_, q_, out_ = (_by_kv_head(x, k) for x in (grad, q, out))
+    share = (_scores(q, k, causal) - lse.reshape(*q_.shape[:-1], 1)).exp()
+    mean = (grad_ * out_).sum(-1, keepdim=True)
+    d_scores = share * (grad_ @ v.transpose(-1, -2) - mean) / math.sqrt(q.shape[-1])
+    return _by_head(d_scores @ k, q), d_scores.transpose(-1, -2) @ q_, share.transpose(-1, -2) @ grad_
+
+
+def has_flash(q: Tensor) -> bool:
+    """Whether the flash operators (private; torch 2.11 to 2.13) take this input: all that matters is q's."""
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+
+
+def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
+    """[B, K, H/K x T, keys]: the queries of a KV head's group stand one after the other."""
+    scores = _by_kv_head(q, k) @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:
+        assert q.shape[2] == k.shape[2]
+        future = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(future.repeat(q.shape[1] // k.shape[1], 1), -math.inf)
+    return scores
+
+
+def _by_kv_head(x: Tensor, k: Tensor) -> Tensor:
+    return x.unflatten(1, (k.shape[1], -1)).flatten(2, 3)
+
+
+def _by_head(x: Tensor, q: Tensor) -> Tensor:
+    return x.reshape(*q.shape[:-1], x.shape[-1])

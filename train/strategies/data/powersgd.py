@@ -1,0 +1,77 @@
+"""PowerSGD (Vogels et al. 2019): the gradient of a matrix, n x m, is sent as two factors of rank r.
+
+    M = gradient + what the last steps left out      n x m, each rank its own
+    P = orthonormal basis of sum(M Q)                all-reduce of n r       Q is the last step's: a power iteration
+    Q = sum(M^T P)                                   all-reduce of m r
+    sum of the gradients ~ P Q^T; left out, and added to this rank's next M: M - P Q^T / ranks
+
+Vectors, and matrices that two factors would not make smaller, are sent whole, in a third all-reduce of the bucket.
+
+Torch has a hook for it, which sends P and Q from callbacks. gloo runs those in threads of its own, so that with two
+buckets under way ranks sent in different orders and crashed, and the ledger, which watches the thread of the backward,
+did not see them. Here all three are sent from that thread.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from train.config.shapes import powersgd_elements
+
+
+class PowerSgd:
+    """What is kept between steps: how many are done, and by bucket each matrix' last Q and what was left out of it."""
+
+    def __init__(self, group: dist.ProcessGroup, *, rank: int, start_step: int) -> None:
+        self.group, self.rank, self.start_step = group, rank, start_step
+        self.steps_done = 0
+        self.factors: dict[int, list[Tensor]] = {}
+        self.errors: dict[int, list[Tensor]] = {}
+
+    def sum(self, bucket: dist.GradBucket) -> Tensor:
+        """The bucket's buffer, in place: a sum over the group, exact before `start_step`. One to three all-reduces."""
+        exact = self.steps_done < self.start_step
+        self.steps_done += bucket.is_last()
+        if exact:
+            dist.all_reduce(bucket.buffer(), group=self.group)
+            return bucket.buffer()
+        gradients = bucket.gradients()  # views of the buffer
+        splits = [powersgd_elements(tuple(g.shape), self.rank) < g.numel() for g in gradients]
+        self._sum([g for g, split in zip(gradients, splits, strict=True) if not split])
+        matrices = [g.flatten(1) for g, split in zip(gradients, splits, strict=True) if split]
+        if matrices:
+            self._sum_matrices(bucket.index(), matrices)
+        return bucket.buffer()
+
+    def _sum_matrices(self, index: int, matrices: list[Tensor]) -> None:
+        if index not in self.factors:
+            self.factors[index] = [first_factor(m, self.rank) for m in matrices]
+            self.errors[index] = [torch.zeros_like(m) for m in matrices]
+        for m, error in zip(matrices, self.errors[index], strict=True):
+            m += error
+        ps = [m @ q for m, q in zip(matrices, self.factors[index], strict=True)]
+        self._sum(ps)
+        ps = [torch.linalg.qr(p).Q for p in ps]
+        qs = [m.T @ p for m, p in zip(matrices, ps, strict=True)]
+        self._sum(qs)
+        for m, p, q, error in zip(matrices, ps, qs, self.errors[index], strict=True):
+            total = p @ q.T
+            torch.sub(m, total, alpha=1 / self.group.size(), out=error)
+            m.copy_(total)
+        self.factors[index] = qs
+
+    def _sum(self, tensors: list[Tensor]) -> None:
+        """In place, in one all-reduce."""
+        if not tensors:
+            return
+        flat = torch.cat([t.flatten() for t in tensors])
+        dist.all_reduce(flat, group=self.group)
+        for t, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+            t.copy_(summed.view_as(t))
+
+
+def first_factor(m: Tensor, rank: int) -> Tensor:
+    """The same on every rank: random, from the shape alone."""
+    generator = torch.Generator().manual_seed(m.shape[0] * m.shape[1])
+    drawn = torch.randn(m.shape[1], min(rank, *m.shape), generator=generator, dtype=torch.float64)
+    return drawn.to(m)

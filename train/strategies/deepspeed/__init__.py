@@ -1,0 +1,1 @@
+"""DeepSpeed's engines: ZeRO, AutoTP, and its pipeline."""

@@ -1,0 +1,103 @@
+"""DeepSpeed's AutoTP in training as a `TrainStep`: Megatron's cut of every block (Shoeybi et al. 2019), under ZeRO.
+
+    x -> norm -> [wq wk wv] rows -> heads of this rank -> [wo] columns -> all-reduce -> + x
+    x -> norm -> [gate up]  rows -> hidden of this rank -> [down] columns -> all-reduce -> + x
+
+Embedding, norms and head are whole on every rank, and so are activations between the products. With fewer KV heads
+than ranks, AutoTP would cut heads in pieces: wk and wv are then whole too, and a layer of the lab computes the one head
+that this rank's query heads need. Sent over `tp` per layer and microbatch: 7 all-reduces of B·T·D, 2 forward, and
+backward one for each of wq, wk, wv, gate and up; where wk and wv are whole, one more for the gradient of each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn import functional as F
+
+from train.config.shapes import KV_MODULES, TP_DIM, kv_shards
+from train.model.transformer import Linear
+from train.ranks import collectives
+from train.strategies.deepspeed.engine import ZeroStep
+
+# the dimension of the weight that is cut, by the module's name
+CUT = {name: dim for name, dim in TP_DIM.items() if name not in ("embed", "head")}
+DEEPSPEED_NAMES = {0: "column", 1: "row"}
+
+
+def partition(cut: dict[str, int]) -> dict[str, Any]:
+    """The modules that are cut, in DeepSpeed's words. Left to guess by names that it knows from Hugging Face, it would
+    find nothing here."""
+    specs = [
+        {"patterns": [rf".*\.{name}\.weight$"], "partition_type": DEEPSPEED_NAMES[dim]} for name, dim in cut.items()
+    ]
+    return {"use_default_specs": False, "layer_specs": specs}
+
+
+class SharedHeadLinear(Linear):
+    """wk or wv, whole on every rank, of which this one computes the KV head of its own query heads. Its terms of the
+    gradients, of the weight and of the input, are summed over tp in the backward."""
+
+    group: ProcessGroup
+    rows: slice
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = collectives.enter(self.weight, self.group)[self.rows]
+        return F.linear(collectives.enter(x, self.group), weight.to(x.dtype))
+
+
+class AutoTpStep(ZeroStep):
+    """`tp` by AutoTP; ZeRO's data ranks are those of `dp_shard`, one if it is not named."""
+
+    def initialise(self, module: nn.Module, mpu: object | None, **more: Any) -> None:
+        """Also cuts the weights, in place: names and parameters stay."""
+        whole = {p: p.shape for p in module.parameters()}
+        self.use_mesh()
+        tp = self.mesh["tp"].size()
+        model, dims = self.config.model, CUT
+        if (shards := kv_shards(model, tp)) < tp:
+            dims = {name: dim for name, dim in CUT.items() if name not in KV_MODULES}
+            self.share_heads(tp // shards)
+            # DeepSpeed reads this, and would give all of every layer to the first ranks, one KV head to each
+            self.model.config = dataclasses.replace(model, num_kv_heads=model.num_heads)
+        super().initialise(
+            module, mpu, tensor_parallel={"autotp_size": tp, "partition_config": partition(dims)}, **more
+        )
+        self.model.config = model
+        self.cut = {p: dims[name.split(".")[-2]] for name, p in self.parameters.items() if name.split(".")[-2] in dims}
+        for p, shape in whole.items():  # a pattern that matches nothing is silent
+            held = torch.Size(getattr(p, "ds_shape", p.shape))
+            assert held == torch.Size(n // tp if self.cut.get(p) == dim else n for dim, n in enumerate(shape))
+
+    def share_heads(self, sharing: int) -> None:
+        """Have `sharing` neighbouring ranks of tp compute the same KV head."""
+        group = self.mesh["tp"].get_group()
+        head = group.rank() // sharing
+        layers: Iterable[Any] = self.model.layers.values()
+        for attention in (layer.attention for layer in layers):
+            for linear in (attention.wk, attention.wv):
+                linear.__class__ = SharedHeadLinear
+                linear.group = group
+                linear.rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
+
+    def use_mesh(self) -> None:
+        """Have AutoTP use the mesh's groups. It would make them itself, once in a process, whatever comes later: they
+        are private variables of a module (deepspeed 0.19)."""
+        groups = self.deepspeed.utils.groups
+        groups._TENSOR_MODEL_PARALLEL_GROUP = groups._MODEL_PARALLEL_GROUP = self.mesh["tp"].get_group()
+        groups._DATA_PARALLEL_GROUP = self.mesh["dp_shard"].get_group()
+
+    def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
+        return super().full(lambda p: self.sharded(p, of(p)))
+
+    def sharded(self, parameter: nn.Parameter, value: Tensor | None) -> Tensor | None:
+        """A rank's cut of something shaped as this parameter, as the DTensor that it is."""
+        if value is None or parameter not in self.cut:
+            return value
+        return DTensor.from_local(value, self.mesh["tp"], [Shard(self.cut[parameter])], run_check=False)

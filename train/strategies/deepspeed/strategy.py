@@ -1,0 +1,67 @@
+"""DeepSpeed's engines on the same model: its ZeRO stages (Rajbhandari et al. 2020) and its pipeline.
+
+    each rank holds     parameters   gradients   optimiser state      sent per step, n ranks, P parameters
+    stage 1             all          all         1/n                  reduction + all-gather: 2P
+    stage 2             all          1/n         1/n                  the same, reduced as the backward goes: 2P
+    stage 3             1/n          1/n         1/n                  two all-gathers and a reduction a microbatch: 3P
+
+`pp` without ZeRO or with stage 1: DeepSpeed's `PipelineModule`, 1F1B. `tp` with any stage: its AutoTP.
+docs/deepspeed.md says what is scaled where.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from train.config.fields import MAX_BUCKET_MB, MAX_INT64, number
+from train.config.strategy import MESH_AXES, Order, Strategy, TrainStep
+from train.strategies.pipeline.placement import layers_of_stages
+from train.strategies.pipeline.timetable import actions_by_rank, closed_form_bubble
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from train.config.schema import Config, ModelConfig
+    from train.model.transformer import Transformer
+
+
+@dataclass
+class DeepSpeed(Strategy):
+    extra: ClassVar[str | None] = "deepspeed"
+    tp_splits_vocabulary: ClassVar[bool] = False
+    zero_stage: int = number(1, ge=0, lt=4)  # 0 (with pp) | 1 | 2 | 3
+    pp: int | None = None
+    dp_replicate: int | None = None  # the data ranks of stage 0
+    dp_shard: int | None = None  # the data ranks of stages 1 to 3
+    tp: int | None = None  # AutoTP: blocks cut over heads and feed-forward columns
+    offload_optimizer: bool = False  # optimiser state and update on the host (Ren et al. 2021)
+    bucket_mb: float = number(25.0, gt=0, le=MAX_BUCKET_MB)  # of gradients reduced, and parameters gathered, at once
+    whole_below: int = number(0, ge=0, le=MAX_INT64)  # stage 3: parameters of fewer elements are not sharded
+
+    def mesh_axes(self) -> dict[str, int]:
+        return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+
+    def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
+        """The layers of every stage: DeepSpeed spreads the blocks evenly, and earlier stages take the odd ones."""
+        base, extra = divmod(model.num_layers, num_ranks)
+        return layers_of_stages([base + (stage < extra) for stage in range(num_ranks)])
+
+    def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
+        if self.pp is None:
+            return None
+        shape = ("1f1b", num_ranks, num_ranks, num_microbatches)
+        return Order(actions_by_rank(*shape), num_ranks, closed_form_bubble(*shape))
+
+    def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
+        if self.pp is not None:
+            from train.strategies.deepspeed.pipe import PipeStep
+
+            return PipeStep(model, mesh, config)
+        if self.tp is not None:
+            from train.strategies.deepspeed.autotp import AutoTpStep
+
+            return AutoTpStep(model, mesh, config)
+        from train.strategies.deepspeed.engine import ZeroStep
+
+        return ZeroStep(model, mesh, config)

@@ -1,0 +1,1 @@
+"""Expert parallelism, and the balance of the experts."""

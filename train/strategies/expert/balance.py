@@ -1,0 +1,104 @@
+"""The load of the experts over the whole optimiser step: logged, and evened out by the routers' biases.
+
+Routers count what they see (`moe.Router.note`); here their counts are summed over every rank that sees other tokens
+and over the stages, by one small tensor per step. Not over `tp`: its ranks route the same tokens; nor over `ep`, whose
+ranks are those of the data axes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from train.config.schema import Config
+from train.config.strategy import BATCH_AXES
+from train.model.moe import Router, routers
+from train.model.transformer import Transformer
+from train.ranks.distributed import sum_over
+from train.strategies.context.apply import positions_of
+
+TOKEN_AXES = (*BATCH_AXES, "cp")  # ranks that differ in these route other tokens
+
+
+class LoadBalance:
+    """`routers`: this rank's, by layer; those of a dense model are none, and nothing is sent."""
+
+    def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config) -> None:
+        self.routers, self.mesh, self.model = routers(model.layers), mesh, config.model
+        self.num_sequences = config.train.global_batch_size
+        self.num_tokens = config.train.global_batch_size * config.train.seq_len
+
+    @torch.no_grad()
+    def update(self) -> dict[str, Tensor]:
+        """Move the biases by the step's loads and start to count anew. Returns scalars, the same on every rank:
+
+        `moe/max_load_ratio`: tokens of the busiest expert over the mean, of the worst layer; `moe/router_entropy`:
+        of a token's normalised scores, nats, mean over tokens and layers; `moe/aux_loss`: before its coefficient,
+        mean over sequences and layers, 1 when balanced. Collective over the token axes and `pp`: L x (E + 2) numbers.
+        """
+        if self.model.num_experts == 0:
+            return {}
+        totals = self._totals()
+        num_chosen_LE, (aux_L, entropy_L) = totals[:, :-2], totals[:, -2:].unbind(1)
+        mean_L = num_chosen_LE.sum(1) / self.model.num_experts
+        for layer, router in self.routers.items():
+            if router.bias is not None:  # counts are whole numbers, and float64 holds them and their mean: the sign
+                missing_E = mean_L[layer] - num_chosen_LE[layer]  # is the same whatever the order of the sum
+                router.bias += self.model.bias_update_rate * missing_E.sign().to(router.bias.dtype)
+            router.num_chosen.zero_()
+            router.sums.zero_()
+        return {
+            "moe/max_load_ratio": (num_chosen_LE.amax(1) / mean_L).max(),
+            "moe/router_entropy": entropy_L.mean() / self.num_tokens,
+            "moe/aux_loss": aux_L.mean() / self.num_sequences,
+        }
+
+    def _totals(self) -> Tensor:
+        """[layers of the whole model, E + 2]: tokens by expert, the sum of aux losses, the sum of entropies."""
+        device = next(iter(self.routers.values())).sums.device
+        totals = torch.zeros(self.model.num_layers, self.model.num_experts + 2, dtype=torch.float64, device=device)
+        for layer, router in self.routers.items():
+            totals[layer] = torch.cat((router.num_chosen.double(), router.sums.double()))
+        return sum_over(totals, self.mesh, "pp", *TOKEN_AXES)
+
+
+class RoutingRecord:
+    """What every router chooses, for the proof. Made before the steps; taken after each."""
+
+    def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config, rows: slice) -> None:
+        self.routers, self.mesh, self.config, self.rows = routers(model.layers), mesh, config, rows
+        self.positions = positions_of(mesh["cp"].get_local_rank(), mesh["cp"].size(), config.train.seq_len)
+        self.seen: dict[int, list[tuple[int, Tensor, Tensor]]] = {layer: [] for layer in self.routers}
+        for layer, router in self.routers.items():
+            router.on_choice = lambda *choice, layer=layer: self.seen[layer].append(choice)
+
+    def take(self) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+        """Since the last call: the chosen experts of the global batch (each token's in rising order) and the biases,
+        by layer, and the least margin. Collective over the token axes and `pp`."""
+        model, train = self.config.model, self.config.train
+        if model.num_experts == 0:
+            return {}, {}, float("inf")
+        any_router: Router = next(iter(self.routers.values()))
+        device, dtype = any_router.weight.device, any_router.sums.dtype
+        chosen: Tensor = torch.zeros(
+            model.num_layers, train.global_batch_size, train.seq_len, model.top_k, dtype=torch.long, device=device
+        )
+        biases = torch.zeros(model.num_layers, model.num_experts, dtype=dtype, device=device)
+        least = torch.tensor(float("inf"), device=device)
+        for layer, router in self.routers.items():
+            # forwards take microbatches in order; backwards may not (looped_bfs takes the last one first)
+            in_order = sorted(self.seen[layer], key=lambda choice: choice[0])
+            chosen[layer, self.rows][:, self.positions] = torch.cat([choice for _, choice, _ in in_order])
+            least = torch.stack((least, *(margin.min().float() for *_, margin in in_order))).min()
+            if router.bias is not None:
+                biases[layer] = router.bias
+            self.seen[layer].clear()
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        sum_over(chosen, self.mesh, "pp", *TOKEN_AXES)
+        sum_over(biases, self.mesh, "pp")
+        names = [f"layers.{layer}.feed_forward.router" for layer in range(model.num_layers)]
+        held = {f"{name}.bias": bias.cpu() for name, bias in zip(names, biases, strict=True)}
+        routing = {name: choice.cpu() for name, choice in zip(names, chosen, strict=True)}
+        return routing, held if any_router.bias is not None else {}, float(least)

@@ -1,0 +1,140 @@
+"""Rules of mixtures of experts, and of `ep`."""
+
+from __future__ import annotations
+
+from train.config.plan import Plan
+from train.config.rule import Finding, Rule, degree_fixes, divisors, nearest
+from train.config.schema import ActivationCheckpointing
+from train.config.strategy import folded_ranks
+from train.strategies.tensor.rules import tp_divides
+
+NUM_DEGREES = 4  # tried as fixes
+
+
+def ranks_of(plan: Plan) -> tuple[int, int]:
+    """(ep, the ranks that it folds over); ep is 1 where the strategy names none or no valid one."""
+    return plan.ep, folded_ranks(plan.degrees)
+
+
+def ep_degree(plan: Plan) -> Finding | None:
+    ep = plan.option("ep", None)
+    if ep is None or ep >= 1 or ep == -1:
+        return None
+    return Finding(f"strategy.ep={ep} is no degree", ("strategy.ep=-1", "strategy.ep=1"))
+
+
+def ep_needs_experts(plan: Plan) -> Finding | None:
+    ep, model = plan.option("ep", None), plan.config.model
+    if ep is None or model.num_experts > 0:
+        return None
+    # a preset is no value, so `validate` cannot try it as a fix
+    message = f"strategy.ep={ep} splits experts, and model={model.name} has none (model=moe_tiny has)"
+    return Finding(message, ("strategy.ep=null",), "use a model with experts")
+
+
+def ep_needs_fsdp(plan: Plan) -> Finding | None:
+    ep = plan.option("ep", None)
+    if ep is None or "dp_shard" in plan.axes:
+        return None
+    degree = plan.axes.get("dp_replicate")
+    moved = () if degree is None else (f"strategy.dp_replicate=null strategy.dp_shard={degree}",)
+    message = f"strategy.ep={ep} folds over strategy.dp_shard, which strategy={plan.config.strategy.name} does not name"
+    return Finding(message, (*moved, "strategy.dp_shard=1", "strategy.ep=null"))
+
+
+def ep_fixes(plan: Plan) -> tuple[str, ...]:
+    """Other degrees, by their distance from this one."""
+    ep, folded = ranks_of(plan)
+    return tuple(f"strategy.ep={degree}" for degree in nearest(divisors(folded), ep))
+
+
+def rank_fixes(plan: Plan) -> tuple[str, ...]:
+    """Lines that give `dp_shard` another degree, by its distance from this one, which splits experts evenly."""
+    model, cp = plan.config.model, plan.degrees["cp"]
+    if plan.option("ep", None) == -1:
+        folded = divisors(model.num_experts)
+    else:
+        folded = [plan.ep * sharing for sharing in divisors(model.dim)]
+    degrees = nearest([ranks // cp for ranks in folded if ranks % cp == 0], plan.degrees["dp_shard"])
+    return degree_fixes(plan, "dp_shard", degrees[:NUM_DEGREES])
+
+
+def ep_ranks(plan: Plan) -> Finding | None:
+    ep, folded = ranks_of(plan)
+    if folded % ep == 0:
+        return None
+    axes = "strategy.dp_shard" + (" x strategy.cp" if plan.degrees["cp"] > 1 else "")
+    message = f"{axes}={folded} is not divisible by strategy.ep={ep}"
+    return Finding(message, (*ep_fixes(plan), *rank_fixes(plan)), "use another number of processes")
+
+
+def ep_experts(plan: Plan) -> Finding | None:
+    (ep, _), experts = ranks_of(plan), plan.config.model.num_experts
+    if experts % ep == 0:
+        return None
+    more = (experts // ep + 1) * ep
+    message = f"model.num_experts={experts} is not divisible by strategy.ep={ep}"
+    return Finding(message, (*ep_fixes(plan), *rank_fixes(plan), f"model.num_experts={more}"), "use strategy.ep=1")
+
+
+def ep_width(plan: Plan) -> Finding | None:
+    (ep, folded), dim = ranks_of(plan), plan.config.model.dim
+    if plan.option("ep", None) is None or folded % ep or dim % (folded // ep) == 0:
+        return None
+    message = f"model.dim={dim} is not divisible by the {folded // ep} ranks that share an expert"
+    return Finding(message, (*ep_fixes(plan), *rank_fixes(plan)), "use another number of processes")
+
+
+def ep_checkpointing(plan: Plan) -> Finding | None:
+    found = plan.config.train.activation_checkpointing
+    if plan.option("ep", None) is None or found is not ActivationCheckpointing.selective:
+        return None
+    message = f"train.activation_checkpointing=selective does not go with strategy.ep={plan.option('ep', None)}"
+    return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))
+
+
+def chosen_experts(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.num_experts == 0 or model.top_k <= model.num_experts:
+        return None
+    message = f"model.top_k={model.top_k} is more than model.num_experts={model.num_experts}"
+    return Finding(message, (f"model.top_k={model.num_experts}",))
+
+
+def expert_width(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.num_experts == 0 or model.expert_ffn_dim > 0:
+        return None
+    message = f"model.expert_ffn_dim={model.expert_ffn_dim} gives model.num_experts={model.num_experts} no width"
+    return Finding(message, (f"model.expert_ffn_dim={model.ffn_dim}",))
+
+
+def shared_of_a_mixture(plan: Plan) -> Finding | None:
+    model = plan.config.model
+    if model.num_experts > 0 or model.num_shared_experts == 0:
+        return None
+    message = f"model.num_shared_experts={model.num_shared_experts} does nothing: model.num_experts=0 is a dense model"
+    return Finding(message, ("model.num_shared_experts=0",))
+
+
+def expert_columns(plan: Plan) -> int:
+    return plan.config.model.expert_ffn_dim if plan.config.model.num_experts else 0
+
+
+RULES = (
+    Rule("ep_degree", "a degree is a number of ranks", ep_degree),
+    Rule("ep_needs_experts", "expert parallelism splits experts", ep_needs_experts),
+    Rule("ep_needs_fsdp", "ep folds over the ranks that FSDP shards dense weights over", ep_needs_fsdp),
+    Rule("ep_ranks", "the ranks that FSDP shards over fall into groups of ep", ep_ranks),
+    Rule("ep_experts", "a rank has whole experts, as many as any other", ep_experts),
+    Rule("ep_width", "what ep leaves of an expert, FSDP splits evenly by its width", ep_width),
+    Rule(
+        "ep_checkpointing",
+        "selective recomputation repeats a block's operators one for one, and the experts' own FSDP runs others there",
+        ep_checkpointing,
+    ),
+    Rule("top_k", "a token's experts are different ones", chosen_experts),
+    Rule("expert_width", "an expert is a feed-forward with columns", expert_width),
+    Rule("shared_experts", "shared experts stand beside routed ones", shared_of_a_mixture),
+    Rule("tp_expert_ffn", "experts' columns are split evenly", tp_divides("model.expert_ffn_dim", expert_columns)),
+)

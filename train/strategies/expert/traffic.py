@@ -1,0 +1,34 @@
+"""Mixtures of experts: tokens to their experts and back (`ep`), and what routers add up over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from train.config.plan import Plan
+from train.config.shapes import element_sizes
+from train.config.traffic import Place, Traffic, loss_size, num_layers, recomputations, tokens_of
+
+COUNT = 8  # bytes of a number of rows (int64), and of a router's sums over a step (float64)
+
+
+def experts(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Tokens leave by exactly K rows each. What comes back, and its gradients, is as many rows as routers sent here:
+    over the ranks of `ep` as many as left, so that the mean is exact."""
+    model = plan.config.model
+    if model.num_experts == 0:
+        return
+    n = plan.num_microbatches * num_layers(plan, place)
+    forwards = n + recomputations(plan, place)
+    if plan.splits_experts:
+        _, used = element_sizes(plan.config.precision)
+        rows = model.top_k * tokens_of(plan) * model.dim * used
+        size = forwards * model.num_experts * COUNT
+        yield Traffic("ep", "all_to_all", forwards, size, "each layer: how many rows for each expert")
+        calls = forwards + n
+        yield Traffic("ep", "all_to_all", calls, calls * rows, "each layer: K of ND to experts, and their gradients")
+        yield Traffic("ep", "all_to_all", calls, calls * rows, "each layer: results, and tokens' gradients", mean=True)
+    chosen = plan.config.train.micro_batch_size * model.num_experts * loss_size(plan)
+    yield Traffic("cp", "all_reduce", forwards, forwards * chosen, "each layer: experts' loads of whole sequences")
+    numbers = model.num_layers * (model.num_experts + 2) * COUNT
+    for axis in ("pp", "dp_replicate", "dp_shard", "cp"):
+        yield Traffic(axis, "all_reduce", 1, numbers, "experts' loads, balance and entropy of the step")

@@ -1,0 +1,143 @@
+"""What a rank's memory must hold whatever its activations are, by the rules of its engine. Torch is not imported.
+
+held     parameters, gradients at the end of a backward, optimiser state
+whole    what an engine puts together within a step, beside the shards that it holds:
+
+    strategy                   parameters                               gradients, before they are reduced
+    zero1, FSDP in a pipeline  all of the rank's                        all, until the last microbatch
+    zero2                      all                                      those of one block
+    fsdp                       two blocks', and those that stay whole   those of one block
+    ds_zero3                   10^9 elements at the most                a bucket, which is not counted
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from train.config.plan import Plan
+from train.config.schema import ModelConfig, Optimiser
+from train.config.shapes import (
+    TP_DIM,
+    Shapes,
+    block,
+    coordinates,
+    element_sizes,
+    fsdp_split,
+    is_expert,
+    model_shard,
+    state_bytes,
+    units,
+    units_by_stage,
+)
+from train.strategies.data.traffic import frees
+from train.strategies.deepspeed.strategy import DeepSpeed
+from train.strategies.spmd import Spmd
+
+GiB = 2**30
+LIVE = 10**9  # elements that DeepSpeed's stage 3 keeps gathered, by its defaults
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of one rank. `on_host`: the names of what waits in the host's memory where there is a device."""
+
+    parameters: int
+    gradients: int
+    optimiser: int
+    whole: int
+    on_host: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def held(self) -> int:
+        return self.parameters + self.gradients + self.optimiser
+
+    @property
+    def offloaded(self) -> int:
+        return sum(getattr(self, name) for name in self.on_host)
+
+    @property
+    def on_device(self) -> int:
+        return self.held + self.whole - self.offloaded
+
+
+def unknown_needs(plan: Plan) -> str | None:
+    """Why `needs` must not be asked."""
+    strategy = plan.config.strategy
+    known = strategy.closed_form or isinstance(strategy, DeepSpeed)
+    return None if known else f"what strategy={strategy.name} holds is not known before it runs"
+
+
+def needs(plan: Plan, rank: int) -> Needs:
+    strategy = plan.config.strategy
+    if isinstance(strategy, DeepSpeed):
+        return of_deepspeed(plan, strategy, rank)
+    host = frozenset({"parameters", "gradients", "optimiser"} if plan.option("cpu_offload", False) else ())
+    return Needs(**state_bytes(plan, rank), whole=whole(plan, rank), on_host=host)
+
+
+def num_parameters(model: ModelConfig) -> tuple[int, int]:
+    """(Of the model, and of these how many a token goes through)."""
+    ends = model.dim * (1 + model.vocab_size * (1 if model.tie_embeddings else 2))
+    layer = block(model)
+    total = sum(map(math.prod, layer.values()))
+    experts = sum(math.prod(shape) for name, shape in layer.items() if is_expert(name))
+    idle = experts // model.num_experts * max(model.num_experts - model.top_k, 0) if model.num_experts else 0
+    return ends + model.num_layers * total, ends + model.num_layers * (total - idle)
+
+
+def whole(plan: Plan, rank: int) -> int:
+    """Bytes of what FSDP puts together within a step; nothing where it shards over one rank."""
+    place, strategy = coordinates(plan, rank), plan.config.strategy
+    assert isinstance(strategy, Spmd)
+    if not strategy.uses_fsdp():
+        return 0
+    kept, used = element_sizes(plan.config.precision)
+    stays, blocks, gradients = 0, [0], [0]
+    for _, name, unit in units_by_stage(plan, place["pp"], copies=True):
+        elements = sum(
+            math.prod(model_shard(plan, place, key, shape))
+            for key, shape in unit.items()
+            if fsdp_split(plan, place, key)[1] > 1
+        )
+        size = elements * (kept if name.startswith("embed") else used)
+        if frees(plan, name):
+            blocks.append(size)
+        else:
+            stays += size
+        gradients.append(elements)
+    summed = kept * sum(gradients) if gradients_stay_whole(plan) else used * max(gradients)
+    return stays + sum(sorted(blocks)[-2:]) + summed
+
+
+def gradients_stay_whole(plan: Plan) -> bool:
+    """Whether FSDP adds microbatches' whole gradients up, and reduces them after the last one."""
+    return plan.num_microbatches > 1 and ("pp" in plan.axes or plan.option("zero_stage", 3) == 1)
+
+
+def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
+    """ZeRO's own arithmetic (docs/deepspeed.md), in float32: stages 1 to 3 keep a copy of the weights to update."""
+    shapes = deepspeed_shapes(plan, coordinates(plan, rank)["pp"])
+    sizes = [4 * math.prod(shape) for shape in shapes.values()]
+    stage, ranks, total = strategy.zero_stage, plan.degrees["dp_shard"], sum(sizes)
+    moments = 2 if plan.config.optim.name is Optimiser.adamw else int(plan.config.optim.momentum > 0)
+    small = sum(size for size in sizes if size < 4 * strategy.whole_below) if stage == 3 else 0
+    sharded = -(-total // ranks)
+    copies = moments + (stage > 0)
+    return Needs(
+        parameters=-(-(total - small) // ranks) + small if stage == 3 else total,
+        gradients=sharded if stage >= 2 else total,
+        optimiser=copies * (sharded if stage >= 1 else total),
+        whole=min(total, 4 * LIVE) if stage == 3 and ranks > 1 else 0,
+        on_host=frozenset({"optimiser"} if strategy.offload_optimizer else ()),
+    )
+
+
+def deepspeed_shapes(plan: Plan, stage: int) -> Shapes:
+    """Of a rank of `pp`; AutoTP cuts what is in a block, and no end."""
+    found: Shapes = {}
+    for _, unit in units(plan, stage):
+        for name, shape in unit.items():
+            cut = plan.degrees["tp"] if name.startswith("layers.") and name.split(".")[-2] in TP_DIM else 1
+            found[name] = (math.prod(shape) // cut,)
+    return found

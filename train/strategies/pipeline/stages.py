@@ -1,0 +1,229 @@
+"""What one rank of a pipeline does: keep its stages' layers, and run them by one of torch's schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.pipelining import PipelineStage, schedules
+from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.nn.parallel import DistributedDataParallel
+
+from train.config.plan import Plan
+from train.config.schema import Config
+from train.config.shapes import chunk
+from train.model.spans import span
+from train.model.transformer import Transformer, dtypes
+from train.step import Evaluate, ForwardBackward
+from train.strategies.apply import apply_techniques
+from train.strategies.pipeline.placement import ScheduleFacts, rank_of_stage
+from train.strategies.pipeline.timetable import forward_ticks
+from train.strategies.tensor.apply import head_mesh
+
+if TYPE_CHECKING:
+    from train.strategies.pipeline.strategy import Pipeline
+    from train.strategies.pipeline.tied import Tied
+
+
+@dataclass(frozen=True)
+class Stages:
+    """This rank's stages by number: the models that hold them, and what to call instead of each."""
+
+    num_stages: int
+    num_ranks: int
+    rank: int
+    v_shaped: bool
+    parts: dict[int, Transformer]
+    wrapped: dict[int, nn.Module]
+
+    def rank_of(self, stage: int) -> int:
+        return rank_of_stage(stage, self.num_ranks, v_shaped=self.v_shaped)
+
+    @property
+    def data_parallel(self) -> bool:
+        """Whether FSDP or DDP owns each stage's parameters."""
+        return any(isinstance(wrapped, FSDPModule | DistributedDataParallel) for wrapped in self.wrapped.values())
+
+
+def build_stages(model: Transformer, mesh: DeviceMesh, config: Config) -> Stages:
+    """Each of this rank's stages as a model of its own, sharded and filled. Collective over the mesh.
+
+    `model`, on meta, is left holding the same modules as they are in all of them, under their global names.
+    """
+    strategy: Pipeline = config.strategy  # type: ignore[assignment]
+    pp = mesh["pp"]
+    rank, num_ranks = pp.get_local_rank(), pp.size()
+    layers = strategy.layers_of(config.model, config.train.seq_len, num_ranks)
+    heads = head_mesh(mesh["tp"], config.model)  # one for all stages, so that one message completes all their gradients
+    parts: dict[int, Transformer] = {}
+    wrapped: dict[int, nn.Module] = {}
+    for stage in strategy.stages_of(rank, num_ranks):
+        part = parts[stage] = Transformer(config.model, **dtypes(config.precision))
+        keep_stage(part, layers[stage], first=stage == 0, last=stage == len(layers) - 1)
+        part.dropout = model.dropout  # so that the whole's train() and eval() reach it
+        wrapped[stage] = apply_techniques(part, mesh, config, heads)
+    model.layers = nn.ModuleDict({name: layer for part in parts.values() for name, layer in part.layers.items()})
+    for end in ("embed", "norm", "head"):
+        setattr(model, end, next((held for part in parts.values() if (held := getattr(part, end)) is not None), None))
+    model.rope = next(iter(parts.values())).rope
+    return Stages(len(layers), num_ranks, rank, strategy.facts().v_shaped, parts, wrapped)
+
+
+def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) -> None:
+    """Drop, in place, what other stages hold."""
+    for name in set(model.layers) - {str(i) for i in layers}:
+        del model.layers[name]
+    if not first:
+        model.embed = None
+    if not last:
+        model.norm = model.head = None
+
+
+@dataclass(frozen=True)
+class Wires:
+    """What passes between stages, as meta tensors of one microbatch: tokens in, hidden states between, logits out."""
+
+    tokens: Tensor
+    hidden: Tensor
+    logits: Tensor
+
+
+def wires(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> Wires:
+    """Shapes are declared, so that no rank asks its neighbour: cp shards the sequence, tp the residual stream over
+    the sequence and the logits over the vocabulary."""
+    strategy: Pipeline = config.strategy  # type: ignore[assignment]
+    rows, tp = config.train.micro_batch_size, mesh["tp"].size()
+    seq_len = config.train.seq_len // mesh["cp"].size()  # the first stage takes its own from whole rows
+    hidden_len = seq_len // (tp if strategy.sequence_parallel else 1)
+    vocab_size = config.model.vocab_size
+    if strategy.loss_parallel:
+        vocab_size = len(chunk(vocab_size, tp, mesh["tp"].get_local_rank()))
+    return Wires(
+        torch.empty(rows, config.train.seq_len, dtype=torch.long, device="meta"),
+        torch.empty(rows, hidden_len, config.model.dim, dtype=dtype, device="meta", requires_grad=True),
+        torch.empty(rows, seq_len, vocab_size, dtype=dtype, device="meta", requires_grad=True),
+    )
+
+
+def pipelined(stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config) -> tuple[ForwardBackward, Evaluate]:
+    """The schedule as the two callables that `Step` takes. Sends and receives run over `pp`."""
+    strategy: Pipeline = config.strategy  # type: ignore[assignment]
+    group, last = mesh["pp"].get_group(), stages.num_stages - 1
+    any_part = next(iter(stages.parts.values()))
+    loss = stages.parts[last].loss if last in stages.parts else any_part.loss
+    device, loss_dtype = any_part.rope.device, any_part.rope.dtype
+    shapes = wires(config, mesh, any_part.compute_dtype)
+    num_microbatches = Plan(config, mesh.size()).num_microbatches
+    weight = torch.ones((), dtype=loss_dtype, device=device)
+
+    def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
+        return loss(output, targets) * weight
+
+    schedule = build_schedule(strategy.facts(), stages, shapes, group, num_microbatches, loss_fn)
+
+    def forward_backward(tokens: Tensor, targets: Tensor, inverse_num_valid: Tensor) -> Tensor:
+        nonlocal weight
+        weight = inverse_num_valid
+        tied.follow()
+        losses: list[Tensor] = []
+        inputs = (tokens,) if 0 in stages.parts else ()
+        target = targets if last in stages.parts else None
+        schedule.step(*inputs, target=target, losses=losses, return_outputs=False)
+        tied.sum_pair()
+        return torch.stack(losses).sum().detach() if losses else torch.zeros_like(weight)
+
+    def evaluate(tokens: Tensor, targets: Tensor) -> Tensor:
+        tied.follow()
+        rows = config.train.micro_batch_size
+        labels = targets.split(rows)
+        losses = run_forwards(stages, tokens.split(rows), shapes.hidden, group, lambda i, out: loss(out, labels[i]))
+        return torch.stack(losses).sum() if losses else torch.zeros((), dtype=loss_dtype, device=device)
+
+    return forward_backward, evaluate
+
+
+class RecordedStage(PipelineStage):
+    """torch's, its work named by stage and microbatch."""
+
+    def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
+        with span("F", self.stage_index, fwd_chunk_id):
+            return super().forward_one_chunk(fwd_chunk_id, *args, **kwargs)
+
+    def backward_one_chunk(
+        self, bwd_chunk_id: int, loss: Any = None, full_backward: bool = True, last_backward: bool = False
+    ) -> None:
+        with span("B" if full_backward else "I", self.stage_index, bwd_chunk_id):
+            super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
+        with span("W", self.stage_index, bwd_chunk_id):
+            super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+
+
+def build_schedule(
+    facts: ScheduleFacts,
+    stages: Stages,
+    shapes: Wires,
+    group: dist.ProcessGroup,
+    num_microbatches: int,
+    loss_fn: Callable[[Tensor, Tensor], Tensor],
+) -> Any:
+    """torch's schedule of this rank's stages. Losses are sums that are already divided by the global number of valid
+    tokens, so gradients are not scaled."""
+    last = stages.num_stages - 1
+    own = [
+        RecordedStage(
+            wrapped,
+            stage,
+            stages.num_stages,
+            stages.parts[stage].rope.device,
+            input_args=shapes.tokens if stage == 0 else shapes.hidden,
+            output_args=shapes.logits if stage == last else shapes.hidden,
+            group=group,
+        )
+        for stage, wrapped in stages.wrapped.items()
+    ]
+    schedule_class: Any = getattr(schedules, facts.class_name)
+    of_rank: Any = own[0] if issubclass(schedule_class, PipelineScheduleSingle) else own
+    return schedule_class(of_rank, num_microbatches, loss_fn=loss_fn, scale_grads=False)
+
+
+def run_forwards(
+    stages: Stages,
+    inputs: tuple[Tensor, ...],
+    hidden: Tensor,
+    group: dist.ProcessGroup,
+    finish: Callable[[int, Tensor], Tensor],
+) -> list[Tensor]:
+    """All microbatches through all stages, without a backward; `finish(i, logits)` of each, on the last stage's rank.
+
+    torch's schedules run their backward's places as well in `eval`, and those of a V fail there. Here ranks work in
+    ticks; what a tick made is sent in one batch of sends and receives, so that no order of theirs can wait for itself.
+    """
+    arrived: dict[tuple[int, int], Tensor] = {(0, i): tokens for i, tokens in enumerate(inputs)}
+    finished: list[Tensor] = []
+    for tick in forward_ticks(stages.num_stages, stages.num_ranks, len(inputs), v_shaped=stages.v_shaped):
+        ops: list[dist.P2POp] = []
+        for rank, stage, i in tick:
+            following, peer = stage + 1, stages.rank_of(stage + 1) if stage + 1 < stages.num_stages else None
+            if rank == stages.rank:
+                out = stages.wrapped[stage](arrived.pop((stage, i)))
+                if peer is None:
+                    finished.append(finish(i, out))
+                elif peer == rank:
+                    arrived[following, i] = out
+                else:
+                    ops.append(dist.P2POp(dist.isend, out.contiguous(), group=group, group_peer=peer))
+            elif peer == stages.rank:
+                buffer = torch.empty_like(hidden, device=stages.parts[following].rope.device, requires_grad=False)
+                arrived[following, i] = buffer
+                ops.append(dist.P2POp(dist.irecv, buffer, group=group, group_peer=rank))
+        for work in dist.batch_isend_irecv(ops) if ops else ():
+            work.wait()
+    return finished

@@ -1,0 +1,184 @@
+"""Pipeline schedules as tables: who does what when, as a picture in text, and the share of time spent waiting.
+
+The tables are torch's own, made without a process group. Times are idealised: a forward, a gradient of inputs (I) and a
+gradient of weights (W) take one unit each, a whole backward (B) two, sending nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from train.strategies.pipeline.placement import SCHEDULES, rank_of_stage, stages_of_rank
+
+UNITS = {"F": 1, "B": 2, "I": 1, "W": 1}
+
+
+class Action(NamedTuple):
+    """`kind`: F forward, B whole backward, I backward to the inputs, W backward to the weights."""
+
+    kind: str
+    stage: int
+    microbatch: int
+
+
+def units(action: Action) -> float:
+    return UNITS[action.kind]
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """`rows[rank]`: (start, action), in order of time. `duration`: of an action, in the same unit."""
+
+    rows: list[list[tuple[float, Action]]]
+    duration: Callable[[Action], float] = units
+
+    @property
+    def length(self) -> float:
+        return max(start + self.duration(action) for row in self.rows for start, action in row)
+
+    @property
+    def bubble(self) -> float:
+        """The share of the ranks' time in which they wait, from the first forward to the last backward."""
+        busy = sum(self.duration(action) for row in self.rows for _, action in row)
+        return 1 - busy / (self.length * len(self.rows))
+
+
+def most_actions(schedule: str) -> int:
+    """How many actions of all ranks are written out, to say something of a schedule before it runs: in a second."""
+    return 200_000 if schedule in ("gpipe", "1f1b") else 20_000
+
+
+@lru_cache(maxsize=4)
+def actions_by_rank(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> list[list[Action]]:
+    """The order in which each rank works. Not to be changed: the answer is kept."""
+    if schedule == "gpipe":
+        return [_phases(rank, num_microbatches, num_microbatches) for rank in range(num_ranks)]
+    if schedule == "1f1b":
+        ahead = [min(num_ranks - rank, num_microbatches) for rank in range(num_ranks)]
+        return [_phases(rank, num_microbatches, ahead[rank]) for rank in range(num_ranks)]
+    return _torch_actions(schedule, num_stages, num_ranks, num_microbatches)
+
+
+def _phases(stage: int, num_microbatches: int, ahead: int) -> list[Action]:
+    """`ahead` forwards, then a backward and a forward in turn, then the backwards that are left."""
+    actions = [Action("F", stage, i) for i in range(ahead)]
+    for i in range(num_microbatches):
+        actions.append(Action("B", stage, i))
+        if ahead + i < num_microbatches:
+            actions.append(Action("F", stage, ahead + i))
+    return actions
+
+
+def _torch_actions(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> list[list[Action]]:
+    # `pipeline_order` is public, its actions are not (torch 2.11 to 2.13); of a stage it reads the few fields below
+    from torch.distributed.pipelining import schedules
+
+    stage: Any = SimpleNamespace(
+        num_stages=num_stages, group_size=num_ranks, group_rank=0, submod=None, stage_index_to_group_rank={}
+    )
+    made = getattr(schedules, SCHEDULES[schedule].class_name)([stage] * (num_stages // num_ranks), num_microbatches)
+    return [
+        [
+            Action(part.computation_type.value, part.stage_index, part.microbatch_index)
+            for action in made.pipeline_order[rank]
+            if action is not None
+            for part in (action.sub_actions or (action,))
+        ]
+        for rank in range(num_ranks)
+    ]
+
+
+def timetable(rows: list[list[Action]], num_stages: int, duration: Callable[[Action], float] = units) -> Timetable:
+    """Each rank does its actions in order, each as soon as what it needs is there."""
+    done: dict[Action, float] = {}  # when an action ends
+    placed: list[list[tuple[float, Action]]] = [[] for _ in rows]
+    free = [0.0] * len(rows)
+    ranks = [*range(len(rows))]
+    while any(len(row) > len(had) for row, had in zip(rows, placed, strict=True)):
+        progressed = False
+        ranks.reverse()  # backwards come from the last rank, forwards from the first
+        for rank in ranks:
+            row = rows[rank]
+            while len(placed[rank]) < len(row):
+                action = row[len(placed[rank])]
+                ready = _ready(action, num_stages, done)
+                if ready is None:
+                    break
+                start = max(free[rank], ready)
+                placed[rank].append((start, action))
+                done[action] = free[rank] = start + duration(action)
+                progressed = True
+        if not progressed:
+            raise ValueError("the schedule waits for itself")
+    return Timetable(placed, duration)
+
+
+def _ready(action: Action, num_stages: int, done: dict[Action, float]) -> float | None:
+    """When what the action needs has ended; None if that is not yet known."""
+    kind, stage, i = action
+    if kind == "F":
+        return 0 if stage == 0 else done.get(Action("F", stage - 1, i))
+    if kind == "W":
+        return done.get(Action("I", stage, i))
+    if stage == num_stages - 1:
+        return done.get(Action("F", stage, i))
+    return done.get(Action("B", stage + 1, i), done.get(Action("I", stage + 1, i)))
+
+
+def closed_form_bubble(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> float | None:
+    """The bubble by formula (in pipeline.py); None where too few or unequal rounds of microbatches void it."""
+    p, m, v = num_ranks, num_microbatches, num_stages // num_ranks
+    facts = SCHEDULES[schedule]
+    if m < (2 * p - 1 if facts.v_shaped else p) or (facts.microbatches == "rounds" and m % p):
+        return None
+    return (p - 1) / ((3 if facts.splits_backward else 1) * v * m + p - 1)
+
+
+def draw_schedule(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> str:
+    """A line for each rank, a column for each unit of time.
+
+    `F3` is microbatch 3's forward; `B3 --` its backward, two units long; `I3` and `W3` the two halves of it. With
+    several stages on a rank a letter says which: `F3a` on its first, `F3b` on its second. A dot is a rank that waits.
+    """
+    table = timetable(actions_by_rank(schedule, num_stages, num_ranks, num_microbatches), num_stages)
+    v_shaped, several = SCHEDULES[schedule].v_shaped, num_stages > num_ranks
+    cells = []
+    for rank, row in enumerate(table.rows):
+        own = stages_of_rank(rank, num_ranks, num_stages, v_shaped=v_shaped)
+        line = ["."] * int(table.length)
+        for start, (kind, stage, microbatch) in ((int(start), action) for start, action in row):
+            line[start] = f"{kind}{microbatch}" + (chr(ord("a") + own.index(stage)) if several else "")
+            line[start + 1 : start + UNITS[kind]] = ["--"] * (UNITS[kind] - 1)
+        cells.append(line)
+    width = max(len(cell) for line in cells for cell in line)
+    label = len(f"rank {num_ranks - 1}")
+    lines = [
+        f"{f'rank {rank}':{label}}  " + " ".join(f"{cell:{width}}" for cell in line).rstrip()
+        for rank, line in enumerate(cells)
+    ]
+    return "\n".join(lines)
+
+
+class Forward(NamedTuple):
+    rank: int
+    stage: int
+    microbatch: int
+
+
+def forward_ticks(num_stages: int, num_ranks: int, num_microbatches: int, *, v_shaped: bool) -> list[list[Forward]]:
+    """Forwards alone, breadth first, in ticks of at most one a rank: what a tick makes, the next may use."""
+    rows = [
+        [Action("F", s, i) for s in stages_of_rank(r, num_ranks, num_stages, v_shaped=v_shaped)
+         for i in range(num_microbatches)]
+        for r in range(num_ranks)
+    ]  # fmt: skip
+    table = timetable(rows, num_stages)
+    ticks: list[list[Forward]] = [[] for _ in range(int(table.length))]
+    for row in table.rows:
+        for start, (_, stage, i) in row:
+            ticks[int(start)].append(Forward(rank_of_stage(stage, num_ranks, v_shaped=v_shaped), stage, i))
+    return ticks

@@ -1,0 +1,85 @@
+"""Activation checkpointing: keep little of a layer's forward, and run it again in the backward (Chen et al. 2016).
+
+`full` keeps the layer's input. `selective` keeps the outputs of KEPT_OPS too, costly to compute and cheap to hold, and
+recomputes the rest (Korthikanti et al. 2022, section 5, with another choice). Dropout masks are replayed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
+
+from train.config.schema import ActivationCheckpointing
+
+KEPT_OPS = [
+    torch.ops.aten.mm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
+
+
+def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing, *, splits_backward: bool = False) -> None:
+    """Make the layer's backward recompute. `splits_backward`: it comes in two passes, gradients of inputs and of
+    weights, and both recompute."""
+    if mode is ActivationCheckpointing.none:
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if mode is ActivationCheckpointing.selective:
+        # torch's own gives what it kept once, and refuses a second pass; but only its own can be compiled
+        torchs = partial(create_selective_checkpoint_contexts, KEPT_OPS)
+        options["context_fn"] = keep_and_replay if splits_backward else torchs
+    # an attribute of the instance, not a wrapper module: parameters keep their global names
+    layer.forward = partial(checkpoint, layer.forward, **options)
+
+
+def keep_and_replay() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """Contexts of a forward and of its recomputations, however many. What is kept lives as long as the graph."""
+    kept: Kept = defaultdict(list)
+    return _Keep(kept), _Replay(kept)
+
+
+Kept = defaultdict[Any, list[Any]]  # by operator, the outputs of its calls
+
+
+class _Keep(TorchDispatchMode):
+    def __init__(self, kept: Kept) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in KEPT_OPS:
+            self.kept[func].append(tree_map_only(Tensor, Tensor.detach, out))
+        return out
+
+
+class _Replay(TorchDispatchMode):
+    def __init__(self, kept: Kept) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def __enter__(self) -> Any:
+        self.calls: dict[Any, int] = defaultdict(int)
+        return super().__enter__()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func not in KEPT_OPS:
+            return func(*args, **(kwargs or {}))
+        call = self.calls[func]
+        self.calls[func] += 1
+        return tree_map_only(Tensor, Tensor.detach, self.kept[func][call])

@@ -1,0 +1,87 @@
+"""Tensor parallelism: what enters and leaves the split layers, the loss, and the gradients of whole weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from train.config.plan import Plan
+from train.config.shapes import KV_MODULES, Shape, chunk, element_sizes, model_shard, units
+from train.config.traffic import Place, Traffic, degree_of, loss_size, num_layers, recomputations, tokens_of
+
+
+def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
+    if "tp" not in plan.axes:
+        return
+    yield from activations(plan, place)
+    yield from whole_weights(plan, place)
+    yield from shared_heads(plan, place)
+    if holds(plan, place, "head"):
+        yield loss(plan)
+
+
+def holds(plan: Plan, place: Place, end: str) -> bool:
+    return any(end in name for name, _ in units(plan, place["pp"]))
+
+
+def activations(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Of BTD each: four a layer, two in the forward and two in the backward, and one or two for each end."""
+    m, (kept, used) = plan.num_microbatches, element_sizes(plan.config.precision)
+    size = tokens_of(plan) * plan.config.model.dim
+    n = m * num_layers(plan, place)
+    embed, head = (m * holds(plan, place, end) for end in ("embed", "head"))
+    # what recomputation runs again: both entries and the first exit; it stops before the last product's result leaves
+    again = recomputations(plan, place)
+    if plan.option("sequence_parallel", True):
+        for op in ("all_gather", "reduce_scatter"):
+            yield Traffic("tp", op, 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
+            yield Traffic("tp", op, embed, embed * size * kept, "embedding")
+            yield Traffic("tp", op, head, head * size * used, "the head's input")
+        yield Traffic("tp", "all_gather", 2 * again, 2 * again * size * used, "recomputed")
+        yield Traffic("tp", "reduce_scatter", again, again * size * used, "recomputed")
+    else:
+        yield Traffic("tp", "all_reduce", 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
+        yield Traffic("tp", "all_reduce", embed, embed * size * kept, "embedding")
+        yield Traffic("tp", "all_reduce", head, head * size * used, "the head's input, backward")
+        yield Traffic("tp", "all_reduce", again, again * size * used, "recomputed")
+
+
+def whole_weights(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Gradients that are one term of a sum: routers', and under sequence parallelism the norms'."""
+    ends = ("router.weight", "norm.weight") if plan.option("sequence_parallel", True) else ("router.weight",)
+    whole = {name: shape for _, unit in units(plan, place["pp"]) for name, shape in unit.items() if name.endswith(ends)}
+    yield completed(plan, "tp", [*whole.values()], "whole weights")
+
+
+def shared_heads(plan: Plan, place: Place) -> Iterator[Traffic]:
+    """Gradients of KV heads that several ranks hold: each has the term of its own query heads."""
+    if degree_of(plan, "kv_replicate") == 1:
+        return
+    held = [item for _, unit in units(plan, place["pp"]) for item in unit.items()]
+    shapes = [model_shard(plan, place, name, shape) for name, shape in held if name.split(".")[-2] in KV_MODULES]
+    yield completed(plan, "kv_replicate", shapes, "shared KV heads")
+
+
+def completed(plan: Plan, axis: str, shapes: list[Shape], what: str) -> Traffic:
+    """The all-reduces that complete gradients of these shapes: all in one, once a step. FSDP completes them one by one,
+    before it reduce-scatters them: as they come from each backward, or from the sum of all where it waits for the last.
+    """
+    kept, used = element_sizes(plan.config.precision)
+    size, m = sum(map(math.prod, shapes)), plan.num_microbatches
+    if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
+        return Traffic(axis, "all_reduce", min(len(shapes), 1), kept * size, f"gradients of {what}, once a step")
+    once = "pp" in plan.axes or plan.option("zero_stage", 3) == 1
+    times, element = (1 if once else m), (kept if "pp" in plan.axes or (once and m > 1) else used)
+    calls = len(shapes) * times
+    return Traffic(axis, "all_reduce", calls, times * element * size, f"FSDP completes gradients of {what}")
+
+
+def loss(plan: Plan) -> Traffic:
+    """Maxima, sums and target logits of every token; or all logits, whose shards are padded to the largest."""
+    m, tokens = plan.num_microbatches, tokens_of(plan)
+    if plan.option("loss_parallel", True):
+        return Traffic("tp", "all_reduce", 2 * m, 3 * m * tokens * loss_size(plan), "the loss: maxima, sums, targets")
+    _, used = element_sizes(plan.config.precision)
+    degree = plan.degrees["tp"]
+    logits = tokens * degree * len(chunk(plan.config.model.vocab_size, degree, 0))
+    return Traffic("tp", "all_gather", m, m * logits * used, "logits, gathered")
