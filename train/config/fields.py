@@ -26,7 +26,7 @@ LARGE = 1e30  # of a number that a float32 must hold, products with others too
 
 
 def key(default: Any, help: str) -> Any:
-    """A dataclass field that is a key of the config. `help`: what it does, in one sentence, for `--help` and the docs."""
+    """A dataclass field that is a key of the config. `help`: in one sentence what it does, for `--help` and docs."""
     return field(default=default, metadata={"help": help})
 
 
