@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from hypothesis import strategies as st
+from train.strategies.pipeline.strategy import Pipeline
 
 from train.command import cli
 from train.command.validate import validate
@@ -12,7 +13,6 @@ from train.config.plan import Plan
 from train.config.schema import Config
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.pipeline.placement import SCHEDULES
-from train.strategies.pipeline.strategy import Pipeline
 from train.strategies.spmd import COMM_HOOKS, CP_METHODS
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs" / "strategy").glob("*.yaml"))

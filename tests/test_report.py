@@ -112,8 +112,9 @@ def test_differences_that_mean_nothing_for_a_strategy_are_not_listed():
 def test_every_key_that_needs_an_axis_is_one_of_the_strategies():
     from dataclasses import fields
 
-    from train.strategies.deepspeed.strategy import DeepSpeed
     from train.strategies.pipeline.strategy import Pipeline
+
+    from train.strategies.deepspeed.strategy import DeepSpeed
 
     assert set(configs.NEEDS) <= {field.name for kind in (Pipeline, DeepSpeed) for field in fields(kind)}
 
