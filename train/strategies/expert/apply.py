@@ -71,10 +71,9 @@ def apply_experts(target: Target) -> None:
     Where `ep` is named, FSDP shards the experts over a mesh of their own. Collective then: it makes process groups."""
     model, mesh, config = target.model, target.mesh, target.config
     axes, degree = config.strategy.mesh_axes(), config.strategy.expert_degree()
-    for router in routers(model.layers).values():
-        # the auxiliary loss is a mean over the sequences of the global batch, whatever rank or microbatch has them
-        router.aux_scale /= config.train.global_batch_size
-        if mesh["cp"].size() > 1:
+    scale_aux_loss(model, num_sequences=config.train.global_batch_size)
+    if mesh["cp"].size() > 1:
+        for router in routers(model.layers).values():
             router.sequence_shards = mesh["cp"].size()
             router.sum_over_sequence = partial(collectives.sum_of, group=mesh["cp"].get_group())
     if degree is None:
@@ -87,6 +86,12 @@ def apply_experts(target: Target) -> None:
     for moe in mixtures(model):
         moe.dispatch = ExpertParallelDispatch(own_mesh["ep"].get_group())
         target.fsdp_units[moe.experts] = (data_mesh, partial(width_shard, moe.experts))
+
+
+def scale_aux_loss(model: Transformer, *, num_sequences: int) -> None:
+    """The auxiliary loss is a mean over the sequences of the global batch, whatever rank or microbatch has them."""
+    for router in routers(model.layers).values():
+        router.aux_scale /= num_sequences
 
 
 def width_shard(experts: Experts, parameter: nn.Parameter) -> Shard:
