@@ -8,7 +8,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted(
     path.relative_to(REPO).as_posix()
-    for pattern in ("*.md", "docs/*.md", "scripts/comparing/vendor/*.md")
+    for pattern in ("*.md", "docs/*.md", "scripts/comparing/pages/vendor/*.md")
     for path in REPO.glob(pattern)
 )
 # the changelog names files as they were called then, and the walk names files that it makes (tests follow it)
