@@ -39,7 +39,7 @@ def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str
 
 def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Replace this program by torchrun, which keeps its process id: the ranks are told it, and end with it."""
-    command = [sys.executable, "-m", "torch.distributed.run", *line]
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", *line]  # -P: as the command torchrun does
     os.execve(sys.executable, command, {**env, AGENT: str(os.getpid())})
 
 
