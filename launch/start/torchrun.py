@@ -14,9 +14,8 @@ import psutil
 
 from launch.local import torchrun_line
 from launch.start.alive import RANKS
-from launch.start.environment import local_environment
+from launch.start.environment import local_environment, source_path
 from launch.sweeping.progress import Progress
-from train.command.resources import INSTALLED, ROOT
 from train.config.world import LOCK, RUN_FILE
 
 PATIENCE_S = 35.0  # torchrun gives its ranks 30 s between TERM and KILL
@@ -31,10 +30,8 @@ def torchrun(overrides: Sequence[str], nproc: int, log: Path, told: Path) -> int
     """The exit code. Whatever ends this process (ctrl-C, TERM, KILL) ends the ranks; call it from the main thread."""
     lock = str((told.parent / RANKS).resolve())
     env, _ = local_environment(nproc, os.environ)
-    env |= {RUN_FILE: str(told.resolve()), LOCK: lock}
-    if not INSTALLED:  # the ranks must import the code of this source tree
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # -P: a module of the working directory, as somebody's train.py, must not be taken for one of the program's
+    env |= {RUN_FILE: str(told.resolve()), LOCK: lock} | source_path()
+    # -P: a module in the working directory, for example somebody's train.py, must not replace one of this program
     agent = [sys.executable, "-P", "-m", "launch.start.agent", str(os.getpid()), lock]
     progress = Progress(told, log)
     with log.open("w") as output:
