@@ -20,6 +20,7 @@ from launch.describe.memory import check_memory
 from launch.start.environment import become_torchrun, local_environment
 from train.command import cli
 from train.command.exits import reported_once
+from train.command.resources import path_of
 from train.command.streams import lasting
 from train.command.validate import completed
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES
@@ -31,7 +32,6 @@ from train.config.world import World
 from train.data.corpus import load_corpus
 
 LARGEST = {"nproc": MAX_RANKS, "port": 65_535}
-MAIN = Path(__file__).resolve().parent.parent / "train" / "main.py"
 
 
 def main() -> None:
@@ -57,8 +57,7 @@ def main() -> None:
 def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
     """torchrun's arguments for one run on this machine, whose name it need not ask for."""
     where = "--standalone" if port is None else f"--master_port={port}"
-    script = str(MAIN.relative_to(Path.cwd())) if MAIN.is_relative_to(Path.cwd()) else str(MAIN)
-    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", script, *overrides]
+    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
+from train.command.resources import INSTALLED, ROOT
 from train.config.world import AGENT, LOCK, NEEDED, PLACE, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
@@ -39,8 +41,27 @@ def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str
 
 def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Replace this program by torchrun, which keeps its process id: the ranks are told it, and end with it."""
-    command = [sys.executable, "-m", "torch.distributed.run", *line]
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", *line]  # -P: as the command torchrun does
     os.execve(sys.executable, command, {**env, AGENT: str(os.getpid())})
+
+
+def source_path() -> dict[str, str]:
+    """The PYTHONPATH with which a process imports the code of this source tree; nothing if the program is installed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {} if INSTALLED else {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
+def own_code() -> Iterator[None]:
+    """A Python process that is started meanwhile imports the code of this program. A module in the working directory,
+    for example somebody's train.py, does not replace a module of this program."""
+    before = dict(os.environ)
+    os.environ.update({"PYTHONSAFEPATH": "1"} | source_path())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def loopback() -> dict[str, str]:

@@ -13,7 +13,6 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -25,12 +24,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.command import as_typed
 from train.command.overrides import HOW_TO_QUOTE, keys, quoted
+from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Config
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 
 class _Parser(argparse.ArgumentParser):

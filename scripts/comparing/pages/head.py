@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from train.command.resources import words_of
 from train.record.run_files import clean
 
 from .. import words
@@ -25,7 +26,7 @@ def facts(groups: list[Group], argv: list[str]) -> dict[str, str]:
     found["software"] = _each([_software(run) for run in runs])
     found["processes"] = _each([run.world_size for run in runs])
     found["command"] = command(runs)
-    found["this page"] = shlex.join(["python", "scripts/compare.py", *argv]) if argv else ""
+    found["this page"] = shlex.join(["python", *words_of("scripts/compare.py"), *argv]) if argv else ""
     return {name: value for name, value in found.items() if value}
 
 
