@@ -13,14 +13,12 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from launch.describe.memory import check_memory
-from launch.start.environment import become_torchrun, local_environment
+from launch.start.environment import become_torchrun, local_environment, torchrun_line
 from train.command import cli
 from train.command.exits import reported_once
-from train.command.resources import path_of
 from train.command.streams import lasting
 from train.command.validate import completed
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES
@@ -52,12 +50,6 @@ def main() -> None:
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)
     become_torchrun(line, env)
-
-
-def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
-    """torchrun's arguments for one run on this machine, whose name it need not ask for."""
-    where = "--standalone" if port is None else f"--master_port={port}"
-    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:

@@ -6,7 +6,7 @@ import statistics
 import numpy as np
 import pytest
 
-from launch.sweeping import progress
+from launch.start import progress
 from scripts.comparing import words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of

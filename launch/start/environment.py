@@ -1,4 +1,4 @@
-"""The environment that a launcher on this machine gives torchrun, whatever stands in its own.
+"""The command line and the environment that a launcher on this machine gives torchrun, whatever stands in its own.
 
 A local world needs no host name: its ranks meet at 127.0.0.1. What another launch left behind (`PET_*`, which would
 override torchrun's own arguments, `RANK`, `WORLD_SIZE` …) is left out, and said to be.
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
-from train.command.resources import INSTALLED, ROOT
+from train.command.resources import INSTALLED, ROOT, path_of
 from train.config.world import AGENT, LOCK, NEEDED, PLACE, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
@@ -37,6 +37,12 @@ def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str
     notes += [note] if note else []
     # torchrun would make a folder for error files in the temporary directory, and leave it there
     return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | {"PET_LOG_DIR": os.devnull}, notes
+
+
+def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
+    """torchrun's arguments for one run on this machine, whose name it need not ask for."""
+    where = "--standalone" if port is None else f"--master_port={port}"
+    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
 
 
 def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from launch.local import torchrun_line
 from launch.start.alive import RANKS
-from launch.start.environment import local_environment, source_path
-from launch.sweeping.progress import Progress
+from launch.start.environment import local_environment, source_path, torchrun_line
+from launch.start.progress import Progress
 from train.config.world import LOCK, RUN_FILE
 
 PATIENCE_S = 35.0  # torchrun gives its ranks 30 s between TERM and KILL
