@@ -42,7 +42,7 @@ class Fake:
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.sweep.COMPARE", tmp_path / "compare.py")
+    monkeypatch.setattr("launch.sweep.path_of", lambda script: Path(script).name)  # of this folder, not the program
 
 
 def state():
