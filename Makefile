@@ -1,5 +1,5 @@
 # make train     make .venv, install, and train:  make train STRATEGY=pp NPROC=2 ARGS="train.steps=20"
-# make test      everything not marked slow;      make test-all adds the slow ones;  make check: ruff and mypy
+# make test      everything not marked slow;      make test-all adds the slow ones;  make check: ruff, mypy, imports
 PYTHON ?= python3
 STRATEGY ?= tp
 NPROC ?= 4
@@ -25,6 +25,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 install: .venv/installed
 

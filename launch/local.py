@@ -13,11 +13,10 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from launch.describe.memory import check_memory
-from launch.start.environment import become_torchrun, local_environment
+from launch.start.environment import become_torchrun, local_environment, torchrun_line
 from train.command import cli
 from train.command.exits import reported_once
 from train.command.streams import lasting
@@ -31,7 +30,6 @@ from train.config.world import World
 from train.data.corpus import load_corpus
 
 LARGEST = {"nproc": MAX_RANKS, "port": 65_535}
-MAIN = Path(__file__).resolve().parent.parent / "train" / "main.py"
 
 
 def main() -> None:
@@ -52,13 +50,6 @@ def main() -> None:
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)
     become_torchrun(line, env)
-
-
-def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
-    """torchrun's arguments for one run on this machine, whose name it need not ask for."""
-    where = "--standalone" if port is None else f"--master_port={port}"
-    script = str(MAIN.relative_to(Path.cwd())) if MAIN.is_relative_to(Path.cwd()) else str(MAIN)
-    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", script, *overrides]
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:

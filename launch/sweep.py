@@ -38,6 +38,7 @@ from launch.sweeping.points import DONE, FAILED, INVALID, PROBES, RUNNING, Entry
 from train.command import cli
 from train.command.exits import reported_once
 from train.command.overrides import with_quotes
+from train.command.resources import path_of
 from train.command.streams import lasting
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
@@ -46,7 +47,6 @@ from train.config.world import World
 if TYPE_CHECKING:  # which loads torch
     from train.ranks.distributed import Runtime
 
-COMPARE = Path(__file__).resolve().parent.parent / "scripts" / "compare.py"
 PROBE = (
     "train.steps=9",
     "train.eval_every=0",
@@ -150,11 +150,9 @@ def finish(state: State) -> int:
     others += [f"{len(invalid)} skipped"] if invalid else []
     print("; ".join([f"{len(done)} of {len(state.entries)} point(s) done", *others]), flush=True)
     if done:
-        script = str(COMPARE.relative_to(Path.cwd())) if COMPARE.is_relative_to(Path.cwd()) else str(COMPARE)
-        line = [script, *(str(entry.run_dir) for entry in done)]
+        line = [path_of("scripts/compare.py"), *(str(entry.run_dir) for entry in done)]
         print(shlex.join(["python", *line]), flush=True)
-        if COMPARE.exists():
-            subprocess.run([sys.executable, *line], check=False)
+        subprocess.run([sys.executable, *line], check=False)
     return 1 if failed else 0
 
 

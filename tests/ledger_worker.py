@@ -1,9 +1,11 @@
 """Each rank of a test world counts the third step of each job (`train/measure/ledger.py`), beside what it should be."""
 
 import dataclasses
+from typing import Any
 
 from train.config.plan import Plan
 from train.config.shapes import coordinates, folded_place
+from train.config.traffic import totals
 from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
@@ -11,7 +13,7 @@ from train.proof import jobs as prove
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
 from train.strategies.memory import held, state_bytes
-from train.strategies.traffic import expected, totals, unknown
+from train.strategies.traffic import expected, unknown
 
 
 def run(job: prove.Job, site: prove.Site) -> prove.Result:
@@ -19,7 +21,7 @@ def run(job: prove.Job, site: prove.Site) -> prove.Result:
     config = job.config
     plan, rank = Plan(config, site.world.world_size), site.world.rank
     mesh = site.mesh(config)
-    step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    step: Any = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     size = config.train.global_batch_size
     batch = [x.to(site.runtime.device) for x in load_corpus(config).batch(1, size, own_rows(mesh, size))]
     for _ in range(2):  # a pipeline greets its neighbours in the first, DDP sorts its buckets for the second

@@ -1,47 +1,31 @@
-"""What is said of a plan before it runs: the bubble of its own microbatches, the memory that it needs, ranks that are
-alike."""
+"""What is said of a plan before it runs: the bubble of its own microbatches, ranks that are alike, rules that are
+mended together."""
 
 import itertools
 import math
 import random
 from dataclasses import replace
-from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from launch.describe.alike import alike, same_stages
-from launch.describe.description import holdings, memory, merged
-from launch.describe.memory import GiB, Ranks, Room, check_memory, gib, machine, room_here, shortage
+from launch.describe.description import merged
 from launch.describe.schedule import listed, picture, replayed, step_bubble
-from launch.explain import explained, problems, side_by_side
+from launch.explain import problems, side_by_side
 from launch.sweeping.grid import expand
-from train.command import cli, presets
+from tests.plans import plan_of
+from train.command import presets
 from train.command.validate import completed, mending, validate
 from train.config.flops import flops_per_token
-from train.config.plan import Plan
-from train.config.problems import BadInput, Problem, said
+from train.config.problems import Problem, said
 from train.config.rule import below
 from train.config.shapes import block
-from train.measure.out_of_memory import remedies
-from train.strategies.memory import held, needs, num_parameters, state_bytes
+from train.strategies.memory import held, num_parameters, state_bytes
 from train.strategies.pipeline.placement import SCHEDULES, layers_per_stage
 from train.strategies.pipeline.rules import microbatches
 from train.strategies.traffic import unknown
-
-PARSER = cli.parser("test", "")
-
-
-@cache
-def composed(*presets):
-    return cli.parse(PARSER, [*presets])[0]
-
-
-def plan_of(line):
-    """Presets are composed, once each; keys are set on what comes of them."""
-    words = line.split()
-    presets = [word for word in words if word.split("=")[0] in ("strategy", "model", "data", "hardware")]
-    return Plan(composed(*presets), 1).override(" ".join(word for word in words if word not in presets))
 
 
 def line_of(lines, start):
@@ -87,7 +71,8 @@ def test_the_split_of_layers_is_the_best_of_all():
         model.num_layers, model.vocab_size = layers, vocabulary
 
         def cost(counts):
-            one, none = (flops_per_token(SimpleNamespace(**vars(model) | {"num_layers": n}), 128) for n in (1, 0))
+            models: list[Any] = [SimpleNamespace(**vars(model) | {"num_layers": n}) for n in (1, 0)]
+            one, none = (flops_per_token(model, 128) for model in models)
             flops = [n * (one - none) for n in counts]
             flops[-1] += none
             return max(flops), sum(x * x for x in flops)
@@ -109,105 +94,6 @@ def test_parameters_are_counted(model):
     assert active == total - (plan.config.model.num_layers * idle * expert if expert else 0)
 
 
-def test_what_fsdp_puts_together_within_a_step():
-    line = "nproc=4 train.micro_batch_size=1 train.global_batch_size=16 strategy="
-    plan = plan_of(f"{line}fsdp")
-    total = 4 * num_parameters(plan.config.model)[0]
-    layer = 4 * sum(map(math.prod, block(plan.config.model).values()))
-    head = 4 * (256 * 128 + 128)
-    assert needs(plan_of(f"{line}dp"), 0).whole == needs(plan_of(f"{line}tp"), 0).whole == 0
-    assert needs(plan_of(f"{line}zero1"), 0).whole == 2 * total
-    assert needs(plan_of(f"{line}zero2"), 0).whole == total + layer
-    assert needs(plan, 0).whole == 3 * layer + head
-    assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(
-        holdings(Ranks(plan))
-    )
-    assert "all parameters; and of the gradients those of one block" in "".join(
-        holdings(Ranks(plan_of(f"{line}zero2")))
-    )
-    assert "all parameters; and of the gradients all, until the last microbatch" in "".join(
-        holdings(Ranks(plan_of(f"{line}zero1")))
-    )
-    # FSDP over cp and ep: what tp and ep split is put together of a part only
-    assert needs(plan_of(f"{line}fsdp_tp"), 0).whole < needs(plan, 0).whole
-
-
-def test_deepspeed_holds_by_zeros_arithmetic():
-    """docs/deepspeed.md, whose bytes tests/test_deepspeed.py compares with a run's."""
-    total = 4 * num_parameters(plan_of("strategy=dp").config.model)[0]
-    for stage, shards in ((1, (1, 1, 4)), (2, (1, 4, 4)), (3, (4, 4, 4))):
-        one = needs(plan_of(f"strategy=ds_zero{stage} nproc=4"), 0)
-        assert (one.parameters, one.gradients, one.optimiser) == tuple(
-            size // parts for size, parts in zip((total, total, 3 * total), shards, strict=True)
-        )
-    plan = plan_of("strategy=ds_pp nproc=4")
-    of_stages = [needs(plan, rank) for rank in range(4)]
-    assert sum(one.parameters for one in of_stages) == total and of_stages[1].optimiser == 2 * of_stages[1].parameters
-    ends = 4 * (2 * 256 * 128 + (1 + 2 * 8) * 128)  # embedding, head and norms are whole
-    assert needs(plan_of("strategy=ds_autotp nproc=4"), 3).parameters == (total - ends) // 4 + ends
-    assert needs(plan_of("strategy=ds_zero3 nproc=4 strategy.whole_below=200"), 0).parameters == (
-        (total - 17 * 512) // 4 + 17 * 512
-    )
-    offloaded = needs(plan_of("strategy=ds_zero1 nproc=4 strategy.offload_optimizer=true"), 0)
-    assert offloaded.on_device == 2 * total and offloaded.offloaded == 3 * total // 4
-
-
-def test_memory_is_in_gib_of_three_digits():
-    assert [gib(x * GiB) for x in (1050.69, 999.6, 123.4, 45, 2.5, 0.00574)] == [
-        "1,050", "1,000", "123", "45.0", "2.50", "0.00574",
-    ]  # fmt: skip
-    assert gib(0) == "0"
-
-
-def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
-    card = "model=llama_70b hardware=l40s precision=bf16 train.micro_batch_size=2"
-    plan = plan_of(f"{card} strategy=dp nproc=8 train.global_batch_size=16")
-    (problem,) = problems(plan.config, 8)
-    assert problem.exit_code == 3
-    assert "rank 0 holds 1,050 GiB" in problem.message and "hardware=l40s has 45.0 GiB" in problem.message
-    there = plan.override(" ".join(problem.overrides))
-    assert there.world_size == 32 and not problems(there.config, there.world_size)
-    lines = explained(plan, [problem])
-    assert "70,553,706,496 parameters" in lines[0] and any("so it cannot fit" in line for line in lines)
-    two, three = (plan_of(f"{card} strategy={name} nproc=64 train.global_batch_size=128") for name in ("zero2", "fsdp"))
-    assert "rank 0 holds 16.4 GiB" in str(shortage(Ranks(two), Room("l40s", int(44.99 * GiB), shared=False)))
-    assert "and 135 GiB that are put together within a step" in str(
-        shortage(Ranks(two), Room("l40s", 2**35, shared=False))
-    )
-    assert shortage(Ranks(three), Room("l40s", int(44.99 * GiB), shared=False)) is None
-    here = Room("this machine", 2**34, shared=True)
-    small = plan_of("model=llama_1b strategy=dp nproc=2 train.global_batch_size=8 train.micro_batch_size=1")
-    problem = shortage(Ranks(small), here)
-    assert problem.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(problem)
-    assert problem.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
-    assert "the state fits; activations come on top" in memory(Ranks(plan_of("strategy=dp nproc=2")), machine())[-1]
-
-
-@pytest.mark.parametrize(("devices", "fits"), [(2, True), (1, False)])
-def test_the_memory_of_the_devices_that_there_are(devices, fits, monkeypatch):
-    """Two ranks on two devices, or sharing one over gloo; 8 GiB each, of which llama_1b's ranks need 6.6."""
-    device = SimpleNamespace(type="cuda")
-    properties = SimpleNamespace(total_memory=8 * GiB)
-    module = SimpleNamespace(get_device_properties=lambda _: properties, get_device_name=lambda _: "a card")
-    monkeypatch.setattr("train.ranks.distributed.choose_runtime", lambda *_: SimpleNamespace(device=device))
-    monkeypatch.setattr("torch.get_device_module", lambda _: module)
-    monkeypatch.setattr("torch.accelerator.device_count", lambda: devices)
-    plan = plan_of("model=llama_1b strategy=tp nproc=2 train.micro_batch_size=1")
-    room = room_here(plan.config, 2)
-    assert room == Room("a card", 8 * GiB * devices // 2, shared=False)
-    if fits:
-        check_memory(plan.config, 2)
-    else:
-        with pytest.raises(BadInput, match=r"holds 6.63 GiB .* but a card has 4.00 GiB.*force=true starts it"):
-            check_memory(plan.config, 2)
-
-
-def test_advice_when_memory_runs_out_is_of_what_filled_it():
-    config = plan_of("strategy=dp nproc=2 train.micro_batch_size=4").config
-    assert remedies(config, built=True)[0] == "train.micro_batch_size=2"
-    assert not any("batch" in one or "checkpointing" in one for one in remedies(config, built=False))
-
-
 UNEVEN = (
     "strategy=fsdp_tp nproc=12 strategy.tp=4 model.vocab_size=259",
     "strategy=fsdp nproc=7 model.vocab_size=300",
@@ -227,7 +113,7 @@ def test_ranks_of_a_group_hold_and_send_the_same(line):
     plan = plan_of(f"{line} train.micro_batch_size=1 train.global_batch_size=84")
     assert unknown(plan) is None
     seen = []
-    rows = {}
+    rows: dict[object, object] = {}
     for (pp, parts), ranks in alike(plan).items():
         seen += ranks
         for rank in ranks:

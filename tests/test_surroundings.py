@@ -1,8 +1,7 @@
-"""What surrounds a run: variables of other launches, a machine without a name, readers that go, odd paths, secrets."""
+"""What surrounds a run: variables of other launches, a machine without a name, odd paths."""
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -11,17 +10,15 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from launch.start.environment import local_environment
-from launch.sweeping.grid import check_all, expand
-from launch.sweeping.points import State
-from train.command import as_typed, cli
+from launch.sweeping.grid import expand
+from train.command import cli
 from train.command.overrides import quoted
 from train.command.validate import validate
 from train.config.problems import BadInput
 from train.config.world import environment_problem
-from train.record.run_dir import make_run_dir, work, work_hash, write_work
+from train.record.run_dir import make_run_dir
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
@@ -95,50 +92,6 @@ def test_nobody_waits_long_for_the_name_of_this_machine(answers, monkeypatch):
     env, notes = local_environment(1, {})
     assert "RES_OPTIONS" not in os.environ
     assert ("RES_OPTIONS" in env, len(notes)) == ((False, 0) if answers else (True, 1))
-
-
-TOOLS = {
-    "-m launch.explain strategy=tp nproc=4": 0,
-    "-m launch.explain strategy=single nproc=4": 2,
-    "-m launch.local --help": 0,
-    "train/main.py --cfg job": 0,
-    "scripts/bench_points.py list 2": 0,
-}
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("line", TOOLS)
-def test_a_pipe_closed_early_ends_no_tool_in_a_traceback(line, tmp_path):
-    first, *words = line.split()
-    command = [sys.executable, str(REPO / first) if "/" in first else first, *words]
-    read, write = os.pipe()
-    os.close(read)
-    run = subprocess.run(command, cwd=tmp_path, env=ENV, stdout=write, stderr=subprocess.PIPE, timeout=50)
-    os.close(write)
-    assert (run.returncode, run.stderr) == (TOOLS[line], b"")
-
-
-STREAM = """
-import sys
-from train.command.streams import lasting
-lasting()
-for _ in range(3): print("x" * 100_000, "caf\\u00e9")
-print("still here", file=sys.stderr)
-sys.exit(5)
-"""
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("output", ["| true", ">&-", ">/dev/full", "<&- >&- 2>&-", "2>&1 | true", "> out"])
-def test_a_broken_standard_output_ends_nothing(output, tmp_path):
-    (tmp_path / "code.py").write_text(STREAM)
-    line = f"{sys.executable} code.py {output}; exit ${{PIPESTATUS[0]}}"
-    env = ENV | {"PYTHONIOENCODING": "ascii"}
-    run = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=50)
-    assert run.returncode == 5
-    assert run.stderr == ("" if "2>&" in output else "still here\n")
-    if output == "> out":
-        assert (tmp_path / "out").read_text().count("caf\\xe9") == 3
 
 
 ODD = [
@@ -216,54 +169,6 @@ def test_a_strategys_name_stays_in_the_folder():
         (message,) = found(replace(config, strategy=replace(config.strategy, name=name)))
         assert message == f"strategy.name={name} cannot begin the name of a run's folder"
     assert found(replace(config, strategy=replace(config.strategy, name="my_fsdp-2.1"))) == []
-
-
-@pytest.mark.timeout(60)
-def test_what_the_environment_holds_is_used_and_not_written(tmp_path, monkeypatch):
-    secrets = {"PLACE": "geheim", "SIZE": "48271", "PART": "0.12345", "ID": "77123", "STEPS": "4242"}
-    for name, value in secrets.items():
-        monkeypatch.setenv(name, value)
-    words = [
-        "data=text", "data.path=${oc.env:PLACE}/x", "train.seed=${oc.env:SIZE}", f"metrics.dir={tmp_path}",
-        "data.validation_fraction=${oc.env:PART}", "data.ignore_token='${oc.decode:${oc.env:ID}}'",
-        "runtime.device=${data.path}", "train.steps=${oc.env:STEPS}",
-    ]  # fmt: skip
-    config, tree, _ = cli.parse(cli.parser("test", ""), words)
-    assert (config.data.path, config.train.seed, config.data.ignore_token) == ("geheim/x", 48271, 77123)
-    run = make_run_dir(config, tree, {"tp": 1}, 1, str(tmp_path / "told"))
-    typed = as_typed.from_environment(tree)
-    write_work(run, config, "0" * 64, {"tp": 1}, typed, world_size=1)
-    assert (tmp_path / "told").read_text() == f"{run}\n"
-    written = "".join(file.read_text() for file in run.iterdir())
-    assert not [value for value in secrets.values() if value in written]
-    raw = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
-    assert (raw["data"]["path"], raw["train"]["seed"]) == ("${oc.env:PLACE}/x", "${oc.env:SIZE}")
-    assert (raw["runtime"]["device"], raw["model"]["max_seq_len"]) == ("${data.path}", 128)
-    shown = json.loads((run / "work.json").read_text())
-    seed = next(one for one in typed if one.key == "train.seed")
-    assert re.fullmatch("sha256:[0-9a-f]{12}", seed.digest)
-    assert shown["work"]["train"]["seed"] == seed.digest
-    assert shown["work_hash"] == work_hash(config, "0" * 64), "of the values: however they were given"
-    assert work(config, "")["train"]["seed"] == 48271
-    assert OmegaConf.create({"x": "${oc.env:PLACE}"}).x == "geheim", "the resolver is as it was"
-
-    def sweep():
-        return State.of(tmp_path, check_all(cli.parser("test", ""), expand(words), "global"), "global", "", None).folder
-
-    before, again = sweep(), sweep()
-    monkeypatch.setenv("PLACE", "elsewhere")
-    assert before == again != sweep(), "other values are another sweep's"
-    assert make_run_dir(*cli.parse(cli.parser("test", ""), words)[:2], {"tp": 1}, 1).name != run.name
-
-
-def test_what_the_environment_holds_is_left_out_where_it_is_not_shown(monkeypatch):
-    """A value inside a list, of a group that is not in the container: nothing to replace, and no traceback."""
-    monkeypatch.setenv("TRACKER", "mlflow")
-    tree = cli.parse(cli.parser("test", ""), ["metrics.trackers=[${oc.env:TRACKER}]"])[1]
-    (typed,) = as_typed.from_environment(tree)
-    shown = {"train": {"seed": 1}}
-    as_typed.put(shown, typed.path, typed.digest)
-    assert shown == {"train": {"seed": 1}}
 
 
 @pytest.mark.timeout(30)

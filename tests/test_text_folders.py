@@ -1,55 +1,17 @@
 """Folders of text: what is read, what is left out, and that neither links nor size can make it hang or grow."""
 
-import dataclasses
-import json
 import os
-import resource
-import subprocess
-import sys
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from launch.sweeping.grid import check_all, expand
-from train.command import cli
-from train.command.validate import validate
+from tests.texts import LINES, bytes_of, config, load, refusal
 from train.config.problems import BadInput
-from train.config.schema import DataSource
 from train.data import folder
-from train.data.corpus import MOST_WINDOWS, load_corpus
 from train.record.run_dir import work_hash
 
 REPO = Path(__file__).resolve().parent.parent
-LINES = "all work and no play\n" * 60
-
-
-@cache
-def base():
-    words = ["train.seq_len=32", "train.eval_batches=1", "data=text"]
-    return cli.parse(cli.parser("test", ""), words)[0]
-
-
-def config(path, source="text", **keys):
-    keys = {"path": str(path), "source": DataSource(source), "field": "text" if source == "jsonl" else None} | keys
-    return dataclasses.replace(base(), data=dataclasses.replace(base().data, **keys))
-
-
-def load(path, source="text", **keys):
-    return load_corpus(config(path, source, **keys))
-
-
-def bytes_of(corpus):
-    return b"".join(part.read(0, len(part)).tobytes() for part in (corpus.training, corpus.validation))
-
-
-def refusal(path, source="text", **keys):
-    with pytest.raises(BadInput) as refused:
-        load(path, source, **keys)
-    (problem,) = refused.value.problems
-    assert problem.fix and "\n" not in str(problem)
-    return str(problem)
 
 
 def test_a_folder_is_read_with_its_links_and_without_what_is_no_text(tmp_path):
@@ -181,156 +143,3 @@ def test_too_many_files_are_refused_before_they_are_read(tmp_path, monkeypatch):
         (tmp_path / f"{index}.txt").write_text(LINES)
     monkeypatch.setattr(folder, "head_of", lambda path: pytest.fail(f"{path} was read"))
     assert "holds more than 20 files and folders" in refusal(tmp_path)
-
-
-def lines_of(*values):
-    return "".join(json.dumps(value) + "\n" for value in values)
-
-
-def test_json_lines(tmp_path):
-    (tmp_path / "a.jsonl").write_text(lines_of({"text": LINES, "id": 1}, {"text": "ünï"}) + "\n\n")
-    (tmp_path / "b.ndjson").write_text(lines_of({"text": "last", "meta": {"text": "no"}}))
-    (tmp_path / "c.txt").write_text("no json")
-    corpus = load(tmp_path, "jsonl")
-    assert bytes_of(corpus) == f"{LINES}\nünï\nlast".encode()
-    assert "3 documents" in corpus.says and "without the ending .jsonl or .ndjson 1" in corpus.says
-    assert bytes_of(load(tmp_path, "jsonl", glob="a.*")) == f"{LINES}\nünï".encode()
-    assert bytes_of(load(tmp_path / "a.jsonl", "jsonl")) == f"{LINES}\nünï".encode()
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        (lines_of({"content": LINES, "n": 1}), "data.field=text is not there in line 1 of"),
-        (lines_of({"text": LINES}, {"text": 5, "body": "x"}), "data.field=text is no text in line 2 of"),
-        (lines_of({"text": LINES}) + "{'text': 1}", "line 2 of"),
-        (lines_of(["text"]), "is no JSON object"),
-        (lines_of({"text": 1, "\ud800\n" + "k" * 999: "x"}), "use lines that have a field with text"),
-        ("[" * 100_000, "is not JSON"),
-        ('{"text": "' + "x" * 90 + "\\ud8\n", "is not JSON"),
-    ],
-)
-def test_lines_that_are_not_read_are_named(text, says, tmp_path):
-    (tmp_path / "a.jsonl").write_text(text)
-    refused = refusal(tmp_path / "a.jsonl", "jsonl")
-    assert says in refused
-    if "content" in text:
-        assert "whose fields are: content, n: use data.field=content" in refused
-
-
-def test_json_lines_are_held_in_memory_and_so_bounded(tmp_path):
-    with (tmp_path / "a.jsonl").open("w") as file:
-        file.truncate(2**28 + 1)
-    assert "at most 268,435,456 are read" in refusal(tmp_path / "a.jsonl", "jsonl")
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["data.path=/some/text.txt"], "data.path=/some/text.txt is not read by data=python_docs"),
-        (["data=synthetic", "data.path=x.bin"], "use data.source=tokens, data.source=text or data.path=null"),
-        (["data.path=a.jsonl"], "use data.source=jsonl data.field=text, data.source=text or data.path=null"),
-        (["data.dtype=uint32"], "use data.source=tokens or data.dtype=auto"),
-        (["data=text", "data.path=x", "data.field=body"], "data.field=body is not read by data=text"),
-        (["data=tokens", "data.path=x", "data.glob='*'"], "data.glob=* is not read by data=tokens"),
-        (["data=text", "data.path=x", "data.source=jsonl"], "use data.field=text"),
-    ],
-)
-def test_a_key_that_nothing_reads_is_refused(words, says):
-    (problem,) = validate(cli.parse(cli.parser("test", ""), words)[0], 4)
-    assert says in str(problem)
-
-
-def test_a_sweep_refuses_a_key_that_nothing_reads(tmp_path):
-    for name in "ab":
-        (tmp_path / name).write_text(LINES)
-    words = ["strategy=dp", f"data.path={tmp_path}/a,{tmp_path}/b", "nproc=2"]
-    checked = check_all(cli.parser("test", ""), expand(words), "global")
-    assert [[problem.rule for problem in one.problems] for one in checked] == [["unread_data_path"]] * 2
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 1000, 12_345])
-def test_windows_of_an_evaluation_are_evenly_spread(count, tmp_path):
-    (tmp_path / "a.txt").write_text(LINES * 20)
-    corpus = load(tmp_path / "a.txt")
-    last = len(corpus.validation) - corpus.seq_len - 1
-    assert np.array_equal(
-        corpus._validation_starts(np.arange(count), count), np.linspace(0, last, count).astype(np.int64)
-    )
-
-
-def test_more_evaluation_than_there_is_text_is_refused(tmp_path):
-    (tmp_path / "a.txt").write_text(LINES * 20)
-    many = dataclasses.replace(base().train, eval_batches=10**9)
-    with pytest.raises(BadInput, match=r"more than the 2,488 places .* use train.eval_batches=311 or less"):
-        load_corpus(dataclasses.replace(config(tmp_path / "a.txt"), train=many))
-
-
-PEAK = """
-import re, sys
-from pathlib import Path
-sys.argv[0] = "launch.explain"
-from launch import explain
-code = 0
-try:
-    explain.main()
-except SystemExit as end:
-    code = end.code
-peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]  # getrusage's is the parent's too
-print("peak MiB", int(peak) / 1024, "code", code, file=sys.stderr)
-"""
-
-
-def explained(*words):
-    """(What it printed, its peak of memory in MiB, its exit code)."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    run = subprocess.run(
-        [sys.executable, "-c", PEAK, *words], env=environment, capture_output=True, text=True, timeout=60
-    )
-    *_, last = run.stderr.strip().splitlines()
-    _, _, peak, _, code = last.split()
-    assert "Traceback" not in run.stderr
-    return run.stdout + run.stderr, float(peak), code
-
-
-@pytest.mark.timeout(70)
-def test_a_text_of_20_gb_is_valid_and_not_read(tmp_path):
-    with (tmp_path / "sparse.txt").open("wb") as file:
-        file.truncate(20 * 10**9)
-    said, peak, code = explained("strategy=dp", "data=text", f"data.path={tmp_path}/sparse.txt")
-    assert code == "0" and "problems" not in said
-    assert peak < 500
-    begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    corpus = load(tmp_path / "sparse.txt")
-    assert len(corpus.training) + len(corpus.validation) == 20 * 10**9
-    assert corpus.batch(1, 8, slice(0, 8))[0].shape == (8, 32)
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - begun) / 1024 < 100
-
-
-@pytest.mark.timeout(70)
-def test_the_root_of_the_machine_is_answered():
-    said, peak, code = explained("strategy=dp", "data=text", "data.path=/")
-    assert code in ("0", "2") and peak < 500, said
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(100)
-def test_the_baseline_of_100_mb_is_bounded(tmp_path):
-    """Reading, hashing and fitting the bigram model: 14 bytes a character were 1.4 GB."""
-    (tmp_path / "text.txt").write_bytes(np.random.default_rng(0).integers(97, 123, 10**8, dtype=np.uint8).tobytes())
-    (tmp_path / "other.txt").write_text(LINES)
-    program = f"""
-import resource, sys
-from train.command import cli
-from train.data.corpus import load_corpus
-config = cli.parse(cli.parser("test", ""), ["data=text", "data.path={tmp_path}"])[0]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-corpus = load_corpus(config)
-corpus.sha256, corpus.bigram_loss({MOST_WINDOWS})
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    run = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=90
-    )
-    assert float(run.stdout) < 150

@@ -19,7 +19,7 @@ WORDS = ["strategy=dp,tp", "nproc=2", "data=synthetic"]
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.sweep.COMPARE", tmp_path / "compare.py")
+    monkeypatch.setattr("launch.sweep.path_of", lambda script: Path(script).name)  # of this folder, not the program
 
 
 def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The environment that a launcher on this machine gives torchrun, whatever stands in its own.
+"""The command line and the environment that a launcher on this machine gives torchrun, whatever stands in its own.
 
 A local world needs no host name: its ranks meet at 127.0.0.1. What another launch left behind (`PET_*`, which would
 override torchrun's own arguments, `RANK`, `WORLD_SIZE` …) is left out, and said to be.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
+from train.command.resources import INSTALLED, ROOT, path_of
 from train.config.world import AGENT, LOCK, NEEDED, PLACE, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
@@ -37,10 +39,35 @@ def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str
     return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | {"PET_LOG_DIR": os.devnull}, notes
 
 
+def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
+    """torchrun's arguments for one run on this machine, whose name it need not ask for."""
+    where = "--standalone" if port is None else f"--master_port={port}"
+    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
+
+
 def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Replace this program by torchrun, which keeps its process id: the ranks are told it, and end with it."""
-    command = [sys.executable, "-m", "torch.distributed.run", *line]
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", *line]  # -P: as the command torchrun does
     os.execve(sys.executable, command, {**env, AGENT: str(os.getpid())})
+
+
+def source_path() -> dict[str, str]:
+    """The PYTHONPATH with which a process imports the code of this source tree; nothing if the program is installed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {} if INSTALLED else {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
+def own_code() -> Iterator[None]:
+    """A Python process that is started meanwhile imports the code of this program. A module in the working directory,
+    for example somebody's train.py, does not replace a module of this program."""
+    before = dict(os.environ)
+    os.environ.update({"PYTHONSAFEPATH": "1"} | source_path())
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def loopback() -> dict[str, str]:

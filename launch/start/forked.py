@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.start.environment import threads
+from launch.start.environment import own_code, threads
 from train.command.parent import die_with
 from train.config.schema import RuntimeConfig
 from train.config.strategy import resolve_degrees
@@ -77,8 +77,9 @@ def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worke
         file.touch()
     ranks = [context.Process(target=_rank, args=(rank, size, folder, jobs, runtime, worker)) for rank in range(size)]
     try:
-        for process in ranks:
-            process.start()
+        with own_code():  # of the server too, which is started with the first rank
+            for process in ranks:
+                process.start()
         return _watch(ranks, results, timeout_s)
     finally:
         for process in ranks:

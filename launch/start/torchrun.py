@@ -12,13 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from launch.local import torchrun_line
 from launch.start.alive import RANKS
-from launch.start.environment import local_environment
-from launch.sweeping.progress import Progress
+from launch.start.environment import local_environment, source_path, torchrun_line
+from launch.start.progress import Progress
 from train.config.world import LOCK, RUN_FILE
 
-REPO = Path(__file__).resolve().parents[2]
 PATIENCE_S = 35.0  # torchrun gives its ranks 30 s between TERM and KILL
 POLL_S = 1.0  # how often it is looked how far a world has come
 NUM_LINES, WIDTH = 8, 200  # of what is shown of a log
@@ -29,16 +27,21 @@ Start = Callable[[Sequence[str], int, Path, Path], int]
 
 def torchrun(overrides: Sequence[str], nproc: int, log: Path, told: Path) -> int:
     """The exit code. Whatever ends this process (ctrl-C, TERM, KILL) ends the ranks; call it from the main thread."""
-    paths = [str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])]  # the ranks' code is this program's
     lock = str((told.parent / RANKS).resolve())
     env, _ = local_environment(nproc, os.environ)
-    env |= {RUN_FILE: str(told.resolve()), LOCK: lock, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-m", "launch.start.agent", str(os.getpid()), lock, *torchrun_line(overrides, nproc)]
+    env |= {RUN_FILE: str(told.resolve()), LOCK: lock} | source_path()
+    # -P: a module in the working directory, for example somebody's train.py, must not replace one of this program
+    agent = [sys.executable, "-P", "-m", "launch.start.agent", str(os.getpid()), lock]
     progress = Progress(told, log)
     with log.open("w") as output:
         # a session of its own: a terminal's ctrl-C reaches this process alone, which then ends torchrun in order
         process = subprocess.Popen(
-            command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            [*agent, *torchrun_line(overrides, nproc)],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
         try:
             while True:

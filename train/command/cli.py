@@ -24,7 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.command import as_typed
 from train.command.overrides import HOW_TO_QUOTE, keys, quoted
-from train.command.presets import CONFIG_DIR, groups, options, strategies
+from train.command.presets import groups, options, strategies
+from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem

@@ -9,15 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-<<<<<<< HEAD:train/command/exits.py
-from train.config.problems import Reported
-from train.config.world import World
-=======
 import psutil
 
-from train.problems import Reported
-from train.world import World
->>>>>>> main:train/exits.py
+from train.config.problems import Reported
+from train.config.world import World
 
 # By then rank 0, which finds the same problem, has said so and torchrun has ended the others. A busy machine takes
 # longer, as this rank did to find it.

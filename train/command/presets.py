@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import yaml
 
+from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.config.strategy import Strategy
-
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 
 
 def options(group: str) -> list[str]:

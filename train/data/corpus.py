@@ -10,21 +10,19 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from train.config.problems import BadInput, Problem
-from train.config.schema import Config, DataSource, TrainConfig
-from train.data import text, token_files
+from train.config.schema import Config, TrainConfig
+from train.data import sources
 from train.data.text import Source
-from train.data.tokens import Held, Tokens, shown
+from train.data.tokens import Tokens, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-NUM_SYNTHETIC_TOKENS = 2**20
 IGNORED = -100  # train.model.transformer.IGNORE_INDEX, without importing torch
 SCANNED = 2**28  # bytes of a corpus that the check reads; the ids of a larger one are checked as batches read them
 FITTED = 2**28  # bytes that the bigram model is fitted to
@@ -139,8 +137,7 @@ class Corpus:
 def load_corpus(config: Config) -> Corpus:
     """The corpus that the config names. Raises BadInput for a missing, empty, short or foreign file."""
     try:
-        source = _read(config)
-        return _checked(config, source)
+        return _checked(config, sources.read(config))
     except OSError as error:
         path, file = config.data.path, error.filename
         what = shown(path) if file is None or str(file) == path else f"{shown(path)}, in it {shown(file)},"
@@ -149,7 +146,7 @@ def load_corpus(config: Config) -> Corpus:
 
 
 def _checked(config: Config, source: Source) -> Corpus:
-    tokens, name, train = source.tokens, _name(config), config.train
+    tokens, name, train = source.tokens, sources.name_of(config), config.train
     held_out = int(len(tokens) * config.data.validation_fraction)
     _check_length(name, len(tokens), held_out, train.seq_len)
     limits = np.iinfo(tokens.dtype)
@@ -209,44 +206,3 @@ def _refuse_ids(blocks: Iterable[np.ndarray], vocab_size: int, name: str) -> Non
         message = f"{name} contains token id {largest}, but model.vocab_size={vocab_size}"
         fix = f"use model.vocab_size={largest + 1} or more, or another tokenisation"
         raise BadInput(Problem("token_in_vocabulary", message, fix, (f"model.vocab_size={largest + 1}",)))
-
-
-def _name(config: Config) -> str:
-    data = config.data
-    return f"data={data.source.value}" if data.path is None else f"data.path={shown(data.path)}"
-
-
-def _read(config: Config) -> Source:
-    source = config.data.source
-    if source is DataSource.python_docs:
-        return text.python_docs()
-    if source is DataSource.python_source:
-        return text.python_source()
-    if source is DataSource.synthetic:
-        vocab_size = config.model.vocab_size
-        ids = np.random.default_rng(0).integers(0, vocab_size, NUM_SYNTHETIC_TOKENS).astype(np.uint32)
-        return Source(Held(ids), f"{len(ids):,} random ids below {vocab_size:,}", is_bytes=False)
-    path = _checked_path(config)
-    if source is DataSource.tokens:
-        return token_files.token_file(path, config)
-    return text.json_lines(path, config) if source is DataSource.jsonl else text.text(path, config)
-
-
-def _checked_path(config: Config) -> Path:
-    """A file that is not empty, or a folder where the data may be one."""
-    source, given = config.data.source, config.data.path
-    if not given:
-        raise BadInput(Problem("data_path", f"data={source.value} needs a path", "use data.path=FILE"))
-    path, name = Path(given), _name(config)
-    if source is DataSource.tokens and not path.exists():
-        path = path.with_name(f"{path.name}.idx")  # Megatron's own tools take the name without an ending
-    if not path.exists():
-        raise BadInput(Problem("data_path", f"{name} does not exist", "use the path of a file that does"))
-    if path.is_dir():
-        if source is DataSource.tokens:
-            raise BadInput(Problem("data_path", f"{name} is a folder", "data=tokens reads one file"))
-    elif not path.is_file():
-        raise BadInput(Problem("data_path", f"{name} is no regular file", "use a file or a folder"))
-    elif path.stat().st_size == 0:
-        raise BadInput(Problem("data_path", f"{name} is empty", "use a file with text in it"))
-    return path

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from train.command import as_typed
 from train.command.as_typed import Typed
+from train.command.resources import ROOT, words_of
 from train.config import plain_json
 from train.config.problems import unusable
 from train.config.schema import Config
@@ -122,7 +123,7 @@ def command(world: World) -> str:
     """What was typed, or what the launcher became, as a line to type again."""
     nodes = world.world_size // world.local_world_size
     words = ["torchrun", *([f"--nnodes={nodes}"] if nodes > 1 else []), f"--nproc_per_node={world.local_world_size}"]
-    return shlex.join([*words, "train/main.py", *sys.argv[1:]])
+    return shlex.join([*words, *words_of("train/main.py"), *sys.argv[1:]])
 
 
 def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
@@ -144,12 +145,14 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def _commit() -> str:
-    """The commit of this source tree, with + if it was changed since; empty outside git."""
+    """The commit of this source tree, with + if it was changed since; empty where the program is not the root of a git
+    repository: one that merely surrounds it, as a project does its virtual environment, has other commits."""
+    if not (ROOT / ".git").exists():
+        return ""
     try:
-        here = Path(__file__).parent
         run = subprocess.run(
             ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=5, check=False,
+            cwd=ROOT, capture_output=True, text=True, timeout=5, check=False,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -1,0 +1,56 @@
+"""The command `strategy-lab`, which an installation adds: `strategy-lab local …` is `python -m launch.local …`.
+
+In contrast to `python -m`, it does not search the working directory for modules. So it also works in a folder that has
+a `train.py` of its own.
+"""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+import sys
+
+from train.command.exits import reported_once
+from train.command.streams import lasting
+from train.config.problems import BadInput, Problem
+from train.config.world import World
+
+MODULES = {
+    "local": "launch.local",
+    "explain": "launch.explain",
+    "sweep": "launch.sweep",
+    "verify": "scripts.verify",
+    "compare": "scripts.compare",
+}
+HELP = """\
+usage: strategy-lab COMMAND [argument ...]
+
+  local    checks a run and starts it on this machine: strategy-lab local strategy=tp nproc=4
+  explain  shows what a run would do and hold, and every problem in its config, and starts nothing
+  sweep    runs every combination of several values, one after another, and compares the runs
+  verify   proves that a strategy computes the same as one device
+  compare  shows runs in one table, and whether their losses are equal
+
+`strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
+torchrun --nproc_per_node=4 -m train.main strategy=tp
+"""
+
+
+def main() -> None:
+    """Run the command as `python -m` would: with its arguments, its signals and its exit code."""
+    command, *arguments = sys.argv[1:] or ["--help"]
+    if command in MODULES:
+        sys.argv = [command, *arguments]
+        runpy.run_module(MODULES[command], run_name="__main__", alter_sys=True)
+        return
+    lasting()
+    with reported_once(World.single()):
+        if command not in ("-h", "--help"):
+            raise BadInput(_unknown(command))
+        print(HELP, end="")
+
+
+def _unknown(command: str) -> Problem:
+    near = difflib.get_close_matches(command, MODULES, n=1)
+    fix = f"use strategy-lab {near[0]}" if near else f"use one of {', '.join(MODULES)}"
+    return Problem("command", f"{command} is not a command of strategy-lab", fix)

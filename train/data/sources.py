@@ -1,0 +1,58 @@
+"""What a config names as its data: a source that the lab brings along, a file or a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from train.config.problems import BadInput, Problem
+from train.config.schema import Config, DataSource
+from train.data import text, token_files
+from train.data.text import Source
+from train.data.tokens import Held, shown
+
+NUM_SYNTHETIC_TOKENS = 2**20
+
+
+def name_of(config: Config) -> str:
+    """The key that chose the data, for messages."""
+    data = config.data
+    return f"data={data.source.value}" if data.path is None else f"data.path={shown(data.path)}"
+
+
+def read(config: Config) -> Source:
+    """The tokens that the config names. Raises BadInput for a file that cannot be them, and OSError."""
+    source = config.data.source
+    if source is DataSource.python_docs:
+        return text.python_docs()
+    if source is DataSource.python_source:
+        return text.python_source()
+    if source is DataSource.synthetic:
+        vocab_size = config.model.vocab_size
+        ids = np.random.default_rng(0).integers(0, vocab_size, NUM_SYNTHETIC_TOKENS).astype(np.uint32)
+        return Source(Held(ids), f"{len(ids):,} random ids below {vocab_size:,}", is_bytes=False)
+    path = _checked_path(config)
+    if source is DataSource.tokens:
+        return token_files.token_file(path, config)
+    return text.json_lines(path, config) if source is DataSource.jsonl else text.text(path, config)
+
+
+def _checked_path(config: Config) -> Path:
+    """A file that is not empty, or a folder where the data may be one."""
+    source, given = config.data.source, config.data.path
+    if not given:
+        raise BadInput(Problem("data_path", f"data={source.value} needs a path", "use data.path=FILE"))
+    path, name = Path(given), name_of(config)
+    if source is DataSource.tokens and not path.exists():
+        path = path.with_name(f"{path.name}.idx")  # Megatron's own tools take the name without an ending
+    if not path.exists():
+        raise BadInput(Problem("data_path", f"{name} does not exist", "use the path of a file that does"))
+    if path.is_dir():
+        if source is DataSource.tokens:
+            raise BadInput(Problem("data_path", f"{name} is a folder", "data=tokens reads one file"))
+    elif not path.is_file():
+        raise BadInput(Problem("data_path", f"{name} is no regular file", "use a file or a folder"))
+    elif path.stat().st_size == 0:
+        raise BadInput(Problem("data_path", f"{name} is empty", "use a file with text in it"))
+    return path
