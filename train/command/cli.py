@@ -13,7 +13,6 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -23,22 +22,21 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.command import as_typed, presets
+from train.command import as_typed
 from train.command.overrides import HOW_TO_QUOTE, keys, quoted
+from train.command.presets import CONFIG_DIR, chosen, groups, options, strategies
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Composed, Config
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
-
 
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """With the groups and the keys, which are composed only where somebody reads them."""
-        groups = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in _groups())
+        listed = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in groups())
         keys = OmegaConf.to_yaml(_compose([]), resolve=False)
-        self.epilog = f"Groups (group=option):\n{groups}\n\nKeys and their defaults (key=value):\n\n{keys}"
+        self.epilog = f"Groups (group=option):\n{listed}\n\nKeys and their defaults (key=value):\n\n{keys}"
         return super().format_help()
 
     def error(self, message: str) -> Any:
@@ -115,15 +113,6 @@ def problems(config: Config, world_size: int) -> list[Problem]:
     return found
 
 
-def options(group: str) -> list[str]:
-    """The presets of a config group."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-
-
-def _groups() -> list[str]:
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
-
-
 def _compose(overrides: list[str]) -> DictConfig:
     overrides = [quoted(override) for override in overrides]
     _store_schemas()
@@ -153,7 +142,7 @@ def _check_group(override: str) -> None:
     """`strategy=foo` must name a preset; Hydra's own message would list its search path instead."""
     name, equals, value = override.partition("=")
     group = name.lstrip("+~")
-    if group not in _groups():
+    if group not in groups():
         return
     if name.startswith("~") or not equals or value not in options(group):
         near = difflib.get_close_matches(value, options(group), n=1)
@@ -194,7 +183,12 @@ def _unknown_key(key: str) -> Problem:
             known.setdefault(name.rpartition(".")[2], set()).add(name)
     found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
     if key in found:
-        return Problem("unknown_key", f"{key} is not a key of this {group}", f"leave it out, or use another {group}")
+        name = key.rpartition(".")[2]
+        takers = [
+            preset for preset, strategy in strategies().items() if group == "strategy" and hasattr(strategy, name)
+        ]
+        fix = f"leave it out, or use a strategy that has it: {', '.join(takers)}" if takers else "leave it out"
+        return Problem("unknown_key", f"{key} is not a key of this {group}", fix)
     near = [name for name in found if name.rpartition(".")[0] == group] or found
     fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
     return Problem("unknown_key", f"{key} is not a key of the config", fix)
@@ -215,7 +209,7 @@ def _to_config(tree: DictConfig, overrides: Sequence[str]) -> Config:
     except OmegaConfBaseException as error:
         raise BadInput(_explain(error)) from error
     assert isinstance(config, Config)
-    return Composed(**vars(config), preset=presets.values(CONFIG_DIR, overrides))
+    return Composed(**vars(config), preset=chosen(overrides))
 
 
 def _nodes(path: str, schema: type, node: DictConfig) -> Any:

@@ -1,4 +1,4 @@
-"""The values that presets give, before any key is set by itself: what a run has where nobody chose otherwise."""
+"""The presets of the config groups, as they stand in `configs/`, and the values that the chosen ones give."""
 
 from __future__ import annotations
 
@@ -9,26 +9,53 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from train.command.schemas import SCHEMAS
+from train.config.strategy import Strategy
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs"
 ROOT = "config"
 
 
-def values(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """By dotted key, of the presets that a command line chooses, and of the root file, which comes last."""
-    root = _file(folder / f"{ROOT}.yaml")
-    chosen = {group: name for one in root["defaults"] if isinstance(one, dict) for group, name in one.items()}
-    chosen |= {group: name for group, _, name in (word.lstrip("+").partition("=") for word in overrides)
-               if group in chosen}  # fmt: skip
-    found = {f"{group}.{key}": value for group, name in chosen.items() for key, value in _preset(folder / group, name)}
-    of_root = {group: keys for group, keys in root.items() if group != "defaults" and isinstance(keys, dict)}
+def options(group: str) -> list[str]:
+    """The presets of a config group."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
+
+
+@cache
+def strategies() -> dict[str, Strategy]:
+    """Every preset of a strategy, by name. Not to be changed: the answer is kept."""
+    found: dict[str, Strategy] = {}
+    for name in options("strategy"):
+        values = dict(_file(CONFIG_DIR / "strategy" / f"{name}.yaml"))
+        (schema,) = values.pop("defaults")
+        found[name] = SCHEMAS["strategy", schema](**values)
+    return found
+
+
+def chosen(overrides: Sequence[str]) -> dict[str, Any]:
+    """By dotted key, the values that a run has where its command line sets no key: those of the presets that the line
+    chooses, then those of the root file."""
+    root = _file(CONFIG_DIR / f"{ROOT}.yaml")
+    names = {group: name for one in root["defaults"] if isinstance(one, dict) for group, name in one.items()}
+    words = (word.lstrip("+").partition("=") for word in overrides)
+    names |= {group: name for group, _, name in words if group in names}
+    found = {f"{group}.{key}": value for group, name in names.items() for key, value in _preset(group, name).items()}
+    of_root = {group: keys for group, keys in root.items() if isinstance(keys, dict)}
     return found | {f"{group}.{key}": value for group, keys in of_root.items() for key, value in keys.items()}
 
 
-def _preset(group: Path, name: str) -> list[tuple[str, Any]]:
-    """Its keys and values, after those of the presets that it inherits from; interpolations are no values yet."""
-    content = _file(group / f"{name}.yaml")
-    parents = [one for one in content["defaults"] if isinstance(one, str) and not one.startswith("_")]
-    own = [(key, value) for key, value in content.items() if key != "defaults" and "${" not in str(value)]
-    return [*(pair for parent in parents for pair in _preset(group, parent)), *own]
+def _preset(group: str, name: str) -> dict[str, Any]:
+    """Its keys, over those of the presets that it inherits from; without interpolations, which are no values yet."""
+    content = _file(CONFIG_DIR / group / f"{name}.yaml")
+    values: dict[str, Any] = {}
+    for parent in content["defaults"]:
+        if isinstance(parent, str) and not parent.startswith("_"):  # else a schema, or Hydra's _self_
+            values |= _preset(group, parent)
+    return values | {key: value for key, value in content.items() if key != "defaults" and "${" not in str(value)}
 
 
 @cache

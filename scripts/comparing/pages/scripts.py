@@ -7,7 +7,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from .style import Picture
+from scripts.comparing.pages.style import Picture
 
 HERE = Path(__file__).parent
 VENDOR = HERE / "vendor"

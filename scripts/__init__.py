@@ -1,0 +1,1 @@
+"""Tools that run after the runs: compare, verify, benchmarks."""
