@@ -54,6 +54,7 @@ PROBE = (
     "metrics.warmup_steps=3",  # in the third the ledger counts
     "metrics.tensorboard=false",
     "metrics.profile_every=0",
+    "metrics.trace=false",  # which needs a recorded step
 )
 MAX_ON_CPU = 64  # sequences
 GAIN = 1.03  # on a CPU, a larger micro batch must be faster by this

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from train.command import cli
 from train.command.validate import validate
 from train.config.plan import Plan
+from train.config.rules.idle import unread
+from train.config.rules.read_when import READ_WHEN
 from train.config.schema import Config
 from train.strategies.context.keys import CP_METHODS
 from train.strategies.data.keys import COMM_HOOKS
@@ -19,10 +21,10 @@ from train.strategies.pipelined import Pipeline
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs" / "strategy").glob("*.yaml"))
 NATIVE = [name for name in PRESETS if not name.startswith("ds_")]
 # what everything is drawn over: small, so that 200 steps take a minute
-BASE = (
-    *("model.dim=48", "model.num_layers=4", "model.ffn_dim=48", "model.num_heads=12", "model.num_kv_heads=12"),
-    *("train.seq_len=32", "train.micro_batch_size=1"),
-)
+BASE = {
+    **{"model.dim": 48, "model.num_layers": 4, "model.ffn_dim": 48, "model.num_heads": 12, "model.num_kv_heads": 12},
+    **{"train.seq_len": 32, "train.micro_batch_size": 1},
+}
 DEGREES = (-1, 1, 2, 3, 4, 8)
 VALUES = {
     "train.micro_batch_size": (1, 2),
@@ -122,5 +124,9 @@ def drawn(draw: st.DrawFn, presets: list[str] = PRESETS, most_changes: int = 8, 
         words.setdefault("model.expert_ffn_dim", 24)
     elif "ep" in preset or "moe" in preset:
         words |= {"model.num_experts": 8, "model.expert_ffn_dim": 24}
+    words = BASE | words
+    if draw(st.integers(0, 3)):  # else with the keys that the run does not read, if some were drawn
+        for key in unread({"optim.name": "adamw"} | words, READ_WHEN):
+            del words[key]
     size = draw(st.sampled_from((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)))
-    return Drawn((preset, *BASE, *(f"{key}={value}" for key, value in words.items())), size)
+    return Drawn((preset, *(f"{key}={value}" for key, value in words.items())), size)

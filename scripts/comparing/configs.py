@@ -1,10 +1,12 @@
-"""In which keys the configs of runs differ, without those that mean nothing for a run's strategy."""
+"""In which keys the configs of runs differ, without those that a run did not read."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from train.config.rules.idle import unread
+from train.config.rules.read_when import READ_WHEN
 from train.record.run_files import Record
 
 Uses = Callable[[Record], bool]  # of the strategy's own keys
@@ -28,7 +30,7 @@ def _powersgd(keys: Record) -> bool:
     return _ddp(keys) and keys.get("comm_hook") == "powersgd"
 
 
-NEEDS: dict[str, Uses] = {  # which strategies a key acts in; one that is not here acts in all that have it
+NEEDS: dict[str, Uses] = {  # which strategies read a key of theirs; one that is not here is read by all that have it
     "cp_method": _axis("cp"),
     "sequence_parallel": _axis("tp"),
     "loss_parallel": _axis("tp"),
@@ -50,9 +52,10 @@ DEGREES = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
 
 
 def differences(configs: list[Record], *, between_strategies: bool = True) -> dict[str, list[Any]]:
-    """Keys that are not the same in all configs, with each one's value; None where it has no such key, or where the key
-    means nothing for its strategy. `between_strategies`: without their names and their degrees, which say the same."""
+    """Keys that are not the same in all configs, with each one's value; None where it has no such key, or where its run
+    did not read the key. `between_strategies`: without their names and their degrees, which say the same."""
     names = dict.fromkeys(key for config in configs for key in config)
+    idle = [unread(config, READ_WHEN) for config in configs]
     found = {}
     for key in names:
         if key.startswith("metrics.") and key not in MEANT:
@@ -60,7 +63,8 @@ def differences(configs: list[Record], *, between_strategies: bool = True) -> di
         option = key.removeprefix(STRATEGY) if key.startswith(STRATEGY) else ""
         if between_strategies and option in ("name", *DEGREES):
             continue
-        meaning = [not option or means(option, config) for config in configs]
+        meaning = [means(option, config) if option else key not in idle_keys
+                   for config, idle_keys in zip(configs, idle, strict=True)]  # fmt: skip
         values = [config.get(key) if meant else None for config, meant in zip(configs, meaning, strict=True)]
         meant_values = [value for value, meant in zip(values, meaning, strict=True) if meant]
         apart = any(value != meant_values[0] for value in meant_values)

@@ -15,8 +15,10 @@ from scripts.comparing.excuses import excuse_of
 from scripts.comparing.figures import Figures, figures_of
 from scripts.comparing.runs import Run, label
 from scripts.comparing.work import work_in_words
+from train.config.rules.idle import unread
+from train.config.rules.read_when import READ_WHEN
 from train.record.run_files import Record, clean, number
-from train.record.run_folder import flat
+from train.record.run_folder import deciding, flat
 
 # largest relative difference of train/loss in the first steps: far above what rounding was seen to do (docs), and
 # rounding grows with the steps, so later ones are shown and not judged
@@ -102,7 +104,7 @@ def _heading(run: Run, first: Run) -> str:
         return "Work unknown (no work.json): not known to be comparable, losses not compared"
     if run.work_hash == first.work_hash or first.work_hash is None:
         return f"Same work: {work_in_words(run)}"
-    mine, theirs = flat(run.compared), flat(first.compared)
+    mine, theirs = flat(deciding(run.compared)), flat(deciding(first.compared))
     differ = [f"{key} {_short(mine.get(key))}, not {_short(theirs.get(key))}"
               for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]  # fmt: skip
     why = "; ".join(differ[:MOST_DIFFERENCES]) or "work.json does not say in what"
@@ -212,6 +214,8 @@ def unequal(runs: list[Run]) -> dict[str, list[str]]:
 
 
 def _setting(run: Run, name: str) -> Any:
-    """The key's value, or those of the keys below it."""
+    """The key's value, or those of the keys below it; None where the run did not read it."""
+    if name in unread(run.config, READ_WHEN):
+        return None
     below = {key.removeprefix(f"{name}."): value for key, value in run.config.items() if key.startswith(f"{name}.")}
     return run.config.get(name, below or None)

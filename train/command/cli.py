@@ -24,12 +24,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.command import as_typed
 from train.command.overrides import HOW_TO_QUOTE, keys, quoted
-from train.command.presets import groups, options, strategies
+from train.command.presets import chosen, groups, options, strategies
 from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
-from train.config.schema import Config
+from train.config.schema import Composed, Config
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,7 +74,7 @@ def parse(
             )
         )
     tree = _compose(args.overrides)
-    config = _to_config(tree)
+    config = _to_config(tree, args.overrides)
     _check_names(tree)
     if args.cfg:
         if rank == 0:
@@ -85,7 +85,7 @@ def parse(
 
 def configured(overrides: Sequence[str]) -> Config:
     """The config that these overrides compose, where no entry point's own options are read. Raises BadInput."""
-    return _to_config(_compose(list(overrides)))
+    return _to_config(_compose(list(overrides)), overrides)
 
 
 def _check_names(tree: DictConfig) -> None:
@@ -195,7 +195,7 @@ def _unknown_key(key: str) -> Problem:
     return Problem("unknown_key", f"{key} is not a key of the config", fix)
 
 
-def _to_config(tree: DictConfig) -> Config:
+def _to_config(tree: DictConfig, overrides: Sequence[str]) -> Config:
     for path, schema, node in _nodes("", Config, tree):
         fields, keys = {field.name for field in dataclasses.fields(schema)}, set(map(str, node))
         for name in sorted(keys ^ fields):
@@ -210,7 +210,7 @@ def _to_config(tree: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise BadInput(_explain(error)) from error
     assert isinstance(config, Config)
-    return config
+    return Composed(**vars(config), preset=chosen(overrides))
 
 
 def _nodes(path: str, schema: type, node: DictConfig) -> Any:

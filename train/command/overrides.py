@@ -27,8 +27,10 @@ HOW_TO_QUOTE = "put quotes in quotes round a value with commas or brackets: \"ke
 
 
 def quoted(word: str) -> str:
-    """The word for Hydra. Raises BadInput for one that could not be written to a file or shown on a terminal."""
+    """The word for Hydra. Raises BadInput for one that could not be written to a file or shown on a terminal, and for
+    one that sets what Hydra itself would do, which is switched off here."""
     _check_characters(word)
+    _check_hydra(word)
     key, equals, value = word.partition("=")
     if not equals or key.lstrip("+") not in text_keys():
         return word
@@ -87,3 +89,15 @@ def _check_characters(word: str) -> None:
     if not word.isprintable():
         shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in word)
         raise BadInput(Problem("characters", f"{shown} has a character that cannot be shown", "leave it out"))
+
+
+def _check_hydra(word: str) -> None:
+    found = re.match(r"[+~]*hydra(?:[./@:](\w*)|=|$)", word)
+    if found is None:
+        return
+    fix = "leave it out"
+    if found[1] in ("run", "job", "output_subdir"):
+        fix += "; metrics.dir=FOLDER says where runs are written"
+    if found[1] in ("sweep", "launcher", "sweeper", "mode"):
+        fix += "; python -m launch.sweep starts several runs"
+    raise BadInput(Problem("hydra", f"{word} has no effect: Hydra only composes the config here", fix))

@@ -1,14 +1,19 @@
-"""The presets of the config groups, as they stand in `configs/`."""
+"""The presets of the config groups, as they stand in `configs/`, and the values that the chosen ones give."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
-import yaml
+from omegaconf import OmegaConf
 
 from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.config.strategy import Strategy
+
+ROOT = "config"
 
 
 def options(group: str) -> list[str]:
@@ -25,7 +30,35 @@ def strategies() -> dict[str, Strategy]:
     """Every preset of a strategy, by name. Not to be changed: the answer is kept."""
     found: dict[str, Strategy] = {}
     for name in options("strategy"):
-        values = yaml.safe_load((CONFIG_DIR / "strategy" / f"{name}.yaml").read_text())
+        values = dict(_file(CONFIG_DIR / "strategy" / f"{name}.yaml"))
         (schema,) = values.pop("defaults")
         found[name] = SCHEMAS["strategy", schema](**values)
     return found
+
+
+def chosen(overrides: Sequence[str]) -> dict[str, Any]:
+    """By dotted key, the values that a run has where its command line sets no key: those of the presets that the line
+    chooses, then those of the root file."""
+    root = _file(CONFIG_DIR / f"{ROOT}.yaml")
+    names = {group: name for one in root["defaults"] if isinstance(one, dict) for group, name in one.items()}
+    words = (word.lstrip("+").partition("=") for word in overrides)
+    names |= {group: name for group, _, name in words if group in names}
+    found = {f"{group}.{key}": value for group, name in names.items() for key, value in _preset(group, name).items()}
+    of_root = {group: keys for group, keys in root.items() if isinstance(keys, dict)}
+    return found | {f"{group}.{key}": value for group, keys in of_root.items() for key, value in keys.items()}
+
+
+def _preset(group: str, name: str) -> dict[str, Any]:
+    """Its keys, over those of the presets that it inherits from; without interpolations, which are no values yet."""
+    content = _file(CONFIG_DIR / group / f"{name}.yaml")
+    values: dict[str, Any] = {}
+    for parent in content["defaults"]:
+        if isinstance(parent, str) and not parent.startswith("_"):  # else a schema, or Hydra's _self_
+            values |= _preset(group, parent)
+    return values | {key: value for key, value in content.items() if key != "defaults" and "${" not in str(value)}
+
+
+@cache
+def _file(path: Path) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return {"defaults": [], **content}

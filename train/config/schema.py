@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -229,3 +230,10 @@ class Config:
     compile: CompileConfig = field(default_factory=CompileConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+@dataclass
+class Composed(Config):
+    """A config as the command line composes it. `preset`: by dotted key, the values that the chosen presets give."""
+
+    preset: dict[str, Any] = field(default_factory=dict)

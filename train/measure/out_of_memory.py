@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from train.config.problems import EXIT_ENVIRONMENT, Reported
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
 from train.config.schema import ActivationCheckpointing, Config, Precision
 from train.config.strategy import TrainStep
 from train.measure.peak import storages
@@ -51,9 +51,14 @@ class Watched:
 
 @contextmanager
 def explained(config: Config, device: torch.device, rank: int) -> Iterator[Watched]:
-    """Turns torch's error into OutOfMemory, after a snapshot."""
+    """Turns torch's error into OutOfMemory, after a snapshot. Raises BadInput (exit code 3) if a snapshot is asked for
+    of a device that has none."""
+    if config.metrics.memory_snapshot and device.type != "cuda":
+        needs = f"metrics.memory_snapshot=true needs a CUDA device, but the run is on {device.type}"
+        fix = "use metrics.memory_snapshot=false"
+        raise BadInput(Problem("memory_snapshot", needs, fix, exit_code=EXIT_ENVIRONMENT))
     watched = Watched(config, device, rank)
-    if config.metrics.memory_snapshot and device.type == "cuda":
+    if config.metrics.memory_snapshot:
         torch.cuda.memory._record_memory_history(max_entries=MAX_EVENTS)
     try:
         yield watched

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from train.config.rules.idle import unread
+from train.config.rules.read_when import DECIDES_NUMBERS_WHEN, READ_WHEN
 from train.record.run_files import (
     LAST_STEP,
     LAST_TIME,
@@ -227,7 +229,18 @@ def check(values: Record, kinds: dict[str, Kind], name: str) -> None:
 
 def hash_of(work: Record) -> str:
     """8 hex digits of what decides a run's numbers: runs that have them in common are comparable."""
-    return hashlib.sha256(json.dumps(work, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(deciding(work), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def deciding(work: Record) -> Record:
+    """The work without the keys that its run did not read, or that decide no number."""
+    idle = unread(flat(work), READ_WHEN, DECIDES_NUMBERS_WHEN)
+    return {
+        group: {name: value for name, value in keys.items() if f"{group}.{name}" not in idle}
+        if isinstance(keys, dict)
+        else keys
+        for group, keys in work.items()
+    }
 
 
 def flat(tree: Any, path: str = "") -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from train.config.fields import MAX_FIGURE
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule, divisors, nearest
+from train.config.schema import Precision
 
 
 def heads_split_the_width(plan: Plan) -> Finding | None:
@@ -51,7 +52,10 @@ def min_lr_ratio(plan: Plan) -> Finding | None:
 
 
 def peaks(plan: Plan) -> Finding | None:
-    wrong = {name: peak for name, peak in plan.config.hardware.peak_tflops.items() if not 0 < peak <= MAX_FIGURE}
+    given, known = plan.config.hardware.peak_tflops, [precision.value for precision in Precision]
+    if idle := [f"hardware.peak_tflops.{name}={peak:g}" for name, peak in given.items() if name not in known]:
+        return Finding(f"{', '.join(idle)} is of no precision", (), f"name one of {', '.join(known)}")
+    wrong = {name: peak for name, peak in given.items() if not 0 < peak <= MAX_FIGURE}
     if not wrong:
         return None
     shown = ", ".join(f"hardware.peak_tflops.{name}={peak:g}" for name, peak in wrong.items())

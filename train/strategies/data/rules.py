@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
+from train.config.rules import idle
+from train.config.rules.idle import Condition
 from train.strategies.data.keys import COMM_HOOKS, DdpKeys, FsdpKeys
 
 
@@ -23,5 +25,27 @@ def zero_stage(plan: Plan) -> Finding | None:
     )
 
 
-FSDP_RULES = (Rule("zero_stage", "a stage says what FSDP keeps sharded within a step", zero_stage),)
-DDP_RULES = (Rule("comm_hook", "gradients are compressed in one of these ways", comm_hook),)
+READ_BY_FSDP = {
+    "strategy.reshard_after_forward": Condition(
+        ("strategy.zero_stage", "strategy.pp"),
+        lambda stage, pp: stage == 3 or pp is not None,
+        "has no effect with strategy.zero_stage={}: parameters stay gathered until the end of the step",
+        lambda config: ("strategy.zero_stage=3",),
+    )
+}
+COMPRESSES = Condition(
+    ("strategy.comm_hook",),
+    lambda hook: hook == "powersgd",
+    "has no effect with strategy.comm_hook={}",
+    lambda config: ("strategy.comm_hook=powersgd",),
+)
+READ_BY_DDP = {"strategy.powersgd_rank": COMPRESSES, "strategy.powersgd_start_step": COMPRESSES}
+
+FSDP_RULES = (
+    Rule("zero_stage", "a stage says what FSDP keeps sharded within a step", zero_stage),
+    *idle.rules(READ_BY_FSDP),
+)
+DDP_RULES = (
+    Rule("comm_hook", "gradients are compressed in one of these ways", comm_hook),
+    *idle.rules(READ_BY_DDP),
+)

@@ -1,0 +1,106 @@
+"""Which keys are read only by some runs, beside those of strategies: the one table, and its rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePath
+
+from train.config.rules.idle import Condition, Table, rules
+from train.config.schema import Config
+
+ENDINGS = {
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".bin", ".npy", ".idx"), "tokens"),
+}
+
+
+def _to(*lines: str) -> Callable[[Config], tuple[str, ...]]:
+    return lambda config: lines
+
+
+def _of_data(*sources: str, says: str = "") -> Condition:
+    def fixes(config: Config) -> tuple[str, ...]:
+        likely = ENDINGS.get(PurePath(config.data.path or "").suffix.lower(), "text")
+        field = {"jsonl": " data.field=text"}  # which data=jsonl sets too
+        ordered = sorted(sources, key=lambda source: source != likely)
+        return tuple(f"data.source={source}{field.get(source, '')}" for source in ordered[:2])
+
+    return Condition(("data.source",), lambda source: source in sources, f"is not read by data={{}}{says}", fixes)
+
+
+def _of_optimiser(name: str) -> Condition:
+    return Condition(("optim.name",), lambda chosen: chosen == name, f"is not read by optim={{}}, only by optim={name}")
+
+
+def _of_balance(name: str) -> Condition:
+    return Condition(
+        ("model.num_experts", "model.balance"),
+        lambda experts, balance: experts != 0 and balance == name,
+        f"is not read with model.num_experts={{}} and model.balance={{}}, only by a mixture of experts with "
+        f"model.balance={name}",
+        _to(f"model.balance={name}"),
+    )
+
+
+MIXTURE = Condition(
+    ("model.num_experts",),
+    lambda experts: experts != 0,
+    "is not read by a dense model (model.num_experts={}), only by a mixture of experts, as model=moe_tiny is",
+)
+DENSE = Condition(
+    ("model.num_experts",),
+    lambda experts: experts == 0,
+    "is not read by a mixture of experts (model.num_experts={}), whose width is model.expert_ffn_dim",
+)
+NEVER = Condition((), lambda: False, "is not read: no figure is computed from it")
+
+READ_WHEN: Table = {
+    **dict.fromkeys(("model.top_k", "model.num_shared_experts", "model.expert_ffn_dim"), MIXTURE),
+    **dict.fromkeys(("model.score_function", "model.balance"), MIXTURE),
+    "model.ffn_dim": DENSE,
+    "model.aux_loss_coef": _of_balance("aux_loss"),
+    "model.bias_update_rate": _of_balance("bias"),
+    "data.path": _of_data("text", "jsonl", "tokens", says=", which would train on another text"),
+    "data.dtype": _of_data("tokens"),
+    "data.glob": _of_data("text", "jsonl"),
+    "data.field": _of_data("jsonl"),
+    "optim.momentum": _of_optimiser("sgd"),
+    **dict.fromkeys(("optim.beta1", "optim.beta2", "optim.eps"), _of_optimiser("adamw")),
+    "optim.min_lr_ratio": Condition(
+        ("optim.schedule",),
+        lambda schedule: schedule != "constant",
+        "is not read with optim.schedule={}, whose rate does not fall",
+        _to("optim.schedule=cosine"),
+    ),
+    "compile.mode": Condition(
+        ("compile.enabled",),
+        lambda enabled: enabled is True,
+        "is not read with compile.enabled={}",
+        _to("compile.enabled=true"),
+    ),
+    "metrics.trace": Condition(
+        ("metrics.profile_every",),
+        lambda every: every != 0,
+        "keeps nothing with metrics.profile_every={}, which records no step",
+        _to("metrics.profile_every=500"),
+    ),
+    "metrics.memory_snapshot": Condition(
+        ("runtime.device",),
+        lambda device: device in ("auto", "cuda"),
+        "writes nothing with runtime.device={}, as it is of a CUDA device's memory",
+        _to("runtime.device=auto"),
+    ),
+    "hardware.match": Condition((), lambda: False, "is not read: only a file of configs/hardware is found by it"),
+    **dict.fromkeys(("hardware.memory_gb_per_s", "hardware.link_gb_per_s"), NEVER),
+}
+# What a longer run of the same line would read is not refused, or no line could be tried for a few steps.
+# A model's name and the length of its table of positions decide no number either.
+DECIDES_NUMBERS_WHEN: Table = {
+    **dict.fromkeys(
+        ("optim.schedule", "optim.min_lr_ratio"),
+        Condition(("optim.warmup_steps", "train.steps"), lambda warmup, steps: warmup < steps),
+    ),
+    **dict.fromkeys(("model.name", "model.max_seq_len"), Condition((), lambda: False)),
+}
+
+RULES = rules(READ_WHEN)
