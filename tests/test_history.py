@@ -12,7 +12,7 @@ from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
 from tests.synthetic_runs import make_run
 from tests.test_compare import compare
-from train.measure.history import History
+from train.measure.results import Results
 from train.measure.quantiles import EXACT, Tally, median_interval, quantile
 
 
@@ -21,7 +21,7 @@ def record(ms, **more):
 
 
 def test_medians_are_of_the_steps_after_warm_up_that_were_not_recorded():
-    history = History(warmup_steps=2)
+    history = Results(warmup_steps=2)
     assert quantile(history.measured("perf/step_ms"), 0.5) is None
     for ms in (900.0, 500.0):
         history.add(record(ms))
@@ -41,7 +41,7 @@ def test_medians_are_of_the_steps_after_warm_up_that_were_not_recorded():
 def test_a_long_run_is_kept_in_bounded_memory_and_its_statistics_are_right():
     generator = random.Random(0)
     values = [generator.lognormvariate(5, 0.1) for _ in range(60_000)]
-    history = History(warmup_steps=0)
+    history = Results(warmup_steps=0)
     for value in values:
         history.add({"perf/step_ms": value})
     tally = history.measured("perf/step_ms")

@@ -14,8 +14,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from train.measure.results import COMPUTE_PARTS
 from train.record.drawing import mesh_blocks
 from train.record.palette import GREY, MEMORY_COLOURS, WORK
+from train.record.tags import WHY_PICTURES
 
 # TensorBoard shows a picture 350 pixels wide, and a larger one with pixels left out: letters would lose strokes
 WIDTH, DPI = 3.5, 100  # inches and dots an inch
@@ -32,7 +34,7 @@ def figures(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> di
     drawn = {"timeline": timeline(sample["step"], ranks), "memory": memory(sample["step"], ranks)}
     if degrees is not None:
         drawn["mesh"] = mesh(sample["step"], ranks, degrees)
-    return {f"why_pictures/{name}": figure for name, figure in drawn.items() if figure is not None}
+    return {f"{WHY_PICTURES}{name}": figure for name, figure in drawn.items() if figure is not None}
 
 
 def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
@@ -106,8 +108,7 @@ def scale_end(largest: float) -> float:
 def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Figure:
     """Where each rank stands, and how long it computed: the slowest is the darkest."""
     computed = {
-        rank["rank"]: sum(ms for part, ms in rank["parts_ms"].items() if part in ("forward", "backward", "optimiser"))
-        for rank in ranks
+        rank["rank"]: sum(ms for part, ms in rank["parts_ms"].items() if part in COMPUTE_PARTS) for rank in ranks
     }
     row_axis, column_axis, blocks = mesh_blocks(degrees)
     blocks = blocks[:MAX_ROWS]
