@@ -13,13 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from scripts.bench_points import SCALED, Point
 from train.command.streams import lasting
-
-if __package__:
-    from scripts.bench_points import SCALED, Point
-else:  # as a script
-    from bench_points import SCALED, Point
-
 from train.record.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
 from train.record.run_folder import read_facts
 

@@ -157,7 +157,8 @@ def main() -> None:
             recorded = loops.pop("recorded")
             if not config.strategy.mesh_axes():
                 loops["bare"] = bare_loop(config, runtime.device, next_batch)
-            clock, times = Clock(runtime.device), {name: [] for name in loops}
+            clock = Clock(runtime.device)
+            times: dict[str, list[float]] = {name: [] for name in loops}
             for index in range(1, WARM_UP + pairs + 1):
                 order = list(loops) if index % 2 else list(reversed(loops))
                 for name in order:

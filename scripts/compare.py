@@ -11,10 +11,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from comparing import table, words
-from comparing.finding import Search
-from comparing.gate import Group, groups_of
-
+from scripts.comparing import table, words
+from scripts.comparing.finding import Search
+from scripts.comparing.gate import Group, groups_of
 from train.command.streams import lasting
 from train.record.run_files import clean, write_whole
 
@@ -45,7 +44,7 @@ def main() -> None:
 def draw(groups: list[Group], args: argparse.Namespace) -> None:
     """Write the pictures and the page, and say on stderr where they are."""
     try:
-        from comparing import page, pictures
+        from scripts.comparing.pages import page, pictures
     except ModuleNotFoundError as error:
         stop(f"pictures need {error.name}, which is not installed: pip install 'strategy-lab[plot]'", code=3)
     try:

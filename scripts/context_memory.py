@@ -30,15 +30,16 @@ from train.strategies.spmd import CP_METHODS
 DEGREES = (1, 2, 4)
 
 
-def saved_bytes(config: Config, degree: int) -> int:
-    """Bytes saved for the backward by the forward and the loss of one sequence, on rank 0 of `degree` ranks."""
+def saved_bytes(config: Config, method: str, degree: int) -> int:
+    """Bytes saved for the backward by the forward and the loss of one sequence, on rank 0 of `degree` ranks which
+    attend by `strategy.cp_method=method`."""
     assert validate(config, degree) == []
     device = torch.device("cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=degree)
     try:
         mesh = build_mesh(config, Runtime(device, "fake"))
         model = Transformer(config.model, **dtypes(config.precision))
-        apply_cp(model, mesh["cp"], method=config.strategy.cp_method, seq_len=config.train.seq_len)
+        apply_cp(model, mesh["cp"], method=method, seq_len=config.train.seq_len)
         materialise(model, "", config.model, seed=config.train.seed, device=device)
         held = {p.untyped_storage()._cdata for p in model.parameters()}
         saved: dict[int, Tensor] = {}  # holds on to the tensors: an address that is free again would count twice
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> None:
     for method in CP_METHODS:
         overrides = ["strategy=cp", f"strategy.cp_method={method}", *arguments]
         config, _, _ = cli.parse(cli.parser("context_memory", __doc__ or ""), overrides)
-        found = [saved_bytes(config, degree) for degree in DEGREES]
+        found = [saved_bytes(config, method, degree) for degree in DEGREES]
         cells = " | ".join(f"{n / 2**20:.2f}" for n in found)
         print(f"| `{method}` | {cells} | {found[-1] / found[0]:.3f} |")
 

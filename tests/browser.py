@@ -75,11 +75,12 @@ def tensorboard(folder: Path):
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--host", "127.0.0.1"]
     command += ["--reload_interval", "1", "--load_fast", "false"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    said: list[str] = []
+    assert process.stderr is not None
+    stderr, said = process.stderr, list[str]()
     ready = threading.Event()
 
     def listen() -> None:
-        for line in process.stderr:
+        for line in stderr:
             said.append(line)
             if "http://" in line:
                 ready.set()
@@ -96,4 +97,4 @@ def tensorboard(folder: Path):
         process.terminate()
         process.wait(10)
         listener.join(10)
-        process.stderr.close()
+        stderr.close()

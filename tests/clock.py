@@ -8,7 +8,8 @@ of the first test that asks for one.
 
 import json
 import time
-from collections import Counter
+from collections import defaultdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class Clock:
 
         self.bare_step_ms = bare_step_ms()
         self.started = time.perf_counter()
-        self.tests: Counter[str] = Counter()
+        self.tests: defaultdict[str, float] = defaultdict(float)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.tests[report.nodeid] += report.duration
@@ -85,10 +86,10 @@ def summary(times: dict[str, Any]) -> list[str]:
 
 def by_world(times: dict[str, Any]) -> list[tuple[str, float]]:
     """Seconds by name."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for world in times["worlds"]:
         seconds[world["name"]] += world["seconds"]
-    return seconds.most_common()
+    return sorted(seconds.items(), key=itemgetter(1), reverse=True)
 
 
 def tables(times: dict[str, Any]) -> list[str]:

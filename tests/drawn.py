@@ -108,7 +108,9 @@ def drawn(draw: st.DrawFn, presets: list[str] = PRESETS, most_changes: int = 8, 
     strategy = composed(preset).strategy
     axes = ("dp_replicate", "dp_shard", "tp", *(() if isinstance(strategy, DeepSpeed) else ("cp",)))
     axes += ("pp",) if isinstance(strategy, Pipeline | DeepSpeed) else ()
-    words = {f"strategy.{axis}": draw(st.sampled_from(DEGREES)) for axis in strategy.mesh_axes() if draw(st.booleans())}
+    words: dict[str, object] = {
+        f"strategy.{axis}": draw(st.sampled_from(DEGREES)) for axis in strategy.mesh_axes() if draw(st.booleans())
+    }
     for axis in draw(st.lists(st.sampled_from(axes), max_size=1)):
         words[f"strategy.{axis}"] = draw(st.sampled_from(("null", 0, *DEGREES)))
     own = DEEPSPEED if isinstance(strategy, DeepSpeed) else PIPELINE if isinstance(strategy, Pipeline) else SPMD

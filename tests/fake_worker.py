@@ -74,7 +74,7 @@ def answered(x, group, exchange=collectives.exchange):
 def summed(tensor, *args, all_reduce=dist.all_reduce, **options):
     """`dist.all_reduce`, whose work also has a future with a value."""
     work = all_reduce(tensor, *args, **options)
-    future = torch.futures.Future()
+    future: torch.futures.Future[list[torch.Tensor]] = torch.futures.Future()
     future.set_result([tensor])
     return work and SimpleNamespace(get_future=lambda: future, wait=lambda: True)
 

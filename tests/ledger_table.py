@@ -15,7 +15,7 @@ from tests.rows.base import BF16, F32, TIED
 from tests.test_ledger import FULL, MOE, name, run_ledger
 
 LEAST = 1024  # bytes: what is less is single numbers, mostly
-TELLING = {
+TELLING: dict[int, list[tuple[str, ...]]] = {
     2: [
         ("strategy=dp", F32),
         ("strategy=dp", F32, "strategy.comm_hook=fp16"),

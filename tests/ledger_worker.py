@@ -1,6 +1,7 @@
 """Each rank of a test world counts the third step of each job (`train/measure/ledger.py`), beside what it should be."""
 
 import dataclasses
+from typing import Any
 
 from train.config.plan import Plan
 from train.config.shapes import coordinates, fsdp_place, held, state_bytes
@@ -18,7 +19,7 @@ def run(job: prove.Job, site: prove.Site) -> prove.Result:
     config = job.config
     plan, rank = Plan(config, site.world.world_size), site.world.rank
     mesh = site.mesh(config)
-    step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    step: Any = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     size = config.train.global_batch_size
     batch = [x.to(site.runtime.device) for x in load_corpus(config).batch(1, size, own_rows(mesh, size))]
     for _ in range(2):  # a pipeline greets its neighbours in the first, DDP sorts its buckets for the second

@@ -51,7 +51,8 @@ def layers(unit_s: float, slow_layer: str = ""):
 
     def named(self: Transformer, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        for name, block in self.layers.items():
+        layers: Any = self.layers
+        for name, block in layers.items():
             block.name = name
 
     with mock.patch.object(model_file.Block, "forward", forward), mock.patch.object(Transformer, "__init__", named):

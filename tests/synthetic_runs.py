@@ -1,6 +1,7 @@
 """Run directories whose every figure is known, for tests of what reads them."""
 
 import json
+from typing import Any
 
 MODEL = {
     "name": "tiny",
@@ -11,8 +12,8 @@ MODEL = {
     "ffn_dim": 352,
     "vocab_size": 256,
 }
-WORK = {"model": MODEL, "data": {"source": "python_docs", "corpus_sha256": "ab" * 32}, "precision": "float32",
-        "optim": {"name": "adamw", "lr": 0.001},
+WORK: dict[str, Any] = {"model": MODEL, "data": {"source": "python_docs", "corpus_sha256": "ab" * 32},
+        "precision": "float32", "optim": {"name": "adamw", "lr": 0.001},
         "train": {"seed": 1234, "global_batch_size": 8, "seq_len": 128, "steps": 12, "eval_batches": 8}}  # fmt: skip
 PARTS = {"data": 1.0, "forward": 30.0, "backward": 60.0, "optimiser": 4.0, "communication": 20.0, "other": 5.0}
 KINDS = {"parameters": 2.0, "gradients": 2.0, "optimiser": 4.0, "activations": 5.0, "communication": 1.0}

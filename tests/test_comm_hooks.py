@@ -13,7 +13,8 @@ def test_what_a_hook_loses_is_bounded_as_stated():
     """The rows of the table, and the comparison's loss gate, hold a hook to this."""
     bounds = {"fp16": 2e-3, "bf16": 2e-2, "powersgd": None}
     for hook, bound in bounds.items():
-        assert configured(["strategy=dp", f"strategy.comm_hook={hook}"]).strategy.lossy().bound == bound
+        lossy = configured(["strategy=dp", f"strategy.comm_hook={hook}"]).strategy.lossy()
+        assert lossy is not None and lossy.bound == bound
     assert configured(["strategy=dp"]).strategy.lossy() is None
 
 

@@ -73,7 +73,8 @@ def test_loss_is_gated_by_precision_against_single(tmp_path):
     assert rows["hsdp"].equal.startswith("loss differs (1.3e-02), as it may") and rows["hsdp"].good
     assert not rows["pp"].good, "a loss that is no number equals nothing"
     (group,) = groups_of(Search([tmp_path]).runs)
-    assert table.best(group, "tokens_per_s").run.label != "fsdp"
+    best = table.best(group, "tokens_per_s")
+    assert best is not None and best.run.label != "fsdp"
 
 
 @pytest.mark.parametrize("precision, equal", [("float64", False), ("float32", True), ("bf16", True)])

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ class NVMLError(Exception):
 @pytest.fixture
 def nvml(monkeypatch):
     """Two boards, as NVML counts them, and torch that sees those which CUDA_VISIBLE_DEVICES names, in its order."""
-    module = ModuleType("pynvml")
+    module: Any = ModuleType("pynvml")
     module.counters = dict(BOARDS)
     module.NVMLError = NVMLError
 
@@ -98,7 +99,8 @@ def test_the_board_read_is_the_one_that_torch_uses(nvml, monkeypatch, visible, b
     before = meter.read_joules()
     assert before == BOARDS[board] / 1e3
     nvml.counters[board] += 70_000
-    assert meter.read_joules() - before == 70.0
+    after = meter.read_joules()
+    assert after is not None and after - before == 70.0
     assert "driver 1.2.3" in meter.note
 
 
@@ -122,7 +124,7 @@ def test_a_board_that_ranks_share_is_read_once(nvml):
     assert first_of_each(["a", "b", "a", "b"]) == [True, True, False, False]
     assert first_of_each(["", ""]) == [True, True]
     config = parse("metrics.warmup_steps=0")
-    labs = [
+    labs: list[Any] = [
         SimpleNamespace(world=World(rank, rank, 2, 2, True), gather_json=lambda own: [own] * 2, share=lambda text: text)
         for rank in range(2)
     ]

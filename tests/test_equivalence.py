@@ -1,6 +1,7 @@
 """Every strategy equals one device: loss, every gradient, norm, SGD weights, AdamW loss (train/proof/comparison.py)."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ MUST_BE_RED = {"gradients", "sgd_weights"}
 @pytest.fixture(scope="session")
 def table(request, tmp_path_factory):
     """Results of the selected rows of a size; the world of that size runs when its first row asks."""
-    done = {}
+    done: dict[tuple[int, bool], dict[str, Any]] = {}
     selected = {
         item.callspec.params["row"] for item in request.session.items if "row" in getattr(item, "fixturenames", ())
     }

@@ -1,5 +1,7 @@
 """The pictures of a sampled step in TensorBoard: what they show, in which colours, on which scale, and how often."""
 
+from typing import Any
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -15,12 +17,13 @@ def test_figures_of_a_sampled_step(tmp_path):
     sample, degrees = sample_of("3d", 4, config), Plan(config, 8).degrees
     drawn = figures(sample, degrees)
     assert list(drawn) == ["why_pictures/timeline", "why_pictures/memory", "why_pictures/mesh"]
-    bars = drawn["why_pictures/timeline"].axes[0].patches
+    bars: Any = drawn["why_pictures/timeline"].axes[0].patches
+    pieces_of_memory: Any = drawn["why_pictures/memory"].axes[0].patches
     pieces = sorted((start, end - start, row) for row, rank in enumerate(sample["ranks"])
                     for _, _, _, start, end in rank["timeline"])  # fmt: skip
     shown = sorted((bar.get_x(), bar.get_width(), round(bar.get_y() + 0.4)) for bar in bars)
     assert shown == [pytest.approx(piece) for piece in pieces]
-    by_kind = [sum(bar.get_width() for bar in drawn["why_pictures/memory"].axes[0].patches)]
+    by_kind = [sum(bar.get_width() for bar in pieces_of_memory)]
     assert by_kind == pytest.approx([sum(sum(r["memory"]["at_peak_mib"].values()) for r in sample["ranks"])])
     labels = [text.get_text() for axes in drawn["why_pictures/mesh"].axes for text in axes.texts]
     assert [label.split("\n")[0] for label in labels] == [f"rank {rank}" for rank in range(8)]
@@ -65,6 +68,7 @@ def test_a_timeline_of_several_stages_on_a_rank(schedule):
         for r, row in enumerate(table.rows)
     ]
     figure = timeline(1, ranks)
+    assert figure is not None
     assert len(figure.axes[0].patches) == sum(len(row) for row in table.rows)
     assert {bar.get_alpha() for bar in figure.axes[0].patches} == {0.55, 1.0}
 

@@ -33,11 +33,15 @@ def test_grid_follows_hydras_grammar():
 
 @pytest.mark.timeout(60)
 def test_search_for_the_best_micro_batch():
-    tried = []
+    tried: list[int] = []
 
     def machine(speeds):
+        def speed(size):
+            tried.append(size)
+            return speeds.get(size)
+
         tried.clear()
-        return lambda size: (tried.append(size), speeds.get(size))[1]
+        return speed
 
     fits = {1: 10.0, 2: 20.0, 4: 19.0, 8: 18.0}
     assert best_micro_batch(machine(fits), 1, None, until_slower=False) == 8

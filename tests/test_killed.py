@@ -125,7 +125,7 @@ time.sleep(60)
 @pytest.mark.timeout(60)
 def test_the_kernel_ends_a_child_with_its_parent():
     middle = subprocess.Popen([sys.executable, "-c", MIDDLE], env=ENV, stdout=subprocess.PIPE)
-    assert middle.stdout.readline() == b"1\n"
+    assert middle.stdout is not None and middle.stdout.readline() == b"1\n"
     children = psutil.Process(middle.pid).children()
     middle.kill()
     middle.wait()
@@ -147,6 +147,7 @@ def test_what_still_lives_is_named_and_nothing_is_measured_beside_it(tmp_path):
     code = "import sys, time; from train.command.parent import hold; hold(sys.argv[1])"
     code += "; print(1, flush=True); time.sleep(60)"
     rank = subprocess.Popen([sys.executable, "-c", code, lock], env=ENV | {LOCK: lock}, stdout=subprocess.PIPE)
+    assert rank.stdout is not None
     try:
         assert rank.stdout.readline() == b"1\n"
         with pytest.raises(StillAlive, match=rf"processes {rank.pid} .*still run.*kill -9 {rank.pid}\)") as end:

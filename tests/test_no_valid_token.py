@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from scripts.comparing.gate import difference
 from scripts.comparing.runs import Run, read_run
 from train.command import cli
 from train.config import plain_json
-from train.config.strategy import StepResult
+from train.config.strategy import StepResult, TrainStep
 from train.config.world import World
 from train.data.corpus import load_corpus
 from train.data.tokens import Held
@@ -53,7 +54,7 @@ def test_json_has_no_nan():
 def test_a_step_without_a_valid_token_says_so_everywhere(tmp_path, capsys):
     config = cli.parse(cli.parser("test", ""), ["train.steps=3", "train.on_nonfinite=ignore"])[0]
     sinks = [JsonLines(tmp_path), Terminal(3), TensorBoard(tmp_path, {})]
-    metrics = Metrics(config, LabGroup(World.single()), torch.device("cpu"), Still(), sinks)
+    metrics = Metrics(config, LabGroup(World.single()), torch.device("cpu"), cast(TrainStep, Still()), sinks)
     for step, (loss, any_target) in enumerate([(2.5, True), (0.0, False), (math.nan, True)], start=1):
         result = StepResult(torch.tensor(loss), torch.tensor(1.0))
         metrics.log(step, result, 1e-3, Sampled(), any_target=any_target)

@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,8 @@ def test_the_split_of_layers_is_the_best_of_all():
         model.num_layers, model.vocab_size = layers, vocabulary
 
         def cost(counts):
-            one, none = (flops_per_token(SimpleNamespace(**vars(model) | {"num_layers": n}), 128) for n in (1, 0))
+            models: list[Any] = [SimpleNamespace(**vars(model) | {"num_layers": n}) for n in (1, 0)]
+            one, none = (flops_per_token(model, 128) for model in models)
             flops = [n * (one - none) for n in counts]
             flops[-1] += none
             return max(flops), sum(x * x for x in flops)
@@ -177,9 +179,10 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
     assert shortage(Ranks(three), Room("l40s", int(44.99 * GiB), shared=False)) is None
     here = Room("this machine", 2**34, shared=True)
     small = plan_of("model=llama_1b strategy=dp nproc=2 train.global_batch_size=8 train.micro_batch_size=1")
-    problem = shortage(Ranks(small), here)
-    assert problem.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(problem)
-    assert problem.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
+    wanting = shortage(Ranks(small), here)
+    assert wanting is not None
+    assert wanting.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(wanting)
+    assert wanting.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
     assert "the state fits; activations come on top" in memory(Ranks(plan_of("strategy=dp nproc=2")), machine())[-1]
 
 
@@ -227,7 +230,7 @@ def test_ranks_of_a_group_hold_and_send_the_same(line):
     plan = plan_of(f"{line} train.micro_batch_size=1 train.global_batch_size=84")
     assert unknown(plan) is None
     seen = []
-    rows = {}
+    rows: dict[object, object] = {}
     for (pp, parts), ranks in alike(plan).items():
         seen += ranks
         for rank in ranks:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def test_the_head_says_what_was_trained_on_what_and_how(tmp_path):
     facts = head.facts(groups(tmp_path), ["runs", "--html", "report.html"])
     assert facts == {
         "model": "tiny (2 layers of width 128)",
-        "parameters": f"{short_count(num_parameters(MODEL))}",
+        "parameters": short_count(num_parameters(MODEL) or 0),
         "batch": "8 sequences of 128 tokens a step",
         "steps": "12",
         "data": "python_docs (3.5 M tokens)",
@@ -162,9 +163,11 @@ def test_bars_of_parts_are_as_long_as_the_median_step(tmp_path):
     make_run(tmp_path, "dp")
     (group,) = groups(tmp_path)
     picture = pictures.step_time(group, Colours([group]))
+    assert picture is not None
     (axes,) = picture.figure.axes
+    bars: Any = axes.patches
     median = group.rows[0].figures["step_ms_p50"]
-    assert max(bar.get_x() + bar.get_width() for bar in axes.patches) == pytest.approx(median)
+    assert max(bar.get_x() + bar.get_width() for bar in bars) == pytest.approx(median)
     assert "these took 1.1 times as long" in picture.note
 
 
@@ -176,10 +179,14 @@ def test_loss_over_time_and_over_bytes(tmp_path):
     for strategy in ("dp", "tp"):
         make_run(tmp_path, strategy, ms=100.0 if strategy == "dp" else 200.0)
     (group,) = groups(tmp_path)
-    (panel,) = curves.loss_over_time(group, Colours([group])).panels
+    picture = curves.loss_over_time(group, Colours([group]))
+    assert picture is not None
+    (panel,) = picture.panels
     assert panel["x"] == "seconds" and [line["name"] for line in panel["series"]] == ["dp", "tp"]
     assert panel["series"][0]["x"][:2] == pytest.approx([0.101, 1.101])
-    (panel,) = curves.loss_over_bytes(group, Colours([group])).panels
+    picture = curves.loss_over_bytes(group, Colours([group]))
+    assert picture is not None
+    (panel,) = picture.panels
     assert panel["series"][0]["x"] == [4.5 * n for n in range(1, 13)]
     assert panel["series"][0]["y"] == pytest.approx([5.0 - 0.1 * n for n in range(1, 13)])
     assert words.listed(["a"]) == "a"

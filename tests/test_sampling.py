@@ -169,6 +169,7 @@ def test_interval_of_the_median():
     assert median_interval([float(i) for i in range(1, 101)]) == (40.0, 61.0)  # ranks of the binomial at n = 100
     assert median_interval([3.0, 1.0, 2.0]) == (None, None)
     low, high = median_interval([float(i) for i in range(5000)])
+    assert low is not None and high is not None
     assert 2400 < low < 2500 < high < 2600
 
 

@@ -1,6 +1,8 @@
 """Fewer KV heads than ranks of tp: several ranks hold the same head. That the gradient is right is a row of the
 equivalence table (tests/rows/tensor.py); here, that the ranks stay equal, what AutoTP makes of it, and the rules."""
 
+from typing import Any
+
 import pytest
 
 from tests.rows.base import BASE, F32, row
@@ -88,7 +90,7 @@ def test_autotp_equals_one_device(tmp_path):
 @pytest.mark.timeout(120)
 def test_products_send_and_hold_what_is_said():
     """One rank of each, on a process group that sends nothing (tests/fake_worker.py)."""
-    configs = [
+    configs: list[tuple[Any, ...]] = [
         (8, "strategy=3d", ONE, "precision=bf16"),
         (8, "strategy=fsdp_tp", "strategy.dp_replicate=2", ONE, F32),
         (8, "strategy=tp_pp", TWO, F32, "strategy.schedule=interleaved_1f1b", "model.num_layers=8"),

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -236,7 +237,7 @@ def test_what_the_environment_holds_is_used_and_not_written(tmp_path, monkeypatc
     assert (tmp_path / "told").read_text() == f"{run}\n"
     written = "".join(file.read_text() for file in run.iterdir())
     assert not [value for value in secrets.values() if value in written]
-    raw = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
+    raw: Any = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"), resolve=False)
     assert (raw["data"]["path"], raw["train"]["seed"]) == ("${oc.env:PLACE}/x", "${oc.env:SIZE}")
     assert (raw["runtime"]["device"], raw["model"]["max_seq_len"]) == ("${data.path}", 128)
     shown = json.loads((run / "work.json").read_text())

@@ -6,6 +6,8 @@ from typing import Any
 from unittest import mock
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from tests.planted.base import Counter
 from train.model.moe import Experts
@@ -22,6 +24,7 @@ def expert_gradients_times_ep(counter: Counter) -> Iterator[None]:
         original(model)
         for module in model.modules():
             if isinstance(module, Experts):
+                assert isinstance(module.gate, DTensor) and isinstance(module, FSDPModule)
                 counter.calls += 1
                 ep = module.gate.device_mesh["ep"].size()
                 module.set_gradient_divide_factor(1.0 / ep)

@@ -12,12 +12,16 @@ from train.config.plan import Plan
 
 Levels = tuple[str, ...]
 FACTORS: dict[str, dict[str, tuple[str, ...]]] = {
-    "pipeline": {"-": ()}
-    | {
-        name: ("strategy.pp=2", f"strategy.schedule={name}")
-        for name in ("gpipe", "1f1b", "interleaved_1f1b", "looped_bfs", "interleaved_zero_bubble", "zbv_zero_bubble")
-    }
-    | {"dualpipev": ("strategy.pp=2", "strategy.schedule=dualpipev")},
+    "pipeline": {
+        "-": (),
+        **{
+            name: ("strategy.pp=2", f"strategy.schedule={name}")
+            for name in (
+                *("gpipe", "1f1b", "interleaved_1f1b", "looped_bfs"),
+                *("interleaved_zero_bubble", "zbv_zero_bubble", "dualpipev"),
+            )
+        },
+    },
     "data": {
         "-": (),
         "ddp": ("strategy.dp_replicate=2",),

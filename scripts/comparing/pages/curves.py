@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from train.record.run_files import number
 
-from . import words
-from .figures import sent_by_axis
-from .gate import Group, Row
+from .. import words
+from ..figures import sent_by_axis
+from ..gate import Group, Row
 from .style import WIDTH_IN, Colours, Picture, drawable, legend, legend_in
 
 MOST_POINTS = 1000  # of a line in the report: more cannot be seen

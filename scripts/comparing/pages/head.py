@@ -7,10 +7,10 @@ from typing import Any
 
 from train.record.run_files import clean
 
-from . import words
-from .gate import Group
-from .runs import Run
-from .work import facts_of
+from .. import words
+from ..gate import Group
+from ..runs import Run
+from ..work import facts_of
 
 MOST_SHOWN = 3  # values of one fact that the head has room for
 MACHINE = ("device", "platform")

@@ -14,14 +14,15 @@ import matplotlib
 
 from train.record.run_files import clean
 
-from . import head, words
-from .configs import differences
-from .gate import Group, Row
+from .. import words
+from ..configs import differences
+from ..gate import Group, Row
+from ..runs import Run
+from ..table import METHOD, Column, best, columns_of, notes_of
+from . import head
 from .pictures import pictures_of
-from .runs import Run
 from .scripts import STYLES, data, policy, scripts
 from .style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture
-from .table import METHOD, Column, best, columns_of, notes_of
 
 ENVIRONMENT = ("commit", "torch", "python", "device", "platform", "backend", "world_size", "omp_threads", "command")
 TITLE_IN, PANEL_IN = 1.1, 2.4  # about what a title with its note takes, and a panel of a chart with its legend

@@ -12,10 +12,10 @@ import matplotlib
 
 from train.record.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
 
-from . import words
+from .. import words
+from ..figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
+from ..gate import Group
 from .curves import loss, loss_over_bytes, loss_over_time
-from .figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
-from .gate import Group
 from .style import MOST_BARS, NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
 from .timelines import timelines
 

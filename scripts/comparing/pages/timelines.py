@@ -7,9 +7,9 @@ from matplotlib.patches import Patch
 
 from train.record.palette import WORK
 
-from .gate import Row
+from ..gate import Row
+from ..table import figure as written
 from .style import ABOVE, TIP
-from .table import figure as written
 
 WIDTH_IN, MOST_RANKS, MOST_BARS = 11.0, 16, 5000
 LEAST_SHARE = 0.014  # of the step: a bar this long has room for its microbatch's number

@@ -1,0 +1,1 @@
+"""Tools that run after training: compare runs, prove a strategy, measure the lab itself."""
