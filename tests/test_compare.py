@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from scripts.comparing import table
-from scripts.comparing.figures import figures_of
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
+from scripts.comparing.results import figures_of
 from scripts.comparing.runs import read_run
 from tests.synthetic_runs import MODEL, make_run
 from train.measure.quantiles import median_interval, quantile

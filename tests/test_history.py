@@ -12,8 +12,8 @@ from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
 from tests.synthetic_runs import make_run
 from tests.test_compare import compare
-from train.measure.results import Results
 from train.measure.quantiles import EXACT, Tally, median_interval, quantile
+from train.measure.results import Results
 
 
 def record(ms, **more):

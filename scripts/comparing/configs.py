@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from train.config.strategy import MESH_AXES
 from train.record.run_files import Record
 
 Uses = Callable[[Record], bool]  # of the strategy's own keys
@@ -46,7 +47,7 @@ NEEDS: dict[str, Uses] = {  # which strategies a key acts in; one that is not he
     "whole_below": lambda keys: keys.get("zero_stage") == 3,
 }
 METHODS = ("schedule", "cp_method", "zero_stage")  # told of the strategies that have it, others having none
-DEGREES = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
+DEGREES = (*MESH_AXES, "ep")
 
 
 def differences(configs: list[Record], *, between_strategies: bool = True) -> dict[str, list[Any]]:

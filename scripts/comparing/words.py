@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from .figures import TIME_PARTS, time_parts
+from train.measure.results import TIME_PARTS
+
 from .gate import Group, Row, difference
+from .results import time_parts
 from .table import best, figure
 
 TIE = 0.01  # of memory: within it two rows hold as much

@@ -35,8 +35,6 @@ OF_RECORDED = ("time/", "pipeline/", AT_PEAK)  # tags that recorded steps alone 
 STATE_TAG = re.compile(rf"{BY_RANK}({'|'.join(STATE_KINDS)})_mib/rank_(\d{{1,6}})")
 TRAFFIC_TAG = re.compile(r"comm/([\w.]+)/\w+_(mib|exposed_ms)", re.ASCII)
 
-DEFAULT_WARMUP = 5  # steps, of a run that does not say how many it has
-
 
 class Results:
     """Every record is added once, in order; what is kept does not grow with the number of steps.
@@ -47,12 +45,12 @@ class Results:
     """
 
     def __init__(self, warmup_steps: int) -> None:
-        self.warmup_steps, self.num_steps, self.num_recorded = warmup_steps, 0, 0
+        self.warmup_steps, self.num_steps = warmup_steps, 0
+        self.num_measured = self.num_recorded = 0  # of the steps: those measured, and those recorded at any time
         self.step: Values = {}
         self.latest: Record = {}
         self.largest: Record = {}
         self.settled: Record = {}
-        self.steady = False  # whether there is a step after warm-up that was not recorded
         self._speeds: dict[str, Tally] = {}
         self._recorded: dict[str, Tally] = {}
         self._recorded_when_warm = False  # whether `_recorded` is of steps after warm-up
@@ -74,7 +72,7 @@ class Results:
         self.num_steps += 1
         self.step = values
         warm = self.num_steps > self.warmup_steps
-        if self.num_steps == self.warmup_steps + 1:  # what came before counts only while there is nothing better
+        if self.num_steps == self.warmup_steps + 1:
             self.settled.clear()
         for tag in (tag for tag in known if tag.startswith(MEMORY)):
             self.settled[tag] = max(known[tag], self.settled.get(tag, known[tag]))
@@ -85,10 +83,10 @@ class Results:
             self._add_recorded(known, warm=warm)
 
     def _add_speeds(self, known: Record, *, measured: bool) -> None:
-        if measured and not self.steady:
-            self.steady = True
+        if measured and self.num_measured == 0:  # what came before counts only while there is nothing better
             self._speeds.clear()
-        if measured or not self.steady:
+        self.num_measured += measured
+        if measured or self.num_measured == 0:
             for tag, value in known.items():
                 if tag.startswith(SPEEDS):
                     self._speeds.setdefault(tag, Tally()).add(value)
@@ -146,7 +144,7 @@ def state_by_rank(values: Values) -> dict[int, Record]:
     """MiB of parameters, gradients and optimiser state, by rank and kind."""
     ranks: dict[int, Record] = {}
     for tag, value in values.items():
-        if value is not None and (match := STATE_TAG.fullmatch(tag)):
+        if value is not None and tag.startswith(BY_RANK) and (match := STATE_TAG.fullmatch(tag)):
             ranks.setdefault(int(match[2]), {})[match[1]] = value
     return dict(sorted(ranks.items()))
 

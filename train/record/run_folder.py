@@ -29,6 +29,7 @@ from train.record.run_files import (
 )
 from train.record.tags import read_events
 
+DEFAULT_WARMUP = 5  # steps, of a run that does not say it
 MOST_RANKS, MOST_PIECES = 4096, 100_000  # of a sample
 SAMPLE = re.compile(r"step-(\d{1,12})\.json")
 Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
@@ -126,6 +127,13 @@ def read_folder(path: Path) -> Folder:
         except Unreadable as error:
             folder.said.append(f"samples/{error}; it is left out")
     return folder
+
+
+def warmup_steps(summary: Record, config: Record) -> int:
+    """How many of the run's first steps its medians leave out, from summary.json or the flat config."""
+    own: int = config.get("metrics.warmup_steps", DEFAULT_WARMUP)
+    steps: int = summary.get("warmup_steps", own)
+    return steps
 
 
 def read_facts(path: Path) -> Record:
