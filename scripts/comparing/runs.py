@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from train.command.as_typed import DIGEST
 from train.measure.results import LOSS, VALIDATION_LOSS, Results
 from train.record.run_files import Record, clean
 from train.record.run_folder import flat, hash_of, read_folder, warmup_steps
@@ -19,7 +20,6 @@ from .configs import differences
 from .sweeps import Sweep
 
 LABEL_CHARS = 60
-DIGEST = re.compile(r"sha256:[0-9a-f]{12}")
 LATER = ("eval_batches",)  # keys of `train` that came to the work after its first version
 
 

@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tests.planted.base import Counter
 from train import step
-from train.model.transformer import IGNORE_INDEX
+from train.config.fields import IGNORE_INDEX
 from train.ranks import optim
 from train.strategies.data import apply as data
 

@@ -31,6 +31,8 @@ from train.record.tags import read_events
 
 DEFAULT_WARMUP = 5  # steps, of a run that does not say it
 MOST_RANKS, MOST_PIECES = 4096, 100_000  # of a sample
+POINTS, PROBES = "points.json", "probes"  # of a sweep's folder; in the second are the short runs of `batch=best`
+WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"  # a point's states
 SAMPLE = re.compile(r"step-(\d{1,12})\.json")
 Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
 

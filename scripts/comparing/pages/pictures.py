@@ -11,13 +11,14 @@ from pathlib import Path
 import matplotlib
 
 from train.measure.results import MEMORY_KINDS, STATE_KINDS, TIME_PARTS
+from train.record.drawing import MAX_ROWS
 from train.record.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
 
 from .. import words
 from ..gate import Group
 from ..results import held_by_rank, memory_by_rank, sent_by_axis, time_parts
 from .curves import loss, loss_over_bytes, loss_over_time
-from .style import MOST_BARS, NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
+from .style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
 from .timelines import timelines
 
 
@@ -110,7 +111,7 @@ def memory(group: Group, colours: Colours) -> Picture | None:
     by_run = {row.run.label: ranks for row in with_steps if (ranks := of(row.run))}
     if not by_run:
         return None
-    few = sum(map(len, by_run.values())) <= MOST_BARS
+    few = sum(map(len, by_run.values())) <= MAX_ROWS
     lines: list[tuple[str, dict[str, float]]] = []
     for name, ranks in by_run.items():
         lines += [(name, {}), *_named(ranks, few)]  # the run's name on a line of its own
