@@ -34,7 +34,7 @@ from launch.start.alive import held, wait_for_ranks
 from launch.start.environment import local_environment
 from launch.start.torchrun import Start, last_words, torchrun
 from launch.sweeping.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
-from launch.sweeping.points import DONE, FAILED, INVALID, PROBES, RUNNING, Entry, State
+from launch.sweeping.points import Entry, State
 from train.command import cli
 from train.command.exits import reported_once
 from train.command.overrides import with_quotes
@@ -43,6 +43,7 @@ from train.command.streams import lasting
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 from train.config.world import World
+from train.record.run_folder import DONE, FAILED, INVALID, PROBES, RUNNING
 
 if TYPE_CHECKING:  # which loads torch
     from train.ranks.distributed import Runtime

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from scripts.bench_points import SCALED, Point
 from train.command.streams import lasting
+from train.measure.results import BY_RANK, LOSS, MEMORY, STATE_KINDS, Results, by_axis, memory_at_peak
 from train.record.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
-from train.record.run_folder import read_facts
+from train.record.run_folder import read_config, read_facts, warmup_steps
 
 SPEED = "perf/tokens_per_s_per_device"
-WARM_UP = 5  # steps, in which blocks are compiled and buffers allocated
 
 
 def row(point: Point, status: str, seconds: float, folder: Path) -> dict[str, Any]:
@@ -61,22 +60,18 @@ def why(log: str) -> str:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """Of a run, also of one that was stopped, without its first steps: medians of speeds (but of recorded steps), the
-    largest of memory, else a tag's last value."""
+    """Of a run, also of one that was stopped: medians of speeds in the measured steps, the largest of memory after
+    warm-up, else a tag's last value; none of a run without a measured step."""
     records, _ = read_records(folder / "metrics.jsonl")
-    steps = [line for line in records if "train/loss" in line]
-    measured = steps[WARM_UP:]
-    unrecorded = [line for line in measured if "time/step_ms" not in line] or measured
     summary = read_facts(folder / "summary.json")
+    results = Results.of((line for line in records if LOSS in line), warmup_steps(summary, read_config(folder)))
     facts = {name: summary[name] for name in ("commit", "torch", "device", "first_step_s") if name in summary}
-    result: dict[str, Any] = facts | {"run": folder.name, "steps": len(steps), "steps_measured": len(measured)}
-    for tag in dict.fromkeys(tag for line in measured for tag in line if "/" in tag and "by_rank" not in tag):
-        values = [
-            line[tag] for line in (unrecorded if tag.startswith("perf/") else measured) if line.get(tag) is not None
-        ]
-        how = statistics.median if tag.startswith("perf/") else max if tag.startswith("memory/") else lambda v: v[-1]
-        if values:
-            result[tag] = how(values)
+    counts = {"steps": results.num_steps, "steps_measured": results.num_measured}
+    result: dict[str, Any] = facts | {"run": folder.name, **counts}
+    if results.num_measured:
+        values = results.latest | results.settled
+        speeds = {tag: results.median(tag) for tag in values if tag.startswith("perf/")}
+        result |= {tag: value for tag, value in (values | speeds).items() if "/" in tag and not tag.startswith(BY_RANK)}
     return result
 
 
@@ -98,7 +93,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             r["label"], str(r["nproc"]), _shown(r, SPEED, ",.0f"), _shown(r, "perf/mfu_pct", ".1f"),
             _shown(r, "memory/peak_allocated_gib", ".1f"),
             _memory(r),
-            _by_axis(r, "_mib"), _by_axis(r, "_exposed_ms"), _shown(r, "pipeline/bubble_pct", ".1f"),
+            _by_axis(r, "mib"), _by_axis(r, "exposed_ms"), _shown(r, "pipeline/bubble_pct", ".1f"),
             f"{measured}" if r["status"] == "ok" else f"{measured} ({r['status']})" if measured else r["status"],
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cell or 'not measured' for cell in cells)} |")
@@ -127,19 +122,13 @@ def _shown(r: dict[str, Any], tag: str, spec: str) -> str:
 
 def _memory(r: dict[str, Any]) -> str:
     """By kind, at the peak where a sampled step measured that, else what is held between steps."""
-    kinds = [tag for tag in r if tag.startswith("memory_at_peak/")]
-    kinds = kinds or [f"memory/{kind}_mib" for kind in ("parameters", "gradients", "optimiser")]
-    return "; ".join(f"{tag.split('/')[1].removesuffix('_mib')} {r[tag]:,.0f}" for tag in kinds if tag in r)
+    state = {kind: r[tag] for kind in STATE_KINDS if (tag := f"{MEMORY}{kind}_mib") in r}
+    return "; ".join(f"{kind} {mib:,.0f}" for kind, mib in (memory_at_peak(r) or state).items())
 
 
-def _by_axis(r: dict[str, Any], suffix: str) -> str:
-    """`tp 1,024; pp 64`: comm/<axis>/<op><suffix>, summed over operations."""
-    totals: dict[str, float] = {}
-    for tag, value in r.items():
-        if tag.startswith("comm/") and tag.endswith(suffix):
-            axis = tag.split("/")[1]
-            totals[axis] = totals.get(axis, 0.0) + value
-    return "; ".join(f"{axis} {value:,.0f}" for axis, value in totals.items())
+def _by_axis(r: dict[str, Any], unit: str) -> str:
+    """`tp 1,024; pp 64`: comm/<axis>/<op>_<unit>, summed over operations."""
+    return "; ".join(f"{axis} {value:,.0f}" for axis, value in by_axis(r, unit).items())
 
 
 def main(argv: list[str]) -> None:

@@ -140,7 +140,7 @@ def test_a_sample_stands_for_the_steps_since_the_one_before(tmp_path):
 
 
 def test_an_event_file_alone_compares_as_the_run_does(tmp_path):
-    from scripts.comparing.figures import figures_of
+    from scripts.comparing.results import figures_of
     from scripts.comparing.runs import read_run
 
     path = write_run(tmp_path, "pp")

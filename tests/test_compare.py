@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from scripts.comparing import table
-from scripts.comparing.figures import figures_of
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
+from scripts.comparing.results import figures_of, memory_by_rank
 from scripts.comparing.runs import read_run
 from tests.synthetic_runs import MODEL, make_run
+from train.config.world import World
 from train.measure.quantiles import median_interval, quantile
+from train.record.run_dir import sweep_of
 
 OTHER = {"model": MODEL | {"num_layers": 4}}
 POWERSGD = ", dp_replicate: -1, comm_hook: powersgd"
@@ -150,6 +152,33 @@ def test_runs_that_a_sweep_names_belong_to_it_wherever_they_are(tmp_path):
     assert [(r.strategy, r.fairness) for r in Search([tmp_path / "sweep-1"]).runs] == [("dp", "best")]
     assert [(r.strategy, r.fairness) for r in Search([tmp_path]).runs] == [("dp", "best"), ("tp", "global")]
     assert "  pp: failed\n" in compare(tmp_path)
+
+
+@pytest.mark.parametrize("told", ["sweep-1", "elsewhere/sweep-1", None, "", "..", "sweep-2", "a\0b", "sweep-1/../.."])
+def test_work_json_names_the_sweep_and_no_folder_beside_it_is_searched(tmp_path, told):
+    run = make_run(tmp_path / "runs", "dp")
+    work = json.loads((run / "work.json").read_text())
+    (run / "work.json").write_text(json.dumps(work | {"sweep": told}))
+    for folder in (tmp_path, tmp_path / "runs" / "sweep-1", tmp_path / "runs" / "sweep-3"):
+        folder.mkdir(exist_ok=True)
+        points = [{"label": "dp", "run_dir": f"runs/{run.name}"}] if folder.name == "sweep-3" else []
+        (folder / "points.json").write_text(json.dumps({"fairness": "best", "points": points}))
+    (found,) = Search([run]).runs
+    expected = tmp_path / "runs" / "sweep-1" if told in ("sweep-1", "elsewhere/sweep-1") else None
+    assert (found.sweep and found.sweep.folder) == expected
+    assert found.fairness == ("best" if expected else "global")
+
+
+def test_a_run_knows_the_sweep_that_started_it():
+    started = World(0, 0, 2, 2, from_torchrun=True, run_file="/somewhere/runs/sweep-1a2b3c/dp.run")
+    assert sweep_of(started) == "sweep-1a2b3c"
+    assert sweep_of(World.single()) is None
+
+
+def test_state_by_rank_is_known_of_a_run_that_ended_without_a_sample(tmp_path):
+    run = read_run(make_run(tmp_path, "dp", samples=False))
+    assert run.validations, "its line comes after the last step's"
+    assert memory_by_rank(run) == {rank: {"parameters": 2.0, "gradients": 2.0, "optimiser": 4.0} for rank in (0, 1)}
 
 
 def test_a_run_that_was_cut_off(tmp_path):

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from train.command import cli
+from train.config.fields import IGNORE_INDEX
 from train.config.problems import BadInput
-from train.data.corpus import IGNORED, load_corpus
+from train.data.corpus import load_corpus
 from train.data.tokens import Held, Stored
-from train.model.transformer import IGNORE_INDEX
 
 
 def corpus(*overrides):
@@ -91,9 +91,9 @@ def test_validation_is_held_out_and_fixed():
 def test_ignored_token_carries_no_loss():
     docs = corpus("data.ignore_token=32")
     tokens, targets = docs.batch(1, 8, slice(0, 8))
-    assert IGNORED == IGNORE_INDEX
-    assert torch.equal(targets[:, :-1] == IGNORED, tokens[:, 1:] == 32)
-    assert 0 < (targets == IGNORED).sum() < targets.numel()
+    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORE_INDEX
+    assert torch.equal(targets[:, :-1] == IGNORE_INDEX, tokens[:, 1:] == 32)
+    assert 0 < (targets == IGNORE_INDEX).sum() < targets.numel()
 
 
 def test_text_folder_and_tokens_file(tmp_path):
@@ -122,4 +122,4 @@ def test_bigram_model_is_a_real_baseline():
 
 def test_one_row_keeps_its_ignored_tokens_as_inputs():
     tokens, targets = corpus("data.ignore_token=32").batch(1, 8, slice(0, 1))
-    assert (tokens >= 0).all() and (targets == IGNORED).any()
+    assert (tokens >= 0).all() and (targets == IGNORE_INDEX).any()

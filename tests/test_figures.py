@@ -36,7 +36,7 @@ def test_figures_of_a_sampled_step(tmp_path):
 def test_one_thing_has_one_colour_and_pictures_one_scale():
     pytest.importorskip("matplotlib")
     from scripts.comparing.pages import pictures, timelines
-    from train.measure import peak
+    from train.measure.results import MEMORY_KINDS
     from train.record import palette
     from train.record import pictures as figures
 
@@ -45,7 +45,7 @@ def test_one_thing_has_one_colour_and_pictures_one_scale():
     assert timelines.WORK is figures.WORK is palette.WORK
     for part, kind in (("forward", "F"), ("backward", "B")):
         assert palette.PART_COLOURS[part] == palette.WORK[kind][1]
-    assert figures.MEMORY.keys() == set(peak.KINDS)
+    assert figures.MEMORY.keys() == set(MEMORY_KINDS)
     ends = {size: figures.scale_end(size) for size in (0.0, 0.3, 1.0, 1.01, 2.0, 247.0, 444.0, 545.0, 995.0, 1265.0)}
     assert ends == {0.0: 1.0, 0.3: pytest.approx(0.5), 1.0: 1.0, 1.01: 2.0, 2.0: 2.0, 247.0: 500.0, 444.0: 500.0,
                     545.0: 1000.0, 995.0: 1000.0, 1265.0: 2000.0}  # fmt: skip

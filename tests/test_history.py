@@ -1,5 +1,6 @@
 """What a run keeps of its steps, what a sweep says meanwhile, and what a comparison says at the end."""
 
+import json
 import random
 import statistics
 
@@ -7,13 +8,17 @@ import numpy as np
 import pytest
 
 from launch.start import progress
+from scripts import bench_results
 from scripts.comparing import words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of
-from tests.synthetic_runs import make_run
+from scripts.comparing.results import figures_of
+from scripts.comparing.runs import read_run
+from tests.synthetic_runs import SAMPLED, make_run
 from tests.test_compare import compare
-from train.measure.history import History
 from train.measure.quantiles import EXACT, Tally, median_interval, quantile
+from train.measure.results import AT_PEAK, Results, by_axis, memory_at_peak
+from train.record import board
 
 
 def record(ms, **more):
@@ -21,7 +26,7 @@ def record(ms, **more):
 
 
 def test_medians_are_of_the_steps_after_warm_up_that_were_not_recorded():
-    history = History(warmup_steps=2)
+    history = Results(warmup_steps=2)
     assert quantile(history.measured("perf/step_ms"), 0.5) is None
     for ms in (900.0, 500.0):
         history.add(record(ms))
@@ -41,7 +46,7 @@ def test_medians_are_of_the_steps_after_warm_up_that_were_not_recorded():
 def test_a_long_run_is_kept_in_bounded_memory_and_its_statistics_are_right():
     generator = random.Random(0)
     values = [generator.lognormvariate(5, 0.1) for _ in range(60_000)]
-    history = History(warmup_steps=0)
+    history = Results(warmup_steps=0)
     for value in values:
         history.add({"perf/step_ms": value})
     tally = history.measured("perf/step_ms")
@@ -54,6 +59,41 @@ def test_a_long_run_is_kept_in_bounded_memory_and_its_statistics_are_right():
     assert low is not None and middle is not None and high is not None
     assert low == pytest.approx(exact_low, rel=6e-4) and high == pytest.approx(exact_high, rel=6e-4)
     assert low <= middle <= high
+
+
+def test_what_counts_is_the_same_for_all_who_read_a_run(tmp_path):
+    """The summary, TensorBoard, compare and the benchmarks: with steps of warm-up and recorded ones among them."""
+    run = make_run(tmp_path / "runs", "tp", steps=14)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    live, standing = Results(5), board.Standing(5)
+    for line in lines:
+        shown = standing.add(line)
+        live.add(line)
+    times = [100.0 + n for n in range(6, 15) if n != SAMPLED]
+    median, speed = statistics.median(times), statistics.median(1e6 / ms for ms in times)
+    figures, row = figures_of(read_run(run)), bench_results.figures(run)
+    assert live.spread()["perf/step_ms_p50"] == figures["step_ms_p50"] == row["perf/step_ms"] == median
+    assert live.median("perf/tokens_per_s") == figures["tokens_per_s"] == row["perf/tokens_per_s"] == speed
+    assert (shown["result/step_ms"], shown["result/tokens_per_s"]) == (median, speed)
+    assert live.spread()["measured_steps"] == live.num_measured == row["steps_measured"] == len(times)
+    assert shown["result/sent_mib"] == figures["sent_mib_per_step"] == sum(by_axis(row).values()) == 4.5
+    assert shown["result/held_mib"] == figures["state_mib"] == 8.0
+    assert shown["result/peak_tensors_mib"] == figures["tensors_mib"] == sum(memory_at_peak(row).values()) == 14.0
+    assert shown["result/exposed_communication_pct"] == figures["exposed_comm_pct"] == pytest.approx(100 * 20 / 120)
+
+
+def test_recorded_steps_in_warmup_count_only_while_there_are_no_later_ones():
+    results = Results(warmup_steps=2)
+    for ms in (10.0, 20.0, 30.0, 40.0):
+        results.add(record(ms, **{"time/step_ms": ms, "memory_at_peak/gradients_mib": ms}))
+        if ms == 20.0:
+            assert results.recorded("time/step_ms").counts == {20.0: 1}, "the last one before"
+    assert results.recorded("time/step_ms").mean() == 35.0
+    assert quantile(results.recorded(AT_PEAK), 1.0) == 40.0
+    assert (results.num_steps, results.num_recorded, results.num_measured) == (4, 4, 0)
+    results.add({"validation/loss": 3.0})
+    assert results.num_steps == 4 and results.latest["validation/loss"] == 3.0, "an evaluation is no step"
+    assert results.settled == {"memory/peak_allocated_gib": 0.4} and results.largest == results.settled
 
 
 def test_a_tally_is_exact_while_it_can_be():

@@ -16,6 +16,7 @@ from train.measure import breakdown, out_of_memory, peak
 from train.measure.out_of_memory import OutOfMemory
 from train.measure.quantiles import median_interval
 from train.measure.recording import Recording, read
+from train.measure.results import TIME_PARTS
 from train.model import spans
 
 REPO = Path(__file__).resolve().parent.parent
@@ -191,7 +192,7 @@ def test_a_run_logs_a_recorded_step(tmp_path):
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     (line,) = (line for line in lines if "time/step_ms" in line)
     assert line["step"] == 10
-    parts = sum(line[f"time/{part}_ms"] for part in breakdown.PARTS)
+    parts = sum(line[f"time/{part}_ms"] for part in TIME_PARTS)
     assert parts == pytest.approx(line["time/step_ms"], rel=1e-6)
     assert line["pipeline/bubble_closed_form_pct"] == pytest.approx(20)
     assert 0 < line["pipeline/bubble_pct"] < 100

@@ -6,6 +6,7 @@ import dataclasses
 
 from train.config.flops import flops_per_token
 from train.config.plan import Plan
+from train.record.drawing import MAX_ROWS
 from train.strategies.pipeline.placement import SCHEDULES
 from train.strategies.pipeline.timetable import (
     UNITS,
@@ -19,7 +20,6 @@ from train.strategies.pipeline.timetable import (
 from train.strategies.traffic import num_actions
 
 MAX_DRAWN = 16  # microbatches in a picture, and stages whose layers are listed
-MAX_RANKS_DRAWN = 32
 
 
 def name_of(plan: Plan) -> str:
@@ -34,7 +34,7 @@ def picture(plan: Plan) -> list[str]:
     shown = next((n for n in range(min(m, MAX_DRAWN), 0, -1) if accepts(n, ranks, plan.num_stages)), m)
     title = f"schedule {name} of {plan.num_stages} stage(s) on {ranks} rank(s) of pp"
     drawn: list[str] = []
-    if ranks > MAX_RANKS_DRAWN or shown > 2 * MAX_RANKS_DRAWN:
+    if ranks > MAX_ROWS or shown > 2 * MAX_ROWS:
         title += ", too large to be drawn"
     else:
         title += "" if shown == m else f", drawn for {shown} of {m} microbatches"

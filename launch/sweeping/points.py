@@ -19,11 +19,9 @@ from launch.sweeping.grid import Checked, Point
 from train.config import plain_json
 from train.config.problems import unusable
 from train.record.run_files import Record, Unreadable, exists, number, read_text, write_whole
-from train.record.run_folder import read_facts, read_points
+from train.record.run_folder import DONE, INVALID, POINTS, PROBES, WAITING, read_facts, read_points
 
 RUN_DIR = re.compile(r".+-ws\d+-[0-9a-f]{6}(-\d+)?")
-PROBES = "probes"  # the folder of the short runs that look for a micro batch
-WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"
 
 
 @dataclass
@@ -127,7 +125,7 @@ class State:
 
     @property
     def path(self) -> Path:
-        return self.folder / "points.json"
+        return self.folder / POINTS
 
     def resume(self) -> None:
         """Take over what an earlier start of the same sweep came to; a point that failed is run again, and one whose

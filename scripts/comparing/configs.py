@@ -7,6 +7,7 @@ from typing import Any
 
 from train.config.rules.idle import unread
 from train.config.rules.read_when import READ_WHEN
+from train.config.strategy import MESH_AXES
 from train.record.run_files import Record
 
 Uses = Callable[[Record], bool]  # of the strategy's own keys
@@ -48,7 +49,7 @@ NEEDS: dict[str, Uses] = {  # which strategies read a key of theirs; one that is
     "whole_below": lambda keys: keys.get("zero_stage") == 3,
 }
 METHODS = ("schedule", "cp_method", "zero_stage")  # told of the strategies that have it, others having none
-DEGREES = ("pp", "dp_replicate", "dp_shard", "cp", "tp", "ep")
+DEGREES = (*MESH_AXES, "ep")
 
 
 def differences(configs: list[Record], *, between_strategies: bool = True) -> dict[str, list[Any]]:

@@ -9,8 +9,9 @@ import os
 from pathlib import Path
 
 from scripts.comparing.runs import Run, read_run
-from scripts.comparing.sweeps import Sweep, is_run, is_sweep
+from scripts.comparing.sweeps import Sweep, entry_of, is_run, is_sweep
 from train.record.run_files import Unreadable, clean
+from train.record.run_folder import POINTS, PROBES
 
 DEEPEST = 3  # folders below one that was named: runs/sweep-x/dp-…
 MOST_FOLDERS = 20_000
@@ -54,7 +55,7 @@ class Search:
     def _folders(self, path: Path, root: Path) -> list[Path]:
         """Those in it, without a sweep's probes: short runs that looked for a batch size."""
         try:
-            children = sorted(child for child in path.iterdir() if child.name != "probes" and child.is_dir())
+            children = sorted(child for child in path.iterdir() if child.name != PROBES and child.is_dir())
         except OSError as error:
             if path != root:
                 self.said.append(f"{clean(path)}: skipped: {error.strerror}")
@@ -76,7 +77,7 @@ class Search:
             except OSError as error:
                 self.said.append(f"{clean(path)}: skipped: {error.strerror}")
                 continue
-            run.sweep = self._sweep_of(path)
+            run.sweep = self._sweep_of(run)
             runs.append(run)
         return runs
 
@@ -85,11 +86,16 @@ class Search:
             self.sweeps[folder] = Sweep.read(folder)
         return self.sweeps[folder]
 
-    def _sweep_of(self, run: Path) -> Sweep | None:
-        """The run lies in its sweep, or is named by one beside it."""
-        if is_sweep(run.parent):
-            return self._sweep(run.parent)
-        if run.parent not in self.beside:
-            folders = sorted(points.parent for points in run.parent.glob("*/points.json"))
-            self.beside[run.parent] = [self._sweep(folder) for folder in folders if is_sweep(folder)]
-        return next((sweep for sweep in self.beside[run.parent] if run in sweep.runs), None)
+    def _sweep_of(self, run: Run) -> Sweep | None:
+        """The sweep in whose folder the run lies, or the one beside it that its work.json names. A run of an older
+        version names none: its sweep is the one beside it whose points name the run."""
+        folder = run.path.parent
+        if is_sweep(folder):
+            return self._sweep(folder)
+        if "sweep" in run.work:
+            named = entry_of(folder, run.work["sweep"] or "")
+            return self._sweep(named) if named is not None and is_sweep(named) else None
+        if folder not in self.beside:
+            folders = sorted(points.parent for points in folder.glob(f"*/{POINTS}"))
+            self.beside[folder] = [self._sweep(beside) for beside in folders if is_sweep(beside)]
+        return next((sweep for sweep in self.beside[folder] if run.path in sweep.runs), None)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.comparing.excuses import excuse_of
-from scripts.comparing.figures import Figures, figures_of
+from scripts.comparing.results import Figures, figures_of
 from scripts.comparing.runs import Run, label
 from scripts.comparing.work import work_in_words
 from train.config.rules.idle import unread
 from train.config.rules.read_when import READ_WHEN
-from train.record.run_files import Record, clean, number
+from train.measure.results import LOSS, has_no_target
+from train.record.run_files import clean, number
 from train.record.run_folder import deciding, flat
 
 # largest relative difference of train/loss in the first steps: far above what rounding was seen to do (docs), and
@@ -166,17 +167,17 @@ def difference(run: Run, reference: Run, up_to: int | None = None) -> float | No
     worst: float | None = None
     for record in run.steps:
         other = theirs_by_step.get(record["step"])
-        if other is None or (up_to is not None and record["step"] > up_to) or (_empty(record) and _empty(other)):
+        if (
+            other is None
+            or (up_to is not None and record["step"] > up_to)
+            or (has_no_target(record) and has_no_target(other))
+        ):
             continue
-        mine, theirs = number(record["train/loss"]), number(other["train/loss"])
+        mine, theirs = record[LOSS], other[LOSS]
         if mine is None or theirs is None:
             return float("inf")
         worst = max(worst or 0.0, abs(mine - theirs) / max(abs(theirs), 1e-300))
     return worst
-
-
-def _empty(record: Record) -> bool:
-    return record.get("train/valid_tokens") == 0
 
 
 def _choose_memory(group: Group) -> None:
@@ -194,12 +195,13 @@ def _note(group: Group) -> None:
     group.notes += [f"{run.label}: {run.status}" for run in runs if run.status != "finished"]
     group.notes += [f"{run.label}: {line}" for run in runs for line in run.said]
     for run in runs:
-        if run.steps and len(run.measured) == len(run.steps):
-            group.notes.append(f"{run.label}: no step after warm-up yet, the first ones are in its figures")
+        if run.steps and not run.results.num_measured:
+            note = "no step after warm-up that was not recorded, so all steps are in its figures"
+            group.notes.append(f"{run.label}: {note}")
     group.notes += [f"not the same {name}: {', '.join(seen)}" for name, seen in unequal(runs).items()]
     if len(ends := {run.validations[-1]["step"] for run in runs if run.validations}) > 1:
         group.notes.append(f"validation losses are of different steps: {', '.join(map(str, sorted(ends)))}")
-    if all(not run.sampled for run in runs):
+    if all(not run.results.num_recorded for run in runs):
         group.notes.append("no sampled step (metrics.profile_every): exposed communication and bubble are not known")
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from scripts.comparing.configs import differences
 from scripts.comparing.sweeps import Sweep
+from train.command.as_typed import DIGEST
+from train.measure.results import LOSS, VALIDATION_LOSS, Results
 from train.record.run_files import Record, clean
-from train.record.run_folder import flat, hash_of, read_folder
+from train.record.run_folder import flat, hash_of, read_folder, warmup_steps
 
-DEFAULT_WARMUP = 5
 LABEL_CHARS = 60
-DIGEST = re.compile(r"sha256:[0-9a-f]{12}")
 LATER = ("eval_batches",)  # keys of `train` that came to the work after its first version
 
 
@@ -92,29 +92,17 @@ class Run:
         last, planned = self.steps[-1]["step"] if self.steps else 0, self.config.get("train.steps")
         return f"running or cut off at step {last}" + (f" of {planned}" if planned else "")
 
-    @property
-    def measured(self) -> list[Record]:
-        """The steps after warm-up; all of them if there are no more than that."""
-        warmup = self.summary.get("warmup_steps", self.config.get("metrics.warmup_steps", DEFAULT_WARMUP))
-        return self.steps[int(warmup) :] or self.steps
-
-    @property
-    def unprofiled(self) -> list[Record]:
-        """Of these the steps that no profiler slowed; all of them if every step was sampled."""
-        return [step for step in self.measured if "time/step_ms" not in step] or self.measured
-
-    @property
-    def sampled(self) -> list[Record]:
-        """The steps that a profiler looked into: those after warm-up, or the one before if there are none."""
-        of = [step for step in self.measured if "time/step_ms" in step]
-        return of or [step for step in self.steps if "time/step_ms" in step][-1:]
+    @cached_property
+    def results(self) -> Results:
+        """Medians, peaks and last values of its steps."""
+        return Results.of(self.steps, warmup_steps(self.summary, self.config))
 
 
 def read_run(path: Path) -> Run:
     """What stands in a run's directory. Raises Unreadable if it cannot be compared."""
     folder = read_folder(path)
-    steps = [record for record in folder.records if "train/loss" in record]
-    validations = [record for record in folder.records if "validation/loss" in record]
+    steps = [record for record in folder.records if LOSS in record]
+    validations = [record for record in folder.records if VALIDATION_LOSS in record]
     return Run(path, folder.config, folder.work, folder.summary, steps, validations, folder.sample, folder.said)
 
 

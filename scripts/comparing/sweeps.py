@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from train.record.run_files import Record, Unreadable, clean, exists
-from train.record.run_folder import read_points
+from train.record.run_folder import FAILED, INVALID, POINTS, read_points
 
 FAIRNESS = ("global", "micro", "best")
 RUN_FILES = ("metrics.jsonl", "config.yaml", "work.json", "summary.json")
@@ -26,7 +26,7 @@ class Sweep:
     def read(cls, folder: Path) -> Sweep:
         """The sweep, without a point if its points.json cannot be read."""
         try:
-            values, said = read_points(folder / "points.json")
+            values, said = read_points(folder / POINTS)
         except Unreadable as error:
             return cls(folder, said=[f"{clean(folder)}: the sweep is not known: {error}"])
         fairness = values.get("fairness")
@@ -37,10 +37,10 @@ class Sweep:
     @cached_property
     def runs(self) -> list[Path]:
         """The run directories that its points name and that lie in it or beside it, wherever the sweep is now."""
-        names = {os.path.basename(point.get("run_dir") or ""): None for point in self.points}
-        named = [name for name in names if name not in ("", ".", "..")]
-        places = [folder / name for name in named for folder in (self.folder.parent, self.folder)]
-        return [Path(os.path.realpath(place)) for place in places if is_run(place) and not place.is_symlink()]
+        names = dict.fromkeys(point.get("run_dir") or "" for point in self.points)
+        places = dict.fromkeys(entry_of(folder, name) for name in names for folder in (self.folder.parent, self.folder))
+        runs = [place for place in places if place is not None and is_run(place) and not place.is_symlink()]
+        return [Path(os.path.realpath(run)) for run in runs]
 
     def without_run(self) -> list[str]:
         """A line for each point that failed or could not be run."""
@@ -48,8 +48,14 @@ class Sweep:
             f"{point.get('label', 'a point')}: {point['status']}"
             + (f", {'; '.join(said)}" if (said := point.get("problems")) else "")
             for point in self.points
-            if point.get("status") in ("failed", "invalid")
+            if point.get("status") in (FAILED, INVALID)
         ]
+
+
+def entry_of(folder: Path, told: str) -> Path | None:
+    """What has the last part of a path that a file tells as its name in this folder; None of a name that leads out."""
+    name = os.path.basename(told)
+    return None if name in ("", ".", "..") else folder / name
 
 
 def is_run(path: Path) -> bool:
@@ -62,4 +68,4 @@ def is_run(path: Path) -> bool:
 
 
 def is_sweep(path: Path) -> bool:
-    return exists(path / "points.json") and not is_run(path)
+    return exists(path / POINTS) and not is_run(path)

@@ -14,7 +14,7 @@ from scripts.comparing.gate import Group, Row
 
 METHOD = (
     "tokens/s: median after warm-up without sampled steps, and its 95 % interval by binomial order statistics (none "
-    "under 6 steps). sent: bytes of messages, of rank 0. equal: the largest relative difference of the training loss "
+    "under 6 steps). sent: bytes of messages. equal: the largest relative difference of the training loss "
     "from the reference row in the first 20 steps. A dash: not measured. See docs/reading-the-numbers.md."
 )
 MORE_IS_BETTER = {
@@ -78,7 +78,7 @@ COLUMNS = [
     _plain("MFU %", "mfu_pct", 1, optional=True),
     _plain("memory MiB", "memory_mib"),
     _plain("resident MiB", "resident_mib", 0, rated=False, optional=True),
-    _plain("sent MiB per step", "sent_mib_per_step"),
+    _plain("sent MiB per step by rank 0", "sent_mib_per_step"),
     _plain("exposed comm %", "exposed_comm_pct", 1, rated=False),
     _plain("bubble %", "bubble_pct", 1, rated=False),
     _plain("J per step", "joules_per_step", optional=True),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from scripts.comparing.figures import TIME_PARTS, time_parts
 from scripts.comparing.gate import Group, Row, difference
+from scripts.comparing.results import time_parts
 from scripts.comparing.table import best, figure
+from train.measure.results import TIME_PARTS
 
 TIE = 0.01  # of memory: within it two rows hold as much
 PART_NAMES = {part: part for part in TIME_PARTS} | {

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from tests.planted.base import Counter
-from train.model.transformer import IGNORE_INDEX
+from train.config.fields import IGNORE_INDEX
 from train.ranks import distributed, optim
 from train.strategies.data import apply as data
 

@@ -7,6 +7,7 @@ others, and an environment holds what is nobody else's. Other interpolations (`$
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.resolvers import oc
+
+DIGEST = re.compile(r"sha256:[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Typed:
 
     @property
     def digest(self) -> str:
-        """What stands for the value where two runs are compared."""
+        """What stands for the value where two runs are compared: text as of DIGEST."""
         return f"sha256:{hashlib.sha256(repr(self.value).encode()).hexdigest()[:12]}"
 
 

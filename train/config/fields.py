@@ -23,6 +23,7 @@ MAX_TIMEOUT_S = 30 * 24 * 3600
 MAX_FIGURE = 1e9  # of a device
 MAX_BUCKET_MB = 2**20
 LARGE = 1e30  # of a number that a float32 must hold, products with others too
+IGNORE_INDEX = -100  # of a target that carries no loss; torch's cross_entropy has the same default
 
 
 def key(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:

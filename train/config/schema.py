@@ -155,7 +155,7 @@ class OptimConfig:
     weight_decay: float = number(MISSING, ge=0, le=1e6, example=0.1)
     warmup_steps: int = number(10, ge=0, le=MAX_STEPS)
     schedule: LrSchedule = LrSchedule.cosine
-    min_lr_ratio: float = number(0.1, ge=0)
+    min_lr_ratio: float = number(0.1, ge=0, le=1)
     beta1: float = number(0.9, ge=0, lt=1)
     beta2: float = number(0.95, ge=0, lt=1)
     eps: float = number(1e-8, gt=0, le=LARGE)

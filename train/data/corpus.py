@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from train.config.fields import IGNORE_INDEX
 from train.config.problems import BadInput, Problem
 from train.config.schema import Config, TrainConfig
 from train.data import sources
@@ -23,7 +24,7 @@ from train.data.tokens import Tokens, shown
 if TYPE_CHECKING:
     from torch import Tensor
 
-IGNORED = -100  # train.model.transformer.IGNORE_INDEX, without importing torch
+NUM_SYNTHETIC_TOKENS = 2**20
 SCANNED = 2**28  # bytes of a corpus that the check reads; the ids of a larger one are checked as batches read them
 FITTED = 2**28  # bytes that the bigram model is fitted to
 MOST_WINDOWS = 2**16  # validation windows that the bigram model is judged on
@@ -130,7 +131,7 @@ class Corpus:
         inputs, targets = both[:, :-1].contiguous(), both[:, 1:].contiguous()
         if self.ignore_token is not None:
             # not in place: of a single row both slices are contiguous as they are, and share their memory
-            targets = targets.masked_fill(targets == self.ignore_token, IGNORED)
+            targets = targets.masked_fill(targets == self.ignore_token, IGNORE_INDEX)
         return inputs, targets
 
 

@@ -1,34 +1,48 @@
-"""Where a recorded step's time went, from one rank's `Recording`: parts that do not overlap, and each collective.
+"""Where a recorded step's time went: from one rank's `Recording` the parts that do not overlap and each collective,
+from all ranks' forwards and backwards a pipeline's bubble.
 
 communication is exposed only: something is in flight or waited for, and the device works on nothing. The other parts
 are without it. data, forward, backward and optimiser are the regions' own time on a CPU (Python between operators
 included), the kernels that they launched on a GPU (and of data the host's time, where the device has nothing to do).
 other is the rest of the step.
+
+A pipeline's bubble:
+measured      1 - (what the ranks' forwards and backwards take) / (ranks x the time from the first to the last of them)
+theory        the same of the schedule replayed with the mean time that each kind of work took on each stage, sending
+              nothing: what remains is the schedule's own, and that of uneven stages
+closed form   of equal stages and equal halves of a backward (strategies/pipeline/timetable.py)
+
+Measured less theory is what sending, and waiting that the schedule does not ask for, cost.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+from statistics import mean
 from typing import Any
 
+from train.config.strategy import Order
 from train.measure.recording import Message, Recording
+from train.measure.results import COMPUTE_PARTS, TIME_PARTS, MiB
 from train.model.spans import Intervals, clip, intersect, length, subtract, union
+from train.strategies.pipeline.timetable import Action, timetable
 
-PARTS = ("data", "forward", "backward", "optimiser", "communication", "other")
 PHASES = {"F": "forward", "B": "backward", "I": "backward", "W": "backward", "data": "data", "optimiser": "optimiser"}
-MiB = 2**20
+Timeline = list[list[Any]]  # [kind, stage, microbatch, start ms, end ms]
 
 
 def parts(recording: Recording) -> dict[str, Intervals]:
-    """By name, as PARTS: disjoint, and together the step."""
+    """By name, as TIME_PARTS: disjoint, and together the step."""
     whole: Intervals = [(0.0, recording.step_ms)]
     exposed = intersect(whole, subtract(recording.in_flight, recording.work))
     found: dict[str, Intervals] = {"communication": exposed}
     rest = subtract(whole, exposed)
-    for name in ("forward", "backward", "optimiser", "data"):
+    for name in (*COMPUTE_PARTS, "data"):
         found[name] = intersect(rest, _phase(recording, name))
         rest = subtract(rest, found[name])
     found["other"] = rest
-    return {name: found[name] for name in PARTS}
+    return {name: found[name] for name in TIME_PARTS}
 
 
 def _phase(recording: Recording, name: str) -> Intervals:
@@ -82,7 +96,34 @@ def bandwidths(row: dict[str, float], op: str, size: int | None) -> dict[str, fl
     return {"algbw_gb_per_s": algorithm, "busbw_gb_per_s": algorithm * BUS_FACTORS.get(op, lambda n: 1.0)(size)}
 
 
-def actions(recording: Recording) -> list[list[Any]]:
+def actions(recording: Recording) -> Timeline:
     """[kind, stage, microbatch, start ms, end ms] of every forward and backward, in order of time."""
     rows = [(r.words[0], int(r.words[1]), int(r.words[2]), *r.interval) for r in recording.actions]
     return [list(row) for row in sorted(rows, key=lambda row: row[3])]
+
+
+def measured_bubble(timelines: Iterable[Timeline]) -> float:
+    """The measured bubble of ranks whose times have one zero, as a share."""
+    rows = [row for row in timelines if row]
+    total = max(end for row in rows for *_, end in row) - min(start for row in rows for *_, start, _ in row)
+    busy = sum(length(union((start, end) for *_, start, end in row)) for row in rows)
+    return 1 - busy / (total * len(rows))
+
+
+def theory_bubble(timelines: Iterable[Timeline], order: Order) -> float:
+    """The bubble of the schedule replayed with these ranks' mean times, as a share."""
+    times: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for timeline in timelines:
+        for kind, stage, _, start, end in timeline:
+            times[kind, stage].append(end - start)
+    means = {key: mean(values) for key, values in times.items()}
+
+    def duration(action: Action) -> float:
+        # torch runs a backward whole where it can put both halves together, or in halves where it cannot
+        whole = means.get((action.kind, action.stage))
+        if whole is not None:
+            return whole
+        parts = {"B": ("I", "W"), "I": ("B",), "W": ()}.get(action.kind, ())
+        return sum(means.get((part, action.stage), 0.0) for part in parts)
+
+    return timetable(order.rows, order.num_stages, duration).bubble

@@ -26,10 +26,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.config.traffic import LAB, Total
+from train.measure.results import MiB
 from train.model.spans import span
 from train.ranks.collectives import group_named
 
-MiB = 2**20
 # operator -> (what it is, which arguments are the message): torch 2.11 to 2.13
 _C10D = {
     "allreduce_": ("all_reduce", 0),

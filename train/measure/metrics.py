@@ -21,12 +21,20 @@ from train.config.schema import Config, OnNonfinite
 from train.config.strategy import StepResult, TrainStep
 from train.measure.energy import Energy
 from train.measure.hardware import peak_tflops
-from train.measure.history import History
-from train.measure.sampling import Record, Sampled
+from train.measure.results import (
+    BY_RANK,
+    LOSS,
+    MEMORY,
+    STATE_KINDS,
+    VALID_TOKENS,
+    VALIDATION_LOSS,
+    GiB,
+    MiB,
+    Record,
+    Results,
+)
+from train.measure.sampling import Sampled
 from train.ranks.lab import LabGroup
-
-GiB, MiB = 2**30, 2**20
-STATE_KINDS = ("parameters", "gradients", "optimiser")
 
 
 class Sink(Protocol):
@@ -99,7 +107,7 @@ class Metrics:
         self.peak_tflops = peak_tflops(config, device)
         self.energy = Energy(config, device, lab)
         self.pending: _Pending | None = None
-        self.history = History(config.metrics.warmup_steps)
+        self.results = Results(config.metrics.warmup_steps)
         self.start = self.clock.mark()
 
     def resume_clock(self) -> None:
@@ -128,7 +136,7 @@ class Metrics:
             self.resume_clock()
 
     def log_validation(self, step: int, loss: float) -> None:
-        self._write(step, {"validation/loss": loss})
+        self._write(step, {VALIDATION_LOSS: loss})
 
     def flush(self) -> None:
         """Write the step that is still held back. Raises NonFinite on every rank if its loss or norm is."""
@@ -140,9 +148,9 @@ class Metrics:
         loss, norm, *extras = pending.scalars.tolist()
         joules = self.energy.step_done(pending.step, step_ms, counted=pending.counted)
         by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
-        values = {"train/loss": loss, "train/grad_norm": norm, "train/lr": pending.lr}
+        values = {LOSS: loss, "train/grad_norm": norm, "train/lr": pending.lr}
         if not pending.any_target:  # the sum of no losses is no loss of 0
-            values |= {"train/loss": math.nan, "train/valid_tokens": 0.0}
+            values |= {LOSS: math.nan, VALID_TOKENS: 0.0}
         values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
         if by_rank is not None:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
@@ -162,8 +170,7 @@ class Metrics:
             sink.close()
 
     def _write(self, step: int, values: Record) -> None:
-        if "train/loss" in values:
-            self.history.add(values)
+        self.results.add(values)
         for sink in self.sinks:
             sink.write(step, values)
 
@@ -194,6 +201,6 @@ class Metrics:
         for i, name in enumerate(names, start=1):
             unit = GiB if name.endswith("gib") else MiB
             for rank, figures in enumerate(by_rank):
-                values[f"memory_by_rank/{name}/rank_{rank}"] = figures[i] / unit
-            values[f"memory/{name}"] = max(figures[i] for figures in by_rank) / unit
+                values[f"{BY_RANK}{name}/rank_{rank}"] = figures[i] / unit
+            values[f"{MEMORY}{name}"] = max(figures[i] for figures in by_rank) / unit
         return values

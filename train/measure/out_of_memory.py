@@ -17,8 +17,8 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
 from train.config.schema import ActivationCheckpointing, Config, Precision
 from train.config.strategy import TrainStep
 from train.measure.peak import storages
+from train.measure.results import GiB
 
-GiB = 2**30
 MAX_EVENTS = 200_000
 NO_MEMORY_ON_CPU = "can't allocate memory"
 

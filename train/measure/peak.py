@@ -16,11 +16,10 @@ from typing import Any
 from torch import Tensor
 
 from train.measure.recording import Recording
+from train.measure.results import MEMORY_KINDS, MiB
 from train.model.spans import Intervals, clip, union
 from train.ranks.gradients import local
 
-MiB = 2**20
-KINDS = ("parameters", "gradients", "optimiser", "activations", "communication", "temporary", "untracked")
 CURVE_POINTS = 400
 
 Addresses = dict[int, int]  # of storages: their bytes
@@ -41,7 +40,7 @@ def at_peak(recording: Recording, known: dict[str, Addresses]) -> dict[str, Any]
     kinds = {address: kind for kind, addresses in known.items() for address in addresses}
     # of blocks that are held, by address; a gradient that is not born in the step was there before it
     kinds = {address: kind for address, kind in kinds.items() if kind != "gradients" or address not in born}
-    held = {kind: sum(known[kind][a] for a, k in kinds.items() if k == kind) for kind in KINDS}
+    held = {kind: sum(known[kind][a] for a, k in kinds.items() if k == kind) for kind in MEMORY_KINDS}
     before = recording.allocations[0].total - recording.allocations[0].bytes if recording.allocations else 0
     held["untracked"] = max(before - sum(held.values()), 0) if before > 0 else 0
     forward = union(r.interval for r in recording.regions if r.words[0] == "F")

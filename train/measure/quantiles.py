@@ -31,6 +31,10 @@ class Tally:
             for one, times in counts.items():
                 self._count(one, times)
 
+    def mean(self) -> float | None:
+        """None of none."""
+        return math.fsum(v * n for v, n in self.counts.items()) / sum(self.counts.values()) if self.counts else None
+
     def ranked(self) -> Ranked:
         """The values in order."""
         values = sorted(self.counts)

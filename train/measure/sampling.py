@@ -24,15 +24,14 @@ from torch.distributed.device_mesh import DeviceMesh
 from train.config.plan import Plan
 from train.config.schema import Config
 from train.config.strategy import TrainStep
-from train.measure import breakdown, bubble, peak
+from train.measure import breakdown, peak
 from train.measure.ledger import Ledger, axis_size
 from train.measure.recording import Recorder, Recording
+from train.measure.results import AT_PEAK, COMPUTE_PARTS, RECORDED, TIME_PARTS, Record
 from train.model.spans import length
 from train.ranks.lab import LabGroup
 
 FIRST, COUNTED = 10, 3
-COMPUTE = ("forward", "backward", "optimiser")
-Record = dict[str, float]
 
 
 @dataclass
@@ -127,12 +126,12 @@ class Sampler:
 
     def _values(self, ranks: list[dict[str, Any]]) -> Record:
         """The tags of a sampled step: means over ranks, but for memory, which is the fullest rank's."""
-        values = {f"time/{part}_ms": mean(r["parts_ms"][part] for r in ranks) for part in breakdown.PARTS}
-        values["time/step_ms"] = mean(r["step_ms"] for r in ranks)
+        values = {f"time/{part}_ms": mean(r["parts_ms"][part] for r in ranks) for part in TIME_PARTS}
+        values[RECORDED] = mean(r["step_ms"] for r in ranks)
         values |= self._collectives(ranks) | self._pipeline([r["timeline"] for r in ranks])
         fullest = max((r["memory"]["at_peak_mib"] for r in ranks), key=lambda kinds: sum(kinds.values()))
-        values |= {f"memory_at_peak/{kind}_mib": size for kind, size in fullest.items()}
-        compute = [sum(r["parts_ms"][part] for part in COMPUTE) for r in ranks]
+        values |= {f"{AT_PEAK}{kind}_mib": size for kind, size in fullest.items()}
+        compute = [sum(r["parts_ms"][part] for part in COMPUTE_PARTS) for r in ranks]
         named = {"min": min(compute), "median": median(compute), "max": max(compute)}
         values |= {f"stragglers/compute_ms_{name}": value for name, value in named.items()}
         return values | {"stragglers/slowest_rank": float(compute.index(max(compute)))}
@@ -147,14 +146,14 @@ class Sampler:
             values |= {f"comm/{name}_{key}": value for key, value in row.items() if key not in ("calls", "mib")}
         return values
 
-    def _pipeline(self, timelines: list[bubble.Timeline]) -> Record:
+    def _pipeline(self, timelines: list[breakdown.Timeline]) -> Record:
         plan = Plan(self.config, self.lab.world.world_size)
         order = self.config.strategy.order(plan.degrees["pp"], plan.num_microbatches)
         if order is None or not all(timelines):
             return {}
         values = {
-            "pipeline/bubble_pct": 100 * bubble.measured(timelines),
-            "pipeline/bubble_theory_pct": 100 * bubble.theory(timelines, order),
+            "pipeline/bubble_pct": 100 * breakdown.measured_bubble(timelines),
+            "pipeline/bubble_theory_pct": 100 * breakdown.theory_bubble(timelines, order),
         }
         if order.closed_form is not None:
             values["pipeline/bubble_closed_form_pct"] = 100 * order.closed_form

@@ -18,12 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.config.fields import IGNORE_INDEX
 from train.config.schema import AttentionKernel, ModelConfig, Precision
 from train.model.moe import MixtureOfExperts
 from train.model.numerics import upcast
 from train.model.spans import span
-
-IGNORE_INDEX = -100  # a target that carries no loss
 
 
 def dtypes(precision: Precision) -> dict[str, torch.dtype]:

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from train.config.fields import IGNORE_INDEX
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import BATCH_AXES, MESH_AXES, Strategy, resolve_degrees
 from train.config.world import World
-from train.model.transformer import IGNORE_INDEX
 
 # What each backend needs to be asked for by name: the device types that it moves.
 BACKEND_DEVICES = {"nccl": ("cuda",), "gloo": ("cpu", "cuda"), "xccl": ("xpu",), "hccl": ("npu",)}

@@ -15,18 +15,23 @@ the last value as it is.
 from __future__ import annotations
 
 import math
-import re
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train.config.plan import Plan
 from train.config.schema import Config
-from train.measure.history import History
-from train.measure.quantiles import quantile
+from train.measure.results import (
+    LOSS,
+    VALIDATION_LOSS,
+    Record,
+    Results,
+    by_axis,
+    exposed_pct,
+    held_mib,
+    memory_at_peak,
+    time_parts,
+)
 from train.record.tags import shown_as
-
-if TYPE_CHECKING:
-    from train.measure.metrics import Record
 
 Hparams = dict[str, str | float]
 
@@ -50,7 +55,6 @@ FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
 
-SENT = r"comm/(?!lab/)[\w.]+/\w+_mib$"  # the lab's own traffic is no strategy's
 # Of a sampled step, for which they stand together with the steps since the sample before. Not time/step_ms, which says
 # that a step was sampled.
 OF_SAMPLES = r"(time/(?!step_ms)|pipeline/)"
@@ -105,55 +109,43 @@ def steps_of_sample(before: int, step: int) -> list[int]:
 
 
 class Standing:
-    """The results of a run so far: medians of the steps after warm-up that were not recorded (of all, while there are
-    no such), peaks, and the latest of everything else. Medians are found anew whenever there is 1 % more to find them
-    of, so that a long run does not sort all of its steps at each."""
+    """The results of a run so far: medians of the measured steps, peaks, and the newest of everything else (which
+    records count says train/measure/results.py). Medians are found anew whenever there is 1 % more to find them of, so
+    that a long run does not sort all of its steps at each."""
 
     def __init__(self, warmup_steps: int) -> None:
-        self.history, self.due = History(warmup_steps), 0
-        self.latest: dict[str, float] = {}
-        self.medians: dict[str, float] = {}
+        self.of_run, self.due = Results(warmup_steps), 0
+        self.medians: Record = {}
 
     def add(self, values: Record) -> Record:
         """The results after these values."""
-        peaks = {tag: max(v, self.latest.get(tag, v)) for tag, v in values.items() if tag.startswith("memory/peak_")}
-        self.latest |= values | peaks
-        if "perf/step_ms" in values:
-            self.history.add(values)
-            if self.history.num_steps >= self.due:
-                self.due = self.history.num_steps + max(self.history.num_steps // 100, 1)
-                found = {tag: quantile(self.history.measured(tag), 0.5) for tag in MEDIANS}
-                self.medians = {tag: median for tag, median in found.items() if median is not None}
+        self.of_run.add(values)
+        if self.of_run.num_steps >= self.due:
+            self.due = self.of_run.num_steps + max(self.of_run.num_steps // 100, 1)
+            found = {tag: self.of_run.median(tag) for tag in MEDIANS}
+            self.medians = {tag: median for tag, median in found.items() if median is not None}
         return self.results({})
 
     def results(self, known: dict[str, Any]) -> Record:
         """The results, with figures that are known better put in for those of the steps."""
-        return results(self.latest | self.medians | known)
+        return results(self.of_run.latest | self.of_run.largest | self.medians | known)
 
 
 def results(values: dict[str, Any]) -> Record:
     """Those of RESULTS that are known from a run's figures, under the tags of metrics.jsonl and summary.json."""
-    held: dict[str, float] = {}
-    for tag, value in values.items():
-        name, _, rank = tag.removeprefix("memory_by_rank/").partition("/")
-        if tag.startswith("memory_by_rank/") and name.endswith("_mib"):
-            held[rank] = held.get(rank, 0.0) + value
-    sent = [v for tag, v in values.items() if re.match(SENT, tag)]
-    whole = sum(v for tag, v in values.items() if tag.startswith("time/") and tag != "time/step_ms")
-    exposed = values.get("time/communication_ms")
-    at_peak = [v for tag, v in values.items() if tag.startswith("memory_at_peak/")]
+    sent, at_peak = by_axis(values), memory_at_peak(values)
     found = {
         "tokens_per_s": values.get("perf/tokens_per_s"),
         "step_ms": values.get("perf/step_ms"),
-        "held_mib": max(held.values(), default=None),
+        "held_mib": held_mib(values),
         "memory_gib": values.get("memory/peak_allocated_gib", values.get("memory/resident_gib")),
-        "exposed_communication_pct": 100 * exposed / whole if exposed is not None and whole else None,
+        "exposed_communication_pct": exposed_pct(time_parts(values)),
         "bubble_pct": values.get("pipeline/bubble_pct"),
-        "sent_mib": sum(sent) if sent else None,
-        "validation_loss": values.get("validation/loss"),
-        "train_loss": values.get("train/loss"),
+        "sent_mib": sum(sent.values()) if sent else None,
+        "validation_loss": values.get(VALIDATION_LOSS),
+        "train_loss": values.get(LOSS),
         "mfu_pct": values.get("perf/mfu_pct"),
-        "peak_tensors_mib": sum(at_peak) if at_peak else None,
+        "peak_tensors_mib": sum(at_peak.values()) if at_peak else None,
     }
     return {f"result/{name}": value for name, value in found.items() if value is not None and math.isfinite(value)}
 

@@ -7,6 +7,8 @@ import math
 
 from train.config.strategy import MESH_AXES
 
+MAX_ROWS = 32  # ranks, or runs, that a picture has room for
+
 
 def draw_mesh(degrees: dict[str, int]) -> str:
     """Ranks by axis: the innermost axis left to right, the next one down, and outer axes as blocks.

@@ -1,6 +1,9 @@
-"""The first lines of a run say what it is: layout and device, data, model, batch, precision."""
+"""The first lines of a run: what it is, where its files are, and in what it may differ from one device."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +17,8 @@ from train.record.drawing import draw_mesh
 def opening(
     config: Config, corpus: Corpus, runtime: Runtime, degrees: dict[str, int], world_size: int, num_parameters: int
 ) -> str:
-    """`num_parameters`: of the whole model, whatever a rank holds of it."""
+    """Layout and device, data, model, batch and precision. `num_parameters`: of the whole model, whatever a rank holds
+    of it."""
     train, training, held_out = config.train, len(corpus.training), len(corpus.validation)
     used = f"{device_name(runtime.device)}, {runtime.backend}, torch {torch.__version__}"
     tokens = train.global_batch_size * train.seq_len
@@ -27,4 +31,14 @@ def opening(
         f"model {config.model.name}: {num_parameters:,} parameters, precision {config.precision.value}",
         f"batch: {train.global_batch_size:,} sequences of {train.seq_len:,} tokens, {tokens:,} tokens a step",
     ]
+    return "\n".join(lines)
+
+
+def announcement(path: Path, facts: dict[str, Any]) -> str:
+    """The run's directory, and in what the strategy says beforehand that it will not equal one device."""
+    lines = [f"run: {path}"]
+    if facts["differs"]:
+        lines.append(f"expected to differ from one device in {', '.join(facts['differs'])}")
+    if facts["lossy"]:
+        lines.append(facts["lossy"]["says"])
     return "\n".join(lines)

@@ -14,13 +14,14 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from train.record.drawing import mesh_blocks
+from train.measure.results import COMPUTE_PARTS
+from train.record.drawing import MAX_ROWS, mesh_blocks
 from train.record.palette import GREY, MEMORY_COLOURS, WORK
+from train.record.tags import WHY_PICTURES
 
 # TensorBoard shows a picture 350 pixels wide, and a larger one with pixels left out: letters would lose strokes
 WIDTH, DPI = 3.5, 100  # inches and dots an inch
 SMALL, NORMAL = 7.0, 8.0  # points
-MAX_ROWS = 32  # ranks that a picture has room for
 MEMORY = MEMORY_COLOURS | {"untracked": GREY}
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 1.0, "handletextpad": 0.4,
                           "columnspacing": 1.0}  # fmt: skip
@@ -32,7 +33,7 @@ def figures(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> di
     drawn = {"timeline": timeline(sample["step"], ranks), "memory": memory(sample["step"], ranks)}
     if degrees is not None:
         drawn["mesh"] = mesh(sample["step"], ranks, degrees)
-    return {f"why_pictures/{name}": figure for name, figure in drawn.items() if figure is not None}
+    return {f"{WHY_PICTURES}{name}": figure for name, figure in drawn.items() if figure is not None}
 
 
 def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
@@ -87,7 +88,9 @@ def memory(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
         for rank in sorted(curves, key=lambda rank: rank is largest):
             style: dict[str, Any] = {"color": "0.7", "lw": 0.8}
             if rank is largest:
-                style = {"color": "black", "lw": 1.0, "label": f"rank {rank['rank']}, the largest; grey: the others"}
+                largest_of = "the largest" if len(curves) == len(ranks) else "the largest of these"
+                label = f"rank {rank['rank']}, {largest_of}; grey: the others"
+                style = {"color": "black", "lw": 1.0, "label": label}
             axes.step(*zip(*rank["memory"]["curve"], strict=True), where="post", **style)
         axes.set(xlim=(0, scale_end(max(ms for rank in curves for ms, _ in rank["memory"]["curve"]))), ylim=(0, end))
         axes.set_xlabel("ms from the start of the step", size=SMALL)
@@ -106,8 +109,7 @@ def scale_end(largest: float) -> float:
 def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Figure:
     """Where each rank stands, and how long it computed: the slowest is the darkest."""
     computed = {
-        rank["rank"]: sum(ms for part, ms in rank["parts_ms"].items() if part in ("forward", "backward", "optimiser"))
-        for rank in ranks
+        rank["rank"]: sum(ms for part, ms in rank["parts_ms"].items() if part in COMPUTE_PARTS) for rank in ranks
     }
     row_axis, column_axis, blocks = mesh_blocks(degrees)
     blocks = blocks[:MAX_ROWS]

@@ -10,36 +10,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from train.command import as_typed
 from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
-from train.measure.energy import open_meter
-from train.measure.history import History
 from train.measure.metrics import Metrics, Sink
-from train.measure.quantiles import median_interval, quantile
+from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Results, has_no_target
 from train.ranks.distributed import Runtime
-from train.record.board import hparams
-from train.record.drawing import draw_mesh
-from train.record.opening import opening
-from train.record.run_dir import command, environment, expected, make_run_dir, work_hash, write_summary, write_work
-
-
-def spread(metrics: Metrics) -> dict[str, float]:
-    """How steady the measured steps were: percentiles of their time, and a 95 % interval of the median throughput,
-    which six steps give at the least."""
-    times, speeds = metrics.history.measured("perf/step_ms"), metrics.history.measured("perf/tokens_per_s")
-    low, high = median_interval(speeds)
-    figures = {
-        "measured_steps": len(times.ranked()),
-        "perf/step_ms_p50": quantile(times, 0.5),
-        "perf/step_ms_p95": quantile(times, 0.95),
-        "perf/tokens_per_s_ci95_low": low,
-        "perf/tokens_per_s_ci95_high": high,
-    }
-    return {name: value for name, value in figures.items() if value is not None}
-
+from train.record.opening import announcement, opening
+from train.record.run_dir import open_run_dir, write_summary
 
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
@@ -60,47 +39,17 @@ class Report:
     def open(
         cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, num_parameters: int
     ) -> Report:
-        """Make the run's directory and its sinks, and say what is about to run."""
+        """Announce the run, make its directory, and open its sinks. Only rank 0 does anything."""
         if world.rank > 0:
             return cls(config)
-        from train.record.sinks import JsonLines, TensorBoard, Terminal
-        from train.record.trackers import open_trackers
+        from train.record.sinks import open_sinks
 
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         # said before the text is hashed, which takes a while if it is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
-        path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
-        machine = environment(runtime.device, runtime.backend, world.world_size)
-        facts = {
-            "strategy": config.strategy.name,
-            "degrees": {axis: degrees[axis] for axis in config.strategy.mesh_axes()},
-            "precision": config.precision.value,
-            **machine,
-            "corpus_sha256": corpus.sha256,
-            "work_hash": work_hash(config, corpus.sha256),
-            **expected(config.strategy),
-            "energy_sensor": open_meter(runtime.device).note,
-        }
-        size = {"tokens": len(corpus.training) + len(corpus.validation)}
-        typed = as_typed.from_environment(tree)
-        # machine has the world's size
-        write_work(path, config, corpus.sha256, facts["degrees"], typed, **machine, **size, command=command(world))
-        sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
-        flat = hparams(config, world.world_size, facts["device"])
-        if config.metrics.tensorboard:
-            texts = {
-                "config": as_typed.yaml(tree),
-                "environment": "\n".join(f"{name}: {value}" for name, value in facts.items()),
-                "mesh": draw_mesh(degrees),
-            }
-            warmup_steps = config.metrics.warmup_steps
-            sinks.append(TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=warmup_steps))
-        sinks += open_trackers(config, path.name, flat)
-        print(f"run: {path}", flush=True)
-        if facts["differs"]:
-            print(f"expected to differ from one device in {', '.join(facts['differs'])}", flush=True)
-        if facts["lossy"]:
-            print(facts["lossy"]["says"], flush=True)
+        path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees)
+        sinks = open_sinks(path, config, tree, facts, degrees, world.world_size)
+        print(announcement(path, facts), flush=True)
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline)
@@ -111,33 +60,33 @@ class Report:
             return
         from train.record.sinks import print_summary
 
-        history = metrics.history
-        medians = {tag: m for tag in SUMMARY_TAGS if (m := quantile(history.measured(tag), 0.5)) is not None}
-        held = self._held(history)
+        results = metrics.results
+        medians = {tag: median for tag in SUMMARY_TAGS if (median := results.median(tag)) is not None}
+        held = self._held(results)
         summary = self.facts | {
             "steps": self.config.train.steps,
-            "train/loss": history.latest["train/loss"],
-            "validation/loss": validation_loss,
+            LOSS: results.latest[LOSS],
+            VALIDATION_LOSS: validation_loss,
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
             "total_s": time.perf_counter() - self.started,
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
-            **spread(metrics),
-            **history.last("time/", "pipeline/", "memory_at_peak/", "comm/", "stragglers/", "moe/"),
+            **results.spread(),
+            **results.last(*OF_RECORDED, "comm/", "stragglers/", "moe/"),
             **held,
         }
         write_summary(self.path, summary)
         for sink in self.sinks:
             sink.summary(summary)
-        rows = self._rows(summary, medians, held, empty=history.step.get("train/valid_tokens") == 0)
+        rows = self._rows(summary, medians, held, empty=has_no_target(results.step))
         print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")
 
-    def _held(self, history: History) -> dict[str, float]:
+    def _held(self, results: Results) -> dict[str, float]:
         """Memory, at its peak where the tag is one, and energy and money."""
-        values = history.last("memory/", "energy/", "cost/") | history.largest  # energy: means so far
+        values = results.last(MEMORY, "energy/", "cost/") | results.largest  # energy: means so far
         for tag in values:
-            if "usd" in tag and (median := quantile(history.measured(tag), 0.5)) is not None:
+            if "usd" in tag and (median := results.median(tag)) is not None:
                 values[tag] = median  # follows from a step's own speed
         return values
 
@@ -148,7 +97,7 @@ class Report:
         from train.record.sinks import NO_VALID_TOKEN
 
         precise = 10 if self.config.precision.value == "float64" else 6
-        loss, validation = summary["train/loss"], summary["validation/loss"]
+        loss, validation = summary[LOSS], summary[VALIDATION_LOSS]
         rows = {
             "training loss, last step": NO_VALID_TOKEN if empty else f"{loss:.{precise}f}",
             "validation loss": NO_VALID_TOKEN if math.isnan(validation) else f"{validation:.{precise}f}",
@@ -157,7 +106,7 @@ class Report:
             rows["  of a byte-bigram model"] = f"{self.baseline:.{precise}f}"
         rows |= {tag: f"{value:,.1f}  (median)" for tag, value in medians.items()}
         for tag, value in held.items():
-            if tag.startswith("memory/"):
+            if tag.startswith(MEMORY):
                 rows[f"{tag}, largest of the ranks"] = f"{value:.3f}"
             else:
                 rows[tag] = f"{value:,.4g}"

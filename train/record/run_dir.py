@@ -27,7 +27,10 @@ from train.config.problems import unusable
 from train.config.schema import Config
 from train.config.strategy import Strategy
 from train.config.world import World
+from train.data.corpus import Corpus
+from train.measure.energy import open_meter
 from train.measure.hardware import device_name
+from train.ranks.distributed import Runtime
 from train.record.run_files import write_whole
 from train.record.run_folder import hash_of
 
@@ -89,6 +92,29 @@ def expected(strategy: Strategy) -> dict[str, Any]:
     }
 
 
+def open_run_dir(
+    config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, degrees: dict[str, int]
+) -> tuple[Path, dict[str, Any]]:
+    """Make the directory with config.yaml and work.json. Returns its path and the facts that the run's summary begins
+    with."""
+    path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
+    machine = environment(runtime.device, runtime.backend, world.world_size)
+    facts = {
+        "strategy": config.strategy.name,
+        "degrees": {axis: degrees[axis] for axis in config.strategy.mesh_axes()},
+        "precision": config.precision.value,
+        **machine,
+        "corpus_sha256": corpus.sha256,
+        "work_hash": work_hash(config, corpus.sha256),
+        **expected(config.strategy),
+        "energy_sensor": open_meter(runtime.device).note,
+    }
+    size = {"tokens": len(corpus.training) + len(corpus.validation)}
+    more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine has the world's size
+    write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), **more)
+    return path, facts
+
+
 def write_work(
     path: Path,
     config: Config,
@@ -102,7 +128,8 @@ def write_work(
     """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too.
 
     `typed`: values from the environment, for which their hashes stand. `work_hash` is of the values themselves, so that
-    it does not matter how they were given. `facts`: the environment, the command and the size of the text.
+    it does not matter how they were given. `facts`: the environment, the size of the text, the command, and the name of
+    the sweep that started the run.
     """
     shown = work(config, corpus_sha256)
     for one in typed:
@@ -117,6 +144,11 @@ def write_work(
         "work": shown,
     }
     write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")
+
+
+def sweep_of(world: World) -> str | None:
+    """The name of the sweep's folder if a sweep started this run: there it asks for the name of the run's directory."""
+    return Path(world.run_file).parent.name if world.run_file else None
 
 
 def command(world: World) -> str:

@@ -21,8 +21,9 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from train.measure.results import BY_RANK, MiB
+
 Record = dict[str, Any]
-MiB = 2**20
 MOST_BYTES = {".json": 16 * MiB, ".yaml": MiB // 4, ".log": 64 * MiB}
 MOST_RECORD_BYTES, MOST_RECORDS, MOST_LINE_BYTES = 128 * MiB, 500_000, MiB
 DEEPEST, MOST_EVENTS = 16, 20_000  # levels of nesting; nodes of a YAML file
@@ -70,6 +71,14 @@ def exists(path: Path) -> bool:
         return os.path.lexists(path)
     except ValueError:
         return False
+
+
+def inside(path: Path) -> list[Path]:
+    """What lies in the folder; nothing if it is none, or a link."""
+    try:
+        return [] if path.is_symlink() else sorted(path.iterdir())
+    except OSError:
+        return []
 
 
 def opened(path: Path) -> BinaryIO:
@@ -134,9 +143,12 @@ def read_yaml(path: Path) -> Record | None:
 
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
-    """The lines of a metrics.jsonl whose step is a count, with the tags that are numbers (or null); and what is to be
-    said of the others. A last line that is being written is skipped without a word."""
+    """The lines of a metrics.jsonl whose step is a count, with the tags that are numbers, or None where the number is
+    none that a run can have; and what is to be said of the others. A last line that is being written is skipped without
+    a word."""
     records: list[Record] = []
+    newest_of_ranks: list[str] = []
+    with_ranks: Record = {}
     used = broken = 0
     said: list[str] = []
     with opened(path) as file:
@@ -151,9 +163,11 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
             if record is None:
                 broken += line.endswith(b"\n") or len(line) == MOST_LINE_BYTES
                 continue
-            if records:  # of the ranks only the last line's is shown: long runs of many ranks must fit into memory
-                for tag in [tag for tag in records[-1] if tag.startswith("memory_by_rank/")]:
-                    del records[-1][tag]
+            # only the newest figures of single ranks are shown, and long runs of many ranks must fit into memory
+            if of_ranks := [tag for tag in record if tag.startswith(BY_RANK)]:
+                for tag in newest_of_ranks:
+                    del with_ranks[tag]
+                newest_of_ranks, with_ranks = of_ranks, record
             records.append(record)
     if broken:
         said.append(f"{path.name}: {broken:,} line(s) cannot be read and are left out")
@@ -171,7 +185,7 @@ def _record(line: bytes) -> Record | None:
     if time is not None and not (isinstance(time, int | float) and 0 <= time <= LAST_TIME):
         del values["time"]
     return {
-        sys.intern(tag): value
+        sys.intern(tag): value if tag == "step" else number(value)
         for tag, value in values.items()
         if TAG.fullmatch(tag) and (value is None or (isinstance(value, int | float) and not isinstance(value, bool)))
     }

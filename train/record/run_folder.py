@@ -16,25 +16,25 @@ from typing import Any
 
 from train.config.rules.idle import unread
 from train.config.rules.read_when import DECIDES_NUMBERS_WHEN, READ_WHEN
+from train.measure.results import LOSS, VALIDATION_LOSS
 from train.record.run_files import (
-    LAST_STEP,
-    LAST_TIME,
-    TAG,
     Record,
     Unreadable,
     clean,
     exists,
+    inside,
     is_count,
     number,
-    opened,
     read_json,
     read_records,
     read_yaml,
 )
-from train.record.tags import logged_as
+from train.record.tags import read_events
 
+DEFAULT_WARMUP = 5  # steps, of a run that does not say it
 MOST_RANKS, MOST_PIECES = 4096, 100_000  # of a sample
-EVENTS, MOST_EVENT_BYTES = "tfevents", 128 * 2**20
+POINTS, PROBES = "points.json", "probes"  # of a sweep's folder; in the second are the short runs of `batch=best`
+WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"  # a point's states
 SAMPLE = re.compile(r"step-(\d{1,12})\.json")
 Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
 
@@ -64,6 +64,7 @@ FACTS: dict[str, Kind] = {
     "strategy": TEXT,
     "degrees": ("an object of whole numbers", lambda v: isinstance(v, dict) and all(map(is_count, v.values()))),
     "world_size": COUNT,
+    "sweep": optional(TEXT),
     "differs": OBJECT,
     "lossy": optional(OBJECT),
     "precision": TEXT,
@@ -73,7 +74,7 @@ FACTS: dict[str, Kind] = {
     "command": TEXT,
     **dict.fromkeys(("commit", "torch", "python", "device", "platform", "backend"), TEXT),
     "omp_threads": COUNT,
-    **dict.fromkeys(("first_step_s", "total_s", "train/loss", "validation/loss", "perf/tokens_per_s"), NUMBER),
+    **dict.fromkeys(("first_step_s", "total_s", LOSS, VALIDATION_LOSS, "perf/tokens_per_s"), NUMBER),
 }
 CONFIG: dict[str, Kind] = {
     "strategy": OBJECT,
@@ -122,7 +123,7 @@ def read_folder(path: Path) -> Folder:
         folder.records, folder.said = read_records(path / "metrics.jsonl")
     else:
         folder.records = read_events(path)
-    samples = {int(match[1]): file for file in _inside(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
+    samples = {int(match[1]): file for file in inside(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
     for step in sorted(samples, reverse=True):
         try:
             folder.sample = read_sample(samples[step])
@@ -130,6 +131,13 @@ def read_folder(path: Path) -> Folder:
         except Unreadable as error:
             folder.said.append(f"samples/{error}; it is left out")
     return folder
+
+
+def warmup_steps(summary: Record, config: Record) -> int:
+    """How many of the run's first steps its medians leave out, from summary.json or the flat config."""
+    own: int = config.get("metrics.warmup_steps", DEFAULT_WARMUP)
+    steps: int = summary.get("warmup_steps", own)
+    return steps
 
 
 def read_facts(path: Path) -> Record:
@@ -193,33 +201,6 @@ def read_sample(path: Path) -> Record:
     return {"ranks": whole}
 
 
-def read_events(path: Path) -> list[Record]:
-    """The same records from TensorBoard's event files, in float32; none if there is no such file."""
-    files = [file for file in _inside(path) if EVENTS in file.name]
-    if not files:
-        return []
-    total = 0
-    for file in files:
-        with opened(file) as content:
-            total += content.seek(0, 2)
-    if total > MOST_EVENT_BYTES:
-        raise Unreadable(f"the event files are larger than {MOST_EVENT_BYTES:,} bytes")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    steps: dict[tuple[int, bool], Record] = {}
-    try:
-        events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
-        for tag in filter(TAG.fullmatch, events.Tags()["scalars"]):
-            for event in events.Scalars(tag):
-                if not 0 <= event.wall_time <= LAST_TIME:
-                    raise Unreadable(f"the event files have a time of {clean(event.wall_time, 40)}")
-                key = (int(event.step), tag.startswith("validation/"))
-                steps.setdefault(key, {"step": int(event.step), "time": event.wall_time})[logged_as(tag)] = event.value
-    except Exception as error:  # it is another package's reader, of bytes that may be anything
-        raise Unreadable(f"the event files cannot be read ({clean(error, 80)})") from error
-    return [steps[key] for key in sorted(steps) if is_count(key[0], LAST_STEP)]
-
-
 def check(values: Record, kinds: dict[str, Kind], name: str) -> None:
     """Raise Unreadable for the first key that is there and not of its type."""
     for key, (words, good) in kinds.items():
@@ -261,11 +242,3 @@ def _is_piece(piece: Any) -> bool:
         return False
     start, stop = number(piece[3]), number(piece[4])
     return start is not None and stop is not None and 0 <= start <= stop
-
-
-def _inside(path: Path) -> list[Path]:
-    """What lies in the folder; nothing if it is none, or a link."""
-    try:
-        return [] if path.is_symlink() else sorted(path.iterdir())
-    except OSError:
-        return []

@@ -11,15 +11,21 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from train.command import as_typed
 from train.config import plain_json
-from train.measure.metrics import Record, Sink
+from train.config.schema import Config
+from train.measure.metrics import Sink
+from train.measure.results import LOSS, RECORDED, VALIDATION_LOSS, Record, has_no_target
 from train.record import board
+from train.record.drawing import draw_mesh
 from train.record.run_files import write_whole
 from train.record.tags import shown_as
+from train.record.trackers import open_trackers
 
 NUM_PLAIN_LINES = 10
 NO_VALID_TOKEN = "no valid token"  # in place of a loss: there was nothing to predict
@@ -71,13 +77,13 @@ class TensorBoard(Sink):
 
     def write(self, step: int, values: Record) -> None:
         # one event a step, not one a tag: 40 tags cost as much as one
-        if values.get("train/valid_tokens") == 0:
-            values = {tag: value for tag, value in values.items() if tag != "train/loss"}
+        if has_no_target(values):
+            values = {tag: value for tag, value in values.items() if tag != LOSS}
         self.step, results = step, self.standing.add(values)
-        validates = "validation/loss" in values  # after the step's own values, which have the other results
+        validates = VALIDATION_LOSS in values  # after the step's own values, which have the other results
         written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
         self.results |= written
-        if "time/step_ms" in values:
+        if RECORDED in values:
             *earlier, _ = board.steps_of_sample(self.sampled, step)
             self.sampled = step
             shown = {tag: value for tag, value in values.items() if re.match(board.OF_SAMPLES, tag)}
@@ -143,21 +149,21 @@ class Terminal(Sink):
             self.progress.start()
 
     def write(self, step: int, values: Record) -> None:
-        if "validation/loss" in values:
-            found = values["validation/loss"]
+        if VALIDATION_LOSS in values:
+            found = values[VALIDATION_LOSS]
             self.validation = f"  validation {NO_VALID_TOKEN if math.isnan(found) else f'loss {found:.4f}'}"
             if self.progress is None:
                 print(f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}{self.validation}", flush=True)
             return
-        empty, speed = values.get("train/valid_tokens") == 0, f"{values['perf/tokens_per_s']:,.0f}"
-        loss = NO_VALID_TOKEN if empty else f"loss {values['train/loss']:.4f}"
+        empty, speed = has_no_target(values), f"{values['perf/tokens_per_s']:,.0f}"
+        loss = NO_VALID_TOKEN if empty else f"loss {values[LOSS]:.4f}"
         if self.progress is not None:
             self.progress.update(self.task, completed=step, loss=loss, speed=speed, validation=self.validation)
         elif step == 1 or step % self.every == 0:
             norm, ms = values["train/grad_norm"], values["perf/step_ms"]
             width = len(str(self.num_steps))
             where = f"step {step:>{width}}/{self.num_steps}"
-            recorded = "  (recorded, which slows it)" if "time/step_ms" in values else ""
+            recorded = "  (recorded, which slows it)" if RECORDED in values else ""
             print(f"{where}  {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
 
     def summary(self, values: dict[str, Any]) -> None:
@@ -166,6 +172,22 @@ class Terminal(Sink):
     def close(self) -> None:
         if self.progress is not None:
             self.progress.stop()
+
+
+def open_sinks(
+    path: Path, config: Config, tree: DictConfig, facts: dict[str, Any], degrees: dict[str, int], world_size: int
+) -> list[Sink]:
+    """All that the config asks for, in the run's directory `path`. Raises BadInput for a tracker that cannot start."""
+    sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
+    flat = board.hparams(config, world_size, facts["device"])
+    if config.metrics.tensorboard:
+        texts = {
+            "config": as_typed.yaml(tree),
+            "environment": "\n".join(f"{name}: {value}" for name, value in facts.items()),
+            "mesh": draw_mesh(degrees),
+        }
+        sinks.append(TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=config.metrics.warmup_steps))
+    return [*sinks, *open_trackers(config, path.name, flat)]
 
 
 def print_summary(rows: dict[str, str], *, then: str) -> None:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Config, Tracker
+from train.measure.results import BY_RANK, Record
 from train.record.board import Hparams
 
 PROJECT, MAX_MESSAGE = "strategy-lab", 160
-Record = dict[str, float]
 
 
 class TrackerSink(ABC):
@@ -45,7 +45,7 @@ class TrackerSink(ABC):
         """`self.completed`: whether the run came to its end."""
 
     def write(self, step: int, values: Record) -> None:
-        shown = {tag: v for tag, v in values.items() if math.isfinite(v) and not tag.startswith("memory_by_rank/")}
+        shown = {tag: v for tag, v in values.items() if math.isfinite(v) and not tag.startswith(BY_RANK)}
         self._try(self.log, step, shown)
 
     def sample(self, step: int, record: dict[str, Any]) -> None:

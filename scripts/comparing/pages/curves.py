@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from train.record.run_files import number
+from train.measure.results import LOSS
 
 from .. import words
-from ..figures import sent_by_axis
 from ..gate import Group, Row
+from ..results import sent_by_axis
 from .style import WIDTH_IN, Colours, Picture, drawable, legend, legend_in
 
 MOST_POINTS = 1000  # of a line in the report: more cannot be seen
@@ -104,16 +104,15 @@ def _race(rows: list[Row], lines: dict[int, Line], unit: str) -> str:
 
 def losses(row: Row) -> dict[int, float]:
     """By step; a step whose loss is no number is left out."""
-    found = {record["step"]: number(record["train/loss"]) for record in row.run.steps}
-    return {step: value for step, value in found.items() if value is not None}
+    return {record["step"]: record[LOSS] for record in row.run.steps if record[LOSS] is not None}
 
 
 def _timed(row: Row) -> Line:
-    steps = [r for r in row.run.steps if "time" in r and number(r["train/loss"]) is not None]
+    steps = [r for r in row.run.steps if "time" in r and r[LOSS] is not None]
     if not steps:
         return [], []
-    start = steps[0]["time"] - (number(steps[0].get("perf/step_ms")) or 0.0) / 1e3
-    return [record["time"] - start for record in steps], [float(record["train/loss"]) for record in steps]
+    start = steps[0]["time"] - (steps[0].get("perf/step_ms") or 0.0) / 1e3
+    return [record["time"] - start for record in steps], [record[LOSS] for record in steps]
 
 
 def _apart(row: Row, reference: Row) -> Line:

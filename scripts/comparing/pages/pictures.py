@@ -10,13 +10,15 @@ from pathlib import Path
 
 import matplotlib
 
+from train.measure.results import MEMORY_KINDS, STATE_KINDS, TIME_PARTS
+from train.record.drawing import MAX_ROWS
 from train.record.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
 
 from .. import words
-from ..figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
 from ..gate import Group
+from ..results import held_by_rank, memory_by_rank, sent_by_axis, time_parts
 from .curves import loss, loss_over_bytes, loss_over_time
-from .style import MOST_BARS, NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
+from .style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
 from .timelines import timelines
 
 
@@ -105,11 +107,11 @@ def memory(group: Group, colours: Colours) -> Picture | None:
     """Each rank's memory by kind: at the peak if every run has a sample of it, else state alone."""
     with_steps, more = drawable([row for row in group.rows if row.run.steps])
     sampled = all(set(kinds) - set(STATE_KINDS) for row in with_steps for kinds in memory_by_rank(row.run).values())
-    of = memory_by_rank if sampled else state_by_rank
+    of = memory_by_rank if sampled else held_by_rank
     by_run = {row.run.label: ranks for row in with_steps if (ranks := of(row.run))}
     if not by_run:
         return None
-    few = sum(map(len, by_run.values())) <= MOST_BARS
+    few = sum(map(len, by_run.values())) <= MAX_ROWS
     lines: list[tuple[str, dict[str, float]]] = []
     for name, ranks in by_run.items():
         lines += [(name, {}), *_named(ranks, few)]  # the run's name on a line of its own

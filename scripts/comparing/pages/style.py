@@ -11,6 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from train.record.drawing import MAX_ROWS
 from train.record.palette import GREY, strategy_colours
 from train.record.run_files import clean
 
@@ -19,7 +20,7 @@ from ..gate import Group, Row
 LEGEND_COLUMNS = 3
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
 LINES = ("-", "--", ":", "-.")
-WIDTH_IN, MOST_BARS, LABEL_CHARS, LINE_CHARS = 5.0, 32, 15, 40  # characters of a label, wrapped and on one line
+WIDTH_IN, LABEL_CHARS, LINE_CHARS = 5.0, 15, 40  # characters of a label, wrapped and on one line
 LEGEND_ROW_IN = 0.17
 NOT_DRAWN_WELL = (
     "(Glyph .* missing from font|constrained_layout not applied)"  # a name that is not readable, or too long
@@ -68,8 +69,8 @@ class Colours:
 
 def drawable(rows: list[Row]) -> tuple[list[Row], str]:
     """As many rows as a picture has room for, and a sentence that says so."""
-    left = len(rows) - MOST_BARS
-    return rows[:MOST_BARS], f" {left} more runs stand in the table alone." if left > 0 else ""
+    left = len(rows) - MAX_ROWS
+    return rows[:MAX_ROWS], f" {left} more runs stand in the table alone." if left > 0 else ""
 
 
 def legend_in(count: int) -> float:

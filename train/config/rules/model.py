@@ -44,13 +44,6 @@ def ignored_token(plan: Plan) -> Finding | None:
     return Finding(message, ("data.ignore_token=null",))
 
 
-def min_lr_ratio(plan: Plan) -> Finding | None:
-    ratio = plan.config.optim.min_lr_ratio
-    if ratio <= 1:
-        return None
-    return Finding(f"optim.min_lr_ratio={ratio} is more than 1, the share of optim.lr", ("optim.min_lr_ratio=1",))
-
-
 def peaks(plan: Plan) -> Finding | None:
     given, known = plan.config.hardware.peak_tflops, [precision.value for precision in Precision]
     if idle := [f"hardware.peak_tflops.{name}={peak:g}" for name, peak in given.items() if name not in known]:
@@ -68,5 +61,4 @@ RULES = (
     Rule("sequence_fits", "RoPE's table is as long as the longest sequence", sequence_fits),
     Rule("ignored_token", "a token that carries no loss is a token", ignored_token),
     Rule("peak_tflops", "MFU is a share of the peak", peaks),
-    Rule("min_lr_ratio", "the least rate is a share of the rate", min_lr_ratio),
 )

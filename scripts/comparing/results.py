@@ -1,0 +1,96 @@
+"""One run's figures, the columns of the table, from the results of its records. None where unknown.
+
+What they mean and what they leave out: docs/reading-the-numbers.md. Which records count: train/measure/results.py.
+"""
+
+from __future__ import annotations
+
+from train.measure.quantiles import quantile
+from train.measure.results import (
+    AT_PEAK,
+    LOSS,
+    MEMORY,
+    MEMORY_KINDS,
+    STATE_KINDS,
+    TIME_PARTS,
+    VALIDATION_LOSS,
+    by_axis,
+    exposed_pct,
+    held_mib,
+    state_by_rank,
+)
+from train.record.run_files import number
+
+from .runs import Run
+
+MIB_PER_GIB = 1024.0
+Figures = dict[str, float | None]
+
+
+def figures_of(run: Run) -> Figures:
+    """Every numeric column of the table, but those that need other runs."""
+    of, spread, sent = run.results, run.results.spread(), sent_by_axis(run)
+    validations = [number(record.get(VALIDATION_LOSS)) for record in (*run.validations, run.summary)]
+    return {
+        "world": None if run.world_size is None else float(run.world_size),
+        "steps": float(run.steps[-1]["step"]) if run.steps else 0.0,
+        "tokens_per_s": of.median("perf/tokens_per_s"),
+        "tokens_per_s_ci95_low": spread.get("perf/tokens_per_s_ci95_low"),
+        "tokens_per_s_ci95_high": spread.get("perf/tokens_per_s_ci95_high"),
+        "tokens_per_s_per_device": of.median("perf/tokens_per_s_per_device"),
+        "step_ms_p50": spread.get("perf/step_ms_p50"),
+        "step_ms_p95": spread.get("perf/step_ms_p95"),
+        "mfu_pct": of.median("perf/mfu_pct"),
+        **_memory(run),
+        "sent_mib_per_step": sum(sent.values()) if sent else None,
+        "exposed_comm_pct": exposed_pct(time_parts(run)),
+        "bubble_pct": quantile(of.recorded("pipeline/bubble_pct"), 0.5),
+        "bubble_theory_pct": quantile(of.recorded("pipeline/bubble_theory_pct"), 0.5),
+        "joules_per_step": of.latest.get("energy/joules_per_step"),  # a mean since warm-up
+        "usd_per_million_tokens": of.median("cost/usd_per_million_tokens"),
+        "gco2_per_million_tokens": of.latest.get("cost/gco2_per_million_tokens"),
+        "train_loss": of.latest.get(LOSS),
+        "validation_loss": next((loss for loss in reversed(validations) if loss is not None), None),
+    }
+
+
+def _memory(run: Run) -> Figures:
+    """MiB of the largest rank: three measures, of which `memory_mib` takes the best that all runs compared have."""
+    largest, held = run.results.settled, held_mib(run.results.latest)
+    state = [largest.get(f"{MEMORY}{kind}_mib") for kind in STATE_KINDS]
+    known = [mib for mib in state if mib is not None]
+    allocated, resident = largest.get("memory/peak_allocated_gib"), largest.get("memory/resident_gib")
+    return {
+        "memory_mib": None,
+        "allocated_mib": None if allocated is None else allocated * MIB_PER_GIB,
+        "tensors_mib": quantile(run.results.recorded(AT_PEAK), 1.0),
+        # without the figures of single ranks: the largest of each kind, which may be different ranks'
+        "state_mib": held if held is not None else sum(known) if len(known) == len(state) else None,
+        "resident_mib": None if resident is None else resident * MIB_PER_GIB,
+    }
+
+
+def time_parts(run: Run) -> dict[str, float]:
+    """ms of each part, mean over the recorded steps; empty if none was recorded. They add up to the recorded step."""
+    found = {part: run.results.recorded(f"time/{part}_ms").mean() for part in TIME_PARTS}
+    return {part: ms for part, ms in found.items() if ms is not None} if found["forward"] is not None else {}
+
+
+def memory_by_rank(run: Run) -> dict[int, dict[str, float]]:
+    """MiB by rank and kind: at the peak of the last sampled step, else of state alone; empty if neither is known."""
+    ranks: dict[int, dict[str, float]] = {}
+    for rank in run.sample.get("ranks", []):
+        kinds = rank["memory"]["at_peak_mib"]
+        if known := {kind: mib for kind in MEMORY_KINDS if (mib := number(kinds.get(kind))) is not None}:
+            ranks[rank["rank"]] = known
+    return ranks or held_by_rank(run)
+
+
+def held_by_rank(run: Run) -> dict[int, dict[str, float]]:
+    """MiB of parameters, gradients and optimiser state by rank, as of the last step that says it."""
+    return state_by_rank(run.results.latest)
+
+
+def sent_by_axis(run: Run) -> dict[str, float]:
+    """MiB that rank 0 sends in a step, by mesh axis, as last counted; the lab's own traffic left out."""
+    return by_axis(run.results.latest)
