@@ -1,0 +1,123 @@
+"""What a message says, whatever its words are: the keys that it names, their values, and the overrides that it offers.
+And whether the messages of two records say the same."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+# The lines whose message may say something else after the restructure, each with the reason. The exit code must be the
+# same for these too, and what their new message offers must work.
+ALLOWED: dict[str, str] = {}
+
+GROUPS = "strategy|model|data|optim|hardware|train|compile|runtime|metrics"
+KEY = re.compile(rf"\b(?:{GROUPS})(?:\.[a-z_0-9]+)+|[a-z_]+(?==)")
+NUMBER = r"(?<![\w.])-?\d(?:[\d,]*\d)?(?:\.\d+)?(?:e[+-]?\d+)?(?!\w)"
+VALUE = re.compile(rf"=(\[[^\]]*\]|[^\s,;:)]*[^\s,;:).?])|(?<!\w)'([^']+)'(?!\w)|({NUMBER})")
+NUMBERS = re.compile(NUMBER)
+# how many problems there are, and advice on the grammar, which names no key
+NOISE = re.compile(r"\d+ problems?, nothing was trained:|for these \d+ together:|\b(?:key|group)=\S+")
+
+WORD = r"[+~]*[a-z_]+(?:\.\w+)*=(?:\[[^\]]*\]|'[^']*'|[^\s,;:|?()…]++)(?![|…])"
+TOGETHER = rf"{WORD}(?: {WORD})*"
+OFFER = re.compile(rf"\b(?i:use|try|set|give|choose|pass|add) ({TOGETHER}(?:(?:, or |, | or ){TOGETHER})*)")
+NO_OVERRIDE = re.compile(r"(?:key|group)=|[a-z_.]+=[A-Z]+$")  # key=value, data.path=FILE
+
+
+def offers(text: str) -> list[str]:
+    """The overrides that a message offers, each alternative as `a=b c=d`, in the order of their keys."""
+    found = [re.split(r", or |, | or ", run[1].rstrip(".")) for run in OFFER.finditer(text)]
+    lines = [" ".join(sorted(line.split())) for alternatives in found for line in alternatives]
+    return [*dict.fromkeys(line for line in lines if not any(map(NO_OVERRIDE.match, line.split())))]
+
+
+def mended(line: str, offer: str) -> str:
+    """The command line with an offer's words, in the place of those that were given for their keys."""
+    tool, *words = line.split(" ")
+    keys = {_key(word) for word in offer.split()}
+    kept = [word for word in words if _key(word) not in keys]
+    return " ".join([tool.replace("main", "local"), *kept, *offer.split()])
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def without_offers(text: str) -> str:
+    return NOISE.sub("", OFFER.sub("", text))
+
+
+def keys(text: str) -> set[str]:
+    return set(KEY.findall(text))
+
+
+def values(text: str) -> set[str]:
+    """Values of keys, quoted words, and numbers."""
+    return {next(filter(None, found)) for found in VALUE.findall(text)}
+
+
+def lost(before: str, after: str) -> list[str]:
+    """What the one message says, and the other does not. What is offered is left out."""
+    one, other = without_offers(before), without_offers(after)
+    gone = [f"the key {key}" for key in sorted(keys(one) - keys(other))]
+    for value in sorted(values(one)):
+        if not re.search(rf"(?<![\w.]){re.escape(value)}(?!\w)", other):
+            gone.append(f"the value {value}")
+    return gone
+
+
+@dataclass
+class Outcome:
+    """`differences`: what must not be. `notes`: what is so before and after."""
+
+    same_code: int = 0
+    same_words: int = 0
+    offers_kept: int = 0
+    offers: int = 0
+    working: int = 0
+    differences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> Outcome:
+    """Of two records of refusals.py."""
+    result = Outcome()
+    for line, old in before.items():
+        new = after.get(line)
+        if new is None:
+            result.differences.append(f"{line}\n    is not in the second record")
+            continue
+        found = []
+        if new["code"] == old["code"]:
+            result.same_code += 1
+        else:
+            found.append(f"exit code {old['code']}, then {new['code']}")
+        gone = lost(old["text"], new["text"]) if line not in ALLOWED else []
+        if not old["code"] and NUMBERS.findall(old["text"]) != NUMBERS.findall(new["text"]):
+            gone.append("every number in the same order")
+        result.same_words += not gone
+        fewer = [*set(old["offers"]) - set(new["offers"])] if line not in ALLOWED else []
+        result.offers_kept += len(old["offers"]) - len(fewer)
+        found += [f"no longer names {what}" for what in gone] + [f"no longer offers {what}" for what in fewer]
+        for offer, code in new["offers"].items():
+            result.offers += 1
+            result.working += code == 0
+            if code and old["offers"].get(offer) == code:
+                result.notes.append(f"{line}: offers {offer}, which ends with exit code {code}, before and after")
+            elif code:
+                found.append(f"offers {offer}, which ends with exit code {code}")
+        if found:
+            shown = "\n".join(f"      {part}" for part in (old["text"].strip(), "--", new["text"].strip()))
+            result.differences.append("\n    ".join([line, *found]) + "\n" + shown)
+    result.differences += [f"{line}\n    is not in the first record" for line in after.keys() - before.keys()]
+    return result
+
+
+def show(result: Outcome, lines: int) -> None:
+    for text in [*result.notes, *result.differences]:
+        print(text)
+    for line, reason in ALLOWED.items():
+        print(f"allowed to say something else: {line}: {reason}")
+    print(f"{lines} lines: {result.same_code} same code, {result.same_words} same key and value, "
+          f"{result.offers_kept} fixes still offered, {result.working} of {result.offers} fixes validate")  # fmt: skip
