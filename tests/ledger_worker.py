@@ -4,6 +4,7 @@ import dataclasses
 
 from train.config.plan import Plan
 from train.config.shapes import coordinates, folded_place
+from train.config.traffic import totals
 from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
@@ -11,7 +12,7 @@ from train.proof import jobs as prove
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
 from train.strategies.memory import held, state_bytes
-from train.strategies.traffic import expected, totals, unknown
+from train.strategies.traffic import expected, unknown
 
 
 def run(job: prove.Job, site: prove.Site) -> prove.Result:
