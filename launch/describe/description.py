@@ -10,9 +10,8 @@ from train.config.plan import Plan
 from train.config.schema import ModelConfig
 from train.config.shapes import chunk, coordinates, element_sizes, units
 from train.record.drawing import draw_mesh, ranges
-from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.expert.split import group_of
-from train.strategies.memory import Needs, gradients_stay_whole, num_parameters
+from train.strategies.memory import Needs, num_parameters, whole_in_a_step
 from train.strategies.traffic import expected
 
 MiB = 2**20
@@ -71,7 +70,7 @@ def holdings(ranks: Ranks) -> list[str]:
 def memory(ranks: Ranks, room: Room) -> list[str]:
     """What is needed, beside what there is."""
     rank, most = ranks.largest
-    lines = [whole_in_a_step(ranks.plan)] if most.whole else []
+    lines = [f"  whole in a step: {whole_in_a_step(ranks.plan)}"] if most.whole else []
     needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
     if room.shared:
         needed = f"all {ranks.plan.world_size:,} process(es) together {gib(ranks.together)} GiB"
@@ -79,16 +78,6 @@ def memory(ranks: Ranks, room: Room) -> list[str]:
         lines.append(f"  {', '.join(sorted(most.on_host))} wait in the host's memory: {gib(most.offloaded)} GiB a rank")
     verdict = "so the state fits; activations come on top" if ranks.fit(room) else "so it cannot fit"
     return [*lines, f"  {needed}; {room.where} has {gib(room.bytes)} GiB, {verdict}"]
-
-
-def whole_in_a_step(plan: Plan) -> str:
-    """Which of what is sharded an engine puts together, in words."""
-    if isinstance(plan.config.strategy, DeepSpeed):
-        return "  whole in a step: parameters, up to 10^9 elements of them"
-    frees = plan.config.strategy.frees_parameters()
-    gradients = "all, until the last microbatch" if gradients_stay_whole(plan) else "those of one block"
-    gathered = "parameters of two blocks, and the head" if frees else "all parameters"
-    return f"  whole in a step: {gathered}; and of the gradients {gradients}"
 
 
 def modules(plan: Plan, place: dict[str, int]) -> str:

@@ -125,6 +125,16 @@ def keeps_parameters_sharded(plan: Plan) -> bool:
     return not isinstance(strategy, FsdpKeys | DeepSpeed) or strategy.zero_stage == 3
 
 
+def whole_in_a_step(plan: Plan) -> str:
+    """Which of what is sharded an engine puts together within a step, in words."""
+    if isinstance(plan.config.strategy, DeepSpeed):
+        return "parameters, up to 10^9 elements of them"
+    frees = plan.config.strategy.frees_parameters()
+    gradients = "all, until the last microbatch" if gradients_stay_whole(plan) else "those of one block"
+    gathered = "parameters of two blocks, and the head" if frees else "all parameters"
+    return f"{gathered}; and of the gradients {gradients}"
+
+
 def gradients_stay_whole(plan: Plan) -> bool:
     """Whether FSDP adds microbatches' whole gradients up, and reduces them after the last one."""
     return plan.num_microbatches > 1 and plan.config.strategy.reduces_once()

@@ -7,9 +7,6 @@ DeepSpeed under every precision: the model itself casts for compute.
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,58 +23,13 @@ from train.ranks.distributed import count_valid, inverse_valid, own_device, sum_
 from train.ranks.optim import build_optimiser, set_lr
 from train.ranks.state import ShardedState, num_bytes
 from train.strategies.compile.technique import COMPILE
+from train.strategies.deepspeed.settings import engine_config, load_deepspeed
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.recompute.technique import RECOMPUTE
 from train.strategies.target import new_target, seed_dropout
 
 if TYPE_CHECKING:
     from train.config.schema import Config
-
-ALIGNMENT = 256  # elements; DeepSpeed asks for an even number at least
-BYTES_PER_ELEMENT = 4  # DeepSpeed counts buckets in elements; weights and gradients are float32
-
-
-def load_deepspeed(device: torch.device) -> Any:
-    """The package, on this rank's device and in the process group that is open. Compiles nothing.
-
-    Its op for shared-memory all-reduces on a CPU is for inference and would be compiled here: it is marked as
-    not to be had, by a private table (deepspeed 0.19).
-    """
-    os.environ["DS_ACCELERATOR"] = device.type  # read at import; left to itself DeepSpeed takes any GPU it sees
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # the device it will use, also where ranks share one
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # torch 2.13 renamed collectives that DeepSpeed calls by their old names
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_not_implemented": False}  # instead of probing for compilers
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    return deepspeed
-
-
-def engine_config(config: Config, num_microbatches: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. What is not named here is at its default or off."""
-    strategy = Plan(config, 1).keys(DeepSpeed)
-    bucket = int(strategy.bucket_mb * 2**20) // BYTES_PER_ELEMENT
-    bucket = -(-max(bucket, 1) // ALIGNMENT) * ALIGNMENT
-    zero: dict[str, Any] = {
-        "stage": strategy.zero_stage,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "stage3_prefetch_bucket_size": bucket,
-        "stage3_param_persistence_threshold": strategy.whole_below,
-    }
-    if strategy.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
-        "gradient_accumulation_steps": num_microbatches,
-        "gradient_clipping": config.train.clip_norm,
-        "steps_per_print": None,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # it knows Adam by name only; SGD is elementwise too
-        "zero_force_ds_cpu_optimizer": False,  # its own Adam for the host would be compiled
-    }
 
 
 def prepare(model: Transformer, mesh: DeviceMesh, config: Config) -> Callable[[torch.nn.Module, str], None]:
