@@ -13,6 +13,8 @@ REPO = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(?:^`(?P<path>[^`\n]+)`\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = ("model.num_layers=2", "train.seq_len=16", "train.micro_batch_size=1", "data.ignore_token=32")
 IN_CPU64 = ("runtime.device=cpu", "precision=float64")
+# of launch.explain's lines: axis, operation, calls, MiB
+SENT = re.compile(r"^    (\S+) +(\w+) +([\d,]+) call\(s\) +([\d.]+) MiB", re.MULTILINE)
 SGD = ("optim=sgd", "optim.lr=0.1", "train.clip_norm=0", "train.steps=12", "train.eval_batches=2")
 
 
@@ -29,36 +31,43 @@ def copy(tmp_path_factory):
     for block in BLOCK.finditer((REPO / "docs" / "adding-a-strategy.md").read_text()):
         path = block["path"] or path
         if block["kind"] == "diff":
-            add_line(folder / path, block["text"])
+            change(folder / path, block["text"])
         else:
             assert not (folder / path).exists()
+            (folder / path).parent.mkdir(exist_ok=True)
             (folder / path).write_text(block["text"])
     return folder
 
 
-def add_line(file: Path, diff: str) -> None:
-    """One line that is there, and the one that comes after it."""
-    there, new = diff.splitlines()
-    assert (there[0], new[0]) == (" ", "+")
+def change(file: Path, diff: str) -> None:
+    """The lines of the diff that are there, which must be in the file once, become those that are to be there."""
+    lines = diff.splitlines(keepends=True)
+    assert {line[0] for line in lines} <= {" ", "-", "+"}
+    before, after = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in (" -", " +"))
     text = file.read_text()
-    assert text.count(there[1:] + "\n") == 1, f"{file.name} has no one line {there[1:]}"
-    file.write_text(text.replace(there[1:] + "\n", there[1:] + "\n" + new[1:] + "\n"))
+    assert f"\n{text}".count(f"\n{before}") == 1, f"{file.name} has these lines not once:\n{before}"
+    file.write_text(f"\n{text}".replace(f"\n{before}", f"\n{after}")[1:])
 
 
-def run(copy, *command):
+def run(copy, *command, code=0):
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
     done = subprocess.run([sys.executable, *command], cwd=copy, env=env, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + (done.stderr if code else "")
 
 
-def train(copy, nproc, folder, *overrides):
-    """What it printed, its losses, step by step and at last of validation, and its summary."""
+def records(copy, nproc, folder, *overrides):
+    """What a run printed, its directory, and the lines of its metrics."""
     started = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
     words = (*SMALL, *IN_CPU64, *SGD, f"metrics.dir={folder}", *overrides)
     out = run(copy, *started, "train/main.py", *words)
     (path,) = (copy / folder).iterdir()
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return out, path, [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def train(copy, nproc, folder, *overrides):
+    """What it printed, its losses, step by step and at last of validation, and its summary."""
+    out, path, lines = records(copy, nproc, folder, *overrides)
     losses = [line.get("train/loss", line.get("validation/loss")) for line in lines]
     return out, losses, json.loads((path / "summary.json").read_text())
 
@@ -95,6 +104,67 @@ def test_it_trains_and_its_limit_is_one_device(copy):
 @pytest.mark.timeout(300)
 def test_rows_preset_and_line_pass_the_suite(copy):
     files = ("tests/test_config.py", "tests/test_equivalence.py", "tests/test_explain.py")
-    out = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "zero2_tp or diloco or load_torch")
-    # preset and README line of both, both rows, and that the new file is read without loading torch
-    assert "7 passed" in out, out
+    added = "zero2_tp or diloco or loss_chunks or vp or load_torch"
+    out = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", added)
+    # preset and README line of three, five rows, and that the new files are read without loading torch
+    assert "12 passed" in out, out
+
+
+@pytest.mark.parametrize(
+    ("line", "answer"),
+    [
+        ("strategy=diloco strategy.comm_hook=fp16", "strategy.comm_hook is not a key of this strategy"),
+        ("strategy=diloco strategy.tp=2", "strategy.tp is not a key of this strategy"),
+        (
+            "strategy=dp strategy.loss_chunks=2",
+            "does not use tensor parallelism here (3d, 4d, cp_tp, fsdp_tp, moe_3d, tp",
+        ),
+        ("strategy=tp strategy.loss_chunks=3", "128 tokens on each rank is not divisible by strategy.loss_chunks=3"),
+        ("strategy=vp strategy.vp=1 strategy.tp=2", "strategy.vp=1 is not supported with strategy.tp=2"),
+        ("strategy=dp strategy.dp_replicate=2 strategy.vp=1", "use strategy.dp_replicate=null strategy.dp_shard=2 or"),
+    ],
+)
+@pytest.mark.slow
+def test_what_is_not_supported_is_refused(copy, line, answer):
+    out = run(copy, "-m", "launch.explain", *line.split(), "nproc=2", code=2)
+    assert answer in out, out
+    if line.startswith("strategy=diloco"):  # and the answer names the presets that have the key
+        assert {"fsdp_tp", "tp"} <= set(re.split(r"[,\s]+", out.split("use a strategy that has it: ")[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("nproc", "words", "least"),
+    [
+        (2, ("strategy=tp", "strategy.loss_chunks=4"), ("tp", "all_reduce", 4 * 2 * 8)),
+        (4, ("strategy=fsdp", "strategy.vp=2"), ("vp", "all_reduce", 4 * 4)),
+    ],
+)
+def test_a_run_sends_what_is_said(copy, nproc, words, least):
+    """The calls and MiB of `launch.explain` by axis and operation, and those that the ledger counted in a run."""
+    folder = f"sent-{words[0].removeprefix('strategy=')}"
+    _, _, lines = records(copy, nproc, folder, *words)
+    recorded = next(line for line in reversed(lines) if any(key.startswith("comm/") for key in line))
+    explained = run(copy, "-m", "launch.explain", *SMALL, *IN_CPU64, *SGD, *words, f"nproc={nproc}")
+    said = {}
+    for axis, op, calls, size in SENT.findall(explained):
+        before = said.get((axis, op), (0, 0.0))
+        said[axis, op] = (before[0] + int(calls.replace(",", "")), before[1] + float(size))
+    assert said[least[:2]][0] >= least[2]
+    counted = {
+        (axis, op): (recorded[f"comm/{axis}/{op}_calls"], recorded[f"comm/{axis}/{op}_mib"])
+        for axis, op in (key.removesuffix("_calls").split("/")[1:] for key in recorded if key.endswith("_calls"))
+        if axis != "lab"
+    }
+    assert counted.keys() == said.keys()
+    for key, (calls, size) in said.items():
+        assert counted[key] == (calls, pytest.approx(size, abs=1e-5)), key
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_what_is_added_passes_the_checks(copy):
+    run(copy, "-m", "ruff", "check", ".")
+    run(copy, "-m", "ruff", "format", "--check", ".")
+    run(copy, "-m", "mypy")

@@ -22,7 +22,7 @@ def alike(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
     techniques = used(plan)
     for rank in range(plan.world_size):
         place = coordinates(plan, rank)
-        axes = (place["dp_shard"], place["cp"], place["tp"])
+        axes = tuple(index for axis, index in place.items() if axis not in ("pp", "dp_replicate"))
         if axes not in parts:
             here = Rank(plan, place, techniques)
             parts[axes] = tuple(here.holds(name, shape) for name, shape in shapes)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from train.config.rules.idle import unread
 from train.config.rules.read_when import READ_WHEN
-from train.config.strategy import MESH_AXES
 from train.record.run_files import Record
+from train.strategies.techniques import TECHNIQUES
 
 Uses = Callable[[Record], bool]  # of the strategy's own keys
 STRATEGY = "strategy."
@@ -31,11 +32,16 @@ def _powersgd(keys: Record) -> bool:
     return _ddp(keys) and keys.get("comm_hook") == "powersgd"
 
 
-NEEDS: dict[str, Uses] = {  # which strategies read a key of theirs; one that is not here is read by all that have it
-    "cp_method": _axis("cp"),
-    "sequence_parallel": _axis("tp"),
-    "loss_parallel": _axis("tp"),
-    "async_tp": _axis("tp"),
+DEGREES = tuple(axis for technique in TECHNIQUES for axis in technique.axes)
+# the axes of the technique that an option belongs to, where it has axes: the option acts where one of them is named
+AXES = {
+    field.name: technique.axes
+    for technique in TECHNIQUES
+    if technique.axes
+    for field in fields(technique.keys)
+    if field.name not in ("name", *DEGREES)
+}
+NEEDS: dict[str, Uses] = {  # options that need something else
     "zero_stage": _fsdp,
     "reshard_after_forward": lambda keys: _fsdp(keys) and keys.get("zero_stage") == 3,
     "cpu_offload": _fsdp,
@@ -43,13 +49,9 @@ NEEDS: dict[str, Uses] = {  # which strategies read a key of theirs; one that is
     "comm_hook": _ddp,
     "powersgd_rank": _powersgd,
     "powersgd_start_step": _powersgd,
-    "schedule": _axis("pp"),
-    "stages_per_rank": _axis("pp"),
-    "layers_per_stage": _axis("pp"),
     "whole_below": lambda keys: keys.get("zero_stage") == 3,
 }
 METHODS = ("schedule", "cp_method", "zero_stage")  # told of the strategies that have it, others having none
-DEGREES = (*MESH_AXES, "ep")
 
 
 def differences(configs: list[Record], *, between_strategies: bool = True) -> dict[str, list[Any]]:
@@ -77,4 +79,6 @@ def differences(configs: list[Record], *, between_strategies: bool = True) -> di
 def means(option: str, config: Record) -> bool:
     """Whether the strategy of this config has the option, and uses it."""
     keys = {key.removeprefix(STRATEGY): value for key, value in config.items() if key.startswith(STRATEGY)}
-    return option in keys and NEEDS.get(option, lambda _: True)(keys)
+    if option not in keys or option in NEEDS:
+        return option in keys and NEEDS[option](keys)
+    return option not in AXES or any(keys.get(axis) is not None for axis in AXES[option])

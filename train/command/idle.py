@@ -60,4 +60,6 @@ def default_of(option: dataclasses.Field[Any]) -> Any:
 def shown(value: Any) -> str:
     if isinstance(value, Enum):
         return str(value.value)
-    return {None: "null", True: "true", False: "false"}.get(value, value) if not isinstance(value, list) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else str(value)

@@ -27,11 +27,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """A rank's part of one dimension of a parameter: of `degree` equal chunks the one with number `index`."""
+    """A rank's part of one dimension of a parameter: of `degree` equal chunks the one with number `index`. `axis`: the
+    name of the group whose ranks hold the other chunks."""
 
     dim: int
     degree: int
     index: int
+    axis: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,11 @@ class Rank:
     def holds(self, name: str, shape: Shape) -> Shape:
         """What the rank holds of it between steps."""
         return self._part(name, shape, gathered=False)
+
+    def split_axes(self, name: str) -> tuple[str, ...]:
+        """The groups over whose ranks the parameter is split."""
+        splits = (one.split(self, name) for one in self.techniques if one.split is not None)
+        return tuple(split.axis for split in splits if split is not None)
 
     def stored_split(self, name: str) -> Split | None:
         """The split that is undone while the parameter is used, as FSDP gathers it; None where there is none."""

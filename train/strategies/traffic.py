@@ -20,7 +20,7 @@ def expected(plan: Plan, rank: int = 0) -> list[Traffic]:
     """Everything that this rank sends in one optimiser step. Axes of degree 1 send nothing."""
     here = rank_of(plan, rank)
     rows = [row for technique in here.techniques if technique.traffic for row in technique.traffic(here)]
-    return [row for row in (*rows, *scalars(plan)) if degree_of(plan, row.axis) > 1 and row.calls]
+    return [row for row in (*rows, *scalars(here)) if degree_of(plan, row.axis) > 1 and row.calls]
 
 
 def depends_on_schedule(plan: Plan) -> bool:

@@ -6,6 +6,7 @@ import math
 
 from train.config.shapes import Shape, folded_place, is_expert
 from train.config.technique import Rank, Split
+from train.config.traffic import joined
 
 # of the weights of all experts, [E, F, D] and [E, D, F]: the width D, which neither `ep` nor `tp` splits
 EXPERT_WIDTH_DIM = {"gate": 2, "up": 2, "down": 1}
@@ -16,8 +17,8 @@ def split(rank: Rank, name: str) -> Split:
     degree, index = folded_place(rank.plan, rank.place)
     if is_expert(name) and rank.plan.splits_experts:
         ep = rank.plan.ep
-        return Split(EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // ep, index // ep)
-    return Split(0, degree, index)
+        return Split(EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // ep, index // ep, "efsdp")
+    return Split(0, degree, index, joined(rank.plan, "dp_shard", "cp"))
 
 
 def padded(rank: Rank, name: str, shape: Shape) -> int:

@@ -24,7 +24,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from train.config.strategy import folded_ranks
+from train.config.strategy import MESH_AXES, folded_ranks
 from train.config.technique import Target
 from train.model.moe import Experts, MixtureOfExperts, routers, sorted_by_expert, take
 from train.model.transformer import Transformer
@@ -33,6 +33,8 @@ from train.ranks.gradients import local
 from train.strategies.data.split import EXPERT_WIDTH_DIM
 from train.strategies.expert.split import EXPERT_DIM
 from train.strategies.tensor.split import EXPERT_SPLIT_DIM
+
+FOLDED = {"dp_shard": "efsdp", "cp": "ep"}  # axes of the mesh, and what stands in their places in the experts' mesh
 
 
 class ShardedExperts(Experts):
@@ -107,15 +109,13 @@ def mixtures(model: Transformer) -> list[MixtureOfExperts]:
 def expert_mesh(mesh: DeviceMesh, degree: int) -> DeviceMesh:
     """The same ranks as `mesh`, with dp_shard x cp seen as efsdp x ep. A mesh of its own, as a public way to fold axes
     of one into another does not exist (torch 2.13)."""
-    sizes = {axis: mesh[axis].size() for axis in ("pp", "dp_replicate", "dp_shard", "cp", "tp")}
+    sizes = {axis: mesh[axis].size() for axis in MESH_AXES}
     folded = folded_ranks(sizes)
     ep = folded if degree == -1 else degree
-    shape = {"pp": sizes["pp"], "dp_replicate": sizes["dp_replicate"], "efsdp": folded // ep, "ep": ep}
+    shape = {FOLDED.get(axis, axis): size for axis, size in (sizes | {"dp_shard": folded // ep, "cp": ep}).items()}
     # groups of their own, also where torch would take the world's: tokens do not queue behind FSDP, and have a name
     own: dict[int | str, Any] = dict.fromkeys(("efsdp", "ep"), dist.get_backend(mesh["dp_shard"].get_group()))
-    return init_device_mesh(
-        mesh.device_type, (*shape.values(), sizes["tp"]), mesh_dim_names=(*shape, "tp"), backend_override=own
-    )
+    return init_device_mesh(mesh.device_type, tuple(shape.values()), mesh_dim_names=tuple(shape), backend_override=own)
 
 
 def split_experts(model: Transformer, mesh: DeviceMesh) -> None:

@@ -11,9 +11,9 @@ EXPERT_DIM = 0  # of the weights of all experts, [E, F, D] and [E, D, F]
 
 def split(rank: Rank, name: str) -> Split | None:
     """Whole experts, over neighbours of the ranks that FSDP shards over."""
-    if not is_expert(name):
+    if not (is_expert(name) and rank.plan.splits_experts):
         return None
-    return Split(EXPERT_DIM, rank.plan.ep, group_of(rank.plan, rank.place))
+    return Split(EXPERT_DIM, rank.plan.ep, group_of(rank.plan, rank.place), "ep")
 
 
 def group_of(plan: Plan, place: dict[str, int]) -> int:

@@ -24,12 +24,18 @@ def sequence_length(plan: Plan) -> int:
     return plan.config.train.seq_len if plan.config.strategy.shards_sequence() else 0
 
 
-def vocabulary(plan: Plan) -> Finding | None:
-    tp, rows = plan.degrees["tp"], plan.config.model.vocab_size
-    if -(-rows // tp) * (tp - 1) < rows:
-        return None
-    message = f"model.vocab_size={rows} in strategy.tp={tp} shards of {-(-rows // tp)} leaves ranks without rows"
-    return Finding(message, degree_fixes(plan, "tp", below(tp)), "use a smaller strategy.tp")
+def vocabulary(axis: str) -> Callable[[Plan], Finding | None]:
+    """The check that every rank of `axis` has rows of the vocabulary."""
+
+    def check(plan: Plan) -> Finding | None:
+        degree, rows = plan.degrees[axis], plan.config.model.vocab_size
+        size = -(-rows // degree)
+        if size * (degree - 1) < rows:
+            return None
+        message = f"model.vocab_size={rows} in strategy.{axis}={degree} shards of {size} leaves ranks without rows"
+        return Finding(message, degree_fixes(plan, axis, below(degree)), f"use a smaller strategy.{axis}")
+
+    return check
 
 
 def model_size(field: str) -> Callable[[Plan], int]:
@@ -72,7 +78,7 @@ BLOCK_RULES = (  # of all that splits blocks over `tp`, DeepSpeed's AutoTP too
 )
 RULES = (
     *BLOCK_RULES,
-    Rule("tp_vocab", "every rank has rows of the vocabulary", vocabulary),
+    Rule("tp_vocab", "every rank has rows of the vocabulary", vocabulary("tp")),
     Rule("async_tp", "the compiler fuses gathers and scatters of NCCL with products", async_tp),
     Rule("tp_sequence", "sequence parallelism splits evenly", divides("tp", "train.seq_len", sequence_length)),
     Rule("tp_expert_ffn", "experts' columns are split evenly", divides("tp", "model.expert_ffn_dim", expert_columns)),

@@ -15,11 +15,11 @@ EXPERT_SPLIT_DIM = {"gate": 1, "up": 1, "down": 2}
 def split(rank: Rank, name: str) -> Split | None:
     degree, index = rank.plan.degrees["tp"], rank.place["tp"]
     if is_expert(name):
-        return Split(EXPERT_SPLIT_DIM[name.split(".")[-1]], degree, index)
+        return Split(EXPERT_SPLIT_DIM[name.split(".")[-1]], degree, index, "tp")
     module = name.split(".")[-2]
     if module not in SPLIT_DIM:
         return None
-    if module in KV_MODULES:
-        shards = kv_shards(rank.plan.config.model, degree)
-        degree, index = shards, index // (degree // shards)
-    return Split(SPLIT_DIM[module], degree, index)
+    shards = kv_shards(rank.plan.config.model, degree)
+    if module in KV_MODULES and shards < degree:
+        return Split(SPLIT_DIM[module], shards, index // (degree // shards), "kv_shard")
+    return Split(SPLIT_DIM[module], degree, index, "tp")
