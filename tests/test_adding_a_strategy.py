@@ -147,7 +147,7 @@ def test_a_run_sends_what_is_said(copy, nproc, words, least):
     _, _, lines = records(copy, nproc, folder, *words)
     recorded = next(line for line in reversed(lines) if any(key.startswith("comm/") for key in line))
     explained = run(copy, "-m", "launch.explain", *SMALL, *IN_CPU64, *SGD, *words, f"nproc={nproc}")
-    said = {}
+    said: dict[tuple[str, str], tuple[int, float]] = {}
     for axis, op, calls, size in SENT.findall(explained):
         before = said.get((axis, op), (0, 0.0))
         said[axis, op] = (before[0] + int(calls.replace(",", "")), before[1] + float(size))
