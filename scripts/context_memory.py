@@ -25,7 +25,7 @@ from train.model.transformer import Transformer, dtypes
 from train.model.weights import materialise
 from train.ranks.distributed import Runtime, build_mesh
 from train.strategies.context.apply import apply_cp
-from train.strategies.spmd import CP_METHODS
+from train.strategies.context.keys import CP_METHODS
 
 DEGREES = (1, 2, 4)
 

@@ -10,10 +10,11 @@ from train.command import cli
 from train.command.validate import validate
 from train.config.plan import Plan
 from train.config.schema import Config
+from train.strategies.context.keys import CP_METHODS
+from train.strategies.data.keys import COMM_HOOKS
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.pipeline.placement import SCHEDULES
-from train.strategies.pipeline.strategy import Pipeline
-from train.strategies.spmd import COMM_HOOKS, CP_METHODS
+from train.strategies.pipelined import Pipeline
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs" / "strategy").glob("*.yaml"))
 NATIVE = [name for name in PRESETS if not name.startswith("ds_")]

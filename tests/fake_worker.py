@@ -23,14 +23,15 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from train.command.cli import configured
 from train.config.plan import Plan
-from train.config.shapes import held, state_bytes
+from train.config.traffic import totals
 from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
 from train.ranks import collectives
 from train.ranks.distributed import Runtime, build_mesh, own_rows
 from train.ranks.gradients import local
-from train.strategies.traffic import expected, totals
+from train.strategies.memory import held, state_bytes
+from train.strategies.traffic import expected
 
 
 def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = False) -> None:

@@ -4,14 +4,16 @@ import dataclasses
 from typing import Any
 
 from train.config.plan import Plan
-from train.config.shapes import coordinates, fsdp_place, held, state_bytes
+from train.config.shapes import coordinates, folded_place
+from train.config.traffic import totals
 from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
 from train.proof import jobs as prove
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
-from train.strategies.traffic import expected, totals, unknown
+from train.strategies.memory import held, state_bytes
+from train.strategies.traffic import expected, unknown
 
 
 def run(job: prove.Job, site: prove.Site) -> prove.Result:
@@ -39,7 +41,7 @@ def said(plan, rank):
         "expected": by_name(totals(rows)),
         "exact": by_name(totals(row for row in rows if not row.mean)),
         "means": sorted({f"{row.axis}/{row.op}" for row in rows if row.mean}),
-        "ep_group": [place["pp"], place["dp_replicate"], fsdp_place(plan, place)[1] // plan.ep, place["tp"]],
+        "ep_group": [place["pp"], place["dp_replicate"], folded_place(plan, place)[1] // plan.ep, place["tp"]],
         "expected_held": held(plan, rank),
         "expected_state": state_bytes(plan, rank),
     }

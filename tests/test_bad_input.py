@@ -2,10 +2,12 @@
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
@@ -128,7 +130,15 @@ def test_launch_local_answers_as_a_process(tmp_path):
 def torchrun(*arguments, nproc, cwd):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
     command += [str(REPO / "train" / "main.py"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, timeout=100)
+    process = subprocess.Popen(
+        [command[0], "-X", "faulthandler", *command[1:]], cwd=cwd, env=ENV, text=True, stdout=PIPE, stderr=PIPE
+    )
+    try:
+        out, err = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # torchrun then prints where each of its threads is
+        raise AssertionError("torchrun does not end: " + process.communicate(timeout=10)[1]) from None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 @pytest.mark.timeout(120)

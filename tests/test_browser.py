@@ -50,8 +50,10 @@ def test_the_landing_page_has_what_explains_the_results_behind_them(page, url): 
     assert groups == ["memory", "perf", "result", "train", "validation", "why", "why_by_rank", "why_pictures"]
 
 
-def test_the_link_of_the_readme_puts_results_on_top(page, url):  # noqa: F811
-    (link,) = re.findall(r"^\[pinned\]: http://localhost:6006/(\S+)$", (REPO / "README.md").read_text(), re.M)
+def test_the_link_of_the_docs_puts_results_on_top(page, url):  # noqa: F811
+    (link,) = re.findall(
+        r"^\[pinned\]: http://localhost:6006/(\S+)$", (REPO / "docs" / "measuring.md").read_text(), re.M
+    )
     page.goto(url + link)
     pinned = page.locator("metrics-pinned-view")
     for tag in ("result/tokens_per_s", "train/loss", "validation/loss", "result/peak_tensors_mib"):

@@ -5,7 +5,8 @@ import math
 import pytest
 import yaml
 
-from train.command import cli
+from train.command import cli, presets
+from train.command.resources import CONFIG_DIR
 from train.command.validate import validate
 from train.config.problems import BadInput
 from train.config.schema import LrSchedule
@@ -13,7 +14,7 @@ from train.config.strategy import MESH_AXES, resolve_degrees
 from train.ranks.optim import lr_at
 from train.strategies.pipeline.placement import layers_of_stages, layers_per_stage
 
-STRATEGIES = cli.options("strategy")
+STRATEGIES = presets.options("strategy")
 WORLD = {"single": 1, "3d": 8, "4d": 16, "moe_3d": 8}
 MODEL = {"ep": "moe_tiny", "moe_3d": "moe_tiny"}
 
@@ -34,18 +35,18 @@ def test_strategy_preset(name):
 
 @pytest.mark.parametrize("group", ["model", "data", "optim", "hardware"])
 def test_every_preset_composes(group):
-    for name in cli.options(group):
+    for name in presets.options(group):
         assert parse(f"{group}={name}")
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategy_is_in_the_readme(name):
-    readme = (cli.CONFIG_DIR.parent / "README.md").read_text()
+    readme = (CONFIG_DIR.parent / "README.md").read_text()
     assert f"| `{name}` |" in readme
 
 
 def test_hardware_figures_have_a_source():
-    for path in (cli.CONFIG_DIR / "hardware").glob("*.yaml"):
+    for path in (CONFIG_DIR / "hardware").glob("*.yaml"):
         values = yaml.safe_load(path.read_text())
         figures = values.keys() - {"defaults", "name", "match", "source"}
         assert values["name"] == path.stem

@@ -9,10 +9,11 @@ import pytest
 
 from train.command import cli
 from train.config.plan import Plan
-from train.config.shapes import coordinates, held
+from train.config.shapes import coordinates
 from train.config.strategy import MESH_AXES, resolve_degrees
 from train.model.transformer import Transformer, dtypes
 from train.record.drawing import draw_mesh, ranges
+from train.strategies.memory import held
 
 REPO = Path(__file__).resolve().parent.parent
 

@@ -11,7 +11,7 @@ from tests.test_deepspeed import needs_deepspeed
 from tests.test_rules import SEED, run_fake, valid_configs
 from tests.worlds import job, world
 from train.config.plan import Plan
-from train.config.shapes import held
+from train.strategies.memory import held
 
 FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
 NUM_DRAWN = 38

@@ -16,13 +16,13 @@ from launch.describe.schedule import listed, picture, replayed, step_bubble
 from launch.explain import problems, side_by_side
 from launch.sweeping.grid import expand
 from tests.plans import plan_of
-from train.command import cli
+from train.command import presets
 from train.command.validate import completed, mending, validate
 from train.config.flops import flops_per_token
 from train.config.problems import Problem, said
 from train.config.rule import below
-from train.config.shapes import block, held, state_bytes
-from train.strategies.memory import num_parameters
+from train.config.shapes import block
+from train.strategies.memory import held, num_parameters, state_bytes
 from train.strategies.pipeline.placement import SCHEDULES, layers_per_stage
 from train.strategies.pipeline.rules import microbatches
 from train.strategies.traffic import unknown
@@ -84,7 +84,7 @@ def test_the_split_of_layers_is_the_best_of_all():
         assert cost(layers_per_stage(model, 128, stages)) == min(map(cost, splits))
 
 
-@pytest.mark.parametrize("model", cli.options("model"))
+@pytest.mark.parametrize("model", presets.options("model"))
 def test_parameters_are_counted(model):
     plan = plan_of(f"strategy=single model={model}")
     total, active = num_parameters(plan.config.model)

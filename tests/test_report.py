@@ -19,7 +19,7 @@ from train.config.plan import Plan
 from train.config.shapes import units
 from train.record import palette
 
-VENDOR = Path(__file__).resolve().parent.parent / "scripts" / "comparing" / "vendor"
+VENDOR = Path(__file__).resolve().parent.parent / "scripts" / "comparing" / "pages" / "vendor"
 
 
 def groups(*folders):
@@ -114,7 +114,7 @@ def test_every_key_that_needs_an_axis_is_one_of_the_strategies():
     from dataclasses import fields
 
     from train.strategies.deepspeed.strategy import DeepSpeed
-    from train.strategies.pipeline.strategy import Pipeline
+    from train.strategies.pipelined import Pipeline
 
     assert set(configs.NEEDS) <= {field.name for kind in (Pipeline, DeepSpeed) for field in fields(kind)}
 
@@ -124,7 +124,7 @@ def test_one_colour_is_one_thing():
     kinds |= {text: colour for text, colour, _ in palette.WORK.values()}
     assert len(set(kinds.values())) == len(kinds), "two kinds have one colour"
     assert palette.GREY not in kinds.values()
-    presets = {path.stem for path in (VENDOR.parents[2] / "configs" / "strategy").glob("*.yaml")}
+    presets = {path.stem for path in (VENDOR.parents[3] / "configs" / "strategy").glob("*.yaml")}
     assert presets <= set(palette.STRATEGIES), "a preset has no colour of its own"
     everything = [*palette.STRATEGIES.values(), *palette.OTHER_STRATEGIES, *kinds.values()]
     assert len(set(everything)) == len(everything)

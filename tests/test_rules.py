@@ -56,7 +56,7 @@ def valid_configs(number: int, presets: list[str], largest: int, most_changes: i
     def collect(one: Drawn) -> None:
         one = one.mended()
         # async_tp needs NCCL and a compiler: tests/test_async_tp.py
-        if one.world_size <= largest and not rules(one) and not one.plan.option("async_tp", False):
+        if one.world_size <= largest and not rules(one) and not getattr(one.plan.config.strategy, "async_tp", False):
             chosen[one] = None
 
     collect()
@@ -107,7 +107,7 @@ def rows_of(size: int) -> list[Row]:
     rows = []
     for one in valid_configs(200, NATIVE, 8, 6):
         words = [word for word in one.overrides if not word.startswith(("precision=", "model.dropout="))]
-        if one.world_size == size and one.plan.option("comm_hook", "none") == "none":
+        if one.world_size == size and getattr(one.plan.config.strategy, "comm_hook", "none") == "none":
             strategy = [word for word in words if word.startswith(OF_THE_STRATEGY)]
             rows.append(Row(size, tuple(strategy), (F64, *(word for word in words if word not in strategy))))
     return rows

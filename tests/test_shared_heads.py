@@ -14,7 +14,7 @@ from train.command import cli
 from train.command.validate import validate
 from train.config.plan import Plan
 from train.config.schema import Config
-from train.config.shapes import held
+from train.strategies.memory import held
 
 ONE, TWO = "model.num_kv_heads=1", "model.num_kv_heads=2"
 RUNTIME = ["runtime.device=cpu", "runtime.timeout_s=60"]

@@ -15,7 +15,7 @@ from train.model.spans import span
 from train.model.transformer import Transformer
 from train.model.weights import global_parameters
 from train.ranks import gradients
-from train.ranks.distributed import count_valid, sum_over
+from train.ranks.distributed import count_valid, inverse_valid, sum_over
 from train.ranks.optim import ShardOptimiser
 from train.ranks.state import ShardedState
 from train.strategies.data.apply import microbatch
@@ -53,8 +53,8 @@ class Step:
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
         """tokens, targets: this rank's rows [B, T] of the global batch; peers in pp, cp and tp get the same rows."""
-        num_valid = count_valid(targets, self.mesh).to(self.model.rope.dtype)  # the dtype of losses
-        loss = self.forward_backward(tokens, targets, 1.0 / num_valid.clamp(min=1))
+        inverse_num_valid = inverse_valid(targets, self.mesh, self.model.rope.dtype)  # the dtype of losses
+        loss = self.forward_backward(tokens, targets, inverse_num_valid)
         with span("optimiser"):
             norm = self.update(lr)
         extras = self.balance.update()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 from train.config.plan import Plan
-from train.config.shapes import Shape, coordinates, fsdp_split, model_shard, shard, stages_of, units
-from train.config.traffic import depends_on_schedule
+from train.config.shapes import Shape, coordinates, stages_of, units
+from train.config.technique import Rank
+from train.strategies.techniques import used
+from train.strategies.traffic import depends_on_schedule
 
 
 def alike(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
@@ -17,13 +19,13 @@ def alike(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
     groups: dict[tuple[int, Hashable], list[int]] = {}
     shapes = _shapes(plan)
     parts: dict[tuple[int, ...], Hashable] = {}
+    techniques = used(plan)
     for rank in range(plan.world_size):
         place = coordinates(plan, rank)
         axes = (place["dp_shard"], place["cp"], place["tp"])
         if axes not in parts:
-            parts[axes] = tuple(
-                shard(model_shard(plan, place, name, shape), *fsdp_split(plan, place, name)) for name, shape in shapes
-            )
+            here = Rank(plan, place, techniques)
+            parts[axes] = tuple(here.holds(name, shape) for name, shape in shapes)
         groups.setdefault((place["pp"], parts[axes]), []).append(rank)
     return groups
 

@@ -8,10 +8,10 @@ from launch.describe.alike import same_stages
 from launch.describe.memory import Ranks, Room, gib, machine, named_device
 from train.config.plan import Plan
 from train.config.schema import ModelConfig
-from train.config.shapes import chunk, coordinates, element_sizes, ep_place, units
+from train.config.shapes import chunk, coordinates, element_sizes, units
 from train.record.drawing import draw_mesh, ranges
-from train.strategies.deepspeed.strategy import DeepSpeed
-from train.strategies.memory import Needs, gradients_stay_whole, num_parameters
+from train.strategies.expert.split import group_of
+from train.strategies.memory import Needs, num_parameters, whole_in_a_step
 from train.strategies.traffic import expected
 
 MiB = 2**20
@@ -47,7 +47,7 @@ def holdings(ranks: Ranks) -> list[str]:
     for ((pp, _), group), size in zip(ranks.groups.items(), ranks.needs, strict=True):
         for rank in group:
             place = coordinates(plan, rank)
-            key = (pp, ep_place(plan, place)[1])
+            key = (pp, group_of(plan, place))
             if key not in texts:
                 texts[key] = modules(plan, place)
             groups.setdefault((texts[key], size), []).append(rank)
@@ -70,7 +70,7 @@ def holdings(ranks: Ranks) -> list[str]:
 def memory(ranks: Ranks, room: Room) -> list[str]:
     """What is needed, beside what there is."""
     rank, most = ranks.largest
-    lines = [whole_in_a_step(ranks.plan)] if most.whole else []
+    lines = [f"  whole in a step: {whole_in_a_step(ranks.plan)}"] if most.whole else []
     needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
     if room.shared:
         needed = f"all {ranks.plan.world_size:,} process(es) together {gib(ranks.together)} GiB"
@@ -80,23 +80,13 @@ def memory(ranks: Ranks, room: Room) -> list[str]:
     return [*lines, f"  {needed}; {room.where} has {gib(room.bytes)} GiB, {verdict}"]
 
 
-def whole_in_a_step(plan: Plan) -> str:
-    """Which of what is sharded an engine puts together, in words."""
-    if isinstance(plan.config.strategy, DeepSpeed):
-        return "  whole in a step: parameters, up to 10^9 elements of them"
-    frees = plan.config.strategy.frees_parameters()  # type: ignore[attr-defined]
-    gradients = "all, until the last microbatch" if gradients_stay_whole(plan) else "those of one block"
-    gathered = "parameters of two blocks, and the head" if frees else "all parameters"
-    return f"  whole in a step: {gathered}; and of the gradients {gradients}"
-
-
 def modules(plan: Plan, place: dict[str, int]) -> str:
     """`embed, layers 0-3`, and `experts 0-1` where `ep` splits them, of the rank at `place`."""
     names = [name for name, _ in units(plan, place["pp"])]
     layers = [int(name.partition(".")[2]) for name in names if name.startswith("layers.")]
     ends = [name for name in names if not name.startswith("layers.")]
     before = [name for name in ends if name.startswith("embed")]
-    degree, index = ep_place(plan, place)
+    degree, index = plan.ep, group_of(plan, place)
     experts = [f"experts {ranges([*chunk(plan.config.model.num_experts, degree, index)])}"] if degree > 1 else []
     return ", ".join([*before, f"layers {ranges(layers)}", *experts, *(name for name in ends if name not in before)])
 

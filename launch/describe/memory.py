@@ -17,7 +17,7 @@ from train.config.plan import Plan
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Config
 from train.config.world import World
-from train.strategies.memory import GiB, Needs, needs, unknown_needs
+from train.strategies.memory import GiB, Needs, keeps_parameters_sharded, needs, unknown_needs
 
 SMALL = GiB  # of all ranks together: this fits anywhere, and no device is asked
 MAX_TRIED = 1024  # processes, up to which other layouts are tried
@@ -116,7 +116,7 @@ def _smaller(plan: Plan, room: Room) -> Iterator[str]:
     if "dp_replicate" in axes and "dp_shard" not in axes:
         sharded = f"strategy.dp_replicate=null strategy.dp_shard={axes['dp_replicate']}"
         yield sharded
-    elif plan.option("zero_stage", 3) < 3 and "dp_shard" in axes:
+    elif "dp_shard" in axes and not keeps_parameters_sharded(plan):
         sharded = "strategy.zero_stage=3"
         yield sharded
     if room.shared:

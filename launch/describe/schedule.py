@@ -6,7 +6,6 @@ import dataclasses
 
 from train.config.flops import flops_per_token
 from train.config.plan import Plan
-from train.config.traffic import num_actions
 from train.strategies.pipeline.placement import SCHEDULES
 from train.strategies.pipeline.timetable import (
     UNITS,
@@ -17,6 +16,7 @@ from train.strategies.pipeline.timetable import (
     most_actions,
     timetable,
 )
+from train.strategies.traffic import num_actions
 
 MAX_DRAWN = 16  # microbatches in a picture, and stages whose layers are listed
 MAX_RANKS_DRAWN = 32
@@ -24,7 +24,7 @@ MAX_RANKS_DRAWN = 32
 
 def name_of(plan: Plan) -> str:
     """DeepSpeed has one schedule."""
-    return str(plan.option("schedule", "1f1b"))
+    return plan.config.strategy.schedule_name() or "1f1b"
 
 
 def picture(plan: Plan) -> list[str]:

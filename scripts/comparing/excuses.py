@@ -10,10 +10,9 @@ import dataclasses
 from dataclasses import dataclass
 from functools import lru_cache
 
+from scripts.comparing.runs import Run
 from train.config.strategy import Strategy
 from train.record.run_files import Record
-
-from .runs import Run
 
 PREFIX = "strategy."
 

@@ -9,10 +9,9 @@ import re
 import statistics
 from collections.abc import Iterable
 
+from scripts.comparing.runs import Run
 from train.measure.quantiles import median_interval, quantile
 from train.record.run_files import Record, number
-
-from .runs import Run
 
 STATE_KINDS = ("parameters", "gradients", "optimiser")
 TIME_PARTS = ("forward", "backward", "optimiser", "communication", "data", "other")

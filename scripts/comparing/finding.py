@@ -8,10 +8,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from scripts.comparing.runs import Run, read_run
+from scripts.comparing.sweeps import Sweep, is_run, is_sweep
 from train.record.run_files import Unreadable, clean
-
-from .runs import Run, read_run
-from .sweeps import Sweep, is_run, is_sweep
 
 DEEPEST = 3  # folders below one that was named: runs/sweep-x/dp-…
 MOST_FOLDERS = 20_000

@@ -11,13 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scripts.comparing.excuses import excuse_of
+from scripts.comparing.figures import Figures, figures_of
+from scripts.comparing.runs import Run, label
+from scripts.comparing.work import work_in_words
 from train.record.run_files import Record, clean, number
 from train.record.run_folder import flat
-
-from .excuses import excuse_of
-from .figures import Figures, figures_of
-from .runs import Run, label
-from .work import work_in_words
 
 # largest relative difference of train/loss in the first steps: far above what rounding was seen to do (docs), and
 # rounding grows with the steps, so later ones are shown and not judged

@@ -11,11 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from scripts.comparing.configs import differences
+from scripts.comparing.sweeps import Sweep
 from train.record.run_files import Record, clean
 from train.record.run_folder import flat, hash_of, read_folder
-
-from .configs import differences
-from .sweeps import Sweep
 
 DEFAULT_WARMUP = 5
 LABEL_CHARS = 60

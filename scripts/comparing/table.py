@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .gate import Group, Row
+from scripts.comparing.gate import Group, Row
 
 METHOD = (
     "tokens/s: median after warm-up without sampled steps, and its 95 % interval by binomial order statistics (none "

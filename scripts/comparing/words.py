@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .figures import TIME_PARTS, time_parts
-from .gate import Group, Row, difference
-from .table import best, figure
+from scripts.comparing.figures import TIME_PARTS, time_parts
+from scripts.comparing.gate import Group, Row, difference
+from scripts.comparing.table import best, figure
 
 TIE = 0.01  # of memory: within it two rows hold as much
 PART_NAMES = {part: part for part in TIME_PARTS} | {

@@ -5,10 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+from scripts.comparing.runs import Run
 from train.record.run_files import Record, clean, is_count, number
 from train.strategies import memory
-
-from .runs import Run
 
 SIZES = ("num_layers", "dim", "num_heads", "num_kv_heads", "ffn_dim", "vocab_size")
 EXPERTS = ("num_experts", "expert_ffn_dim", "num_shared_experts")

@@ -10,22 +10,21 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from tests.planted.base import Counter
-from train import step
 from train.model.transformer import IGNORE_INDEX
-from train.ranks import optim
+from train.ranks import distributed, optim
 from train.strategies.data import apply as data
 
 
 @contextmanager
 def accumulation_scale(counter: Counter) -> Iterator[None]:
     """Every microbatch's loss is divided by its own share of the tokens: gradients m times too large."""
-    original = step.count_valid
+    original = distributed.count_valid
 
     def count_valid(targets: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
         counter.calls += 1
         return original(targets, mesh) // len(targets)
 
-    with mock.patch.object(step, "count_valid", count_valid):
+    with mock.patch.object(distributed, "count_valid", count_valid):
         yield
 
 
@@ -38,7 +37,7 @@ def mean_of_means(counter: Counter) -> Iterator[None]:
         data_ranks = mesh["dp_replicate"].size() * mesh["dp_shard"].size()
         return (targets != IGNORE_INDEX).sum() * data_ranks
 
-    with mock.patch.object(step, "count_valid", count_valid):
+    with mock.patch.object(distributed, "count_valid", count_valid):
         yield
 
 

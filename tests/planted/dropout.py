@@ -17,7 +17,7 @@ from train.strategies.recompute import apply as recompute
 def masks_equal_on_all_ranks(counter: Counter) -> Iterator[None]:
     """Every rank seeds its masks with the run's seed alone, also ranks that hold other tokens or other layers."""
 
-    def seed_dropout(mesh: Any, config: Any) -> None:
+    def seed_dropout(mesh: Any, config: Any, apart: Any) -> None:
         counter.calls += 1
         torch.manual_seed(config.train.seed)
 

@@ -13,6 +13,7 @@ from tests.planted.base import Counter
 from train.model.moe import Experts
 from train.strategies.data import apply as data
 from train.strategies.expert import apply as expert
+from train.strategies.tensor import apply as tensor
 
 
 @contextmanager
@@ -36,28 +37,28 @@ def expert_gradients_times_ep(counter: Counter) -> Iterator[None]:
 @contextmanager
 def aux_loss_of_local_sequences(counter: Counter) -> Iterator[None]:
     """The auxiliary loss is divided by the sequences of this data rank, not of the global batch."""
-    original = expert.set_aux_scale
+    original = expert.scale_aux_loss
 
-    def set_aux_scale(model: Any, *, num_sequences: int) -> None:
+    def scale_aux_loss(model: Any, *, num_sequences: int) -> None:
         counter.calls += 1
         original(model, num_sequences=num_sequences // 2)
 
-    with mock.patch.object(expert, "set_aux_scale", set_aux_scale):
+    with mock.patch.object(expert, "scale_aux_loss", scale_aux_loss):
         yield
 
 
 @contextmanager
 def aux_loss_on_every_tp_rank(counter: Counter) -> Iterator[None]:
     """Every tp rank puts the whole auxiliary loss into the sum of the router's gradient."""
-    original = expert.split_columns
+    original = tensor.split_mixture
 
-    def split_columns(moe: Any, mesh: Any, **options: Any) -> None:
+    def split_mixture(moe: Any, mesh: Any, **options: Any) -> None:
         counter.calls += 1
         scale = moe.router.aux_scale
         original(moe, mesh, **options)
         moe.router.aux_scale = scale
 
-    with mock.patch.object(expert, "split_columns", split_columns):
+    with mock.patch.object(tensor, "split_mixture", split_mixture):
         yield
 
 

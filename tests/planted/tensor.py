@@ -10,7 +10,7 @@ import torch
 from tests.planted.base import Counter
 from train.ranks import gradients
 from train.strategies import apply
-from train.strategies.tensor import apply as tensor
+from train.strategies.tensor import layers as tensor
 
 
 @contextmanager
@@ -42,9 +42,9 @@ def masks_differ_where_tokens_are_replicated(counter: Counter) -> Iterator[None]
     """Every rank draws dropout masks of its own, also the tp ranks that hold the same activations."""
     original = apply.seed_dropout
 
-    def seed_dropout(mesh: Any, config: Any) -> None:
+    def seed_dropout(mesh: Any, *args: Any) -> None:
         counter.calls += 1
-        original(mesh, config)
+        original(mesh, *args)
         torch.manual_seed(torch.initial_seed() + mesh["tp"].get_local_rank())
 
     with mock.patch.object(apply, "seed_dropout", seed_dropout):

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.command import as_typed
 from train.command.overrides import HOW_TO_QUOTE, keys, quoted
+from train.command.presets import groups, options, strategies
 from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
@@ -34,9 +35,9 @@ from train.config.schema import Config
 class _Parser(argparse.ArgumentParser):
     def format_help(self) -> str:
         """With the groups and the keys, which are composed only where somebody reads them."""
-        groups = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in _groups())
+        listed = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in groups())
         keys = OmegaConf.to_yaml(_compose([]), resolve=False)
-        self.epilog = f"Groups (group=option):\n{groups}\n\nKeys and their defaults (key=value):\n\n{keys}"
+        self.epilog = f"Groups (group=option):\n{listed}\n\nKeys and their defaults (key=value):\n\n{keys}"
         return super().format_help()
 
     def error(self, message: str) -> Any:
@@ -113,15 +114,6 @@ def problems(config: Config, world_size: int) -> list[Problem]:
     return found
 
 
-def options(group: str) -> list[str]:
-    """The presets of a config group."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-
-
-def _groups() -> list[str]:
-    return sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir())
-
-
 def _compose(overrides: list[str]) -> DictConfig:
     overrides = [quoted(override) for override in overrides]
     _store_schemas()
@@ -151,7 +143,7 @@ def _check_group(override: str) -> None:
     """`strategy=foo` must name a preset; Hydra's own message would list its search path instead."""
     name, equals, value = override.partition("=")
     group = name.lstrip("+~")
-    if group not in _groups():
+    if group not in groups():
         return
     if name.startswith("~") or not equals or value not in options(group):
         near = difflib.get_close_matches(value, options(group), n=1)
@@ -192,7 +184,12 @@ def _unknown_key(key: str) -> Problem:
             known.setdefault(name.rpartition(".")[2], set()).add(name)
     found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
     if key in found:
-        return Problem("unknown_key", f"{key} is not a key of this {group}", f"leave it out, or use another {group}")
+        name = key.rpartition(".")[2]
+        takers = [
+            preset for preset, strategy in strategies().items() if group == "strategy" and hasattr(strategy, name)
+        ]
+        fix = f"leave it out, or use a strategy that has it: {', '.join(takers)}" if takers else "leave it out"
+        return Problem("unknown_key", f"{key} is not a key of this {group}", fix)
     near = [name for name in found if name.rpartition(".")[0] == group] or found
     fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
     return Problem("unknown_key", f"{key} is not a key of the config", fix)

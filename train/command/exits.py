@@ -9,10 +9,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
 from train.config.problems import Reported
 from train.config.world import World
 
-PATIENCE_S = 10.0  # by then rank 0, which finds the same problem, has said so and torchrun has ended the others
+# By then rank 0, which finds the same problem, has said so and torchrun has ended the others. A busy machine takes
+# longer, as this rank did to find it.
+LEAST_PATIENCE_S, MOST_PATIENCE_S, PATIENCE = 10.0, 60.0, 5.0
 GRACE_S = 1.0  # the others reach the same problem, and exit with its code rather than by a signal
 
 
@@ -26,7 +30,8 @@ def reported_once(world: World) -> Iterator[None]:
             # torchrun kills all ranks when one exits: the first to exit must be the one that speaks
             code = error.exit_code
             signal.signal(signal.SIGTERM, lambda *_: os._exit(code))
-            time.sleep(PATIENCE_S)
+            found_after_s = time.time() - psutil.Process().create_time()
+            time.sleep(min(max(LEAST_PATIENCE_S, PATIENCE * found_after_s), MOST_PATIENCE_S))
             print(f"rank {world.rank}:", end=" ", file=sys.stderr)  # rank 0 is well: the problem is this rank's own
         print(error.report(), file=sys.stderr, flush=True)
         if world.world_size > 1:

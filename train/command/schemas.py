@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from train.config.schema import Config, DataConfig, HardwareConfig, ModelConfig, OptimConfig
 from train.strategies.deepspeed.strategy import DeepSpeed
-from train.strategies.pipeline.strategy import Pipeline
+from train.strategies.pipelined import Pipeline
 from train.strategies.spmd import Spmd
 
 SCHEMAS: dict[tuple[str | None, str], type] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from train.command.rules import RULES
+from train.command.rules import broken
 from train.config.plan import Plan
 from train.config.problems import Problem
 from train.config.rule import Finding
@@ -47,7 +47,7 @@ def findings(plan: Plan) -> tuple[list[OutOfRange], dict[str, Finding]]:
         return ranges, {}
     for one in ranges:
         plan = plan.override(one.override)
-    return ranges, {rule.name: finding for rule in RULES if (finding := rule.check(plan)) is not None}
+    return ranges, broken(plan)
 
 
 @dataclass(frozen=True)

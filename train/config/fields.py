@@ -25,9 +25,12 @@ MAX_BUCKET_MB = 2**20
 LARGE = 1e30  # of a number that a float32 must hold, products with others too
 
 
-def key(default: Any, help: str) -> Any:
+def key(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
     """A dataclass field that is a key of the config. `help`: in one sentence what it does, for `--help` and docs."""
-    return field(default=default, metadata={"help": help})
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 def number(

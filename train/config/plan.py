@@ -7,12 +7,14 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from train.config.schema import Config
-from train.config.strategy import BATCH_AXES, folded_ranks, resolve_degrees
+from train.config.strategy import BATCH_AXES, Strategy, folded_ranks, resolve_degrees
+
+Keys = TypeVar("Keys", bound=Strategy)
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,12 @@ class Plan:
     @property
     def num_stages(self) -> int:
         """Of the pipeline; 1 without one."""
-        chunks = self.option("num_chunks", None)
-        return self.degrees["pp"] * (max(chunks(), 1) if chunks else 1)
+        return self.degrees["pp"] * max(self.config.strategy.num_chunks(), 1)
 
     @cached_property
     def layers_of_stages(self) -> list[range]:
         """The layers of every stage of a pipeline; without one they are all in one stage."""
-        layers_of, model = self.option("layers_of", None), self.config.model
-        if layers_of is None:
-            return [range(model.num_layers)]
-        stages: list[range] = layers_of(model, self.config.train.seq_len, self.degrees["pp"])
-        return stages
+        return self.config.strategy.layers_of(self.config.model, self.config.train.seq_len, self.degrees["pp"])
 
     @property
     def layers_per_stage(self) -> list[int]:
@@ -62,17 +59,21 @@ class Plan:
     @property
     def ep(self) -> int:
         """Ranks that share a layer's experts; 1 where the strategy names none or no valid number."""
-        ep = self.option("ep", None) or 1
+        ep = self.config.strategy.expert_degree() or 1
         return folded_ranks(self.degrees) if ep == -1 else max(ep, 1)
 
     @property
     def splits_experts(self) -> bool:
         """Whether experts are units of FSDP of their own: where the strategy names `ep`, at degree 1 too."""
-        return self.option("ep", None) is not None and self.config.model.num_experts > 0
+        return self.config.strategy.expert_degree() is not None and self.config.model.num_experts > 0
 
-    def option(self, name: str, default: Any) -> Any:
-        """A key of the strategy, or `default` for a strategy that does not have it."""
-        return getattr(self.config.strategy, name, default)
+    def keys(self, kind: type[Keys]) -> Keys:
+        """The strategy as the dataclass of one technique's keys. TypeError for a strategy that has none of them: this
+        is asked only where the technique applies."""
+        strategy = self.config.strategy
+        if not isinstance(strategy, kind):
+            raise TypeError(f"strategy={strategy.name} has no {kind.__name__}")
+        return strategy
 
     def override(self, line: str) -> Plan:
         """The plan after overrides such as "strategy.tp=2 nproc=4" (values only: no preset is switched)."""

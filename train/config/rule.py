@@ -55,3 +55,17 @@ def degree_fixes(plan: Plan, axis: str, degrees: list[int]) -> tuple[str, ...]:
             lines += [f"nproc={nproc}"]
         lines += [f"strategy.{axis}={degree}", f"strategy.{axis}={degree} nproc={nproc}"]
     return tuple(lines)
+
+
+def divides(axis: str, name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Finding | None]:
+    """The check that the degree of `axis` divides `value`, which the key `name` gives; 0 is divided by every degree."""
+
+    def check(plan: Plan) -> Finding | None:
+        degree, found = plan.degrees[axis], value(plan)
+        if found % degree == 0:
+            return None
+        message = f"{name}={found} is not divisible by strategy.{axis}={degree}"
+        fixes = degree_fixes(plan, axis, nearest(divisors(found), degree))
+        return Finding(message, fixes, f"use a smaller strategy.{axis}")
+
+    return check

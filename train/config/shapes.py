@@ -1,26 +1,18 @@
-"""Which parameters there are, and which part of each a rank holds: from a plan alone. Torch is not imported.
+"""The parameters of a model by name and shape, and of a rank of a pipeline. Torch is not imported.
 
-What is here restates `model.py`, `strategies/tensor.py` and FSDP's rule; `tests/test_explain.py` holds it against them.
+What is here restates `train/model/transformer.py`; `tests/test_explain.py` holds it against the model.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from train.config.plan import Plan
-from train.config.schema import ModelConfig, Optimiser, Precision
+from train.config.schema import ModelConfig, Precision
 from train.config.strategy import MESH_AXES
-from train.strategies.pipeline.strategy import Pipeline
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
-# the dimension that tensor parallelism splits, by the module's name; norms and routers are whole
-TP_DIM = dict.fromkeys(("wq", "wk", "wv", "gate", "up", "embed", "head"), 0) | dict.fromkeys(("wo", "down"), 1)
-KV_MODULES = ("wk", "wv")
-# of the experts' weights [E, F, D] and [E, D, F]: what tp splits, and what FSDP splits where ep has split the experts
-EXPERT_TP_DIM = {"gate": 1, "up": 1, "down": 2}
-EXPERT_WIDTH_DIM = {"gate": 2, "up": 2, "down": 1}
 
 
 def coordinates(plan: Plan, rank: int) -> dict[str, int]:
@@ -62,8 +54,7 @@ def feed_forward(name: str, dim: int, width: int) -> Shapes:
 
 def stages_of(plan: Plan, rank: int) -> list[int]:
     """The pipeline stages of a rank of `pp`; without a pipeline the one that is everything."""
-    strategy = plan.config.strategy
-    return strategy.stages_of(rank, plan.degrees["pp"]) if isinstance(strategy, Pipeline) else [rank]
+    return plan.config.strategy.stages_of(rank, plan.degrees["pp"])
 
 
 def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
@@ -114,77 +105,16 @@ def kv_shards(model: ModelConfig, tp: int) -> int:
     return min(tp, model.num_kv_heads)
 
 
-def tp_place(plan: Plan, place: dict[str, int], module: str) -> tuple[int, int]:
-    """(degree, index) of the shards of a module's weight by tp."""
-    degree, index = plan.degrees["tp"], place["tp"]
-    if module not in KV_MODULES:
-        return degree, index
-    shards = kv_shards(plan.config.model, degree)
-    return shards, index // (degree // shards)
-
-
-def model_shard(plan: Plan, place: dict[str, int], name: str, shape: Shape) -> Shape:
-    """What the rank at `place` computes with of a parameter: its part by tp, and of experts by ep."""
-    if is_expert(name):
-        dim = EXPERT_TP_DIM[name.split(".")[-1]]
-        return shard(shard(shape, 0, *ep_place(plan, place)), dim, plan.degrees["tp"], place["tp"])
-    module = name.split(".")[-2]
-    tp_dim = TP_DIM.get(module)
-    return shape if tp_dim is None else shard(shape, tp_dim, *tp_place(plan, place, module))
-
-
-def fsdp_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
-    """(degree, index) of FSDP's shards: over dp_shard and the cp that folds into it, unless DDP takes cp."""
+def folded_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
+    """(degree, index) among the ranks that FSDP shards over: of dp_shard, and of the cp that folds into it unless DDP
+    takes cp. Expert parallelism folds over the same ranks, innermost first."""
     degree, index = plan.degrees["dp_shard"], place["dp_shard"]
     if "dp_shard" in plan.axes or "dp_replicate" not in plan.axes:
         degree, index = degree * plan.degrees["cp"], index * plan.degrees["cp"] + place["cp"]
     return degree, index
 
 
-def ep_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
-    """(degree, index) of the shards of experts: over neighbours of those that FSDP shards over."""
-    return plan.ep, fsdp_place(plan, place)[1] % plan.ep
-
-
-def fsdp_split(plan: Plan, place: dict[str, int], name: str) -> tuple[int, int, int]:
-    """(dimension, degree, index) of FSDP's shard of a parameter's part; of experts over the ranks that `ep` leaves."""
-    degree, index = fsdp_place(plan, place)
-    if is_expert(name) and plan.splits_experts:
-        return EXPERT_WIDTH_DIM[name.split(".")[-1]], degree // plan.ep, index // plan.ep
-    return 0, degree, index
-
-
-def held(plan: Plan, rank: int) -> Shapes:
-    """The shapes of this rank's parameters between steps, by global name."""
-    place = coordinates(plan, rank)
-    return {
-        name: shard(model_shard(plan, place, name, shape), *fsdp_split(plan, place, name))
-        for _, unit in units(plan, place["pp"])
-        for name, shape in unit.items()
-    }
-
-
-def powersgd_elements(shape: Shape, rank: int) -> int:
-    """How many PowerSGD sends of a gradient: two factors if they are fewer than it has, else all of it."""
-    rows, size = shape[0], math.prod(shape)
-    columns = size // rows
-    return min(size, (rows + columns) * min(rank, rows, columns)) if len(shape) > 1 else size
-
-
 def element_sizes(precision: Precision) -> tuple[int, int]:
     """Bytes of a parameter's element and of an activation's."""
     kept = 8 if precision is Precision.float64 else 4
     return kept, 2 if precision is Precision.bf16 else kept
-
-
-def state_bytes(plan: Plan, rank: int) -> dict[str, int]:
-    """What `TrainStep.state_bytes` reports on this rank after a step."""
-    kept, _ = element_sizes(plan.config.precision)
-    shapes = held(plan, rank).values()
-    parameters = kept * sum(math.prod(shape) for shape in shapes)
-    optim = plan.config.optim
-    if optim.name is Optimiser.adamw:
-        optimiser = 2 * parameters + 4 * len(shapes)  # two moments, and a float32 step count for each parameter
-    else:
-        optimiser = parameters if optim.momentum > 0 else 0
-    return {"parameters": parameters, "gradients": parameters, "optimiser": optimiser}

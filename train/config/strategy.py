@@ -1,4 +1,8 @@
-"""The one abstraction: a strategy turns a model into a `TrainStep`; nothing else asks which strategy runs."""
+"""The one abstraction: a strategy turns a model into a `TrainStep`; nothing else asks which strategy runs.
+
+What one technique must know of another, such as whether FSDP is used, it asks of the strategy (the second half of
+`Strategy`), so that no technique's folder imports another's.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,13 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from omegaconf import MISSING
 
+from train.config.fields import key
+
 if TYPE_CHECKING:  # this file is read to check a command line: torch would cost two seconds
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
-    from train.config.schema import Config
+    from train.config.schema import Config, ModelConfig
     from train.model.transformer import Transformer
     from train.strategies.pipeline.timetable import Action
 
@@ -83,15 +89,16 @@ class Lossy:
 
 @dataclass
 class Strategy(ABC):
-    """A parallel layout. Its fields are the keys under `strategy` in the config."""
+    """A parallel layout. Its fields are the keys under `strategy` in the config; those that are named as an axis of
+    the mesh are its degree, None where the strategy does not use it, -1 for the ranks that are left."""
 
-    name: str = MISSING
+    name: str = key(MISSING, "The name of the preset, with which the name of a run's folder begins.")
     extra: ClassVar[str | None] = None  # the optional package that it needs, which is also the extra's name
     closed_form: ClassVar[bool] = False  # whether shapes.py and communication.py know what it holds and sends
 
-    @abstractmethod
     def mesh_axes(self) -> dict[str, int]:
         """Degree of each axis that this strategy uses, at degree 1 too; -1 means the ranks that are left."""
+        return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
 
     def differs(self) -> dict[str, str]:
         """The columns of the proof (proof.py) that are *expected* not to equal one device's, each with its reason.
@@ -104,10 +111,6 @@ class Strategy(ABC):
         """What is sent with fewer digits than it has: near one device's, not equal. None: nothing is."""
         return None
 
-    def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
-        """Of a pipeline over so many ranks of `pp`; None without one."""
-        return None
-
     def needed_backend(self) -> tuple[str, str] | None:
         """(the only torch.distributed backend that can do it, the option that needs it), or None: any can."""
         return None
@@ -115,6 +118,61 @@ class Strategy(ABC):
     @abstractmethod
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
         """Apply the strategy to a model on the meta device. Collective: all ranks of the mesh call it."""
+
+    # of data parallelism
+
+    def uses_ddp(self) -> bool:
+        return False
+
+    def uses_fsdp(self) -> bool:
+        return False
+
+    def frees_parameters(self) -> bool:
+        """Whether FSDP frees a block's gathered parameters between its forward and its backward."""
+        return False
+
+    def reduces_once(self) -> bool:
+        """Whether FSDP adds up the gradients of all microbatches and reduces them after the last one, as ZeRO-1."""
+        return False
+
+    # of tensor and expert parallelism
+
+    def shards_sequence(self) -> bool:
+        """Whether activations between blocks are sharded over the sequence along `tp`."""
+        return False
+
+    def shards_logits(self) -> bool:
+        """Whether logits are left sharded over the vocabulary along `tp`."""
+        return False
+
+    def expert_degree(self) -> int | None:
+        """The degree of expert parallelism: -1 means all ranks that it folds over, None that it is not used."""
+        return None
+
+    # of a pipeline
+
+    def schedule_name(self) -> str | None:
+        return None
+
+    def num_chunks(self) -> int:
+        """Stages per rank of `pp`."""
+        return 1
+
+    def stages_of(self, rank: int, num_ranks: int) -> list[int]:
+        """The stages of a rank of `pp`, first to last."""
+        return [rank]
+
+    def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
+        """The layers of every stage."""
+        return [range(model.num_layers)]
+
+    def splits_backward(self) -> bool:
+        """Whether gradients of weights are computed apart from gradients of inputs."""
+        return False
+
+    def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
+        """The schedule of a pipeline over so many ranks of `pp`; None without one."""
+        return None
 
 
 def folded_ranks(degrees: dict[str, int]) -> int:

@@ -25,9 +25,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from train.config.traffic import LAB, Total
 from train.model.spans import span
 from train.ranks.collectives import group_named
-from train.strategies.traffic import LAB, Total
 
 MiB = 2**20
 # operator -> (what it is, which arguments are the message): torch 2.11 to 2.13

@@ -189,6 +189,11 @@ def count_valid(targets: Tensor, mesh: DeviceMesh) -> Tensor:
     return sum_over((targets != IGNORE_INDEX).sum(), mesh, *BATCH_AXES)
 
 
+def inverse_valid(targets: Tensor, mesh: DeviceMesh, dtype: torch.dtype) -> Tensor:
+    """1 / `count_valid`, by which a sum of token losses becomes the global batch's mean; 1 where none is valid."""
+    return 1.0 / count_valid(targets, mesh).to(dtype).clamp(min=1)
+
+
 def make_deterministic() -> None:
     """Refuse kernels whose result depends on timing; called before the device's libraries start."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

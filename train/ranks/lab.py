@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from train.config.traffic import LAB
 from train.config.world import World
-from train.strategies.traffic import LAB
 
 
 class LabGroup:

@@ -84,7 +84,7 @@ def hparams(config: Config, world_size: int, device: str) -> Hparams:
         "layout": " ".join(f"{axis}{degree}" for axis, degree in degrees.items() if degree > 1) or "-",
         "world_size": world_size,
         **degrees,
-        "schedule": plan.option("schedule", "-"),
+        "schedule": plan.config.strategy.schedule_name() or "-",
         "micro_batch": train.micro_batch_size,
         "activation_checkpointing": train.activation_checkpointing.value,
         "compile": config.compile.mode.value if config.compile.enabled else "off",

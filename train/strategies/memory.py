@@ -17,22 +17,12 @@ from dataclasses import dataclass, field
 
 from train.config.plan import Plan
 from train.config.schema import ModelConfig, Optimiser
-from train.config.shapes import (
-    TP_DIM,
-    Shapes,
-    block,
-    coordinates,
-    element_sizes,
-    fsdp_split,
-    is_expert,
-    model_shard,
-    state_bytes,
-    units,
-    units_by_stage,
-)
+from train.config.shapes import Shapes, block, coordinates, element_sizes, is_expert, units, units_by_stage
+from train.strategies.data.keys import FsdpKeys
 from train.strategies.data.traffic import frees
 from train.strategies.deepspeed.strategy import DeepSpeed
-from train.strategies.spmd import Spmd
+from train.strategies.techniques import rank_of
+from train.strategies.tensor.split import SPLIT_DIM
 
 GiB = 2**30
 LIVE = 10**9  # elements that DeepSpeed's stage 3 keeps gathered, by its defaults
@@ -72,8 +62,28 @@ def needs(plan: Plan, rank: int) -> Needs:
     strategy = plan.config.strategy
     if isinstance(strategy, DeepSpeed):
         return of_deepspeed(plan, strategy, rank)
-    host = frozenset({"parameters", "gradients", "optimiser"} if plan.option("cpu_offload", False) else ())
+    offloads = isinstance(strategy, FsdpKeys) and strategy.cpu_offload
+    host = frozenset({"parameters", "gradients", "optimiser"} if offloads else ())
     return Needs(**state_bytes(plan, rank), whole=whole(plan, rank), on_host=host)
+
+
+def held(plan: Plan, rank: int) -> Shapes:
+    """The shapes of this rank's parameters between steps, by global name."""
+    here = rank_of(plan, rank)
+    return {name: here.holds(name, shape) for _, unit in units(plan, here.place["pp"]) for name, shape in unit.items()}
+
+
+def state_bytes(plan: Plan, rank: int) -> dict[str, int]:
+    """What `TrainStep.state_bytes` reports on this rank after a step."""
+    kept, _ = element_sizes(plan.config.precision)
+    shapes = held(plan, rank).values()
+    parameters = kept * sum(math.prod(shape) for shape in shapes)
+    optim = plan.config.optim
+    if optim.name is Optimiser.adamw:
+        optimiser = 2 * parameters + 4 * len(shapes)  # two moments, and a float32 step count for each parameter
+    else:
+        optimiser = parameters if optim.momentum > 0 else 0
+    return {"parameters": parameters, "gradients": parameters, "optimiser": optimiser}
 
 
 def num_parameters(model: ModelConfig) -> tuple[int, int]:
@@ -88,17 +98,16 @@ def num_parameters(model: ModelConfig) -> tuple[int, int]:
 
 def whole(plan: Plan, rank: int) -> int:
     """Bytes of what FSDP puts together within a step; nothing where it shards over one rank."""
-    place, strategy = coordinates(plan, rank), plan.config.strategy
-    assert isinstance(strategy, Spmd)
-    if not strategy.uses_fsdp():
+    here = rank_of(plan, rank)
+    if not plan.config.strategy.uses_fsdp():
         return 0
     kept, used = element_sizes(plan.config.precision)
     stays, blocks, gradients = 0, [0], [0]
-    for _, name, unit in units_by_stage(plan, place["pp"], copies=True):
+    for _, name, unit in units_by_stage(plan, here.place["pp"], copies=True):
         elements = sum(
-            math.prod(model_shard(plan, place, key, shape))
+            math.prod(here.computes(key, shape))
             for key, shape in unit.items()
-            if fsdp_split(plan, place, key)[1] > 1
+            if (split := here.stored_split(key)) and split.degree > 1
         )
         size = elements * (kept if name.startswith("embed") else used)
         if frees(plan, name):
@@ -110,9 +119,25 @@ def whole(plan: Plan, rank: int) -> int:
     return stays + sum(sorted(blocks)[-2:]) + summed
 
 
+def keeps_parameters_sharded(plan: Plan) -> bool:
+    """Whether parameters stay sharded within a step, as in ZeRO's stage 3."""
+    strategy = plan.config.strategy
+    return not isinstance(strategy, FsdpKeys | DeepSpeed) or strategy.zero_stage == 3
+
+
+def whole_in_a_step(plan: Plan) -> str:
+    """Which of what is sharded an engine puts together within a step, in words."""
+    if isinstance(plan.config.strategy, DeepSpeed):
+        return "parameters, up to 10^9 elements of them"
+    frees = plan.config.strategy.frees_parameters()
+    gradients = "all, until the last microbatch" if gradients_stay_whole(plan) else "those of one block"
+    gathered = "parameters of two blocks, and the head" if frees else "all parameters"
+    return f"{gathered}; and of the gradients {gradients}"
+
+
 def gradients_stay_whole(plan: Plan) -> bool:
     """Whether FSDP adds microbatches' whole gradients up, and reduces them after the last one."""
-    return plan.num_microbatches > 1 and ("pp" in plan.axes or plan.option("zero_stage", 3) == 1)
+    return plan.num_microbatches > 1 and plan.config.strategy.reduces_once()
 
 
 def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
@@ -138,6 +163,6 @@ def deepspeed_shapes(plan: Plan, stage: int) -> Shapes:
     found: Shapes = {}
     for _, unit in units(plan, stage):
         for name, shape in unit.items():
-            cut = plan.degrees["tp"] if name.startswith("layers.") and name.split(".")[-2] in TP_DIM else 1
+            cut = plan.degrees["tp"] if name.startswith("layers.") and name.split(".")[-2] in SPLIT_DIM else 1
             found[name] = (math.prod(shape) // cut,)
     return found

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from train.config.plan import Plan
 from train.config.shapes import element_sizes
-from train.config.traffic import Place, Traffic, degree_of, joined, loss_size
+from train.config.traffic import Traffic, degree_of, joined, loss_size
 
 
-def scalars(plan: Plan, place: Place) -> Iterator[Traffic]:
+def scalars(plan: Plan) -> Iterator[Traffic]:
     loss = loss_size(plan)
     for axis in ("dp_replicate", "dp_shard"):
         if axis in plan.axes:
@@ -27,7 +27,7 @@ def norm(plan: Plan) -> Iterator[Traffic]:
     heads that ranks of tp share are split over fewer ranks than the rest."""
     kept, _ = element_sizes(plan.config.precision)
     apart, shared = plan.splits_experts, degree_of(plan, "kv_replicate") > 1
-    if plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
+    if plan.config.strategy.uses_fsdp():
         classes = 1 + ("tp" in plan.axes) + shared
         yield Traffic(joined(plan, "dp_shard", "cp"), "all_reduce", classes, classes * kept, "scalars: gradient norm")
     if apart:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from train.command.resources import words_of
+from scripts.comparing import words
+from scripts.comparing.gate import Group
+from scripts.comparing.runs import Run
+from scripts.comparing.work import facts_of
 from train.record.run_files import clean
-
-from .. import words
-from ..gate import Group
-from ..runs import Run
-from ..work import facts_of
 
 MOST_SHOWN = 3  # values of one fact that the head has room for
 MACHINE = ("device", "platform")
@@ -26,7 +24,7 @@ def facts(groups: list[Group], argv: list[str]) -> dict[str, str]:
     found["software"] = _each([_software(run) for run in runs])
     found["processes"] = _each([run.world_size for run in runs])
     found["command"] = command(runs)
-    found["this page"] = shlex.join(["python", *words_of("scripts/compare.py"), *argv]) if argv else ""
+    found["this page"] = shlex.join(["python", "scripts/compare.py", *argv]) if argv else ""
     return {name: value for name, value in found.items() if value}
 
 

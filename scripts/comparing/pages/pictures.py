@@ -10,14 +10,32 @@ from pathlib import Path
 
 import matplotlib
 
+from scripts.comparing import words
+from scripts.comparing.figures import (
+    MEMORY_KINDS,
+    STATE_KINDS,
+    TIME_PARTS,
+    memory_by_rank,
+    sent_by_axis,
+    state_by_rank,
+    time_parts,
+)
+from scripts.comparing.gate import Group
+from scripts.comparing.pages.curves import loss, loss_over_bytes, loss_over_time
+from scripts.comparing.pages.style import (
+    MOST_BARS,
+    NOT_DRAWN_WELL,
+    STYLE,
+    TIP,
+    Colours,
+    Picture,
+    bars,
+    drawable,
+    legend,
+    stack,
+)
+from scripts.comparing.pages.timelines import timelines
 from train.record.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
-
-from .. import words
-from ..figures import MEMORY_KINDS, STATE_KINDS, TIME_PARTS, memory_by_rank, sent_by_axis, state_by_rank, time_parts
-from ..gate import Group
-from .curves import loss, loss_over_bytes, loss_over_time
-from .style import MOST_BARS, NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
-from .timelines import timelines
 
 
 def pictures_of(groups: list[Group]) -> list[list[Picture]]:

@@ -7,12 +7,12 @@ import hashlib
 import json
 from pathlib import Path
 
-from .style import Picture
+from scripts.comparing.pages.style import Picture
 
-FILES = Path(__file__).parents[1]
-VENDOR = FILES / "vendor"
+HERE = Path(__file__).parent
+VENDOR = HERE / "vendor"
 LIBRARIES = {"uPlot.iife.min.js": "uPlot.LICENSE", "sortable.min.js": "sortable.LICENSE"}
-STYLES = "\n".join(path.read_text(encoding="utf-8") for path in (VENDOR / "uPlot.min.css", FILES / "page.css"))
+STYLES = "\n".join(path.read_text(encoding="utf-8") for path in (VENDOR / "uPlot.min.css", HERE / "page.css"))
 
 
 def scripts() -> list[str]:
@@ -21,7 +21,7 @@ def scripts() -> list[str]:
         f"/*! {name}\n{(VENDOR / licence).read_text(encoding='utf-8')}*/\n{(VENDOR / name).read_text(encoding='utf-8')}"
         for name, licence in LIBRARIES.items()
     ]
-    parts.append((FILES / "page.js").read_text(encoding="utf-8"))
+    parts.append((HERE / "page.js").read_text(encoding="utf-8"))
     assert not any("</script" in part.lower() for part in parts)
     return parts
 

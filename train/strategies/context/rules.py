@@ -5,11 +5,11 @@ from __future__ import annotations
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule, degree_fixes, divisors, nearest
 from train.config.shapes import kv_shards
-from train.strategies.spmd import CP_METHODS
+from train.strategies.context.keys import CP_METHODS, ContextKeys
 
 
 def method(plan: Plan) -> Finding | None:
-    name = plan.option("cp_method", CP_METHODS[0])
+    name = plan.keys(ContextKeys).cp_method
     if name in CP_METHODS:
         return None
     return Finding(f"strategy.cp_method={name} is not known", tuple(f"strategy.cp_method={m}" for m in CP_METHODS))
@@ -17,7 +17,7 @@ def method(plan: Plan) -> Finding | None:
 
 def two_chunks(plan: Plan) -> Finding | None:
     cp, seq_len = plan.degrees["cp"], plan.config.train.seq_len
-    if "cp" not in plan.axes or seq_len % (2 * cp) == 0:
+    if seq_len % (2 * cp) == 0:
         return None
     message = f"train.seq_len={seq_len} is not divisible by 2 x strategy.cp={cp}"
     degrees = [d // 2 for d in divisors(seq_len) if d % 2 == 0]
@@ -27,7 +27,7 @@ def two_chunks(plan: Plan) -> Finding | None:
 
 def tokens_and_tp(plan: Plan) -> Finding | None:
     cp, tp, seq_len = plan.degrees["cp"], plan.degrees["tp"], plan.config.train.seq_len
-    if not plan.option("sequence_parallel", False) or seq_len % cp or seq_len % tp or seq_len % (cp * tp) == 0:
+    if not plan.config.strategy.shards_sequence() or seq_len % cp or seq_len % tp or seq_len % (cp * tp) == 0:
         return None
     message = f"train.seq_len={seq_len} / strategy.cp={cp} is not divisible by strategy.tp={tp}"
     degrees = nearest([d for d in divisors(seq_len) if seq_len % (d * tp) == 0], cp)
@@ -49,7 +49,7 @@ def seq_len_fixes(plan: Plan) -> tuple[str, ...]:
 def kv_heads(plan: Plan) -> Finding | None:
     """The query heads follow, as the KV heads divide them."""
     cp, tp, found = plan.degrees["cp"], plan.degrees["tp"], plan.config.model.num_kv_heads
-    if plan.option("cp_method", None) != "ulysses" or "cp" not in plan.axes or (found % tp and tp % found):
+    if plan.keys(ContextKeys).cp_method != "ulysses" or (found % tp and tp % found):
         return None
     own = found // kv_shards(plan.config.model, tp)
     if own % cp == 0:

@@ -15,7 +15,7 @@ Sums, not means: the loss is already divided by the global number of valid token
 """
 
 import inspect
-from collections.abc import Callable, Container
+from collections.abc import Container
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -26,7 +26,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from train.model.transformer import Transformer
+from train.config.technique import Target
+from train.strategies.data.comm_hooks import compression
+from train.strategies.data.keys import DdpKeys, FsdpKeys
 
 MiB = 2**20
 
@@ -56,14 +58,13 @@ def sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futur
     return work.get_future().then(lambda future: future.value()[0])
 
 
-def apply_ddp(
-    model: Transformer, group: dist.ProcessGroup, *, bucket_mb: float, hook: tuple[Any, Callable[..., Any]] | None
-) -> DistributedDataParallel:
-    """Wrap a materialised model. Its weights are equal on all ranks by construction, so nothing is broadcast.
-
-    `hook`: (state, function) that sums a bucket over the group in another way than `sum_bucket` (comm_hooks.py).
-    """
+def apply_ddp(target: Target) -> None:
+    """Wrap the model, with its weights. They are equal on all ranks by construction, so nothing is broadcast."""
     import torch._dynamo.config
+
+    keys, axes = target.keys(DdpKeys), target.config.strategy.mesh_axes()
+    group = with_cp(target.mesh, "dp_replicate", axes).get_group()
+    target.fill_once()
 
     torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one: no graph spans a bucket's edge
     names = inspect.signature(DistributedDataParallel.__init__).parameters
@@ -71,15 +72,15 @@ def apply_ddp(
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     no_sync: Any = {sync: False}
     wrapped = DistributedDataParallel(
-        model,
+        target.model,
         process_group=group,
-        bucket_cap_mb=bucket_mb,
+        bucket_cap_mb=keys.bucket_mb,
         gradient_as_bucket_view=True,
         init_sync=False,
         **no_sync,  # routers' counts are each rank's own
     )
-    wrapped.register_comm_hook(*(hook or (group, sum_bucket)))
-    return wrapped
+    wrapped.register_comm_hook(*(compression(keys, group) or (group, sum_bucket)))
+    target.wrapped = wrapped
 
 
 def microbatch(wrapped: nn.Module, zero_stage: int, *, last: bool) -> AbstractContextManager[None]:
@@ -92,48 +93,42 @@ def microbatch(wrapped: nn.Module, zero_stage: int, *, last: bool) -> AbstractCo
     return nullcontext()
 
 
-def apply_fsdp(
-    model: Transformer,
-    mesh: DeviceMesh,
-    fill: Callable[[nn.Module, str], None],
-    expert_mesh: DeviceMesh | None = None,
-    *,
-    reshard_after_forward: bool,
-    cpu_offload: bool,
-) -> None:
-    """Shard a meta model in place, block by block: `fill` gives a block its values, then all but a shard is freed.
-    Experts that are split over `ep` are units of their own, over `expert_mesh`.
+def apply_fsdp(target: Target) -> None:
+    """Shard a meta model in place, block by block: each block is given its values, then all but a shard is freed.
+    Modules of a block that have a mesh of their own, as experts under `ep`, are units of their own.
 
     Under bf16 the blocks are gathered in bf16. The embedding is gathered in its own dtype, as its gradient sums many
     tokens; so is everything that shares a group with it when the head is tied.
     """
+    model, strategy = target.model, target.config.strategy
+    reshard_after_forward = strategy.frees_parameters()
+    dense_mesh = sharding_mesh(target.mesh, strategy.mesh_axes())
     low = model.compute_dtype if model.compute_dtype is torch.bfloat16 else None
     cast = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if low else None, cast_forward_inputs=False)
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
+    offloads = target.keys(FsdpKeys).cpu_offload
+    offload = CPUOffloadPolicy(pin_memory=dense_mesh.device_type != "cpu") if offloads else OffloadPolicy()
 
-    offload = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cpu_offload else OffloadPolicy()
-
-    def shard(modules: nn.Module | list[Any], policy: MixedPrecisionPolicy, reshard: bool) -> None:
-        fully_shard(modules, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, offload_policy=offload)
+    def shard(modules: nn.Module | list[Any], policy: MixedPrecisionPolicy, reshard: bool, **own: Any) -> None:
+        options: dict[str, Any] = {"mesh": dense_mesh, "mp_policy": policy, "reshard_after_forward": reshard} | own
+        fully_shard(modules, offload_policy=offload, **options)
 
     for name, layer in model.layers.items():
-        fill(layer, f"layers.{name}.")
-        if expert_mesh is not None:
-            from train.strategies.expert.apply import apply_expert_fsdp
-
-            apply_expert_fsdp(layer, expert_mesh, cast, offload, reshard_after_forward=reshard_after_forward)
+        target.fill(layer, f"layers.{name}.")
+        for module in layer.modules():
+            if module in target.fsdp_units:
+                own_mesh, placement = target.fsdp_units[module]
+                shard(module, cast, reshard_after_forward, mesh=own_mesh, shard_placement_fn=placement)
         shard(layer, cast, reshard_after_forward)
-    fill(model, "")
+    target.fill_once()
     ends = [module for module in (model.embed, model.norm, model.head) if module is not None]
     if model.config.tie_embeddings and len(ends) > 1:
         shard(ends, whole, False)
     else:
         if model.embed is not None:
             shard(model.embed, whole, reshard_after_forward)
-        if model.norm is not None:
-            shard(
-                [model.norm, model.head], cast, False
-            )  # the backward begins here: freed, it would be gathered at once
+        if model.norm is not None:  # the backward begins here: freed, it would be gathered at once
+            shard([model.norm, model.head], cast, False)
     shard(model, whole, False)
     sum_gradients(model)
 

@@ -4,15 +4,13 @@ fp16, bf16: the bucket is rounded to 16 bits, summed, and widened: half the byte
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from train.strategies.data.keys import DdpKeys
 from train.strategies.data.powersgd import PowerSgd
-
-if TYPE_CHECKING:
-    from train.strategies.spmd import Spmd
 
 Future = torch.futures.Future[torch.Tensor]
 
@@ -40,7 +38,7 @@ def powersgd_sum(state: PowerSgd, bucket: dist.GradBucket) -> Future:
     return future
 
 
-def compression(strategy: "Spmd", group: dist.ProcessGroup) -> tuple[Any, Callable[..., Future]] | None:
+def compression(strategy: DdpKeys, group: dist.ProcessGroup) -> tuple[Any, Callable[..., Future]] | None:
     """(state, hook) of `strategy.comm_hook` for `register_comm_hook`; None sends gradients as they are."""
     if strategy.comm_hook == "powersgd":
         state = PowerSgd(group, rank=strategy.powersgd_rank, start_step=strategy.powersgd_start_step)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from train.config.shapes import powersgd_elements
+from train.strategies.data.split import powersgd_elements
 
 
 class PowerSgd:

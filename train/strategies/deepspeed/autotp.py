@@ -21,13 +21,14 @@ from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
-from train.config.shapes import KV_MODULES, TP_DIM, kv_shards
+from train.config.shapes import kv_shards
 from train.model.transformer import Linear
 from train.ranks import collectives
 from train.strategies.deepspeed.engine import ZeroStep
+from train.strategies.tensor.split import KV_MODULES, SPLIT_DIM
 
 # the dimension of the weight that is cut, by the module's name
-CUT = {name: dim for name, dim in TP_DIM.items() if name not in ("embed", "head")}
+CUT = {name: dim for name, dim in SPLIT_DIM.items() if name not in ("embed", "head")}
 DEEPSPEED_NAMES = {0: "column", 1: "row"}
 
 

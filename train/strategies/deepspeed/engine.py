@@ -7,11 +7,7 @@ DeepSpeed under every precision: the model itself casts for compute.
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,77 +19,27 @@ from train.config.plan import Plan
 from train.config.strategy import BATCH_AXES, StepResult
 from train.model.spans import span
 from train.model.transformer import Transformer
-from train.model.weights import derived_seed, materialise
-from train.ranks.distributed import count_valid, own_device, sum_over
+from train.ranks.distributed import count_valid, inverse_valid, own_device, sum_over
 from train.ranks.optim import build_optimiser, set_lr
 from train.ranks.state import ShardedState, num_bytes
-from train.strategies.apply import apply_compile
-from train.strategies.recompute.apply import apply_checkpointing
+from train.strategies.compile.technique import COMPILE
+from train.strategies.deepspeed.settings import engine_config, load_deepspeed
+from train.strategies.deepspeed.strategy import DeepSpeed
+from train.strategies.recompute.technique import RECOMPUTE
+from train.strategies.target import new_target, seed_dropout
 
 if TYPE_CHECKING:
     from train.config.schema import Config
-    from train.strategies.deepspeed.strategy import DeepSpeed
-
-ALIGNMENT = 256  # elements; DeepSpeed asks for an even number at least
-BYTES_PER_ELEMENT = 4  # DeepSpeed counts buckets in elements; weights and gradients are float32
-
-
-def load_deepspeed(device: torch.device) -> Any:
-    """The package, on this rank's device and in the process group that is open. Compiles nothing.
-
-    Its op for shared-memory all-reduces on a CPU is for inference and would be compiled here: it is marked as
-    not to be had, by a private table (deepspeed 0.19).
-    """
-    os.environ["DS_ACCELERATOR"] = device.type  # read at import; left to itself DeepSpeed takes any GPU it sees
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # the device it will use, also where ranks share one
-    import deepspeed
-
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # torch 2.13 renamed collectives that DeepSpeed calls by their old names
-    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_not_implemented": False}  # instead of probing for compilers
-    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    return deepspeed
-
-
-def engine_config(config: Config, num_microbatches: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. What is not named here is at its default or off."""
-    strategy: DeepSpeed = config.strategy  # type: ignore[assignment]
-    bucket = int(strategy.bucket_mb * 2**20) // BYTES_PER_ELEMENT
-    bucket = -(-max(bucket, 1) // ALIGNMENT) * ALIGNMENT
-    zero: dict[str, Any] = {
-        "stage": strategy.zero_stage,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-        "stage3_prefetch_bucket_size": bucket,
-        "stage3_param_persistence_threshold": strategy.whole_below,
-    }
-    if strategy.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
-        "gradient_accumulation_steps": num_microbatches,
-        "gradient_clipping": config.train.clip_norm,
-        "steps_per_print": None,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # it knows Adam by name only; SGD is elementwise too
-        "zero_force_ds_cpu_optimizer": False,  # its own Adam for the host would be compiled
-    }
 
 
 def prepare(model: Transformer, mesh: DeviceMesh, config: Config) -> Callable[[torch.nn.Module, str], None]:
     """The techniques that are the lab's under every engine; returns what gives a module memory and values."""
-    device = own_device(mesh)
-    model.rope = model.rope.to(device)
-    # dropout: ranks that hold other tokens or layers draw other masks
-    apart = ("pp", *BATCH_AXES)
-    torch.manual_seed(derived_seed(config.train.seed, "dropout", *(mesh[axis].get_local_rank() for axis in apart)))
-    for layer in model.layers.values():
-        apply_checkpointing(layer, config.train.activation_checkpointing)
-    if config.compile.enabled:
-        for module in (*model.layers.values(), model.loss):
-            apply_compile(module, config.compile)
-    return partial(materialise, config=config.model, seed=config.train.seed, device=device)
+    target = new_target(model, mesh, config)
+    for technique in (RECOMPUTE, COMPILE):
+        if technique.applies(Plan(config, mesh.size())) and technique.apply is not None:
+            technique.apply(target)
+    seed_dropout(mesh, config, target.mask_axes)
+    return target.fill
 
 
 def summed(loss: Tensor, data_ranks: int) -> Tensor:
@@ -117,6 +63,7 @@ class EngineStep:
         self.on_gradients: Callable[[], None] | None = None
         self.deepspeed = load_deepspeed(own_device(mesh))
         plan = Plan(config, mesh.size())
+        self.strategy = plan.keys(DeepSpeed)
         self.data_ranks, self.num_microbatches = plan.data_ranks, plan.num_microbatches
         self.gradient_bytes = 0
 
@@ -138,7 +85,7 @@ class EngineStep:
     def gradients_ready(self) -> None:
         """Between DeepSpeed's reduction and its clipping and update."""
         self.gradient_bytes = bytes_of(self._gradients())
-        if self.config.strategy.zero_stage < 2:  # type: ignore[attr-defined]
+        if self.strategy.zero_stage < 2:
             # whole until the backward's end, though stage 1 has cut them by now: one for each parameter
             self.gradient_bytes = num_bytes(self.parameters.values())
         if self.on_gradients is not None:
@@ -233,7 +180,7 @@ class ZeroStep(EngineStep):
         self.initialise(model, DataParallelUnit(mesh))
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
-        inverse_num_valid = 1.0 / count_valid(targets, self.mesh).to(self.model.rope.dtype).clamp(min=1)
+        inverse_num_valid = inverse_valid(targets, self.mesh, self.model.rope.dtype)
         self.set_lr(lr)
         rows, losses = self.config.train.micro_batch_size, []
         self.model.train()

@@ -20,7 +20,7 @@ from train.config.strategy import StepResult
 from train.model.spans import span
 from train.model.transformer import Transformer
 from train.ranks import gradients
-from train.ranks.distributed import count_valid
+from train.ranks.distributed import count_valid, inverse_valid
 from train.strategies.deepspeed.engine import EngineStep, prepare, summed
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class PipeStep(EngineStep):
         self.update(lr_kwargs)
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
-        self.weigh_tokens(1.0 / count_valid(targets, self.mesh).to(self.weight.dtype).clamp(min=1))
+        self.weigh_tokens(inverse_valid(targets, self.mesh, self.weight.dtype))
         self.set_lr(lr)
         loss = self.engine.train_batch(self.batches(tokens, targets))
         norm = self.norm if self.norm is not None else self.engine.get_global_grad_norm()

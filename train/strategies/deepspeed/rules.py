@@ -8,14 +8,12 @@ from train.config.plan import Plan
 from train.config.rule import Finding, Rule
 from train.config.schema import ActivationCheckpointing, Precision
 from train.strategies.deepspeed.strategy import DeepSpeed
+from train.strategies.pipeline.rules import too_few_layers
+from train.strategies.tensor.rules import BLOCK_RULES
 
 
 def of_deepspeed(check: Callable[[Plan, DeepSpeed], Finding | None]) -> Callable[[Plan], Finding | None]:
-    def checked(plan: Plan) -> Finding | None:
-        strategy = plan.config.strategy
-        return check(plan, strategy) if isinstance(strategy, DeepSpeed) else None
-
-    return checked
+    return lambda plan: check(plan, plan.keys(DeepSpeed))
 
 
 def precision(plan: Plan, strategy: DeepSpeed) -> Finding | None:
@@ -117,6 +115,8 @@ def dense(plan: Plan, strategy: DeepSpeed) -> Finding | None:
 
 
 RULES = (
+    *BLOCK_RULES,
+    Rule("layers_and_stages", "every stage has a layer", too_few_layers),
     Rule(
         "ds_precision",
         "DeepSpeed keeps float32 weights and refuses float64 ones; its tensor-parallel layers do not cast them",

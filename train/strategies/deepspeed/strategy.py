@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from train.config.fields import MAX_BUCKET_MB, MAX_INT64, number
-from train.config.strategy import MESH_AXES, Order, Strategy, TrainStep
+from train.config.fields import MAX_BUCKET_MB, MAX_INT64, key, number
+from train.config.strategy import Order, Strategy, TrainStep
 from train.strategies.pipeline.placement import layers_of_stages
 from train.strategies.pipeline.timetable import actions_by_rank, closed_form_bubble
 
@@ -25,22 +25,30 @@ if TYPE_CHECKING:
     from train.config.schema import Config, ModelConfig
     from train.model.transformer import Transformer
 
+SCHEDULE = "1f1b"  # of its pipeline
+
 
 @dataclass
 class DeepSpeed(Strategy):
     extra: ClassVar[str | None] = "deepspeed"
-    tp_splits_vocabulary: ClassVar[bool] = False
-    zero_stage: int = number(1, ge=0, lt=4)  # 0 (with pp) | 1 | 2 | 3
-    pp: int | None = None
-    dp_replicate: int | None = None  # the data ranks of stage 0
-    dp_shard: int | None = None  # the data ranks of stages 1 to 3
-    tp: int | None = None  # AutoTP: blocks cut over heads and feed-forward columns
-    offload_optimizer: bool = False  # optimiser state and update on the host (Ren et al. 2021)
-    bucket_mb: float = number(25.0, gt=0, le=MAX_BUCKET_MB)  # of gradients reduced, and parameters gathered, at once
-    whole_below: int = number(0, ge=0, le=MAX_INT64)  # stage 3: parameters of fewer elements are not sharded
+    zero_stage: int = number(1, "DeepSpeed's ZeRO stage, 0 to 3; 0 is plain replication, with pp only.", ge=0, lt=4)
+    pp: int | None = key(None, "The degree of DeepSpeed's pipeline.")
+    dp_replicate: int | None = key(None, "The number of data ranks of stage 0.")
+    dp_shard: int | None = key(None, "The number of data ranks of stages 1 to 3.")
+    tp: int | None = key(None, "The degree of AutoTP, which splits blocks over heads and feed-forward columns.")
+    offload_optimizer: bool = key(
+        False, "Whether optimiser state and update are on the host (ZeRO-Offload, Ren et al. 2021)."
+    )
+    bucket_mb: float = number(
+        25.0,
+        "The size of gradients reduced, and of parameters gathered, at once, MiB.",
+        gt=0,
+        le=MAX_BUCKET_MB,
+    )
+    whole_below: int = number(0, "Stage 3 does not shard parameters with fewer elements than this.", ge=0, le=MAX_INT64)
 
-    def mesh_axes(self) -> dict[str, int]:
-        return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+    def schedule_name(self) -> str | None:
+        return SCHEDULE if self.pp is not None else None
 
     def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
         """The layers of every stage: DeepSpeed spreads the blocks evenly, and earlier stages take the odd ones."""
@@ -50,7 +58,7 @@ class DeepSpeed(Strategy):
     def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
         if self.pp is None:
             return None
-        shape = ("1f1b", num_ranks, num_ranks, num_microbatches)
+        shape = (SCHEDULE, num_ranks, num_ranks, num_microbatches)
         return Order(actions_by_rank(*shape), num_ranks, closed_form_bubble(*shape))
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:

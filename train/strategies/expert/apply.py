@@ -9,9 +9,7 @@ Sent per layer and microbatch: 2 all-to-alls of K x N x D elements, uneven as th
 before them E counts. An expert's gradient comes from the tokens of all `ep` ranks by the all-to-all's adjoint, so it is
 complete over `ep` and summed over `efsdp` alone: neither divided nor multiplied by `ep`.
 
-Under `tp`, with or without `ep`: each rank routes all tokens alike, and has F/t of every expert's columns and rows, as
-of a dense feed-forward. Its result, and so the gradient of its gates, is one term of a sum over ranks; its auxiliary
-loss would be whole on each, so it takes 1/t of it.
+Under `tp`, with or without `ep`, each rank has F/t of every expert's columns and rows (tensor/mixture.py).
 """
 
 from __future__ import annotations
@@ -24,20 +22,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from train.config.schema import Config
 from train.config.strategy import folded_ranks
-from train.model.moe import Experts, MixtureOfExperts, Router, routers, sorted_by_expert, take
+from train.config.technique import Target
+from train.model.moe import Experts, MixtureOfExperts, routers, sorted_by_expert, take
 from train.model.transformer import Transformer
 from train.ranks import collectives
 from train.ranks.gradients import local
-from train.strategies.tensor.apply import ColumnParallelLinear, RowParallelLinear, boundaries, shard_weight
-
-EXPERT_DIM = 0
-FFN_DIMS = {"gate": 1, "up": 1, "down": 2}
-WIDTH_DIMS = {"gate": 2, "up": 2, "down": 1}
+from train.strategies.data.split import EXPERT_WIDTH_DIM
+from train.strategies.expert.split import EXPERT_DIM
+from train.strategies.tensor.split import EXPERT_SPLIT_DIM
 
 
 class ShardedExperts(Experts):
@@ -45,13 +40,6 @@ class ShardedExperts(Experts):
 
     def forward(self, x_ND: Tensor, num_rows_E: Tensor) -> Tensor:
         return self.compute(x_ND, num_rows_E, local(self.gate), local(self.up), local(self.down))
-
-
-class TensorParallelRouter(Router):
-    """A whole weight on whole sequences; its gradient here is one term of a sum over `tp` (see above)."""
-
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        return self.choose(x_BTD, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
 
 
 class ExpertParallelDispatch(nn.Module):
@@ -77,40 +65,43 @@ class ExpertParallelDispatch(nn.Module):
         return take(y, inverse, order).unflatten(0, (-1, k))
 
 
-def apply_experts(model: Transformer, mesh: DeviceMesh, config: Config) -> DeviceMesh | None:
-    """Make a mixture model on meta run under the axes that the preset names, in place; `tp` is applied before.
+def apply_experts(target: Target) -> None:
+    """Make a mixture model on meta run under the axes that the strategy names, in place; `tp` is applied before.
 
-    Returns the data-parallel mesh of the experts where `ep` gives them one of their own. Collective if so: it makes
-    process groups."""
-    strategy: Any = config.strategy
-    axes = strategy.mesh_axes()
-    set_aux_scale(model, num_sequences=config.train.global_batch_size)
+    Where `ep` is named, FSDP shards the experts over a mesh of their own. Collective then: it makes process groups."""
+    model, mesh, config = target.model, target.mesh, target.config
+    axes, degree = config.strategy.mesh_axes(), config.strategy.expert_degree()
+    scale_aux_loss(model, num_sequences=config.train.global_batch_size)
     if mesh["cp"].size() > 1:
         for router in routers(model.layers).values():
             router.sequence_shards = mesh["cp"].size()
             router.sum_over_sequence = partial(collectives.sum_of, group=mesh["cp"].get_group())
-    if "tp" in axes:
-        for moe in mixtures(model):
-            split_columns(moe, mesh["tp"], sequence_parallel=strategy.sequence_parallel)
-    if strategy.ep is None:
+    if degree is None:
         if "tp" in axes:
             split_experts(model, mesh["tp"])
-        return None
-    own_mesh = expert_mesh(mesh, strategy.ep)
+        return
+    own_mesh = expert_mesh(mesh, degree)
     split_experts(model, own_mesh["ep", "tp"] if "tp" in axes else own_mesh["ep"])
+    data_mesh = own_mesh["dp_replicate", "efsdp"] if "dp_replicate" in axes else own_mesh["efsdp"]
     for moe in mixtures(model):
         moe.dispatch = ExpertParallelDispatch(own_mesh["ep"].get_group())
-    return own_mesh["dp_replicate", "efsdp"] if "dp_replicate" in axes else own_mesh["efsdp"]
+        target.fsdp_units[moe.experts] = (data_mesh, partial(width_shard, moe.experts))
+
+
+def scale_aux_loss(model: Transformer, *, num_sequences: int) -> None:
+    """The auxiliary loss is a mean over the sequences of the global batch, whatever rank or microbatch has them."""
+    for router in routers(model.layers).values():
+        router.aux_scale /= num_sequences
+
+
+def width_shard(experts: Experts, parameter: nn.Parameter) -> Shard:
+    """How FSDP shards what `ep` and `tp` leave of the experts: by their width D, which neither splits. Splitting a
+    dimension twice would be a private placement (`_StridedShard`), and E/ep may be fewer than the ranks."""
+    return next(Shard(dim) for name, dim in EXPERT_WIDTH_DIM.items() if getattr(experts, name) is parameter)
 
 
 def mixtures(model: Transformer) -> list[MixtureOfExperts]:
     return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
-
-
-def set_aux_scale(model: Transformer, *, num_sequences: int) -> None:
-    """The auxiliary loss is a mean over the sequences of the global batch, whatever rank or microbatch has them."""
-    for router in routers(model.layers).values():
-        router.aux_scale = 1.0 / num_sequences
 
 
 def expert_mesh(mesh: DeviceMesh, degree: int) -> DeviceMesh:
@@ -131,49 +122,8 @@ def split_experts(model: Transformer, mesh: DeviceMesh) -> None:
     """Declare the experts' weights (on meta) as DTensors over `mesh`: experts over `ep`, columns and rows over `tp`."""
     for moe in mixtures(model):
         moe.experts.__class__ = ShardedExperts
-        for name, ffn_dim in FFN_DIMS.items():
+        for name, ffn_dim in EXPERT_SPLIT_DIM.items():
             dims = {"ep": EXPERT_DIM, "tp": ffn_dim}
             placements = [Shard(dims[axis]) for axis in mesh.mesh_dim_names or ()]
             weight = distribute_tensor(getattr(moe.experts, name).detach(), mesh, placements, src_data_rank=None)
             setattr(moe.experts, name, nn.Parameter(weight))
-
-
-def split_columns(moe: MixtureOfExperts, mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
-    """All of a mixture but its experts' weights over `tp`: tokens are gathered before it, terms summed after it."""
-    join, leave = boundaries(mesh.get_group(), sequence_parallel=sequence_parallel)
-    moe.router.__class__ = TensorParallelRouter
-    shard_weight(moe.router, mesh, Replicate())
-    moe.router.aux_scale /= mesh.size()
-    if moe.shared is not None:
-        shared: Any = moe.shared
-        for linear in (shared.gate, shared.up):
-            linear.__class__ = ColumnParallelLinear
-            shard_weight(linear, mesh, Shard(0))
-        shared.down.__class__ = RowParallelLinear
-        shard_weight(shared.down, mesh, Shard(1))
-        shared.down.leave = _as_it_is  # summed with the experts' results, by one collective
-    moe.register_forward_pre_hook(lambda module, args: (join(args[0]), *args[1:]))
-    moe.register_forward_hook(lambda module, args, y_BTD: leave(y_BTD))
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
-
-
-def apply_expert_fsdp(
-    layer: Any, mesh: DeviceMesh, policy: MixedPrecisionPolicy, offload: OffloadPolicy, *, reshard_after_forward: bool
-) -> None:
-    """Shard what `ep` and `tp` leave of a layer's experts over the `efsdp` ranks: by the width D, which neither splits.
-
-    Splitting a dimension twice would be a private placement (`_StridedShard`), and E/ep may be fewer than the ranks.
-    """
-    experts: Experts = layer.feed_forward.experts
-    dims = {id(getattr(experts, name)): dim for name, dim in WIDTH_DIMS.items()}
-    fully_shard(
-        experts,
-        mesh=mesh,
-        mp_policy=policy,
-        offload_policy=offload,
-        reshard_after_forward=reshard_after_forward,
-        shard_placement_fn=lambda p: Shard(dims[id(p)]),
-    )

@@ -6,7 +6,6 @@ from train.config.plan import Plan
 from train.config.rule import Finding, Rule, degree_fixes, divisors, nearest
 from train.config.schema import ActivationCheckpointing
 from train.config.strategy import folded_ranks
-from train.strategies.tensor.rules import tp_divides
 
 NUM_DEGREES = 4  # tried as fixes
 
@@ -17,14 +16,14 @@ def ranks_of(plan: Plan) -> tuple[int, int]:
 
 
 def ep_degree(plan: Plan) -> Finding | None:
-    ep = plan.option("ep", None)
+    ep = plan.config.strategy.expert_degree()
     if ep is None or ep >= 1 or ep == -1:
         return None
     return Finding(f"strategy.ep={ep} is no degree", ("strategy.ep=-1", "strategy.ep=1"))
 
 
 def ep_needs_experts(plan: Plan) -> Finding | None:
-    ep, model = plan.option("ep", None), plan.config.model
+    ep, model = plan.config.strategy.expert_degree(), plan.config.model
     if ep is None or model.num_experts > 0:
         return None
     # a preset is no value, so `validate` cannot try it as a fix
@@ -33,7 +32,7 @@ def ep_needs_experts(plan: Plan) -> Finding | None:
 
 
 def ep_needs_fsdp(plan: Plan) -> Finding | None:
-    ep = plan.option("ep", None)
+    ep = plan.config.strategy.expert_degree()
     if ep is None or "dp_shard" in plan.axes:
         return None
     degree = plan.axes.get("dp_replicate")
@@ -51,7 +50,7 @@ def ep_fixes(plan: Plan) -> tuple[str, ...]:
 def rank_fixes(plan: Plan) -> tuple[str, ...]:
     """Lines that give `dp_shard` another degree, by its distance from this one, which splits experts evenly."""
     model, cp = plan.config.model, plan.degrees["cp"]
-    if plan.option("ep", None) == -1:
+    if plan.config.strategy.expert_degree() == -1:
         folded = divisors(model.num_experts)
     else:
         folded = [plan.ep * sharing for sharing in divisors(model.dim)]
@@ -79,46 +78,18 @@ def ep_experts(plan: Plan) -> Finding | None:
 
 def ep_width(plan: Plan) -> Finding | None:
     (ep, folded), dim = ranks_of(plan), plan.config.model.dim
-    if plan.option("ep", None) is None or folded % ep or dim % (folded // ep) == 0:
+    if plan.config.strategy.expert_degree() is None or folded % ep or dim % (folded // ep) == 0:
         return None
     message = f"model.dim={dim} is not divisible by the {folded // ep} ranks that share an expert"
     return Finding(message, (*ep_fixes(plan), *rank_fixes(plan)), "use another number of processes")
 
 
 def ep_checkpointing(plan: Plan) -> Finding | None:
-    found = plan.config.train.activation_checkpointing
-    if plan.option("ep", None) is None or found is not ActivationCheckpointing.selective:
+    ep, found = plan.config.strategy.expert_degree(), plan.config.train.activation_checkpointing
+    if ep is None or found is not ActivationCheckpointing.selective:
         return None
-    message = f"train.activation_checkpointing=selective does not go with strategy.ep={plan.option('ep', None)}"
+    message = f"train.activation_checkpointing=selective does not go with strategy.ep={ep}"
     return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))
-
-
-def chosen_experts(plan: Plan) -> Finding | None:
-    model = plan.config.model
-    if model.num_experts == 0 or model.top_k <= model.num_experts:
-        return None
-    message = f"model.top_k={model.top_k} is more than model.num_experts={model.num_experts}"
-    return Finding(message, (f"model.top_k={model.num_experts}",))
-
-
-def expert_width(plan: Plan) -> Finding | None:
-    model = plan.config.model
-    if model.num_experts == 0 or model.expert_ffn_dim > 0:
-        return None
-    message = f"model.expert_ffn_dim={model.expert_ffn_dim} gives model.num_experts={model.num_experts} no width"
-    return Finding(message, (f"model.expert_ffn_dim={model.ffn_dim}",))
-
-
-def shared_of_a_mixture(plan: Plan) -> Finding | None:
-    model = plan.config.model
-    if model.num_experts > 0 or model.num_shared_experts == 0:
-        return None
-    message = f"model.num_shared_experts={model.num_shared_experts} does nothing: model.num_experts=0 is a dense model"
-    return Finding(message, ("model.num_shared_experts=0",))
-
-
-def expert_columns(plan: Plan) -> int:
-    return plan.config.model.expert_ffn_dim if plan.config.model.num_experts else 0
 
 
 RULES = (
@@ -133,8 +104,4 @@ RULES = (
         "selective recomputation repeats a block's operators one for one, and the experts' own FSDP runs others there",
         ep_checkpointing,
     ),
-    Rule("top_k", "a token's experts are different ones", chosen_experts),
-    Rule("expert_width", "an expert is a feed-forward with columns", expert_width),
-    Rule("shared_experts", "shared experts stand beside routed ones", shared_of_a_mixture),
-    Rule("tp_expert_ffn", "experts' columns are split evenly", tp_divides("model.expert_ffn_dim", expert_columns)),
 )

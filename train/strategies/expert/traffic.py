@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from train.config.plan import Plan
 from train.config.shapes import element_sizes
-from train.config.traffic import Place, Traffic, loss_size, num_layers, recomputations, tokens_of
+from train.config.technique import Rank
+from train.config.traffic import Traffic, loss_size, num_layers, tokens_of
+from train.strategies.recompute.traffic import recomputations
 
 COUNT = 8  # bytes of a number of rows (int64), and of a router's sums over a step (float64)
 
 
-def experts(plan: Plan, place: Place) -> Iterator[Traffic]:
+def traffic(rank: Rank) -> Iterator[Traffic]:
     """Tokens leave by exactly K rows each. What comes back, and its gradients, is as many rows as routers sent here:
     over the ranks of `ep` as many as left, so that the mean is exact."""
-    model = plan.config.model
+    plan, model = rank.plan, rank.plan.config.model
     if model.num_experts == 0:
         return
-    n = plan.num_microbatches * num_layers(plan, place)
-    forwards = n + recomputations(plan, place)
+    n = plan.num_microbatches * num_layers(plan, rank.place)
+    forwards = n + recomputations(rank)
     if plan.splits_experts:
         _, used = element_sizes(plan.config.precision)
         rows = model.top_k * tokens_of(plan) * model.dim * used

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule, below, degree_fixes, divisors, nearest
+from train.strategies.pipeline.keys import PipelineKeys
 from train.strategies.pipeline.placement import SCHEDULES, ScheduleFacts, layers_per_stage
-from train.strategies.pipeline.strategy import Pipeline
 
 MAX_LISTED = 64  # stages whose layers a fix lists
 
 
 def facts_of(plan: Plan) -> ScheduleFacts | None:
-    """None where there is no pipeline, or none of a known schedule."""
-    strategy = plan.config.strategy
-    return SCHEDULES.get(strategy.schedule) if isinstance(strategy, Pipeline) else None
+    """None where the schedule is not known."""
+    return SCHEDULES.get(plan.keys(PipelineKeys).schedule)
+
+
+def scheduled(plan: Plan) -> str:
+    return f"strategy.schedule={plan.keys(PipelineKeys).schedule}"
 
 
 def schedules(*names: str) -> tuple[str, ...]:
@@ -23,29 +26,29 @@ def schedules(*names: str) -> tuple[str, ...]:
 
 
 def schedule(plan: Plan) -> Finding | None:
-    strategy = plan.config.strategy
-    if not isinstance(strategy, Pipeline) or strategy.schedule in SCHEDULES:
+    name = plan.keys(PipelineKeys).schedule
+    if name in SCHEDULES:
         return None
-    return Finding(f"strategy.schedule={strategy.schedule} is not known", schedules(*SCHEDULES))
+    return Finding(f"strategy.schedule={name} is not known", schedules(*SCHEDULES))
 
 
 def pipeline_axis(plan: Plan) -> Finding | None:
-    if not isinstance(plan.config.strategy, Pipeline) or "pp" in plan.axes:
+    if "pp" in plan.axes:
         return None
     return Finding("strategy.pp=null, but the strategy is a pipeline", ("strategy.pp=1", "strategy.pp=-1"))
 
 
 def stages_per_rank(plan: Plan) -> Finding | None:
-    facts, strategy = facts_of(plan), plan.config.strategy
-    if facts is None or not isinstance(strategy, Pipeline):
+    facts, keys = facts_of(plan), plan.keys(PipelineKeys)
+    if facts is None:
         return None
-    chunks = strategy.num_chunks()
+    chunks = keys.num_chunks()
     if facts.least <= chunks <= (facts.most or chunks):
         return None
     needs = f"exactly {facts.least}" if facts.most == facts.least else f"at least {facts.least}"
     others = [name for name, other in SCHEDULES.items() if other.least <= chunks <= (other.most or chunks)]
     return Finding(
-        f"strategy.stages_per_rank={chunks}, but strategy.schedule={plan.option('schedule', '')} runs {needs}",
+        f"strategy.stages_per_rank={chunks}, but strategy.schedule={plan.keys(PipelineKeys).schedule} runs {needs}",
         (
             "strategy.stages_per_rank=null",
             "strategy.stages_per_rank=null strategy.layers_per_stage=[]",
@@ -56,22 +59,29 @@ def stages_per_rank(plan: Plan) -> Finding | None:
 
 
 def layers_and_stages(plan: Plan) -> Finding | None:
+    keys = plan.keys(PipelineKeys)
+    if keys.layers_per_stage:
+        return None
+    alone = ("strategy.stages_per_rank=null",) if keys.stages_per_rank else ()
+    return too_few_layers(plan, *alone, *(schedules("1f1b", "gpipe") if facts_of(plan) else ()))
+
+
+def too_few_layers(plan: Plan, *fixes: str) -> Finding | None:
+    """Of any pipeline. `fixes`: lines to try beside other degrees and more layers."""
     layers, stages = plan.config.model.num_layers, plan.num_stages
-    if layers >= stages or plan.option("layers_per_stage", []):
+    if layers >= stages:
         return None
     chunks = stages // plan.degrees["pp"]
     shown = f"strategy.pp={plan.degrees['pp']}" + (f" x {chunks} stages a rank" if chunks > 1 else " stages")
     fewer = [layers // chunks, *below(layers // chunks)] if layers >= chunks else []
-    alone = ("strategy.stages_per_rank=null",) if plan.option("stages_per_rank", None) else ()
-    others = schedules("1f1b", "gpipe") if facts_of(plan) else ()
     return Finding(
         f"model.num_layers={layers} is fewer than {shown}",
-        (f"model.num_layers={stages}", *degree_fixes(plan, "pp", fewer), *alone, *others),
+        (f"model.num_layers={stages}", *degree_fixes(plan, "pp", fewer), *fixes),
     )
 
 
 def given_layers(plan: Plan) -> Finding | None:
-    given, layers, stages = plan.option("layers_per_stage", []), plan.config.model.num_layers, plan.num_stages
+    given, layers, stages = plan.keys(PipelineKeys).layers_per_stage, plan.config.model.num_layers, plan.num_stages
     if not given or (len(given) == stages and sum(given) == layers and min(given) >= 1):
         return None
     shown = str(list(given)).replace(" ", "")
@@ -94,7 +104,7 @@ def microbatches(plan: Plan) -> Finding | None:
     facts, m, p, train = facts_of(plan), plan.num_microbatches, plan.degrees["pp"], plan.config.train
     if facts is None or m == 0 or facts.accepts(m, p, plan.num_stages):
         return None
-    name = plan.option("schedule", "")
+    name = plan.keys(PipelineKeys).schedule
     if facts.microbatches == "stages":
         rule, wanted = f"fewer than its {plan.num_stages} stages", [plan.num_stages]
     else:
@@ -119,7 +129,7 @@ def split_and_compile(plan: Plan) -> Finding | None:
     facts = facts_of(plan)
     if facts is None or not facts.splits_backward or not plan.config.compile.enabled:
         return None
-    message = f"compile.enabled=true does not go with strategy.schedule={plan.option('schedule', '')}"
+    message = f"compile.enabled=true is not supported with {scheduled(plan)}"
     return Finding(message, ("compile.enabled=false", *schedules("interleaved_1f1b", "looped_bfs", "1f1b")))
 
 
@@ -127,18 +137,16 @@ def split_and_ddp(plan: Plan) -> Finding | None:
     facts, degree = facts_of(plan), plan.axes.get("dp_replicate")
     if facts is None or not facts.splits_backward or degree is None or "dp_shard" in plan.axes:
         return None
-    message = f"strategy.dp_replicate={degree} (DDP) does not go with strategy.schedule={plan.option('schedule', '')}"
+    message = f"strategy.dp_replicate={degree} (DDP) is not supported with {scheduled(plan)}"
     fixes = (f"strategy.dp_replicate=null strategy.dp_shard={degree}", *schedules("interleaved_1f1b", "looped_bfs"))
     return Finding(message, fixes)
 
 
 def split_and_reshard(plan: Plan) -> Finding | None:
     facts = facts_of(plan)
-    if facts is None or "dp_shard" not in plan.axes or not plan.option("reshard_after_forward", False):
+    if facts is None or facts.least == 1 or not plan.config.strategy.frees_parameters():
         return None
-    if facts.least == 1:
-        return None
-    message = f"strategy.reshard_after_forward=true does not go with strategy.schedule={plan.option('schedule', '')}"
+    message = f"strategy.reshard_after_forward=true is not supported with {scheduled(plan)}"
     return Finding(message, ("strategy.reshard_after_forward=false", *schedules("1f1b", "gpipe")))
 
 

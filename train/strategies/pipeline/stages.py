@@ -20,15 +20,16 @@ from train.config.schema import Config
 from train.config.shapes import chunk
 from train.model.spans import span
 from train.model.transformer import Transformer, dtypes
-from train.step import Evaluate, ForwardBackward
-from train.strategies.apply import apply_techniques
 from train.strategies.pipeline.placement import ScheduleFacts, rank_of_stage
 from train.strategies.pipeline.timetable import forward_ticks
-from train.strategies.tensor.apply import head_mesh
 
 if TYPE_CHECKING:
-    from train.strategies.pipeline.strategy import Pipeline
+    from train.step import Evaluate, ForwardBackward
+    from train.strategies.pipeline.keys import PipelineKeys
     from train.strategies.pipeline.tied import Tied
+
+# (a stage's model on meta, mesh, config, meshes that the stages of a rank share) -> what to call
+Apply = Callable[[Transformer, DeviceMesh, Config, dict[str, DeviceMesh | None]], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -51,28 +52,29 @@ class Stages:
         return any(isinstance(wrapped, FSDPModule | DistributedDataParallel) for wrapped in self.wrapped.values())
 
 
-def build_stages(model: Transformer, mesh: DeviceMesh, config: Config) -> Stages:
+def build_stages(
+    model: Transformer, mesh: DeviceMesh, config: Config, keys: PipelineKeys, apply_techniques: Apply
+) -> Stages:
     """Each of this rank's stages as a model of its own, sharded and filled. Collective over the mesh.
 
     `model`, on meta, is left holding the same modules as they are in all of them, under their global names.
     """
-    strategy: Pipeline = config.strategy  # type: ignore[assignment]
     pp = mesh["pp"]
     rank, num_ranks = pp.get_local_rank(), pp.size()
-    layers = strategy.layers_of(config.model, config.train.seq_len, num_ranks)
-    heads = head_mesh(mesh["tp"], config.model)  # one for all stages, so that one message completes all their gradients
+    layers = keys.layers_of(config.model, config.train.seq_len, num_ranks)
+    meshes: dict[str, DeviceMesh | None] = {}
     parts: dict[int, Transformer] = {}
     wrapped: dict[int, nn.Module] = {}
-    for stage in strategy.stages_of(rank, num_ranks):
+    for stage in keys.stages_of(rank, num_ranks):
         part = parts[stage] = Transformer(config.model, **dtypes(config.precision))
         keep_stage(part, layers[stage], first=stage == 0, last=stage == len(layers) - 1)
         part.dropout = model.dropout  # so that the whole's train() and eval() reach it
-        wrapped[stage] = apply_techniques(part, mesh, config, heads)
+        wrapped[stage] = apply_techniques(part, mesh, config, meshes)
     model.layers = nn.ModuleDict({name: layer for part in parts.values() for name, layer in part.layers.items()})
     for end in ("embed", "norm", "head"):
         setattr(model, end, next((held for part in parts.values() if (held := getattr(part, end)) is not None), None))
     model.rope = next(iter(parts.values())).rope
-    return Stages(len(layers), num_ranks, rank, strategy.facts().v_shaped, parts, wrapped)
+    return Stages(len(layers), num_ranks, rank, keys.facts().v_shaped, parts, wrapped)
 
 
 def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) -> None:
@@ -97,12 +99,11 @@ class Wires:
 def wires(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> Wires:
     """Shapes are declared, so that no rank asks its neighbour: cp shards the sequence, tp the residual stream over
     the sequence and the logits over the vocabulary."""
-    strategy: Pipeline = config.strategy  # type: ignore[assignment]
     rows, tp = config.train.micro_batch_size, mesh["tp"].size()
     seq_len = config.train.seq_len // mesh["cp"].size()  # the first stage takes its own from whole rows
-    hidden_len = seq_len // (tp if strategy.sequence_parallel else 1)
+    hidden_len = seq_len // (tp if config.strategy.shards_sequence() else 1)
     vocab_size = config.model.vocab_size
-    if strategy.loss_parallel:
+    if config.strategy.shards_logits():
         vocab_size = len(chunk(vocab_size, tp, mesh["tp"].get_local_rank()))
     return Wires(
         torch.empty(rows, config.train.seq_len, dtype=torch.long, device="meta"),
@@ -111,9 +112,10 @@ def wires(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> Wires:
     )
 
 
-def pipelined(stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config) -> tuple[ForwardBackward, Evaluate]:
+def pipelined(
+    stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config, keys: PipelineKeys
+) -> tuple[ForwardBackward, Evaluate]:
     """The schedule as the two callables that `Step` takes. Sends and receives run over `pp`."""
-    strategy: Pipeline = config.strategy  # type: ignore[assignment]
     group, last = mesh["pp"].get_group(), stages.num_stages - 1
     any_part = next(iter(stages.parts.values()))
     loss = stages.parts[last].loss if last in stages.parts else any_part.loss
@@ -125,7 +127,7 @@ def pipelined(stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config) -> t
     def loss_fn(output: Tensor, targets: Tensor) -> Tensor:
         return loss(output, targets) * weight
 
-    schedule = build_schedule(strategy.facts(), stages, shapes, group, num_microbatches, loss_fn)
+    schedule = build_schedule(keys.facts(), stages, shapes, group, num_microbatches, loss_fn)
 
     def forward_backward(tokens: Tensor, targets: Tensor, inverse_num_valid: Tensor) -> Tensor:
         nonlocal weight

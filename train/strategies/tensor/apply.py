@@ -17,123 +17,33 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.nn import functional as F
 
 from train.config.schema import ModelConfig
 from train.config.shapes import chunk, kv_shards
-from train.model.transformer import IGNORE_INDEX, Embedding, FeedForward, Linear, RMSNorm, Transformer, upcast
+from train.config.technique import Target
+from train.model.transformer import FeedForward
 from train.ranks import collectives
-from train.ranks.gradients import local
+from train.strategies.tensor.keys import TensorKeys
+from train.strategies.tensor.layers import (
+    ColumnParallelLinear,
+    ReplicatedRMSNorm,
+    RowParallelLinear,
+    SequenceParallelRMSNorm,
+    SharedHeadLinear,
+    VocabParallelCrossEntropy,
+    VocabParallelEmbedding,
+    shard_weight,
+)
+from train.strategies.tensor.mixture import boundaries, split_mixture
+from train.strategies.tensor.split import SPLIT_DIM
 
-SEQUENCE_DIM = 1
 KV_AXES = ("kv_shard", "kv_replicate")
-
-
-def shard_weight(module: Any, mesh: DeviceMesh, *placements: Placement) -> None:
-    """Declare the module's weight (on meta) as a DTensor over the tp mesh."""
-    weight = distribute_tensor(module.weight.detach(), mesh, placements, src_data_rank=None)
-    module.weight = nn.Parameter(weight)
-
-
-class ColumnParallelLinear(Linear):
-    """Output features split: this rank's weight is [out/t, in]; the input is whole on every rank."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, local(self.weight).to(x.dtype))
-
-
-class SharedHeadLinear(Linear):
-    """wk or wv where tp has more ranks than there are KV heads. This rank's weight is one head's rows, which other
-    ranks hold too. Each uses it for its own query heads, so the gradient here is one term of a sum over `kv_replicate`
-    (`Partial`), completed once per step by `gradients.reduce_partial`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = cast(DTensor, self.weight).to_local(grad_placements=[Shard(0), Partial()])
-        return F.linear(x, weight.to(x.dtype))
-
-
-class RowParallelLinear(Linear):
-    """Input features split: this rank's weight is [out, in/t], its result one term of a sum over ranks."""
-
-    leave: Any  # sums the terms: all-reduce, or reduce-scatter over the sequence
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.leave(F.linear(x, local(self.weight).to(x.dtype)))
-
-
-class VocabParallelEmbedding(Embedding):
-    """Rows of the table split: ids of other ranks' rows give zeros, and a sum over ranks completes the vectors."""
-
-    leave: Any
-    first_row: int
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        table = local(self.weight)
-        row = tokens - self.first_row
-        elsewhere = (row < 0) | (row >= table.shape[0])
-        x = F.embedding(row.masked_fill(elsewhere, 0), table)
-        return self.leave(x.masked_fill(elsewhere.unsqueeze(-1), 0.0))
-
-
-class SequenceParallelRMSNorm(RMSNorm):
-    """A whole weight on a shard of the sequence: its gradient here is one term of a sum over ranks (`Partial`),
-    completed once per step by `gradients.reduce_partial`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(x, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
-
-
-class ReplicatedRMSNorm(RMSNorm):
-    """A whole weight on the whole sequence: every rank computes the whole gradient."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(x, local(self.weight))
-
-
-class _VocabParallelLoss(torch.autograd.Function):
-    """Sum over tokens of log sum exp(logits) - logits[target], from a shard of the vocabulary.
-
-    Two all-reduces, of N maxima and of N sums of exponentials with N target logits. Kept for the backward: the logits
-    as they came; softmax is computed again from them.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, first_column: int, group: ProcessGroup) -> Tensor:
-        x = upcast(logits_NV)
-        valid = targets_N != IGNORE_INDEX
-        column = targets_N - first_column
-        here = valid & (column >= 0) & (column < x.shape[-1])
-        column = column.masked_fill(~here, 0)
-        top = collectives.max_of(x.amax(-1), group)
-        target = (x.gather(-1, column.unsqueeze(-1)).squeeze(-1) - top).masked_fill(~here, 0.0)
-        total, target = collectives.sum_of(torch.stack(((x - top.unsqueeze(-1)).exp().sum(-1), target)), group)
-        ctx.save_for_backward(logits_NV, top + total.log(), column, here, valid)
-        return (total.log() - target).masked_fill(~valid, 0.0).sum()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        logits_NV, log_total, column, here, valid = ctx.saved_tensors
-        softmax = (upcast(logits_NV) - log_total.unsqueeze(-1)).exp()
-        is_target = here.to(softmax.dtype).unsqueeze(-1)
-        grad_NV = softmax.scatter_add(-1, column.unsqueeze(-1), -is_target) * (grad * valid).unsqueeze(-1)
-        return grad_NV.to(logits_NV.dtype), None, None, None
-
-
-class VocabParallelCrossEntropy(nn.Module):
-    """`CrossEntropy` on this rank's vocabulary shard of the logits, which are never gathered."""
-
-    def __init__(self, first_column: int, group: ProcessGroup) -> None:
-        super().__init__()
-        self.first_column, self.group = first_column, group
-
-    def forward(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        return _VocabParallelLoss.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), self.first_column, self.group)
 
 
 def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, vocab_size: int, group: ProcessGroup) -> Tensor:
@@ -142,22 +52,12 @@ def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, vocab_size: 
     return collectives.all_gather_replicated(logits, logits.ndim - 1, group)[..., :vocab_size]
 
 
-def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, Any]:
-    """How activations enter a region of split weights, and how its terms are summed when they leave it."""
-    if sequence_parallel:
-        return (
-            partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group),
-            partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group),
-        )
-    return partial(collectives.enter, group=group), partial(collectives.all_reduce, group=group)
-
-
 def pipeline_products(group: ProcessGroup) -> None:
     """Async TP (Wang et al. 2023; torch's `_micro_pipeline_tp`): inductor writes a gather and the products of its
     result, or a product and its reduce-scatter, as one operator that works in pieces, so that sending one hides behind
     multiplying another. Its pieces travel by symmetric memory, which ranks of one NVLink domain have.
 
-    Private (torch 2.11 to 2.13), and of NCCL alone (`Spmd.needed_backend`).
+    Private (torch 2.11 to 2.13), and of NCCL alone (`TensorKeys.needed_backend`).
     """
     import torch._inductor.config
     from torch.distributed._symmetric_memory import enable_symm_mem_for_group
@@ -182,12 +82,24 @@ def head_mesh(mesh: DeviceMesh, model: ModelConfig) -> DeviceMesh | None:
     return mesh._unflatten(0, (shards, mesh.size() // shards), KV_AXES, own)
 
 
-def apply_tp(
-    model: Transformer, mesh: DeviceMesh, heads: DeviceMesh | None, *, sequence_parallel: bool, loss_parallel: bool
-) -> None:
-    """Split a model on meta over the 1-D `mesh`, in place; not mixtures of experts (`expert.py`). Nothing is sent.
-    `heads`: what `head_mesh` gives for `mesh`."""
+def placement(module: str) -> Placement:
+    """How the weight of a module with this name is split."""
+    return Shard(SPLIT_DIM[module])
+
+
+def apply_tp(target: Target) -> None:
+    """Split a model on meta over `tp`, in place; of a mixture of experts all but the experts' weights, which
+    `expert/apply.py` splits. Sends nothing; collective where `head_mesh` is."""
+    keys, model, mesh = target.keys(TensorKeys), target.model, target.mesh["tp"]
+    sequence_parallel = keys.sequence_parallel
     group, vocab_size = mesh.get_group(), model.config.vocab_size
+    if keys.async_tp:
+        pipeline_products(group)
+    if "heads" not in target.meshes:  # one for all stages, so that one message completes all their gradients
+        target.meshes["heads"] = head_mesh(mesh, target.config.model)
+    heads = target.meshes["heads"]
+    if sequence_parallel:
+        target.mask_axes.add("tp")
     first_row = chunk(vocab_size, mesh.size(), mesh.get_local_rank()).start
     join, leave = boundaries(group, sequence_parallel=sequence_parallel)
     norm_class = SequenceParallelRMSNorm if sequence_parallel else ReplicatedRMSNorm
@@ -199,15 +111,15 @@ def apply_tp(
         module.__class__ = to  # the same module with another forward: parameter names and hooks stay
         shard_weight(module, mesh, placement)
 
-    def split_heads(module: Any) -> None:
+    def split_heads(module: Any, name: str) -> None:
         if heads is None:
-            split(module, ColumnParallelLinear, Shard(0))
+            split(module, ColumnParallelLinear, placement(name))
         else:
             module.__class__ = SharedHeadLinear
-            shard_weight(module, heads, Shard(0), Replicate())
+            shard_weight(module, heads, placement(name), Replicate())
 
-    def split_rows(module: Any) -> None:
-        split(module, RowParallelLinear, Shard(1))
+    def split_rows(module: Any, name: str) -> None:
+        split(module, RowParallelLinear, placement(name))
         module.leave = leave
 
     layers: Iterable[Any] = model.layers.values()
@@ -215,25 +127,27 @@ def apply_tp(
         for norm in (layer.attention_norm, layer.feed_forward_norm):
             split(norm, norm_class, Replicate())
         attention, feed_forward = layer.attention, layer.feed_forward
-        split(attention.wq, ColumnParallelLinear, Shard(0))
-        for linear in (attention.wk, attention.wv):
-            split_heads(linear)
-        split_rows(attention.wo)
+        split(attention.wq, ColumnParallelLinear, placement("wq"))
+        split_heads(attention.wk, "wk")
+        split_heads(attention.wv, "wv")
+        split_rows(attention.wo, "wo")
         attention.register_forward_pre_hook(entry)
         if isinstance(feed_forward, FeedForward):
-            for linear in (feed_forward.gate, feed_forward.up):
-                split(linear, ColumnParallelLinear, Shard(0))
-            split_rows(feed_forward.down)
+            split(feed_forward.gate, ColumnParallelLinear, placement("gate"))
+            split(feed_forward.up, ColumnParallelLinear, placement("up"))
+            split_rows(feed_forward.down, "down")
             feed_forward.register_forward_pre_hook(entry)
+        else:
+            split_mixture(feed_forward, mesh, sequence_parallel=sequence_parallel)
     if (embed := cast(Any, model.embed)) is not None:
-        split(embed, VocabParallelEmbedding, Shard(0))
+        split(embed, VocabParallelEmbedding, placement("embed"))
         embed.leave, embed.first_row = leave, first_row
     if model.norm is not None:
         split(model.norm, norm_class, Replicate())
     if model.head is not None:
-        split(model.head, ColumnParallelLinear, Shard(0))
+        split(model.head, ColumnParallelLinear, placement("head"))
         model.head.register_forward_pre_hook(entry)
-        if loss_parallel:
+        if keys.loss_parallel:
             model.loss = VocabParallelCrossEntropy(first_row, group)
         else:
             model.head.register_forward_hook(partial(_gather_logits, vocab_size=vocab_size, group=group))

@@ -5,18 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from train.config.plan import Plan
-from train.config.rule import Finding, Rule, below, degree_fixes, divisors, nearest
-
-
-def tp_divides(name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Finding | None]:
-    def check(plan: Plan) -> Finding | None:
-        tp, found = plan.degrees["tp"], value(plan)
-        if found % tp == 0:
-            return None
-        message = f"{name}={found} is not divisible by strategy.tp={tp}"
-        return Finding(message, degree_fixes(plan, "tp", nearest(divisors(found), tp)), "use a smaller strategy.tp")
-
-    return check
+from train.config.rule import Finding, Rule, below, degree_fixes, divides, divisors, nearest
+from train.strategies.tensor.keys import TensorKeys
 
 
 def kv_heads(plan: Plan) -> Finding | None:
@@ -31,12 +21,12 @@ def kv_heads(plan: Plan) -> Finding | None:
 
 def sequence_length(plan: Plan) -> int:
     """0, which everything divides, where the sequence is not sharded."""
-    return plan.config.train.seq_len if plan.option("sequence_parallel", False) else 0
+    return plan.config.train.seq_len if plan.config.strategy.shards_sequence() else 0
 
 
 def vocabulary(plan: Plan) -> Finding | None:
     tp, rows = plan.degrees["tp"], plan.config.model.vocab_size
-    if -(-rows // tp) * (tp - 1) < rows or not plan.option("tp_splits_vocabulary", True):
+    if -(-rows // tp) * (tp - 1) < rows:
         return None
     message = f"model.vocab_size={rows} in strategy.tp={tp} shards of {-(-rows // tp)} leaves ranks without rows"
     return Finding(message, degree_fixes(plan, "tp", below(tp)), "use a smaller strategy.tp")
@@ -51,14 +41,17 @@ def dense_columns(plan: Plan) -> int:
     return 0 if plan.config.model.num_experts else plan.config.model.ffn_dim
 
 
+def expert_columns(plan: Plan) -> int:
+    return plan.config.model.expert_ffn_dim if plan.config.model.num_experts else 0
+
+
 def async_tp(plan: Plan) -> Finding | None:
-    """What of it can be known before a device is chosen; `Spmd.needed_backend` says the rest."""
-    if not plan.option("async_tp", False):
+    """What of it can be known before a device is chosen; `TensorKeys.needed_backend` says the rest."""
+    keys, runtime = plan.keys(TensorKeys), plan.config.runtime
+    if not keys.async_tp:
         return None
-    runtime, needed = plan.config.runtime, []
-    if "tp" not in plan.axes:
-        needed.append("strategy.tp=-1")
-    if not plan.option("sequence_parallel", True):
+    needed = []
+    if not keys.sequence_parallel:
         needed.append("strategy.sequence_parallel=true")
     if not plan.config.compile.enabled:
         needed.append("compile.enabled=true")
@@ -72,11 +65,15 @@ def async_tp(plan: Plan) -> Finding | None:
     return Finding(message, (" ".join(needed), "strategy.async_tp=false"))
 
 
-RULES = (
-    Rule("tp_heads", "a rank has whole heads", tp_divides("model.num_heads", model_size("num_heads"))),
+BLOCK_RULES = (  # of all that splits blocks over `tp`, DeepSpeed's AutoTP too
+    Rule("tp_heads", "a rank has whole heads", divides("tp", "model.num_heads", model_size("num_heads"))),
     Rule("tp_kv_heads", "a rank has whole KV heads, or shares one with as many ranks as share any other", kv_heads),
-    Rule("tp_ffn", "feed-forward columns are split evenly", tp_divides("model.ffn_dim", dense_columns)),
+    Rule("tp_ffn", "feed-forward columns are split evenly", divides("tp", "model.ffn_dim", dense_columns)),
+)
+RULES = (
+    *BLOCK_RULES,
     Rule("tp_vocab", "every rank has rows of the vocabulary", vocabulary),
     Rule("async_tp", "the compiler fuses gathers and scatters of NCCL with products", async_tp),
-    Rule("tp_sequence", "sequence parallelism splits evenly", tp_divides("train.seq_len", sequence_length)),
+    Rule("tp_sequence", "sequence parallelism splits evenly", divides("tp", "train.seq_len", sequence_length)),
+    Rule("tp_expert_ffn", "experts' columns are split evenly", divides("tp", "model.expert_ffn_dim", expert_columns)),
 )

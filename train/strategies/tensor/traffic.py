@@ -6,33 +6,36 @@ import math
 from collections.abc import Iterator
 
 from train.config.plan import Plan
-from train.config.shapes import KV_MODULES, Shape, chunk, element_sizes, model_shard, units
-from train.config.traffic import Place, Traffic, degree_of, loss_size, num_layers, recomputations, tokens_of
+from train.config.shapes import Shape, chunk, element_sizes, units
+from train.config.technique import Rank
+from train.config.traffic import Traffic, degree_of, loss_size, num_layers, tokens_of
+from train.strategies.recompute.traffic import recomputations
+from train.strategies.tensor.keys import TensorKeys
+from train.strategies.tensor.split import KV_MODULES
 
 
-def tensor(plan: Plan, place: Place) -> Iterator[Traffic]:
-    if "tp" not in plan.axes:
-        return
-    yield from activations(plan, place)
-    yield from whole_weights(plan, place)
-    yield from shared_heads(plan, place)
-    if holds(plan, place, "head"):
-        yield loss(plan)
+def traffic(rank: Rank) -> Iterator[Traffic]:
+    yield from activations(rank)
+    yield from whole_weights(rank)
+    yield from shared_heads(rank)
+    if has_end(rank, "head"):
+        yield loss(rank.plan)
 
 
-def holds(plan: Plan, place: Place, end: str) -> bool:
-    return any(end in name for name, _ in units(plan, place["pp"]))
+def has_end(rank: Rank, end: str) -> bool:
+    return any(end in name for name, _ in units(rank.plan, rank.place["pp"]))
 
 
-def activations(plan: Plan, place: Place) -> Iterator[Traffic]:
+def activations(rank: Rank) -> Iterator[Traffic]:
     """Of BTD each: four a layer, two in the forward and two in the backward, and one or two for each end."""
+    plan = rank.plan
     m, (kept, used) = plan.num_microbatches, element_sizes(plan.config.precision)
     size = tokens_of(plan) * plan.config.model.dim
-    n = m * num_layers(plan, place)
-    embed, head = (m * holds(plan, place, end) for end in ("embed", "head"))
+    n = m * num_layers(plan, rank.place)
+    embed, head = (m * has_end(rank, end) for end in ("embed", "head"))
     # what recomputation runs again: both entries and the first exit; it stops before the last product's result leaves
-    again = recomputations(plan, place)
-    if plan.option("sequence_parallel", True):
+    again = recomputations(rank)
+    if plan.config.strategy.shards_sequence():
         for op in ("all_gather", "reduce_scatter"):
             yield Traffic("tp", op, 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
             yield Traffic("tp", op, embed, embed * size * kept, "embedding")
@@ -46,19 +49,23 @@ def activations(plan: Plan, place: Place) -> Iterator[Traffic]:
         yield Traffic("tp", "all_reduce", again, again * size * used, "recomputed")
 
 
-def whole_weights(plan: Plan, place: Place) -> Iterator[Traffic]:
+def whole_weights(rank: Rank) -> Iterator[Traffic]:
     """Gradients that are one term of a sum: routers', and under sequence parallelism the norms'."""
-    ends = ("router.weight", "norm.weight") if plan.option("sequence_parallel", True) else ("router.weight",)
-    whole = {name: shape for _, unit in units(plan, place["pp"]) for name, shape in unit.items() if name.endswith(ends)}
+    plan = rank.plan
+    ends = ("router.weight", "norm.weight") if plan.config.strategy.shards_sequence() else ("router.weight",)
+    whole = {
+        name: shape for _, unit in units(plan, rank.place["pp"]) for name, shape in unit.items() if name.endswith(ends)
+    }
     yield completed(plan, "tp", [*whole.values()], "whole weights")
 
 
-def shared_heads(plan: Plan, place: Place) -> Iterator[Traffic]:
+def shared_heads(rank: Rank) -> Iterator[Traffic]:
     """Gradients of KV heads that several ranks hold: each has the term of its own query heads."""
+    plan = rank.plan
     if degree_of(plan, "kv_replicate") == 1:
         return
-    held = [item for _, unit in units(plan, place["pp"]) for item in unit.items()]
-    shapes = [model_shard(plan, place, name, shape) for name, shape in held if name.split(".")[-2] in KV_MODULES]
+    held = [item for _, unit in units(plan, rank.place["pp"]) for item in unit.items()]
+    shapes = [rank.computes(name, shape) for name, shape in held if name.split(".")[-2] in KV_MODULES]
     yield completed(plan, "kv_replicate", shapes, "shared KV heads")
 
 
@@ -68,9 +75,9 @@ def completed(plan: Plan, axis: str, shapes: list[Shape], what: str) -> Traffic:
     """
     kept, used = element_sizes(plan.config.precision)
     size, m = sum(map(math.prod, shapes)), plan.num_microbatches
-    if not plan.config.strategy.uses_fsdp():  # type: ignore[attr-defined]
+    if not plan.config.strategy.uses_fsdp():
         return Traffic(axis, "all_reduce", min(len(shapes), 1), kept * size, f"gradients of {what}, once a step")
-    once = "pp" in plan.axes or plan.option("zero_stage", 3) == 1
+    once = plan.config.strategy.reduces_once()
     times, element = (1 if once else m), (kept if "pp" in plan.axes or (once and m > 1) else used)
     calls = len(shapes) * times
     return Traffic(axis, "all_reduce", calls, times * element * size, f"FSDP completes gradients of {what}")
@@ -79,7 +86,7 @@ def completed(plan: Plan, axis: str, shapes: list[Shape], what: str) -> Traffic:
 def loss(plan: Plan) -> Traffic:
     """Maxima, sums and target logits of every token; or all logits, whose shards are padded to the largest."""
     m, tokens = plan.num_microbatches, tokens_of(plan)
-    if plan.option("loss_parallel", True):
+    if plan.keys(TensorKeys).loss_parallel:
         return Traffic("tp", "all_reduce", 2 * m, 3 * m * tokens * loss_size(plan), "the loss: maxima, sums, targets")
     _, used = element_sizes(plan.config.precision)
     degree = plan.degrees["tp"]

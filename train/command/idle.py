@@ -1,0 +1,63 @@
+"""Options of a strategy that have no effect, as the technique that they belong to is not used: they are refused.
+
+The degrees of the mesh are no options: they decide which techniques are used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
+
+from train.command.presets import strategies
+from train.config.plan import Plan
+from train.config.rule import Finding
+from train.config.strategy import Strategy
+from train.config.technique import Technique
+from train.strategies.techniques import TECHNIQUES
+
+MAX_NAMED = 8  # presets in a message
+
+
+def idle_options(plan: Plan) -> dict[str, Finding]:
+    """One finding for each option that is not at its default and whose technique does not apply, by a rule's name."""
+    strategy, found = plan.config.strategy, {}
+    for technique, option in options(strategy):
+        value = getattr(strategy, option.name)
+        if value == default_of(option) or technique.applies(plan):
+            continue
+        key = f"strategy.{option.name}"
+        message = f"{key}={shown(value)} has no effect: strategy={strategy.name} does not use {technique.name} here"
+        takers = [name for name, other in strategies().items() if takes(other, technique, option.name, plan)]
+        if takers:
+            message += f" ({', '.join(takers[:MAX_NAMED])}{', …' if len(takers) > MAX_NAMED else ''} do)"
+        found[f"idle {key}"] = Finding(message, (f"{key}={shown(default_of(option))}",))
+    return found
+
+
+def options(strategy: Strategy) -> Iterator[tuple[Technique, dataclasses.Field[Any]]]:
+    """Every option of the strategy with the technique that owns it."""
+    own = {field.name: field for field in dataclasses.fields(strategy)}
+    for technique in TECHNIQUES:
+        if isinstance(strategy, technique.keys):
+            inherited = {field.name for field in dataclasses.fields(Strategy)}
+            for field in dataclasses.fields(technique.keys):
+                if field.name not in inherited and field.name not in technique.axes:
+                    yield technique, own[field.name]
+
+
+def takes(other: Strategy, technique: Technique, option: str, plan: Plan) -> bool:
+    """Whether the technique that owns the option would be used by another preset."""
+    there = Plan(dataclasses.replace(plan.config, strategy=other), plan.world_size)
+    return hasattr(other, option) and technique.applies(there)
+
+
+def default_of(option: dataclasses.Field[Any]) -> Any:
+    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, Enum):
+        return str(value.value)
+    return {None: "null", True: "true", False: "false"}.get(value, value) if not isinstance(value, list) else str(value)

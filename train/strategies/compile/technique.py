@@ -1,0 +1,22 @@
+"""Compilation as the lab asks for it: each transformer block, and the loss. Its keys are those of `compile`."""
+
+from __future__ import annotations
+
+from train.config.plan import Plan
+from train.config.strategy import Strategy
+from train.config.technique import Target, Technique
+
+
+def applies(plan: Plan) -> bool:
+    return plan.config.compile.enabled
+
+
+def apply(target: Target) -> None:
+    """Compile the forwards alone: hooks that data parallelism adds later run outside, in eager Python."""
+    import torch
+
+    for module in (*target.model.layers.values(), target.model.loss):
+        module.forward = torch.compile(module.forward, mode=target.config.compile.mode.value)
+
+
+COMPILE = Technique("compilation", (), Strategy, applies, apply=apply)

@@ -1,0 +1,61 @@
+"""The package DeepSpeed as the lab loads it, and its own configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from train.config.plan import Plan
+from train.config.schema import Config
+from train.strategies.deepspeed.strategy import DeepSpeed
+
+ALIGNMENT = 256  # elements; DeepSpeed asks for an even number at least
+BYTES_PER_ELEMENT = 4  # DeepSpeed counts buckets in elements; weights and gradients are float32
+
+
+def load_deepspeed(device: torch.device) -> Any:
+    """The package, on this rank's device and in the process group that is open. Compiles nothing.
+
+    Its op for shared-memory all-reduces on a CPU is for inference and would be compiled here: it is marked as
+    not to be had, by a private table (deepspeed 0.19).
+    """
+    os.environ["DS_ACCELERATOR"] = device.type  # read at import; left to itself DeepSpeed takes any GPU it sees
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # the device it will use, also where ranks share one
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # torch 2.13 renamed collectives that DeepSpeed calls by their old names
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_not_implemented": False}  # instead of probing for compilers
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    return deepspeed
+
+
+def engine_config(config: Config, num_microbatches: int) -> dict[str, Any]:
+    """DeepSpeed's own configuration. What is not named here is at its default or off."""
+    strategy = Plan(config, 1).keys(DeepSpeed)
+    bucket = int(strategy.bucket_mb * 2**20) // BYTES_PER_ELEMENT
+    bucket = -(-max(bucket, 1) // ALIGNMENT) * ALIGNMENT
+    zero: dict[str, Any] = {
+        "stage": strategy.zero_stage,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
+        "stage3_prefetch_bucket_size": bucket,
+        "stage3_param_persistence_threshold": strategy.whole_below,
+    }
+    if strategy.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch_size,
+        "gradient_accumulation_steps": num_microbatches,
+        "gradient_clipping": config.train.clip_norm,
+        "steps_per_print": None,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,  # it knows Adam by name only; SGD is elementwise too
+        "zero_force_ds_cpu_optimizer": False,  # its own Adam for the host would be compiled
+    }

@@ -1,0 +1,25 @@
+"""Expert parallelism, and mixtures of experts under other techniques; `apply.py` says how it works."""
+
+from __future__ import annotations
+
+from train.config.plan import Plan
+from train.config.technique import Target, Technique
+from train.strategies.expert.keys import ExpertKeys
+from train.strategies.expert.rules import RULES
+from train.strategies.expert.split import split
+from train.strategies.expert.traffic import traffic
+
+
+def applies(plan: Plan) -> bool:
+    """To every mixture, whose auxiliary loss is a mean over all ranks, and where `ep` is named."""
+    strategy = plan.config.strategy
+    return isinstance(strategy, ExpertKeys) and (plan.config.model.num_experts > 0 or strategy.ep is not None)
+
+
+def apply(target: Target) -> None:
+    from train.strategies.expert.apply import apply_experts
+
+    apply_experts(target)
+
+
+EXPERT = Technique("expert parallelism", ("ep",), ExpertKeys, applies, RULES, split, traffic=traffic, apply=apply)

@@ -1,0 +1,18 @@
+"""Activation checkpointing as the lab asks for it. Its key is train.activation_checkpointing, for every engine."""
+
+from __future__ import annotations
+
+from train.config.strategy import Strategy
+from train.config.technique import Target, Technique
+from train.strategies.recompute.traffic import recomputes
+
+
+def apply(target: Target) -> None:
+    from train.strategies.recompute.apply import apply_checkpointing
+
+    splits_backward = target.config.strategy.splits_backward()
+    for layer in target.model.layers.values():
+        apply_checkpointing(layer, target.config.train.activation_checkpointing, splits_backward=splits_backward)
+
+
+RECOMPUTE = Technique("activation checkpointing", (), Strategy, recomputes, apply=apply)

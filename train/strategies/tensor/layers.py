@@ -1,0 +1,125 @@
+"""The layers of a transformer, each with a shard of its weight: the modules of `apply.py`."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Shard, distribute_tensor
+from torch.nn import functional as F
+
+from train.model.moe import Router
+from train.model.transformer import IGNORE_INDEX, Embedding, Linear, RMSNorm, upcast
+from train.ranks import collectives
+from train.ranks.gradients import local
+
+
+def shard_weight(module: Any, mesh: DeviceMesh, *placements: Placement) -> None:
+    """Declare the module's weight (on meta) as a DTensor over the tp mesh."""
+    weight = distribute_tensor(module.weight.detach(), mesh, placements, src_data_rank=None)
+    module.weight = nn.Parameter(weight)
+
+
+class ColumnParallelLinear(Linear):
+    """Output features split: this rank's weight is [out/t, in]; the input is whole on every rank."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, local(self.weight).to(x.dtype))
+
+
+class SharedHeadLinear(Linear):
+    """wk or wv where tp has more ranks than there are KV heads. This rank's weight is one head's rows, which other
+    ranks hold too. Each uses it for its own query heads, so the gradient here is one term of a sum over `kv_replicate`
+    (`Partial`), completed once per step by `gradients.reduce_partial`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = cast(DTensor, self.weight).to_local(grad_placements=[Shard(0), Partial()])
+        return F.linear(x, weight.to(x.dtype))
+
+
+class RowParallelLinear(Linear):
+    """Input features split: this rank's weight is [out, in/t], its result one term of a sum over ranks."""
+
+    leave: Any  # sums the terms: all-reduce, or reduce-scatter over the sequence
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(F.linear(x, local(self.weight).to(x.dtype)))
+
+
+class VocabParallelEmbedding(Embedding):
+    """Rows of the table split: ids of other ranks' rows give zeros, and a sum over ranks completes the vectors."""
+
+    leave: Any
+    first_row: int
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        table = local(self.weight)
+        row = tokens - self.first_row
+        elsewhere = (row < 0) | (row >= table.shape[0])
+        x = F.embedding(row.masked_fill(elsewhere, 0), table)
+        return self.leave(x.masked_fill(elsewhere.unsqueeze(-1), 0.0))
+
+
+class SequenceParallelRMSNorm(RMSNorm):
+    """A whole weight on a shard of the sequence: its gradient here is one term of a sum over ranks (`Partial`),
+    completed once per step by `gradients.reduce_partial`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
+
+
+class ReplicatedRMSNorm(RMSNorm):
+    """A whole weight on the whole sequence: every rank computes the whole gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, local(self.weight))
+
+
+class TensorParallelRouter(Router):
+    """A whole weight on whole sequences; its gradient here is one term of a sum over `tp`: see `mixture.py`."""
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        return self.choose(x_BTD, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
+
+
+class _VocabParallelLoss(torch.autograd.Function):
+    """Sum over tokens of log sum exp(logits) - logits[target], from a shard of the vocabulary.
+
+    Two all-reduces, of N maxima and of N sums of exponentials with N target logits. Kept for the backward: the logits
+    as they came; softmax is computed again from them.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, first_column: int, group: ProcessGroup) -> Tensor:
+        x = upcast(logits_NV)
+        valid = targets_N != IGNORE_INDEX
+        column = targets_N - first_column
+        here = valid & (column >= 0) & (column < x.shape[-1])
+        column = column.masked_fill(~here, 0)
+        top = collectives.max_of(x.amax(-1), group)
+        target = (x.gather(-1, column.unsqueeze(-1)).squeeze(-1) - top).masked_fill(~here, 0.0)
+        total, target = collectives.sum_of(torch.stack(((x - top.unsqueeze(-1)).exp().sum(-1), target)), group)
+        ctx.save_for_backward(logits_NV, top + total.log(), column, here, valid)
+        return (total.log() - target).masked_fill(~valid, 0.0).sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        logits_NV, log_total, column, here, valid = ctx.saved_tensors
+        softmax = (upcast(logits_NV) - log_total.unsqueeze(-1)).exp()
+        is_target = here.to(softmax.dtype).unsqueeze(-1)
+        grad_NV = softmax.scatter_add(-1, column.unsqueeze(-1), -is_target) * (grad * valid).unsqueeze(-1)
+        return grad_NV.to(logits_NV.dtype), None, None, None
+
+
+class VocabParallelCrossEntropy(nn.Module):
+    """`CrossEntropy` on this rank's vocabulary shard of the logits, which are never gathered."""
+
+    def __init__(self, first_column: int, group: ProcessGroup) -> None:
+        super().__init__()
+        self.first_column, self.group = first_column, group
+
+    def forward(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+        return _VocabParallelLoss.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), self.first_column, self.group)
