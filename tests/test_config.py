@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from train.command import cli, presets
+from train.command.resources import CONFIG_DIR
 from train.command.validate import validate
 from train.config.problems import BadInput
 from train.config.schema import LrSchedule
@@ -40,12 +41,12 @@ def test_every_preset_composes(group):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategy_is_in_the_readme(name):
-    readme = (presets.CONFIG_DIR.parent / "README.md").read_text()
+    readme = (CONFIG_DIR.parent / "README.md").read_text()
     assert f"| `{name}` |" in readme
 
 
 def test_hardware_figures_have_a_source():
-    for path in (presets.CONFIG_DIR / "hardware").glob("*.yaml"):
+    for path in (CONFIG_DIR / "hardware").glob("*.yaml"):
         values = yaml.safe_load(path.read_text())
         figures = values.keys() - {"defaults", "name", "match", "source"}
         assert values["name"] == path.stem

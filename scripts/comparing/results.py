@@ -5,6 +5,7 @@ What they mean and what they leave out: docs/reading-the-numbers.md. Which recor
 
 from __future__ import annotations
 
+from scripts.comparing.runs import Run
 from train.measure.quantiles import quantile
 from train.measure.results import (
     AT_PEAK,
@@ -20,8 +21,6 @@ from train.measure.results import (
     state_by_rank,
 )
 from train.record.run_files import number
-
-from .runs import Run
 
 MIB_PER_GIB = 1024.0
 Figures = dict[str, float | None]

@@ -12,12 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from scripts.comparing import words
+from scripts.comparing.gate import Group, Row
+from scripts.comparing.pages.style import WIDTH_IN, Colours, Picture, drawable, legend, legend_in
+from scripts.comparing.results import sent_by_axis
 from train.measure.results import LOSS
-
-from .. import words
-from ..gate import Group, Row
-from ..results import sent_by_axis
-from .style import WIDTH_IN, Colours, Picture, drawable, legend, legend_in
 
 MOST_POINTS = 1000  # of a line in the report: more cannot be seen
 Line = tuple[list[float], list[float]]  # x, y

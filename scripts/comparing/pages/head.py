@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from scripts.comparing import words
+from scripts.comparing.gate import Group
+from scripts.comparing.runs import Run
+from scripts.comparing.work import facts_of
 from train.command.resources import words_of
 from train.record.run_files import clean
-
-from .. import words
-from ..gate import Group
-from ..runs import Run
-from ..work import facts_of
 
 MOST_SHOWN = 3  # values of one fact that the head has room for
 MACHINE = ("device", "platform")

@@ -12,17 +12,16 @@ from typing import Any
 
 import matplotlib
 
+from scripts.comparing import words
+from scripts.comparing.configs import differences
+from scripts.comparing.gate import Group, Row
+from scripts.comparing.pages import head
+from scripts.comparing.pages.pictures import pictures_of
+from scripts.comparing.pages.scripts import STYLES, data, policy, scripts
+from scripts.comparing.pages.style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture
+from scripts.comparing.runs import Run
+from scripts.comparing.table import METHOD, Column, best, columns_of, notes_of
 from train.record.run_files import clean
-
-from .. import words
-from ..configs import differences
-from ..gate import Group, Row
-from ..runs import Run
-from ..table import METHOD, Column, best, columns_of, notes_of
-from . import head
-from .pictures import pictures_of
-from .scripts import STYLES, data, policy, scripts
-from .style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture
 
 ENVIRONMENT = ("commit", "torch", "python", "device", "platform", "backend", "world_size", "omp_threads", "command")
 TITLE_IN, PANEL_IN = 1.1, 2.4  # about what a title with its note takes, and a panel of a chart with its legend

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import matplotlib
 
+from scripts.comparing import words
+from scripts.comparing.gate import Group
+from scripts.comparing.pages.curves import loss, loss_over_bytes, loss_over_time
+from scripts.comparing.pages.style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
+from scripts.comparing.pages.timelines import timelines
+from scripts.comparing.results import held_by_rank, memory_by_rank, sent_by_axis, time_parts
 from train.measure.results import MEMORY_KINDS, STATE_KINDS, TIME_PARTS
 from train.record.drawing import MAX_ROWS
 from train.record.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
-
-from .. import words
-from ..gate import Group
-from ..results import held_by_rank, memory_by_rank, sent_by_axis, time_parts
-from .curves import loss, loss_over_bytes, loss_over_time
-from .style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
-from .timelines import timelines
 
 
 def pictures_of(groups: list[Group]) -> list[list[Picture]]:

@@ -11,11 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scripts.comparing.gate import Group, Row
 from train.record.drawing import MAX_ROWS
 from train.record.palette import GREY, strategy_colours
 from train.record.run_files import clean
-
-from ..gate import Group, Row
 
 LEGEND_COLUMNS = 3
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}

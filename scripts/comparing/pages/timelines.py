@@ -5,11 +5,10 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from scripts.comparing.gate import Row
+from scripts.comparing.pages.style import ABOVE, TIP
+from scripts.comparing.table import figure as written
 from train.record.palette import WORK
-
-from ..gate import Row
-from ..table import figure as written
-from .style import ABOVE, TIP
 
 WIDTH_IN, MOST_RANKS, MOST_BARS = 11.0, 16, 5000
 LEAST_SHARE = 0.014  # of the step: a bar this long has room for its microbatch's number
