@@ -82,6 +82,9 @@ def programs(wheel, tmp_path_factory):
     """The folder of the programs of an environment that holds the wheel. The other packages are those of this
     environment, but not what its .pth files add, which may be an editable installation of this repository."""
     folder = tmp_path_factory.mktemp("environment")
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for words in (["init"], ["commit", "--allow-empty", "--message=a project that has its environment within it"]):
+        subprocess.run([*git, words[0], "--quiet", *words[1:]], check=True, timeout=60)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=60)
     python = folder / "bin" / "python"
     asked = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
@@ -102,34 +105,54 @@ def test_the_wheel_holds_what_the_program_reads_and_nothing_else(wheel):
     assert {"train/configs/config.yaml", "train/main.py", "scripts/compare.py"} < held
 
 
+def module(programs, command):
+    return [str(programs / "python"), "-m", MODULES[command]]
+
+
+def console(programs, command):
+    return [str(programs / "strategy-lab"), command]
+
+
+def printed(line, folder, code=0):
+    run = subprocess.run(line, cwd=folder, env=outside(), capture_output=True, text=True, timeout=200)
+    assert run.returncode == code, run.stdout[-3000:] + run.stderr[-3000:]
+    return run.stdout
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Of somebody who has a program of the same name, which `python -m` would import and `strategy-lab` must not."""
+    (tmp_path / "train.py").write_text("raise SystemExit('this is not the program')\n")
+    return tmp_path
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("way", ["module", "command"])
-def test_an_installed_program_works_in_any_folder(way, programs, tmp_path):
-    # a folder within a git repository of somebody else's, who has a train.py; `python -m` would take that for its own
-    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True, timeout=60)
-    if way == "command":
-        (tmp_path / "train.py").write_text("raise SystemExit('not the program')\n")
+@pytest.mark.parametrize("way", [module, console])
+def test_an_installed_program_works_in_any_folder(way, programs, folder):
+    if way is module:
+        (folder / "train.py").unlink()
 
-    def lab(command, *words, code=0):
-        line = (
-            [str(programs / "python"), "-m", MODULES[command]]
-            if way == "module"
-            else [programs / "strategy-lab", command]
-        )
-        run = subprocess.run([*line, *words], cwd=tmp_path, env=outside(), capture_output=True, text=True, timeout=200)
-        assert run.returncode == code, run.stdout[-3000:] + run.stderr[-3000:]
-        return run.stdout
+    def lab(command, *words, **code):
+        return printed([*way(programs, command), *words], folder, **code)
 
     assert "model tiny" in lab("explain", "strategy=tp", "nproc=2", "hardware=h100_sxm")
     lab("explain", "strategy=tp", "nproc=3", code=2)
-    printed = lab("local", "nproc=2", "strategy=dp", *SMALL, *STEPS)
-    (main,) = (word for word in printed.splitlines()[0].split() if word.endswith("train/main.py"))
+    line = lab("local", "nproc=2", "strategy=dp", *SMALL, *STEPS).splitlines()[0]
+    (main,) = (word for word in line.split() if word.endswith("train/main.py"))
     assert Path(main).is_relative_to(programs.parent), "the ranks run what is installed"
-    (run,) = (tmp_path / "runs").iterdir()
+    (run,) = (folder / "runs").iterdir()
     facts = json.loads((run / "work.json").read_text())
-    assert facts["commit"] == "", "the commit of the folder would be wrong"
+    assert facts["commit"] == "", "a commit of the repository round the environment is none of the program's"
     assert facts["command"].startswith("torchrun --nproc_per_node=2 -m train.main strategy=dp ")
     assert "equals one device" in lab("verify", "nproc=2", "strategy=dp", *SMALL)
     assert "dp" in lab("compare", "runs", "--html", "report.html")
-    assert "uPlot" in (tmp_path / "report.html").read_text()
+    assert "uPlot" in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_installed_sweep_compares_its_runs(programs, folder):
+    out = printed([*console(programs, "sweep"), "nproc=2", "strategy=dp", *SMALL, *STEPS], folder)
+    assert "1 of 1 point(s) done" in out and f"python {programs.parent}" in out
+    assert "dp: " in out.splitlines()[-1], "compare has the last word"
