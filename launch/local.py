@@ -20,7 +20,7 @@ from launch.describe.memory import check_memory
 from launch.start.environment import become_torchrun, local_environment
 from train.command import cli
 from train.command.exits import reported_once
-from train.command.resources import path_of
+from train.command.resources import ROOT, shortest
 from train.command.streams import lasting
 from train.command.validate import completed
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES
@@ -32,6 +32,7 @@ from train.config.world import World
 from train.data.corpus import load_corpus
 
 LARGEST = {"nproc": MAX_RANKS, "port": 65_535}
+MAIN = ROOT / "train" / "main.py"
 
 
 def main() -> None:
@@ -57,7 +58,7 @@ def main() -> None:
 def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
     """torchrun's arguments for one run on this machine, whose name it need not ask for."""
     where = "--standalone" if port is None else f"--master_port={port}"
-    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
+    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", shortest(MAIN), *overrides]
 
 
 def take(argv: list[str], name: str, default: int | None) -> int | None:

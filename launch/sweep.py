@@ -38,7 +38,7 @@ from launch.sweeping.points import DONE, FAILED, INVALID, PROBES, RUNNING, Entry
 from train.command import cli
 from train.command.exits import reported_once
 from train.command.overrides import with_quotes
-from train.command.resources import path_of
+from train.command.resources import ROOT, shortest
 from train.command.streams import lasting
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
@@ -47,6 +47,7 @@ from train.config.world import World
 if TYPE_CHECKING:  # which loads torch
     from train.ranks.distributed import Runtime
 
+COMPARE = ROOT / "scripts" / "compare.py"
 PROBE = (
     "train.steps=9",
     "train.eval_every=0",
@@ -150,9 +151,10 @@ def finish(state: State) -> int:
     others += [f"{len(invalid)} skipped"] if invalid else []
     print("; ".join([f"{len(done)} of {len(state.entries)} point(s) done", *others]), flush=True)
     if done:
-        line = [path_of("scripts/compare.py"), *(str(entry.run_dir) for entry in done)]
+        line = [shortest(COMPARE), *(str(entry.run_dir) for entry in done)]
         print(shlex.join(["python", *line]), flush=True)
-        subprocess.run([sys.executable, *line], check=False)
+        if COMPARE.exists():
+            subprocess.run([sys.executable, *line], check=False)
     return 1 if failed else 0
 
 

@@ -15,10 +15,9 @@ INSTALLED = (TRAIN / "configs").is_dir()
 CONFIG_DIR = (TRAIN if INSTALLED else ROOT) / "configs"
 
 
-def path_of(script: str) -> str:
-    """The path of one of this program's scripts, as short as it can be typed in the working directory."""
-    path, here = ROOT / script, Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+def shortest(path: Path) -> str:
+    """The path of one of this program's files, as short as it can be typed in the working directory."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def words_of(script: str) -> list[str]:
