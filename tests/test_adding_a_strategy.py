@@ -167,4 +167,6 @@ def test_a_run_sends_what_is_said(copy, nproc, words, least):
 def test_what_is_added_passes_the_checks(copy):
     run(copy, "-m", "ruff", "check", ".")
     run(copy, "-m", "ruff", "format", "--check", ".")
-    run(copy, "-m", "mypy")
+    run(copy, "-m", "mypy", "--package", "train")
+    run(copy, "-c", "from importlinter.cli import lint_imports_command as lint; lint()", "--no-logo")
+    run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_house.py", "tests/test_docs.py")
