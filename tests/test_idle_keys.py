@@ -157,7 +157,7 @@ def test_a_sweep_says_which_points_do_not_read_a_key_and_runs_the_rest(tmp_path,
         return 0
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("launch.sweep.COMPARE", tmp_path / "compare.py")
+    monkeypatch.setattr("launch.sweep.path_of", lambda script: "compare.py")  # there is none: the sweep ends here
     words = ["strategy=dp", "optim=adamw,sgd", "optim.momentum=0.9"]
     with pytest.raises(SystemExit) as end:
         sweep.main(words, start)
