@@ -172,7 +172,10 @@ def test_a_run_sends_what_is_said(copy, words, least):
 def test_products_of_the_axis_send_what_is_said(copy):
     """One rank of each, on a process group that sends nothing (tests/fake_worker.py)."""
     mixture = ("strategy=ep", "strategy.ep=2", "model=moe_tiny")
-    products = {4: [("strategy=fsdp",), ("strategy=cp", "model.tie_embeddings=true"), mixture], 8: [("strategy=hsdp",)]}
+    products: dict[int, list[tuple[str, ...]]] = {
+        4: [("strategy=fsdp",), ("strategy=cp", "model.tie_embeddings=true"), mixture],
+        8: [("strategy=hsdp",)],
+    }
     jobs = [
         {"overrides": ["strategy.vp=2", *words, *SMALL, *IN_CPU64], "world_size": size, "rank": size - 1, "count": True}
         for size, lines in products.items()
