@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from train.command import as_typed
 from train.command.overrides import HOW_TO_QUOTE, keys, quoted
-from train.command.presets import chosen, groups, options, strategies
+from train.command.presets import chosen, groups, options
 from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
