@@ -185,10 +185,8 @@ def _unknown_key(key: str) -> Problem:
     found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
     if key in found:
         name = key.rpartition(".")[2]
-        takers = [
-            preset for preset, strategy in strategies().items() if group == "strategy" and hasattr(strategy, name)
-        ]
-        fix = f"leave it out, or use a strategy that has it: {', '.join(takers)}" if takers else "leave it out"
+        users = listed(name) if group == "strategy" else ""
+        fix = f"leave it out, or use a strategy that has it: {users}" if users else "leave it out"
         return Problem("unknown_key", f"{key} is not a key of this {group}", fix)
     near = [name for name in found if name.rpartition(".")[0] == group] or found
     fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"

@@ -13,6 +13,7 @@ from typing import Any
 from train.command.presets import strategies
 from train.config.plan import Plan
 from train.config.rule import Finding
+from train.config.schema import Config, ModelConfig
 from train.config.strategy import Strategy
 from train.config.technique import Technique
 from train.strategies.techniques import TECHNIQUES
@@ -49,16 +50,8 @@ def options(strategy: Strategy) -> Iterator[tuple[Technique, dataclasses.Field[A
 def takers(option: str) -> list[str]:
     """The presets that use the technique which the option belongs to."""
     owners = [one for one in TECHNIQUES if option in {field.name for field in dataclasses.fields(one.keys)}]
-    return [
-        name
-        for name, other in strategies().items()
-        if any(isinstance(other, one.keys) and names_an_axis(other, one.axes) for one in owners)
-    ]
-
-
-def names_an_axis(strategy: Strategy, axes: tuple[str, ...]) -> bool:
-    """Whether the strategy names one of the axes; True if there are none."""
-    return not axes or any(getattr(strategy, axis, None) is not None for axis in axes)
+    plans = {name: Plan(Config(strategy=strategy, model=ModelConfig()), 1) for name, strategy in strategies().items()}
+    return [name for name, plan in plans.items() if any(one.applies(plan) for one in owners)]
 
 
 def listed(option: str) -> str:
