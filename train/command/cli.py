@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train.command import as_typed
+from train.command.idle import listed
 from train.command.overrides import HOW_TO_QUOTE, keys, quoted
 from train.command.presets import chosen, groups, options
 from train.command.resources import CONFIG_DIR
