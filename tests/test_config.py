@@ -13,7 +13,7 @@ from train.config.strategy import MESH_AXES, resolve_degrees
 from train.ranks.optim import lr_at
 from train.strategies.pipeline.placement import layers_of_stages, layers_per_stage
 
-STRATEGIES = cli.options("strategy")
+STRATEGIES = cli.presets("strategy")
 WORLD = {"single": 1, "3d": 8, "4d": 16, "moe_3d": 8}
 MODEL = {"ep": "moe_tiny", "moe_3d": "moe_tiny"}
 
@@ -34,7 +34,7 @@ def test_strategy_preset(name):
 
 @pytest.mark.parametrize("group", ["model", "data", "optim", "hardware"])
 def test_every_preset_composes(group):
-    for name in cli.options(group):
+    for name in cli.presets(group):
         assert parse(f"{group}={name}")
 
 

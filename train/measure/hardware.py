@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from train.command.cli import CONFIG_DIR
+from train.command.help.described import CONFIG_DIR
 from train.config.schema import Config, HardwareConfig
 
 

@@ -68,7 +68,7 @@ class ModelConfig:
     )
     init_scale: float = number(
         0.5,
-        "Initial weights have a standard deviation of this / sqrt(columns); GPT-2 small's 0.02 would be 0.55.",
+        "Initial weights have the standard deviation init_scale / sqrt(columns); GPT-2 small's 0.02 is about 0.55.",
         gt=0,
         le=1e6,
     )

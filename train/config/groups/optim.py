@@ -34,9 +34,7 @@ class OptimConfig:
         10, "The optimiser steps over which the learning rate rises linearly to optim.lr.", ge=0, le=MAX_STEPS
     )
     schedule: LrSchedule = key(LrSchedule.cosine, "How the learning rate falls from the warm-up to the last step.")
-    min_lr_ratio: float = number(
-        0.1, "The learning rate of the last step as a share of optim.lr; it is 1 at the most.", ge=0
-    )
+    min_lr_ratio: float = number(0.1, "The learning rate of the last step as a share of optim.lr, at most 1.", ge=0)
     beta1: float = number(0.9, "AdamW's decay rate for the mean of the gradients.", ge=0, lt=1)
     beta2: float = number(0.95, "AdamW's decay rate for the mean of the squared gradients.", ge=0, lt=1)
     eps: float = number(1e-8, "AdamW adds this to the denominator of its update.", gt=0, le=LARGE)

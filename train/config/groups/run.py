@@ -37,7 +37,9 @@ class RuntimeConfig:
 @dataclass
 class MetricsConfig:
     dir: str = key("runs", "The folder in which each run gets a directory of its own; ~ is the home folder.")
-    warmup_steps: int = number(5, "The first steps, which the medians in the summary leave out.", ge=0, le=MAX_STEPS)
+    warmup_steps: int = number(
+        5, "The number of first steps that the medians of the summary leave out.", ge=0, le=MAX_STEPS
+    )
     tensorboard: bool = key(True, "TensorBoard's event file is written.")
     profile_every: int = number(
         500,

@@ -36,9 +36,7 @@ class CompileMode(Enum):
 @dataclass
 class TrainConfig:
     steps: int = number(100, "The number of optimiser steps.", ge=1, le=MAX_STEPS)
-    seed: int = number(
-        1234, "The initial weights and the order of the data are drawn from this seed.", ge=0, le=MAX_INT64
-    )
+    seed: int = number(1234, "The seed of the initial weights, the order of the data and dropout.", ge=0, le=MAX_INT64)
     seq_len: int = number(128, "The length of each sequence in tokens.", ge=1, le=MAX_TOKENS)
     global_batch_size: int = number(
         8, "The number of sequences per optimiser step, over all ranks together.", ge=1, le=MAX_SEQUENCES
@@ -55,7 +53,7 @@ class TrainConfig:
     clip_norm: float = number(
         1.0, "Gradients are scaled down to this global norm; with 0 the norm is logged only.", ge=0, le=LARGE
     )
-    deterministic: bool = key(False, "PyTorch uses deterministic algorithms alone, which can be slower.")
+    deterministic: bool = key(False, "PyTorch uses only deterministic algorithms, which can be slower.")
     activation_checkpointing: ActivationCheckpointing = key(
         ActivationCheckpointing.none,
         "What a layer keeps for its backward: everything (none), its input (full), or also the outputs of matrix "
