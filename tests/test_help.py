@@ -107,6 +107,7 @@ def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
     assert "strategy=pp: How the work" in out
     for one in options.OPTIONS:
         assert (f"\n  {one.name}=" in out) == (tool in one.tools), one.name
+    assert ("--cfg job" in out) == (tool != SWEEP), "which refuses it"
 
 
 @pytest.mark.parametrize("tool", [LOCAL, EXPLAIN, SWEEP, VERIFY, "train/main.py"])
@@ -152,6 +153,7 @@ HINTS = [
     (LOCAL, "--nproc=4", "keys and options are written without dashes"),
     (LOCAL, "nproc", "nproc is not a valid override"),
     (LOCAL, "batchs=micro", f"did you mean batch (an option of {SWEEP})?"),
+    (LOCAL, "steps=9", "did you mean steps (an option of scripts/bench_step.py) or train.steps?"),
     (LOCAL, "train.micro_batch=2", "did you mean train.micro_batch_size?"),
     (LOCAL, "zzz=1", "zzz is not a key of the config: see --help"),
     (EXPLAIN, "nprocs=2,4", "did you mean nproc?"),
@@ -172,7 +174,7 @@ WRONG_TOOL = [
     (tool, option)
     for tool in (LOCAL, EXPLAIN, SWEEP, VERIFY, "train/main.py")
     for option in options.OPTIONS
-    if tool not in option.tools
+    if tool not in option.tools and option is not options.STEPS  # which may be meant for train.steps
 ]
 
 
@@ -185,7 +187,13 @@ def test_an_option_of_another_tool_is_told_where_it_belongs(tool, option, monkey
 
 
 NUMBERS = ("x", "0", "-1", "1.5", "", "1e3", "٣", "9" * 5000)
-WRONG = {"nproc": NUMBERS, "port": (*NUMBERS, "70000"), "max_micro_batch_size": NUMBERS, "batch": ("x", "", "Micro")}
+WRONG = {
+    "nproc": NUMBERS,
+    "port": (*NUMBERS, "70000"),
+    "max_micro_batch_size": NUMBERS,
+    "steps": NUMBERS,
+    "batch": ("x", "", "Micro"),
+}
 SWITCHES = dict.fromkeys(("force", "fresh", "skip_invalid"), ("yes", "", "1", "True"))
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from train.config.fields import MAX_RANKS, MAX_SEQUENCES
+from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
 from train.config.problems import BadInput, Problem
 from train.config.rules.ranges import shortened
 
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
-VERIFY = "python scripts/verify.py"
+VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 
 T = TypeVar("T")
 
@@ -138,4 +138,12 @@ FRESH: Option[bool] = Option(
     example="true",
     help="The results of an earlier start of the same command are not used; without this, that sweep is continued.",
 )
-OPTIONS: tuple[Option[Any], ...] = (NPROC, PORT, FORCE, BATCH, MAX_MICRO_BATCH_SIZE, SKIP_INVALID, FRESH)
+STEPS: Option[int] = Option(
+    "steps",
+    40,
+    (BENCH_STEP,),
+    *_positive(MAX_STEPS),
+    example="40",
+    help="The number of steps of each loop that are timed.",
+)
+OPTIONS: tuple[Option[Any], ...] = (NPROC, PORT, FORCE, BATCH, MAX_MICRO_BATCH_SIZE, SKIP_INVALID, FRESH, STEPS)

@@ -109,7 +109,7 @@ def _range(kind: type, bounds: dict[str, float | None] | None) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) and 1 <= value < 1e9 else f"{value:g}"
+    return f"{value:,.0f}" if value == int(value) and 1 <= value <= 1e9 else f"{value:g}"
 
 
 def _default(field: dataclasses.Field[Any]) -> str:

@@ -18,13 +18,14 @@ NO_DASHES = "see --help; keys and options are written without dashes, as train.s
 def unknown_key(key: str, tool: str) -> Problem:
     """With the key, or the option of the tool, that was meant, if one is near: by its last word, in the same group
     first."""
-    if option := options.named(key):
-        return _misplaced(option, tool)
     group, _, word = key.rpartition(".")
     known: dict[str, set[str]] = {}  # by their last words
     for (place, _), schema in SCHEMAS.items():
         for name, _ in keys(schema, place or ""):
             known.setdefault(name.rpartition(".")[2], set()).add(name)
+    option = options.named(key)
+    if option and (tool in option.tools or key not in known):
+        return _misplaced(option, tool)
     if not group:
         for one in options.OPTIONS:
             known.setdefault(one.name, set()).add(_where(one, tool))

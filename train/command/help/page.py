@@ -20,10 +20,8 @@ from train.config.schema import Config
 
 COLUMN = 36  # where types begin
 NARROWEST, WIDEST = 60, 120
-FLAGS = (
-    ("--cfg job", "", "Print the composed config and stop."),
-    ("-h, --help", "", "Print this, for the config that the overrides compose, and stop."),
-)
+CFG = ("--cfg job", "", "Print the composed config and stop.")
+HELP = ("-h, --help", "", "Print this text for the config that the overrides compose, and stop.")
 
 
 def text(tool: str, description: str, overrides: list[str], tree: DictConfig, defaults: DictConfig) -> str:
@@ -38,7 +36,7 @@ def text(tool: str, description: str, overrides: list[str], tree: DictConfig, de
             (f"{one.name}=N", f" (default: {one.unset})") if one.unset else (f"{one.name}={one.shown_default}", "")
         )
         lines += _entry(left, one.must + unset, one.help, width)
-    for flag in FLAGS:
+    for flag in [HELP] if tool == options.SWEEP else [CFG, HELP]:  # a sweep has several configs
         lines += _entry(*flag, width)
     lines += ["", "Overrides"]
     how = "group=preset chooses a preset, and key=value sets one key; if a key is given twice, the last value counts"
