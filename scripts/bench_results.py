@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_points import SCALED, Point
-from train.command.streams import lasting
+from train.command.process.streams import lasting
 from train.measure.results import BY_RANK, LOSS, MEMORY, STATE_KINDS, Results, by_axis, memory_at_peak
 from train.record.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
 from train.record.run_folder import read_config, read_facts, warmup_steps

@@ -6,7 +6,8 @@
 The loops take turns, step by step, in one process, and the ratios are medians over neighbouring steps with a 95 %
 interval by bootstrap: a machine that slows down slows all. `lab` is the loop of train/main.py, `silent` the same
 without a line logged, `bare` the one that one would write. Then RECORDED steps are recorded whole, as every
-`metrics.profile_every`-th is, what that takes beyond a step included. Arguments are train/main.py's, and steps=N (40).
+`metrics.profile_every`-th is, what that takes beyond a step included. It takes
+every override that train/main.py takes, and the options that --help shows.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.local import take
-from train.command import cli
-from train.command.exits import reported_once
-from train.command.parent import tie
-from train.command.streams import lasting
+from train.command import cli, options
+from train.command.process.exits import reported_once
+from train.command.process.parent import tie
+from train.command.process.streams import lasting
 from train.config import plain_json
 from train.config.schema import Config, Precision
 from train.config.world import World
@@ -140,9 +140,9 @@ def main() -> None:
         world, argv = World.from_env(), sys.argv[1:]
         tie(world)
     with reported_once(world), tempfile.TemporaryDirectory() as folder:
-        pairs = take(argv, "steps", 40) or 40
+        pairs = options.STEPS.take(argv)
         default = [] if any(arg.startswith("strategy=") for arg in argv) else ["strategy=single"]
-        config, _, _ = cli.parse(cli.parser("scripts/bench_step.py", __doc__ or ""), [*default, *argv], world.rank)
+        config, _, _ = cli.parse(cli.parser(options.BENCH_STEP, __doc__ or ""), [*default, *argv], world.rank)
         cli.check(config, world.world_size)
         corpus, runtime = load_corpus(config), choose_runtime(config.runtime, world)
         size = config.train.global_batch_size
