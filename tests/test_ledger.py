@@ -197,3 +197,15 @@ def test_drawn_configs_send_what_is_said():
     for failure in failures:
         print(failure["world_size"], failure["rank"], *failure["overrides"], "\n", failure["error"][-600:])
     assert len(configs) == NUM_DRAWN and not failures
+
+
+@pytest.mark.timeout(120)
+def test_recomputation_under_dropout_runs_every_exit_again():
+    """The mask of the last dropout is needed, and comes after the result of the last product has been summed over tp."""
+    small = ("model.dim=48", "model.num_layers=2", "model.num_heads=4", "model.num_kv_heads=4", "train.seq_len=32")
+    lines = [
+        ("strategy=fsdp_tp", *small, "model.dropout=0.1", FULL, f"strategy.sequence_parallel={sp}", *more)
+        for sp in ("true", "false")
+        for more in ((), ("model.num_experts=4", "model.expert_ffn_dim=24"))
+    ]
+    assert run_fake([{"overrides": [*line], "world_size": 4, "rank": 1, "count": True} for line in lines]) == []

@@ -33,20 +33,22 @@ def activations(rank: Rank) -> Iterator[Traffic]:
     size = tokens_of(plan) * plan.config.model.dim
     n = m * num_layers(plan, rank.place)
     embed, head = (m * has_end(rank, end) for end in ("embed", "head"))
-    # what recomputation runs again: both entries and the first exit; it stops before the last product's result leaves
+    # Recomputation runs both entries again and the first exit. It stops before the result of the last product leaves,
+    # unless dropout comes after it, whose mask the backward needs.
     again = recomputations(rank)
+    exits = again * (2 if plan.config.model.dropout > 0 else 1)
     if plan.config.strategy.shards_sequence():
         for op in ("all_gather", "reduce_scatter"):
             yield Traffic("tp", op, 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
             yield Traffic("tp", op, embed, embed * size * kept, "embedding")
             yield Traffic("tp", op, head, head * size * used, "the head's input")
         yield Traffic("tp", "all_gather", 2 * again, 2 * again * size * used, "recomputed")
-        yield Traffic("tp", "reduce_scatter", again, again * size * used, "recomputed")
+        yield Traffic("tp", "reduce_scatter", exits, exits * size * used, "recomputed")
     else:
         yield Traffic("tp", "all_reduce", 4 * n, 4 * n * size * used, "each layer: 4 of BTD")
         yield Traffic("tp", "all_reduce", embed, embed * size * kept, "embedding")
         yield Traffic("tp", "all_reduce", head, head * size * used, "the head's input, backward")
-        yield Traffic("tp", "all_reduce", again, again * size * used, "recomputed")
+        yield Traffic("tp", "all_reduce", exits, exits * size * used, "recomputed")
 
 
 def whole_weights(rank: Rank) -> Iterator[Traffic]:
