@@ -201,7 +201,7 @@ def test_drawn_configs_send_what_is_said():
 
 @pytest.mark.timeout(120)
 def test_recomputation_under_dropout_runs_every_exit_again():
-    """The mask of the last dropout is needed, and comes after the result of the last product has been summed over tp."""
+    """The backward needs the mask of the last dropout, after the result of the last product is summed over tp."""
     small = ("model.dim=48", "model.num_layers=2", "model.num_heads=4", "model.num_kv_heads=4", "train.seq_len=32")
     lines = [
         ("strategy=fsdp_tp", *small, "model.dropout=0.1", FULL, f"strategy.sequence_parallel={sp}", *more)
