@@ -26,7 +26,7 @@ WORDS = (
     *("model.num_layers=2", "train.seq_len=32", "train.steps=3", "train.eval_batches=1", "runtime.device=cpu"),
     *("metrics.warmup_steps=1", "metrics.profile_every=3"),  # step 3 is recorded, and what it sends counted
 )
-# what is not compared, and why; the first that matches a tag is its reason
+# values that are not compared, but must be there in both, and why; the first that matches a tag is its reason
 DROPPED = {
     r"^time$|^time/|^perf/|_ms$|_ms_\w+$|_s$|gb_per_s$": "a time, or a speed",
     r"^stragglers/": "follows from times",
@@ -111,13 +111,13 @@ def compare(before: Path, after: Path) -> list[str]:
             continue
         old, new = (flat(json.loads(file.read_text())) for file in files)
         for place, tag in dict.fromkeys([*old, *new]):
+            one, other = (values.get((place, tag), "nothing") for values in (old, new))
             if (why := reason(tag)) is not None:
                 dropped[tag] = why
-                continue
-            compared.add(tag)
-            count += 1
-            one, other = (values.get((place, tag), "nothing") for values in (old, new))
-            if one != other:
+            else:
+                compared.add(tag)
+                count += 1
+            if one != other and (why is None or "nothing" in (one, other)):
                 differences.append(f"{preset}: {place}: {tag}: {one}, then {other}")
     print(f"compared: {', '.join(sorted(compared))}")
     for why in dict.fromkeys(dropped.values()):
