@@ -125,8 +125,12 @@ def compare(before: Path, after: Path) -> list[str]:
                 count += 1
             if one != other and (why is None or "nothing" in (one, other)):
                 differences.append(f"{preset}: {place}: {tag}: {one}, then {other}")
-    print(f"compared: {', '.join(sorted(compared))}")
+    print(f"compared: {listed(compared)}")
     for why in dict.fromkeys(dropped.values()):
-        print(f"not compared ({why}): {', '.join(sorted(tag for tag in dropped if dropped[tag] == why))}")
+        print(f"not compared ({why}): {listed({tag for tag in dropped if dropped[tag] == why})}")
     print(f"{len(names)} presets: {count} values compared, {len(differences)} differ")
     return differences
+
+
+def listed(tags: set[str]) -> str:
+    return ", ".join(sorted({re.sub(r"rank_\d+$", "rank_*", tag) for tag in tags}))
