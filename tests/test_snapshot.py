@@ -78,3 +78,8 @@ def test_runs_differ_by_a_bit_and_not_by_time(tmp_path):
     assert runs.compare(tmp_path / "before", tmp_path / "before") == []
     (difference,) = runs.compare(tmp_path / "before", tmp_path / "after")
     assert difference == "tp: step 1: train/loss: 5.5, then 5.500000000000001"
+    found["steps"]["1"] = values.copy()
+    del found["steps"]["1"]["perf/step_ms"]
+    (tmp_path / "after" / "tp.json").write_text(json.dumps(found))
+    (difference,) = runs.compare(tmp_path / "before", tmp_path / "after")
+    assert difference == "tp: step 1: perf/step_ms: 3.0, then nothing"

@@ -26,13 +26,14 @@ WORDS = (
     *("model.num_layers=2", "train.seq_len=32", "train.steps=3", "train.eval_batches=1", "runtime.device=cpu"),
     *("metrics.warmup_steps=1", "metrics.profile_every=3"),  # step 3 is recorded, and what it sends counted
 )
-# what is not compared, and why; the first that matches a tag is its reason
+# values that are not compared, but must be there in both, and why; the first that matches a tag is its reason
 DROPPED = {
     r"^time$|^time/|^perf/|_ms$|_ms_\w+$|_s$|gb_per_s$": "a time, or a speed",
     r"^stragglers/": "follows from times",
     r"^pipeline/bubble(_theory)?_pct$": "follows from the times of actions",
     r"^energy|^cost/": "energy and its price",
     r"resident_gib": "memory of the host's process",
+    r"^memory_at_peak/": "the fullest moment depends on when threads free what they sent: it differs from run to run",
     r"^(commit|platform|python|torch)$": "the code's commit, and the machine",
 }
 
@@ -61,10 +62,15 @@ def run(preset: str, folder: Path) -> bool:
     began = time.monotonic()
     with (place / "log.txt").open("w") as log:
         command = [sys.executable, "-m", "launch.local", *words, f"metrics.dir={place / 'runs'}"]
-        done = subprocess.run(command, cwd=REPO, env=env, stdout=log, stderr=log, timeout=TIMEOUT_S, check=False)
+        try:
+            code: int | str = subprocess.run(
+                command, cwd=REPO, env=env, stdout=log, stderr=log, timeout=TIMEOUT_S, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = "none in time"
     seconds = time.monotonic() - began
-    print(f"{preset}: {seconds:.0f} s, exit code {done.returncode}", flush=True)
-    if done.returncode:
+    print(f"{preset}: {seconds:.0f} s, exit code {code}", flush=True)
+    if code:
         print((place / "log.txt").read_text()[-3000:], flush=True)
         return False
     (directory,) = (path.parent for path in place.glob("runs/*/summary.json"))
@@ -111,16 +117,20 @@ def compare(before: Path, after: Path) -> list[str]:
             continue
         old, new = (flat(json.loads(file.read_text())) for file in files)
         for place, tag in dict.fromkeys([*old, *new]):
+            one, other = (values.get((place, tag), "nothing") for values in (old, new))
             if (why := reason(tag)) is not None:
                 dropped[tag] = why
-                continue
-            compared.add(tag)
-            count += 1
-            one, other = (values.get((place, tag), "nothing") for values in (old, new))
-            if one != other:
+            else:
+                compared.add(tag)
+                count += 1
+            if one != other and (why is None or "nothing" in (one, other)):
                 differences.append(f"{preset}: {place}: {tag}: {one}, then {other}")
-    print(f"compared: {', '.join(sorted(compared))}")
+    print(f"compared: {listed(compared)}")
     for why in dict.fromkeys(dropped.values()):
-        print(f"not compared ({why}): {', '.join(sorted(tag for tag in dropped if dropped[tag] == why))}")
+        print(f"not compared ({why}): {listed({tag for tag in dropped if dropped[tag] == why})}")
     print(f"{len(names)} presets: {count} values compared, {len(differences)} differ")
     return differences
+
+
+def listed(tags: set[str]) -> str:
+    return ", ".join(sorted({re.sub(r"rank_\d+$", "rank_*", tag) for tag in tags}))
