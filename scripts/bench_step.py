@@ -38,8 +38,8 @@ from train.measure.sampling import Sampler
 from train.model.transformer import Transformer, dtypes
 from train.model.weights import materialise
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
-from train.ranks.lab import LabGroup
 from train.ranks.optim import lr_at
+from train.ranks.side_group import SideGroup
 from train.record.run_dir import environment
 from train.record.sinks import JsonLines, TensorBoard
 
@@ -86,7 +86,7 @@ def lab_loops(
     config: Config, runtime: Runtime, world: World, next_batch: Callable[[int], tuple[Tensor, Tensor]], folder: Path
 ) -> dict[str, Loop]:
     """One turn of train/main.py's loop: logged, with nothing logged, and recorded whole."""
-    mesh, lab = build_mesh(config, runtime), LabGroup(world)
+    mesh, lab = build_mesh(config, runtime), SideGroup(world)
     train_step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     sinks = [JsonLines(folder), TensorBoard(folder, {})] if world.rank == 0 else []
     metrics = Metrics(config, lab, runtime.device, train_step, sinks)

@@ -17,7 +17,7 @@ from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
 from train.ranks.distributed import own_rows
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 
 def powersgd(config: Config, mesh: DeviceMesh) -> dict:
@@ -80,7 +80,7 @@ def dropout(config: Config, mesh: DeviceMesh) -> dict:
 def waits(config: Config, mesh: DeviceMesh) -> dict:
     """The time-outs of all groups that there are once a strategy is built."""
     config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
-    LabGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
+    SideGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
     groups = list(distributed_c10d._world.pg_map)
     waits = {group._get_backend(torch.device(mesh.device_type)).options._timeout.total_seconds() for group in groups}
     return {"groups": len(groups), "waits": sorted(waits)}

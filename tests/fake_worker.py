@@ -30,8 +30,8 @@ from train.model.transformer import Transformer, dtypes
 from train.ranks import collectives
 from train.ranks.distributed import Runtime, build_mesh, own_rows
 from train.ranks.gradients import local
-from train.strategies.memory import held, state_bytes
-from train.strategies.traffic import expected
+from train.strategies.memory import parameter_shapes, state_bytes
+from train.strategies.traffic import expected_traffic
 
 
 def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = False) -> None:
@@ -57,12 +57,12 @@ def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = 
 def compare(step, batch, mesh, plan: Plan, rank: int) -> None:
     with Ledger(mesh) as ledger:
         step(*batch, lr=1e-3)
-    said = totals(expected(plan, rank))
+    said = totals(expected_traffic(plan, rank))
     keys = sorted(ledger.totals.keys() | said.keys())
     wrong = {key: (ledger.totals.get(key), said.get(key)) for key in keys if ledger.totals.get(key) != said.get(key)}
     assert not wrong, f"(measured, closed form): {wrong}"
     shapes = {name: tuple(local(p).shape) for name, p in step.parameters.items()}
-    assert shapes == held(plan, rank)
+    assert shapes == parameter_shapes(plan, rank)
     assert step.state_bytes() == state_bytes(plan, rank)
 
 

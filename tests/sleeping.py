@@ -21,7 +21,7 @@ from train.model.transformer import Transformer, dtypes
 from train.proof.jobs import Site
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 
 class _Sleep(torch.autograd.Function):
@@ -63,7 +63,7 @@ def record(config: Config, site: Site) -> dict[str, Any]:
     """Tags and samples of the shortest step but the first, on rank 0: what else the machine does only lengthens one."""
     mesh = site.mesh(config)
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
-    sampler = Sampler(config, mesh, site.runtime.device, step, LabGroup(site.world))
+    sampler = Sampler(config, mesh, site.runtime.device, step, SideGroup(site.world))
     corpus, size = load_corpus(config), config.train.global_batch_size
     found = []
     for i in range(1, config.train.steps + 1):

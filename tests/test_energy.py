@@ -17,7 +17,7 @@ from train.measure import hardware
 from train.measure.energy import Energy, costs, device_id, first_of_each, open_meter
 from train.measure.metrics import Metrics
 from train.measure.sampling import Sampled
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 from train.record.sinks import JsonLines
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -139,7 +139,7 @@ def test_a_board_that_ranks_share_is_read_once(nvml):
 
 def test_energy_is_a_mean_after_warm_up_without_evaluations(nvml):
     config = parse("metrics.warmup_steps=2", "hardware.grid_gco2_per_kwh=36", "hardware.price_usd_per_hour=3.6")
-    energy = Energy(config, GPU, LabGroup(World.single()))
+    energy = Energy(config, GPU, SideGroup(World.single()))
 
     def step(index, joules, ms=400.0):
         nvml.counters["GPU-aaaa"] += round(joules * 1e3)
@@ -195,7 +195,7 @@ def test_a_cpu_run_logs_money_where_a_price_is_given_and_no_energy(tmp_path, pri
         "strategy=single", "metrics.warmup_steps=1", *([f"hardware.price_usd_per_hour={price}"] if price else [])
     )
     step = SimpleNamespace(state_bytes=lambda: dict.fromkeys(("parameters", "gradients", "optimiser"), 0))
-    metrics = Metrics(config, LabGroup(World.single()), CPU, step, [JsonLines(tmp_path)])
+    metrics = Metrics(config, SideGroup(World.single()), CPU, step, [JsonLines(tmp_path)])
     for index in range(1, 4):
         metrics.log(index, StepResult(torch.tensor(1.0), torch.tensor(1.0)), 1e-3, Sampled())
     metrics.resume_clock()

@@ -11,7 +11,7 @@ from tests.test_deepspeed import needs_deepspeed
 from tests.test_rules import SEED, run_fake, valid_configs
 from tests.worlds import job, world
 from train.config.plan import Plan
-from train.strategies.memory import held
+from train.strategies.memory import parameter_shapes
 
 FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
 NUM_DRAWN = 38
@@ -161,7 +161,7 @@ def test_a_rank_holds_what_is_said(config, measured):
 def test_deepspeeds_engines_send_what_is_said(tmp_path):
     """docs/deepspeed.md: P float32 parameters in one bucket, m microbatches; single numbers beside them."""
     plan = Plan(configured([*BASE, F32, "strategy=single"]), 1)
-    parameters, hidden = 4 * sum(math.prod(shape) for shape in held(plan, 0).values()), 4 * 16 * 128
+    parameters, hidden = 4 * sum(math.prod(shape) for shape in parameter_shapes(plan, 0).values()), 4 * 16 * 128
     m, groups = 2, 2  # of the optimiser: what decays, and what does not
     wanted = {
         "ds_zero1": {"dp_shard/all_reduce": (1, parameters), "dp_shard/all_gather": (groups, parameters)},

@@ -21,10 +21,10 @@ def test_what_fsdp_puts_together_within_a_step():
     total = 4 * num_parameters(plan.config.model)[0]
     layer = 4 * sum(map(math.prod, block(plan.config.model).values()))
     head = 4 * (256 * 128 + 128)
-    assert needs(plan_of(f"{line}dp"), 0).whole == needs(plan_of(f"{line}tp"), 0).whole == 0
-    assert needs(plan_of(f"{line}zero1"), 0).whole == 2 * total
-    assert needs(plan_of(f"{line}zero2"), 0).whole == total + layer
-    assert needs(plan, 0).whole == 3 * layer + head
+    assert needs(plan_of(f"{line}dp"), 0).unsharded == needs(plan_of(f"{line}tp"), 0).unsharded == 0
+    assert needs(plan_of(f"{line}zero1"), 0).unsharded == 2 * total
+    assert needs(plan_of(f"{line}zero2"), 0).unsharded == total + layer
+    assert needs(plan, 0).unsharded == 3 * layer + head
     assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(
         holdings(Ranks(plan))
     )
@@ -35,7 +35,7 @@ def test_what_fsdp_puts_together_within_a_step():
         holdings(Ranks(plan_of(f"{line}zero1")))
     )
     # FSDP over cp and ep: what tp and ep split is put together of a part only
-    assert needs(plan_of(f"{line}fsdp_tp"), 0).whole < needs(plan, 0).whole
+    assert needs(plan_of(f"{line}fsdp_tp"), 0).unsharded < needs(plan, 0).unsharded
 
 
 def test_deepspeed_holds_by_zeros_arithmetic():

@@ -14,7 +14,7 @@ from train.command import cli
 from train.command.validate import validate
 from train.config.plan import Plan
 from train.config.schema import Config
-from train.strategies.memory import held
+from train.strategies.memory import parameter_shapes
 
 ONE, TWO = "model.num_kv_heads=1", "model.num_kv_heads=2"
 RUNTIME = ["runtime.device=cpu", "runtime.timeout_s=60"]
@@ -33,7 +33,9 @@ def test_a_rank_holds_whole_kv_heads(words, size, heads):
     plan = Plan(parse(*words), size)
     assert validate(plan.config, size) == []
     for rank in range(size):
-        shapes = {shape for name, shape in held(plan, rank).items() if name.endswith(("wk.weight", "wv.weight"))}
+        shapes = {
+            shape for name, shape in parameter_shapes(plan, rank).items() if name.endswith(("wk.weight", "wv.weight"))
+        }
         assert shapes == {(16 * heads, 128)}
 
 

@@ -16,7 +16,7 @@ import torch
 
 from train.config.schema import Config
 from train.measure.hardware import device_name, known
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 MIN_WINDOW_MS = 1000.0  # ten updates of the slowest counter
 JOULES_PER_KWH = 3.6e6
@@ -112,7 +112,7 @@ def costs(
 class Energy:
     """What this rank's device used in the steps after warm-up. Collective: every rank makes one."""
 
-    def __init__(self, config: Config, device: torch.device, lab: LabGroup) -> None:
+    def __init__(self, config: Config, device: torch.device, lab: SideGroup) -> None:
         ids = json.loads(lab.share(json.dumps(lab.gather_json(device_id(device)))))
         firsts = first_of_each(ids)
         self.num_devices = sum(firsts)

@@ -34,7 +34,7 @@ from train.measure.results import (
     Results,
 )
 from train.measure.sampling import Sampled
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 
 class Sink(Protocol):
@@ -96,7 +96,7 @@ class Metrics:
     """Collective: every rank makes one and calls the same methods; `sinks` is empty on all ranks but 0."""
 
     def __init__(
-        self, config: Config, lab: LabGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+        self, config: Config, lab: SideGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
     ) -> None:
         self.config, self.lab, self.device, self.train_step, self.sinks = config, lab, device, train_step, sinks
         self.world_size = lab.world.world_size

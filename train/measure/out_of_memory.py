@@ -73,7 +73,7 @@ def explained(config: Config, device: torch.device, rank: int) -> Iterator[Watch
 def kinds(watched: Watched) -> dict[str, int]:
     """Bytes by kind, largest first. What the allocator holds beyond the known tensors is activations and temporary."""
     device_type = watched.device.type
-    held = {} if watched.train_step is None else watched.train_step.held()
+    held = {} if watched.train_step is None else watched.train_step.state_tensors()
     sizes = {name: sum(storages(tensors, device_type).values()) for name, tensors in held.items()}
     if device_type != "cpu":
         rest = torch.accelerator.memory_allocated() - sum(sizes.values())

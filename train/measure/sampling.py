@@ -29,7 +29,7 @@ from train.measure.ledger import Ledger, axis_size
 from train.measure.recording import Recorder, Recording
 from train.measure.results import AT_PEAK, COMPUTE_PARTS, RECORDED, TIME_PARTS, Record
 from train.model.spans import length
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 FIRST, COUNTED = 10, 3
 
@@ -53,7 +53,7 @@ class Sampler:
         mesh: DeviceMesh,
         device: torch.device,
         train_step: TrainStep,
-        lab: LabGroup,
+        lab: SideGroup,
         run: Path | None = None,
     ) -> None:
         """`run`: the run's directory, where traces go if `metrics.trace` says so."""
@@ -82,12 +82,12 @@ class Sampler:
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        held, kind = self.train_step.held(), self.device.type
+        held, kind = self.train_step.state_tensors(), self.device.type
         self.known = {name: peak.storages(held[name], kind) for name in ("parameters", "optimiser")}
         before: Callable[[], None] | None = self.train_step.on_gradients
 
         def note_gradients() -> None:
-            self.known["gradients"] = peak.storages(self.train_step.held()["gradients"], kind)
+            self.known["gradients"] = peak.storages(self.train_step.state_tensors()["gradients"], kind)
 
         self.train_step.on_gradients = note_gradients
         self.recorder = Recorder(self.device, self.mesh)

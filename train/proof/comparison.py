@@ -106,9 +106,9 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
     for i in range(1, ADAMW_STEPS + 1):
         with phases("steps"):
             losses.append(step(*batch(i), lr=ADAMW_LR).loss)
-        chosen, held, margin = record.take()
+        chosen, router_biases, margin = record.collect()
         routing |= {f"step {i} {name}": choice for name, choice in chosen.items()}
-        biases |= {f"step {i} {name}": bias for name, bias in held.items()}
+        biases |= {f"step {i} {name}": bias for name, bias in router_biases.items()}
         if margin < LEAST_MARGIN[config.precision]:
             raise ValueError(
                 f"step {i}: a token's last chosen expert beats the next by {margin:.1e} only, less than "
