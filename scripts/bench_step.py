@@ -100,7 +100,7 @@ def lab_loops(
             lr = lr_at(index, config.train.steps, config.optim)
             with sampler.watch(index):
                 result = train_step(*next_batch(index), lr=lr)
-            metrics.log(index, result, lr, sampler.take(index))
+            metrics.log(index, result, lr, sampler.collect(index))
 
         return step
 

@@ -22,12 +22,12 @@ def main() -> None:
     lasting()
     args = parser().parse_args()
     search = Search([Path(path) for path in args.runs])
-    print("".join(f"compare: {line}\n" for line in search.said), end="", file=sys.stderr)
+    print("".join(f"compare: {line}\n" for line in search.notes), end="", file=sys.stderr)
     if not search.runs:
         where = ", ".join(clean(path) for path in args.runs)
         stop(f"no run in {where}: name a folder that holds metrics.jsonl, or one of such folders")
     groups = groups_of(search.runs)
-    groups[0].notes += [*search.points_without_run(), *search.said]
+    groups[0].notes += [*search.points_without_run(), *search.notes]
     if args.sort not in (names := table.sortable(groups)):
         stop(f"--sort {args.sort} is no column: use one of {', '.join(names)}")
     table.sort(groups, args.sort)

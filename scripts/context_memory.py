@@ -41,11 +41,11 @@ def saved_bytes(config: Config, method: str, degree: int) -> int:
         model = Transformer(config.model, **dtypes(config.precision))
         apply_cp(model, mesh["cp"], method=method, seq_len=config.train.seq_len)
         materialise(model, "", config.model, seed=config.train.seed, device=device)
-        held = {p.untyped_storage()._cdata for p in model.parameters()}
+        parameters = {p.untyped_storage()._cdata for p in model.parameters()}
         saved: dict[int, Tensor] = {}  # holds on to the tensors: an address that is free again would count twice
 
         def note(x: Tensor) -> Tensor:
-            if x.untyped_storage()._cdata not in held:
+            if x.untyped_storage()._cdata not in parameters:
                 saved[x.untyped_storage()._cdata] = x
             return x
 

@@ -54,7 +54,7 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
     # `auto` for one process may be another device than for several: both get the one that several get
     where = replace(config.runtime, device=runtime.device.type, backend=runtime.backend)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        results = prove(Path(folder), task, where, worker)
+        results = run_proof(Path(folder), task, where, worker)
     print(f"against one {runtime.device.type} process, precision={config.precision.value}, backend {runtime.backend}")
     good = [report(Plan(task.configs[name], task.nproc), results[name]) for name in task.configs]
     return 0 if all(good) else 1
@@ -86,7 +86,7 @@ def read(argv: list[str]) -> Task:
     return Task(nproc, parsed, cli.configured(["strategy=single", *shared]))
 
 
-def prove(
+def run_proof(
     folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs"
 ) -> dict[str, dict[str, Any]]:
     """Results by strategy."""

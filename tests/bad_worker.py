@@ -4,10 +4,10 @@ import os
 import time
 
 from tests import planted
-from train.proof import jobs as prove
+from train.proof import jobs
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     kind = os.environ["BAD_WORKER"]
     if site.world.rank == 1 and kind == "dies":
         os._exit(7)
@@ -16,4 +16,4 @@ def run(job: prove.Job, site: prove.Site) -> prove.Result:
     if site.world.rank == 1 and kind == "raises":
         raise RuntimeError("rank 1 has no luck")
     with planted.BUGS["rank_left_out"](planted.Counter()):
-        return prove.run(job, site)
+        return jobs.run(job, site)

@@ -9,7 +9,7 @@ import torch.distributed._functional_collectives as funcol
 
 from tests import sleeping
 from train.model.spans import span
-from train.proof import jobs as prove
+from train.proof import jobs
 
 
 def slow_waits(seconds: float, calls: list[float]):
@@ -25,7 +25,7 @@ def slow_waits(seconds: float, calls: list[float]):
     return mock.patch.object(funcol, "wait_tensor", later)
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     config = job.config
     late: list[float] = []
     words = dict(re.findall(r"(\w+):(\S+)", job.name))

@@ -9,14 +9,14 @@ from train.config.traffic import totals
 from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
-from train.proof import jobs as prove
+from train.proof import jobs
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
 from train.strategies.memory import parameter_shapes, state_bytes
 from train.strategies.traffic import expected_traffic, unknown_traffic
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     """Written by every rank, as ranks differ: under `job.name` and the rank."""
     config = job.config
     plan, rank = Plan(config, site.world.world_size), site.world.rank
@@ -31,7 +31,7 @@ def run(job: prove.Job, site: prove.Site) -> prove.Result:
     result = {"measured": by_name(ledger.totals), "state": step.state_bytes()}
     if not unknown_traffic(plan):
         result |= said(plan, rank) | {"held": {name: list(local(p).shape) for name, p in step.parameters.items()}}
-    prove.write(site.folder, {"name": f"{job.name} rank{rank}", **result})
+    jobs.write(site.folder, {"name": f"{job.name} rank{rank}", **result})
     return {}
 
 

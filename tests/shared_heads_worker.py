@@ -8,14 +8,14 @@ from torch.distributed.tensor import DTensor
 
 from train.data.corpus import load_corpus
 from train.model.transformer import Transformer, dtypes
-from train.proof import jobs as prove
+from train.proof import jobs
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
 
 STEPS = 3
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     """`compared`: tensors that two ranks or more hold, weights and moments; `unequal`: those that differ anywhere."""
     config = job.config
     mesh = site.mesh(config)

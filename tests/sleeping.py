@@ -71,7 +71,7 @@ def record(config: Config, site: Site) -> dict[str, Any]:
             with span("data"):
                 batch = corpus.batch(i, size, own_rows(mesh, size))
             step(*batch, lr=0.0)
-        found.append(sampler.take(i))
+        found.append(sampler.collect(i))
     if site.world.rank > 0:
         return {}
     best = min(found[1:], key=lambda sampled: sampled.values["time/step_ms"])

@@ -36,7 +36,7 @@ def last(strategy, tag):
     config = config_of(strategy)
     if tag == "validation/loss":
         return 5.0 if strategy == KILLED else validation_loss(strategy)
-    standing = board.Standing(config.metrics.warmup_steps)
+    standing = board.ResultsSoFar(config.metrics.warmup_steps)
     for step in range(1, STEPS + 1):
         results = standing.add(values_of(strategy, step, config))
     return (results | values_of(strategy, STEPS, config)).get(tag)

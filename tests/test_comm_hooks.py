@@ -3,7 +3,7 @@
 import pytest
 
 from tests.rows.base import BASE, F64
-from tests.worlds import job, world
+from tests.running import job, run_jobs
 from train.command.cli import configured
 
 RANK = 2
@@ -24,7 +24,7 @@ def measured(tmp_path_factory):
     overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1"]
     overrides += ["train.global_batch_size=2", F64]
     check = job("CHECK:powersgd", overrides)
-    result = world(tmp_path_factory.mktemp("powersgd"), [check], size=2, timeout_s=120)[check.name]
+    result = run_jobs(tmp_path_factory.mktemp("powersgd"), [check], size=2, timeout_s=120)[check.name]
     assert "error" not in result, result["error"]
     return result
 

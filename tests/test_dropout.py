@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.rows.base import F64
-from tests.worlds import job, world
+from tests.running import job, run_jobs
 
 SIGMAS = 5
 SMALL = ("model.num_layers=2", "train.seq_len=32", "train.micro_batch_size=1", "train.steps=2", F64)
@@ -93,7 +93,7 @@ def found(request, tmp_path_factory):
                 if other.size == layout.size
             ]
             folder = tmp_path_factory.mktemp(f"dropout_{layout.size}")
-            done[layout.size] = world(folder, jobs, size=layout.size, timeout_s=120)
+            done[layout.size] = run_jobs(folder, jobs, size=layout.size, timeout_s=120)
         result = done[layout.size][f"CHECK:dropout {layout.name}"]
         assert "error" not in result, result["error"]
         return result

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.rows import ROWS, SLOW_ROWS, Row
-from tests.worlds import prove
+from tests.running import run_rows
 from train.proof.comparison import Verdict
 
 MUST_BE_RED = {"gradients", "sgd_weights"}
@@ -25,7 +25,7 @@ def table(request, tmp_path_factory):
         if key not in done:
             folder = tmp_path_factory.mktemp(f"world_{row.size}")
             done[key] = {}  # of a world that is cut off by this row's clock: it does not start again for the next
-            done[key] = prove(folder, [other for other in rows if other.size == row.size and other in selected])
+            done[key] = run_rows(folder, [other for other in rows if other.size == row.size and other in selected])
         return done[key].get(row.name, {"error": f"the world of {row.size} was cut off in an earlier row"})
 
     return results

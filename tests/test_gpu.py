@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.rows.base import BF16, COMPILED, F32, F64, Row
+from tests.running import run_rows
 from tests.test_equivalence import assert_green
-from tests.worlds import prove
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,12 +68,12 @@ SHARED = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return prove(tmp_path_factory.mktemp("alone"), ALONE, "nccl")
+    return run_rows(tmp_path_factory.mktemp("alone"), ALONE, "nccl")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    return prove(tmp_path_factory.mktemp("shared"), SHARED, "gloo")
+    return run_rows(tmp_path_factory.mktemp("shared"), SHARED, "gloo")
 
 
 @pytest.mark.parametrize("row", ALONE, ids=lambda row: row.name)

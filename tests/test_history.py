@@ -65,7 +65,7 @@ def test_what_counts_is_the_same_for_all_who_read_a_run(tmp_path):
     """The summary, TensorBoard, compare and the benchmarks: with steps of warm-up and recorded ones among them."""
     run = make_run(tmp_path / "runs", "tp", steps=14)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    live, standing = Results(5), board.Standing(5)
+    live, standing = Results(5), board.ResultsSoFar(5)
     for line in lines:
         shown = standing.add(line)
         live.add(line)

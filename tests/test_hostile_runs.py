@@ -43,7 +43,7 @@ def test_a_folder_costs_itself_and_the_others_compare(name, runs):
     assert len(good_rows(groups)) == 2
     labels = {row.run.path.name for group in groups for row in group.rows}
     assert ("odd" in labels) is (outcome != SKIPPED)
-    notes = [*search.said, *(note for group in groups for note in group.notes)]
+    notes = [*search.notes, *(note for group in groups for note in group.notes)]
     found = [note for note in notes if says in note] if says else []
     assert len(found) == (0 if outcome == TAKEN else 1), notes
     assert all(note.isprintable() for note in notes)
@@ -99,7 +99,7 @@ def test_folders_that_are_no_runs(runs, tmp_path):
     os.mkfifo(runs / "sweep-y" / "points.json")
     search = Search([runs])
     assert [run.path.name for run in search.runs] == ["good-dp", "good-tp"]
-    said = "\n".join(search.said)
+    said = "\n".join(search.notes)
     assert f"{runs}/away: skipped: a link out of {runs}, name it to compare it" in said
     assert "point 4 is left out" in said and "point 5 is left out" in said
     assert "sweep-y: the sweep is not known: points.json is no regular file" in said

@@ -7,9 +7,9 @@ import pytest
 
 from tests.drawn import NATIVE
 from tests.rows.base import BASE, BF16, F32, F64, TIED, configured
+from tests.running import job, run_jobs
 from tests.test_deepspeed import needs_deepspeed
 from tests.test_rules import SEED, run_fake, valid_configs
-from tests.worlds import job, world
 from train.config.plan import Plan
 from train.strategies.memory import parameter_shapes
 
@@ -97,7 +97,7 @@ def run_ledger(folder, size, configs):
     """Results by name and rank: what ledger_worker.py writes."""
     common = [*BASE, "runtime.device=cpu", "runtime.timeout_s=60", f"train.global_batch_size={max(4, 2 * size)}"]
     jobs = [job(name(size, words), [*common, layers(size, words), *words]) for words in configs]
-    return world(folder, jobs, size=size, timeout_s=120, worker="tests.ledger_worker")
+    return run_jobs(folder, jobs, size=size, timeout_s=120, worker="tests.ledger_worker")
 
 
 def layers(size, words):

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from tests.drawn import NATIVE, Drawn, drawn
 from tests.rows import pairwise
 from tests.rows.base import F64, Row
+from tests.running import run_rows
 from tests.test_equivalence import assert_green
-from tests.worlds import prove
 from train.command.validate import validate
 from train.config.problems import Problem
 
@@ -118,7 +118,7 @@ def rows_of(size: int) -> list[Row]:
 @pytest.mark.parametrize(("size", "number"), [(2, 3), (4, 4), (8, 3)])
 def test_what_is_valid_equals_one_device(size, number, tmp_path):
     rows = random.Random(SEED).sample(rows_of(size), number)
-    results = prove(tmp_path, rows)
+    results = run_rows(tmp_path, rows)
     for row in rows:
         print(row.name)
         assert_green(results[row.name])

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tests.rows.base import BASE, F32, row
+from tests.running import job, run_jobs, run_rows
 from tests.test_deepspeed import needs_deepspeed
 from tests.test_equivalence import assert_green
 from tests.test_rules import run_fake
-from tests.worlds import job, prove, world
 from train.command import cli
 from train.command.validate import validate
 from train.config.plan import Plan
@@ -64,7 +64,7 @@ def test_ranks_that_share_a_head_stay_equal(tmp_path):
     """Weights and both moments of AdamW, bitwise, after three steps: wk and wv of 4 layers on 4 ranks."""
     configs = [("strategy=tp", TWO), ("strategy=fsdp_tp", ONE), ("strategy=tp_pp", ONE)]
     jobs = [job(" ".join(words), [*BASE, "model.num_layers=4", F32, *RUNTIME, *words]) for words in configs]
-    found = world(tmp_path, jobs, size=4, timeout_s=100, worker="tests.shared_heads_worker")
+    found = run_jobs(tmp_path, jobs, size=4, timeout_s=100, worker="tests.shared_heads_worker")
     stages = {"strategy=tp_pp": 2}
     for one, (strategy, _) in zip(jobs, configs, strict=True):
         result = found[one.name]
@@ -83,7 +83,7 @@ def test_autotp_equals_one_device(tmp_path):
         row(2, "strategy=ds_autotp", options=(F32, ONE)),
         row(2, "strategy=ds_autotp", "strategy.zero_stage=3", options=(F32, ONE, "model.tie_embeddings=true", full)),
     ]
-    results = prove(tmp_path, rows)
+    results = run_rows(tmp_path, rows)
     for one in rows:
         assert_green(results[one.name])
 

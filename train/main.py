@@ -79,7 +79,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
                 with span("data"):
                     tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
                 result = train_step(tokens, targets, lr=lr)
-            metrics.log(step, result, lr, sampler.take(step), any_target=corpus.any_target(step, size))
+            metrics.log(step, result, lr, sampler.collect(step), any_target=corpus.any_target(step, size))
             if step == 1:
                 result.loss.item()  # wait for the device, once
                 report.first_step_s = time.perf_counter() - started

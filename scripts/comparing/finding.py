@@ -18,18 +18,18 @@ MOST_FOLDERS = 20_000
 
 
 class Search:
-    """What was found, and in `said` a line for everything that was left out."""
+    """What was found, and in `notes` a line for everything that was left out."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self.seen = 0
         self.sweeps: dict[Path, Sweep] = {}
         self.beside: dict[Path, list[Sweep]] = {}
         self.roots = [Path(os.path.realpath(path)) for path in paths]
         self.runs = self._read(dict.fromkeys(run for root in self.roots for run in self._below(root, root, DEEPEST)))
         if self.seen > MOST_FOLDERS:
-            self.said.append(f"only the first {MOST_FOLDERS:,} folders are looked into: name fewer")
-        self.said += [line for sweep in self.sweeps.values() for line in sweep.said]
+            self.notes.append(f"only the first {MOST_FOLDERS:,} folders are looked into: name fewer")
+        self.notes += [line for sweep in self.sweeps.values() for line in sweep.notes]
 
     def points_without_run(self) -> list[str]:
         """A line for each point of the sweeps named, or in a folder named, that failed or could not be run."""
@@ -58,10 +58,10 @@ class Search:
             children = sorted(child for child in path.iterdir() if child.name != PROBES and child.is_dir())
         except OSError as error:
             if path != root:
-                self.said.append(f"{clean(path)}: skipped: {error.strerror}")
+                self.notes.append(f"{clean(path)}: skipped: {error.strerror}")
             return []
         outside = [child for child in children if not Path(os.path.realpath(child)).is_relative_to(root)]
-        self.said += [
+        self.notes += [
             f"{clean(child)}: skipped: a link out of {clean(root)}, name it to compare it" for child in outside
         ]
         return [Path(os.path.realpath(child)) for child in children if child not in outside]
@@ -72,10 +72,10 @@ class Search:
             try:
                 run = read_run(path)
             except Unreadable as error:
-                self.said.append(f"{clean(path)}: skipped: {error}")
+                self.notes.append(f"{clean(path)}: skipped: {error}")
                 continue
             except OSError as error:
-                self.said.append(f"{clean(path)}: skipped: {error.strerror}")
+                self.notes.append(f"{clean(path)}: skipped: {error.strerror}")
                 continue
             run.sweep = self._sweep_of(run)
             runs.append(run)

@@ -193,7 +193,7 @@ def _choose_memory(group: Group) -> None:
 def _note(group: Group) -> None:
     runs = [row.run for row in group.rows]
     group.notes += [f"{run.label}: {run.status}" for run in runs if run.status != "finished"]
-    group.notes += [f"{run.label}: {line}" for run in runs for line in run.said]
+    group.notes += [f"{run.label}: {line}" for run in runs for line in run.notes]
     for run in runs:
         if run.steps and not run.results.num_measured:
             note = "no step after warm-up that was not recorded, so all steps are in its figures"

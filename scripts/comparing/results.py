@@ -17,8 +17,8 @@ from train.measure.results import (
     VALIDATION_LOSS,
     by_axis,
     exposed_pct,
-    held_mib,
     state_by_rank,
+    state_mib,
 )
 from train.record.run_files import number
 
@@ -55,7 +55,7 @@ def figures_of(run: Run) -> Figures:
 
 def _memory(run: Run) -> Figures:
     """MiB of the largest rank: three measures, of which `memory_mib` takes the best that all runs compared have."""
-    largest, held = run.results.settled, held_mib(run.results.latest)
+    largest, state_of_one = run.results.settled, state_mib(run.results.latest)
     state = [largest.get(f"{MEMORY}{kind}_mib") for kind in STATE_KINDS]
     known = [mib for mib in state if mib is not None]
     allocated, resident = largest.get("memory/peak_allocated_gib"), largest.get("memory/resident_gib")
@@ -64,7 +64,7 @@ def _memory(run: Run) -> Figures:
         "allocated_mib": None if allocated is None else allocated * MIB_PER_GIB,
         "tensors_mib": quantile(run.results.recorded(AT_PEAK), 1.0),
         # without the figures of single ranks: the largest of each kind, which may be different ranks'
-        "state_mib": held if held is not None else sum(known) if len(known) == len(state) else None,
+        "state_mib": state_of_one if state_of_one is not None else sum(known) if len(known) == len(state) else None,
         "resident_mib": None if resident is None else resident * MIB_PER_GIB,
     }
 
@@ -82,10 +82,10 @@ def memory_by_rank(run: Run) -> dict[int, dict[str, float]]:
         kinds = rank["memory"]["at_peak_mib"]
         if known := {kind: mib for kind in MEMORY_KINDS if (mib := number(kinds.get(kind))) is not None}:
             ranks[rank["rank"]] = known
-    return ranks or held_by_rank(run)
+    return ranks or state_of_ranks(run)
 
 
-def held_by_rank(run: Run) -> dict[int, dict[str, float]]:
+def state_of_ranks(run: Run) -> dict[int, dict[str, float]]:
     """MiB of parameters, gradients and optimiser state by rank, as of the last step that says it."""
     return state_by_rank(run.results.latest)
 

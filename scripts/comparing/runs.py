@@ -33,7 +33,7 @@ class Run:
     steps: list[Record] = field(default_factory=list)  # lines with a training loss
     validations: list[Record] = field(default_factory=list)
     sample: Record = field(default_factory=dict)  # the last samples/step-N.json
-    said: list[str] = field(default_factory=list)  # what of the directory was left out
+    notes: list[str] = field(default_factory=list)  # what of the directory was left out
     sweep: Sweep | None = None  # that it belongs to
     label: str = ""  # unique among the runs of one table
 
@@ -103,7 +103,7 @@ def read_run(path: Path) -> Run:
     folder = read_folder(path)
     steps = [record for record in folder.records if LOSS in record]
     validations = [record for record in folder.records if VALIDATION_LOSS in record]
-    return Run(path, folder.config, folder.work, folder.summary, steps, validations, folder.sample, folder.said)
+    return Run(path, folder.config, folder.work, folder.summary, steps, validations, folder.sample, folder.notes)
 
 
 def label(runs: list[Run]) -> None:

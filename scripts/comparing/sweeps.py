@@ -20,19 +20,19 @@ class Sweep:
     fairness: str = "global"
     line: str = ""  # as it was typed, after `python -m launch.sweep`
     points: list[Record] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)  # what of points.json was left out
+    notes: list[str] = field(default_factory=list)  # what of points.json was left out
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
         """The sweep, without a point if its points.json cannot be read."""
         try:
-            values, said = read_points(folder / POINTS)
+            values, notes = read_points(folder / POINTS)
         except Unreadable as error:
-            return cls(folder, said=[f"{clean(folder)}: the sweep is not known: {error}"])
+            return cls(folder, notes=[f"{clean(folder)}: the sweep is not known: {error}"])
         fairness = values.get("fairness")
         known = fairness if fairness in FAIRNESS else "global"
-        said = [f"{clean(folder)}: {line}" for line in said]
-        return cls(folder, known, values.get("line", ""), values["points"], said)
+        notes = [f"{clean(folder)}: {line}" for line in notes]
+        return cls(folder, known, values.get("line", ""), values["points"], notes)
 
     @cached_property
     def runs(self) -> list[Path]:
@@ -46,7 +46,7 @@ class Sweep:
         """A line for each point that failed or could not be run."""
         return [
             f"{point.get('label', 'a point')}: {point['status']}"
-            + (f", {'; '.join(said)}" if (said := point.get("problems")) else "")
+            + (f", {'; '.join(problems)}" if (problems := point.get("problems")) else "")
             for point in self.points
             if point.get("status") in (FAILED, INVALID)
         ]

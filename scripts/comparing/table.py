@@ -38,7 +38,7 @@ class Column:
     optional: bool = False
 
 
-def figure(value: float | None, decimals: int | None = None) -> str:
+def formatted(value: float | None, decimals: int | None = None) -> str:
     """With so many decimals, else with about three significant digits; - if unknown."""
     if value is None:
         return "-"
@@ -51,21 +51,21 @@ def figure(value: float | None, decimals: int | None = None) -> str:
 
 def _speed(row: Row) -> str:
     low, high = row.figures["tokens_per_s_ci95_low"], row.figures["tokens_per_s_ci95_high"]
-    interval = "" if low is None else f" ({figure(low)} to {figure(high)})"
-    return figure(row.figures["tokens_per_s"]) + interval
+    interval = "" if low is None else f" ({formatted(low)} to {formatted(high)})"
+    return formatted(row.figures["tokens_per_s"]) + interval
 
 
 def _duration(row: Row) -> str:
     p50, p95 = row.figures["step_ms_p50"], row.figures["step_ms_p95"]
-    return "-" if p50 is None else f"{figure(p50)} / {figure(p95)}"
+    return "-" if p50 is None else f"{formatted(p50)} / {formatted(p95)}"
 
 
 def _loss(row: Row) -> str:
-    return figure(row.figures["validation_loss"], 10 if row.run.precision == "float64" else 6)
+    return formatted(row.figures["validation_loss"], 10 if row.run.precision == "float64" else 6)
 
 
 def _plain(title: str, key: str, decimals: int | None = None, *, rated: bool = True, optional: bool = False) -> Column:
-    return Column(title, lambda row: figure(row.figures[key], decimals), key, rated, optional)
+    return Column(title, lambda row: formatted(row.figures[key], decimals), key, rated, optional)
 
 
 COLUMNS = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scripts.comparing.gate import Group, Row, difference
 from scripts.comparing.results import time_parts
-from scripts.comparing.table import best, figure
+from scripts.comparing.table import best, formatted
 from train.measure.results import TIME_PARTS
 
 TIE = 0.01  # of memory: within it two rows hold as much
@@ -47,7 +47,7 @@ def speed(group: Group) -> str:
     if not ranked:
         return "No run has a step with a speed yet."
     first = ranked[0]
-    top = f"{figure(first.figures['tokens_per_s'])} tokens/s"
+    top = f"{formatted(first.figures['tokens_per_s'])} tokens/s"
     if len(ranked) == 1:
         return f"{first.run.label}: {top}."
     last = ranked[-1]
@@ -74,9 +74,9 @@ def memory(group: Group) -> str:
         r.run.label for r in group.rows if r.good and (r.figures["memory_mib"] or float("inf")) <= least * (1 + TIE)
     ]
     if len(ties) == len(group.rows):
-        return f"All hold as much: {figure(least)} MiB on the largest rank ({group.memory})."
+        return f"All hold as much: {formatted(least)} MiB on the largest rank ({group.memory})."
     holds = "hold" if len(ties) > 1 else "holds"
-    return f"{listed(ties)} {holds} least: {figure(least)} MiB on the largest rank ({group.memory})."
+    return f"{listed(ties)} {holds} least: {formatted(least)} MiB on the largest rank ({group.memory})."
 
 
 def shares(row: Row) -> str:

@@ -2,7 +2,7 @@
 
     with record(device, mesh, named=True) as recorded:
         ...                       # one step, its regions named by `spans.span`
-    recorded.take()               # -> Recording
+    recorder.recording()           # -> Recording
 
 Times are milliseconds from the step's start, on the host's clock for a CPU, on the device's for an accelerator.
 
@@ -76,7 +76,7 @@ class Recording:
 
 
 class Recorder:
-    """Around one step; `take` reads what it saw, `export` keeps the profiler's own file."""
+    """Around one step; `recording` reads what it saw, `export` keeps the profiler's own file."""
 
     def __init__(self, device: torch.device, mesh: DeviceMesh) -> None:
         kinds = [torch.profiler.ProfilerActivity.CPU]
@@ -115,7 +115,7 @@ class Recorder:
 
         return recorded
 
-    def take(self, keep: Path | None = None) -> Recording:
+    def recording(self, keep: Path | None = None) -> Recording:
         """`keep`: where the profiler's file stays (.json or .json.gz, for chrome://tracing or Perfetto)."""
         with TemporaryDirectory() as folder:
             path = Path(folder) / "events.json"

@@ -149,7 +149,7 @@ def state_by_rank(values: Values) -> dict[int, Record]:
     return dict(sorted(ranks.items()))
 
 
-def held_mib(values: Values) -> float | None:
+def state_mib(values: Values) -> float | None:
     """What the rank that holds most holds between steps: parameters, gradients and optimiser state together."""
     return max((sum(kinds.values()) for kinds in state_by_rank(values).values()), default=None)
 

@@ -45,7 +45,7 @@ class Sampled:
 
 
 class Sampler:
-    """Collective: every rank makes one, enters `watch` for each step, and then calls `take`."""
+    """Collective: every rank makes one, enters `watch` for each step, and then calls `collect`."""
 
     def __init__(
         self,
@@ -100,12 +100,12 @@ class Sampler:
         finally:
             self.train_step.on_gradients = before
 
-    def take(self, step: int) -> Sampled:
+    def collect(self, step: int) -> Sampled:
         """Of the step that was just watched. Collective if it was recorded."""
         if self.recorder is None:
             return Sampled(dict(self.sent))
         keep = self.traces / f"step-{step}-rank-{self.lab.world.rank}.json.gz" if self.traces else None
-        recording, self.recorder = self.recorder.take(keep), None
+        recording, self.recorder = self.recorder.recording(keep), None
         give_back_memory()
         if not self.counts:
             self.sent = sent(recording)

@@ -84,7 +84,7 @@ def run(job: Job, site: Site) -> Result:
     return {"verdicts": [dataclasses.astuple(v) for v in verdicts]}
 
 
-def main(
+def run_jobs(
     rank: int,
     size: int,
     folder: Path,

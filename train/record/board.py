@@ -27,8 +27,8 @@ from train.measure.results import (
     Results,
     by_axis,
     exposed_pct,
-    held_mib,
     memory_at_peak,
+    state_mib,
     time_parts,
 )
 from train.record.tags import shown_as
@@ -108,7 +108,7 @@ def steps_of_sample(before: int, step: int) -> list[int]:
     return [before + (step - before) * i // points for i in range(1, points + 1)]
 
 
-class Standing:
+class ResultsSoFar:
     """The results of a run so far: medians of the measured steps, peaks, and the newest of everything else (which
     records count says train/measure/results.py). Medians are found anew whenever there is 1 % more to find them of, so
     that a long run does not sort all of its steps at each."""
@@ -137,7 +137,7 @@ def results(values: dict[str, Any]) -> Record:
     found = {
         "tokens_per_s": values.get("perf/tokens_per_s"),
         "step_ms": values.get("perf/step_ms"),
-        "held_mib": held_mib(values),
+        "held_mib": state_mib(values),
         "memory_gib": values.get("memory/peak_allocated_gib", values.get("memory/resident_gib")),
         "exposed_communication_pct": exposed_pct(time_parts(values)),
         "bubble_pct": values.get("pipeline/bubble_pct"),

@@ -62,7 +62,7 @@ class Report:
 
         results = metrics.results
         medians = {tag: median for tag in SUMMARY_TAGS if (median := results.median(tag)) is not None}
-        held = self._held(results)
+        costs = self._memory_and_cost(results)
         summary = self.facts | {
             "steps": self.config.train.steps,
             LOSS: results.latest[LOSS],
@@ -74,15 +74,15 @@ class Report:
             **medians,
             **results.spread(),
             **results.last(*OF_RECORDED, "comm/", "stragglers/", "moe/"),
-            **held,
+            **costs,
         }
         write_summary(self.path, summary)
         for sink in self.sinks:
             sink.summary(summary)
-        rows = self._rows(summary, medians, held, empty=has_no_target(results.step))
+        rows = self._rows(summary, medians, costs, empty=has_no_target(results.step))
         print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")
 
-    def _held(self, results: Results) -> dict[str, float]:
+    def _memory_and_cost(self, results: Results) -> dict[str, float]:
         """Memory, at its peak where the tag is one, and energy and money."""
         values = results.last(MEMORY, "energy/", "cost/") | results.largest  # energy: means so far
         for tag in values:
@@ -91,7 +91,7 @@ class Report:
         return values
 
     def _rows(
-        self, summary: dict[str, Any], medians: dict[str, float], held: dict[str, float], *, empty: bool
+        self, summary: dict[str, Any], medians: dict[str, float], costs: dict[str, float], *, empty: bool
     ) -> dict[str, str]:
         """What the terminal shows. `empty`: the last step had no valid token."""
         from train.record.sinks import NO_VALID_TOKEN
@@ -105,7 +105,7 @@ class Report:
         if self.baseline is not None:
             rows["  of a byte-bigram model"] = f"{self.baseline:.{precise}f}"
         rows |= {tag: f"{value:,.1f}  (median)" for tag, value in medians.items()}
-        for tag, value in held.items():
+        for tag, value in costs.items():
             if tag.startswith(MEMORY):
                 rows[f"{tag}, largest of the ranks"] = f"{value:.3f}"
             else:

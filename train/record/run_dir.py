@@ -83,7 +83,7 @@ def work_hash(config: Config, corpus_sha256: str) -> str:
     return hash_of(work(config, corpus_sha256))
 
 
-def expected(strategy: Strategy) -> dict[str, Any]:
+def declared_differences(strategy: Strategy) -> dict[str, Any]:
     """What a comparison may find in which the strategy is not one device, by its own word."""
     lossy = strategy.lossy()
     return {
@@ -106,7 +106,7 @@ def open_run_dir(
         **machine,
         "corpus_sha256": corpus.sha256,
         "work_hash": work_hash(config, corpus.sha256),
-        **expected(config.strategy),
+        **declared_differences(config.strategy),
         "energy_sensor": open_meter(runtime.device).note,
     }
     size = {"tokens": len(corpus.training) + len(corpus.validation)}
@@ -140,7 +140,7 @@ def write_work(
         "strategy": config.strategy.name,
         "degrees": degrees,
         "world_size": world_size,
-        **expected(config.strategy),
+        **declared_differences(config.strategy),
         "work": shown,
     }
     write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")

@@ -144,18 +144,18 @@ def read_yaml(path: Path) -> Record | None:
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
     """The lines of a metrics.jsonl whose step is a count, with the tags that are numbers, or None where the number is
-    none that a run can have; and what is to be said of the others. A last line that is being written is skipped without
+    none that a run can have; and notes on the others. A last line that is being written is skipped without
     a word."""
     records: list[Record] = []
     newest_of_ranks: list[str] = []
     with_ranks: Record = {}
     used = broken = 0
-    said: list[str] = []
+    notes: list[str] = []
     with opened(path) as file:
         while line := file.readline(MOST_LINE_BYTES):
             used += len(line)
             if used > MOST_RECORD_BYTES or len(records) == MOST_RECORDS:
-                said.append(f"{path.name}: only the first {len(records):,} lines are read, as it is very large")
+                notes.append(f"{path.name}: only the first {len(records):,} lines are read, as it is very large")
                 break
             if not line.strip():
                 continue
@@ -170,8 +170,8 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
                 newest_of_ranks, with_ranks = of_ranks, record
             records.append(record)
     if broken:
-        said.append(f"{path.name}: {broken:,} line(s) cannot be read and are left out")
-    return records, said
+        notes.append(f"{path.name}: {broken:,} line(s) cannot be read and are left out")
+    return records, notes
 
 
 def _record(line: bytes) -> Record | None:

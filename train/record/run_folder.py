@@ -106,21 +106,21 @@ POINT: dict[str, Kind] = {
 
 @dataclass
 class Folder:
-    """A run's. `said`: what was left out of it, a line each."""
+    """A run's. `notes`: what was left out of it, a line each."""
 
     config: Record = field(default_factory=dict)  # flat: "train.seed" -> 1234
     work: Record = field(default_factory=dict)  # work.json
     summary: Record = field(default_factory=dict)  # empty until the run has ended
     records: list[Record] = field(default_factory=list)  # lines of metrics.jsonl
     sample: Record = field(default_factory=dict)  # the last samples/step-N.json that can be read
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_folder(path: Path) -> Folder:
     """All of a run's folder. Raises Unreadable if what decides the comparison cannot be read: all but a sample."""
     folder = Folder(read_config(path), read_facts(path / "work.json"), read_facts(path / "summary.json"))
     if exists(path / "metrics.jsonl"):
-        folder.records, folder.said = read_records(path / "metrics.jsonl")
+        folder.records, folder.notes = read_records(path / "metrics.jsonl")
     else:
         folder.records = read_events(path)
     samples = {int(match[1]): file for file in inside(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
@@ -129,7 +129,7 @@ def read_folder(path: Path) -> Folder:
             folder.sample = read_sample(samples[step])
             break
         except Unreadable as error:
-            folder.said.append(f"samples/{error}; it is left out")
+            folder.notes.append(f"samples/{error}; it is left out")
     return folder
 
 
@@ -164,7 +164,7 @@ def read_points(path: Path) -> tuple[Record, list[str]]:
     A point need not have every key."""
     values = read_json(path) or {}
     check(values, {"points": ("a list", lambda v: isinstance(v, list)), "fairness": TEXT, "line": TEXT}, path.name)
-    whole, said = [], []
+    whole, notes = [], []
     for place, point in enumerate(values.get("points", []), start=1):
         try:
             if not isinstance(point, dict):
@@ -172,8 +172,8 @@ def read_points(path: Path) -> tuple[Record, list[str]]:
             check(point, POINT, "it")
             whole.append(point)
         except Unreadable as error:
-            said.append(f"{path.name}: point {place} is left out ({error})")
-    return values | {"points": whole}, said
+            notes.append(f"{path.name}: point {place} is left out ({error})")
+    return values | {"points": whole}, notes
 
 
 def read_sample(path: Path) -> Record:

@@ -66,7 +66,7 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard import SummaryWriter
 
         self.proto, self.degrees = Summary, degrees
-        self.standing, self.step = board.Standing(warmup_steps), 0
+        self.results_so_far, self.step = board.ResultsSoFar(warmup_steps), 0
         self.results: Record = {}  # as last written
         self.sampled = self.num_samples = 0  # the last sampled step, and how many there were
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
@@ -79,7 +79,7 @@ class TensorBoard(Sink):
         # one event a step, not one a tag: 40 tags cost as much as one
         if has_no_target(values):
             values = {tag: value for tag, value in values.items() if tag != LOSS}
-        self.step, results = step, self.standing.add(values)
+        self.step, results = step, self.results_so_far.add(values)
         validates = VALIDATION_LOSS in values  # after the step's own values, which have the other results
         written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
         self.results |= written
@@ -102,7 +102,7 @@ class TensorBoard(Sink):
     def summary(self, values: dict[str, Any]) -> None:
         if self.undrawn is not None:
             self._draw(*self.undrawn)
-        final = self.standing.results(values)
+        final = self.results_so_far.results(values)
         self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value}, self.step)
         self._add(board.end_summary(), self.step)
 

@@ -15,7 +15,7 @@ from scripts.comparing.gate import Group
 from scripts.comparing.pages.curves import loss, loss_over_bytes, loss_over_time
 from scripts.comparing.pages.style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
 from scripts.comparing.pages.timelines import timelines
-from scripts.comparing.results import held_by_rank, memory_by_rank, sent_by_axis, time_parts
+from scripts.comparing.results import memory_by_rank, sent_by_axis, state_of_ranks, time_parts
 from train.measure.results import MEMORY_KINDS, STATE_KINDS, TIME_PARTS
 from train.record.drawing import MAX_ROWS
 from train.record.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
@@ -106,7 +106,7 @@ def memory(group: Group, colours: Colours) -> Picture | None:
     """Each rank's memory by kind: at the peak if every run has a sample of it, else state alone."""
     with_steps, more = drawable([row for row in group.rows if row.run.steps])
     sampled = all(set(kinds) - set(STATE_KINDS) for row in with_steps for kinds in memory_by_rank(row.run).values())
-    of = memory_by_rank if sampled else held_by_rank
+    of = memory_by_rank if sampled else state_of_ranks
     by_run = {row.run.label: ranks for row in with_steps if (ranks := of(row.run))}
     if not by_run:
         return None

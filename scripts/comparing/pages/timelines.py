@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from scripts.comparing.gate import Row
 from scripts.comparing.pages.style import ABOVE, TIP
-from scripts.comparing.table import figure as written
+from scripts.comparing.table import formatted
 from train.record.palette import WORK
 
 WIDTH_IN, MOST_RANKS, MOST_BARS = 11.0, 16, 5000
@@ -50,7 +50,7 @@ def _timeline(row: Row) -> tuple[str, str, Figure, str] | None:
     patches = [Patch(color=WORK[kind][1], label=f"{kind} {WORK[kind][0]}") for kind in used]
     axes.legend(handles=patches, ncols=4, fontsize=8.5, **ABOVE)
     measured, theory = row.figures["bubble_pct"], row.figures["bubble_theory_pct"]
-    bubble = "" if measured is None else f": ranks wait {written(measured, 1)} % of the time"
-    bubble += "" if measured is None or theory is None else f", the schedule alone explains {written(theory, 1)} %"
+    bubble = "" if measured is None else f": ranks wait {formatted(measured, 1)} % of the time"
+    bubble += "" if measured is None or theory is None else f", the schedule alone explains {formatted(theory, 1)} %"
     note = "Numbers: microbatches" + (", and the stage." if several else ".") + " Gaps: the rank waits, or sends."
     return row.run.label, f"Pipeline of {row.run.label}{bubble}.", figure, note

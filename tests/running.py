@@ -21,7 +21,7 @@ def job(name: str, overrides: Sequence[str], **files: str) -> Job:
     return Job(name, configured(overrides), **files)
 
 
-def world(
+def run_jobs(
     folder: Path,
     jobs: Sequence[Job],
     *,
@@ -39,7 +39,7 @@ def world(
     return results
 
 
-def prove(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str, dict[str, Any]]:
+def run_rows(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str, dict[str, Any]]:
     """Run rows of one size after the references that they need, on the CPU or, over this backend, on a GPU. Returns
     results by row name. A reference is made once: all tables and sizes of a run of the tests find it in one folder."""
     runtime = [TIMEOUT_S, *(["runtime.device=cuda", f"runtime.backend={cuda_backend}"] if cuda_backend else [])]
@@ -52,11 +52,11 @@ def prove(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str
         for key, overrides in references.items()
         if not files[key].exists()
     ]
-    made = world(folder / "one", saves, size=1) if saves else {}
+    made = run_jobs(folder / "one", saves, size=1) if saves else {}
     if errors := [result["error"] for result in made.values() if "error" in result]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
     jobs = [
         job(row.name, [*row.overrides, *runtime], reference=str(files[" ".join([*row.reference, *runtime])]))
         for row in rows
     ]
-    return world(folder / "rows", jobs, size=rows[0].size)
+    return run_jobs(folder / "rows", jobs, size=rows[0].size)
