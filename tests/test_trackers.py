@@ -95,7 +95,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(capsys):
     sink.write(2, {"train/loss": 1.0})
     sink.close()
     assert sink.calls == 1
-    assert capsys.readouterr().err == "broken failed and is left out from here on: no route to host\n"
+    assert capsys.readouterr().err == "broken failed and is not used any more: no route to host\n"
 
 
 def test_one_that_cannot_start_or_is_not_installed_or_not_known(monkeypatch):

@@ -136,4 +136,4 @@ def test_what_is_no_file_does_not_hold_a_sweep_up(capsys):
     again = Fake()
     assert main(WORDS, again) == 0
     assert [words[0] for words, _ in again.started] == ["strategy=dp"]
-    assert "no regular file" in capsys.readouterr().err
+    assert "not a regular file" in capsys.readouterr().err

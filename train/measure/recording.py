@@ -144,8 +144,7 @@ def uncollected() -> Iterator[None]:
 
 
 def read(events: list[dict[str, Any]], device_type: str, mesh: DeviceMesh | None) -> Recording:
-    """Read the events of a Chrome trace whose step is the region `lab:step`. `mesh` names the groups of NCCL's kernels.
-    """
+    """Read the events of a Chrome trace whose step is the region `lab:step`. `mesh` names the groups of NCCL."""
     (step,) = (event for event in events if event["name"] == PREFIX + "step" and event["cat"] == "user_annotation")
     start, end = step["ts"], step["ts"] + step["dur"]
     inside = [event for event in events if start <= event["ts"] <= end]
