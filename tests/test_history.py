@@ -134,7 +134,7 @@ def test_a_comparison_ends_with_the_reports_sentences(tmp_path):
     (group,) = groups_of(Search([tmp_path]).runs)
     last = compare(tmp_path).splitlines()[-1]
     assert last == " ".join([*words.summary(group), words.losses(group)])
-    assert last.startswith("dp is fastest: ") and "The loss curves lie on one another" in last
+    assert last.startswith("dp is fastest: ") and "The loss curves are the same" in last
     make_run(tmp_path, "tp", work_hash="bbbbbbbb", work={"train.seed": 5})
     first, second = compare(tmp_path).splitlines()[-2:]
     assert first.startswith("Same work: tiny") and ": dp is fastest" in first

@@ -100,9 +100,9 @@ def test_folders_that_are_no_runs(runs, tmp_path):
     search = Search([runs])
     assert [run.path.name for run in search.runs] == ["good-dp", "good-tp"]
     said = "\n".join(search.notes)
-    assert f"{runs}/away: skipped: a link out of {runs}, name it to compare it" in said
+    assert f"{runs}/away: skipped: a link that leads out of {runs}: name it to compare it" in said
     assert "point 4 is left out" in said and "point 5 is left out" in said
-    assert "sweep-y: the sweep is not known: points.json is not a regular file" in said
+    assert "sweep-y: the sweep cannot be read: points.json is not a regular file" in said
     assert [line for line in search.points_without_run() if not line.isprintable()] == []
     assert [run.strategy for run in Search([runs / "away"]).runs] == ["pp"], "one that is named may be a link"
 
