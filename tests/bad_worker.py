@@ -1,4 +1,4 @@
-"""A world whose ranks go wrong, as BAD_WORKER says: for the tests of what `scripts/verify.py` answers."""
+"""A rank that fails in the way that BAD_WORKER names, for the tests of how `scripts/verify.py` reports it."""
 
 import os
 import time

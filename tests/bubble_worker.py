@@ -1,4 +1,4 @@
-"""Each rank of a world of sleepers: records a step of each job. The job's name says what is planted."""
+"""A rank of a world whose layers sleep: it records a step of each job. The name of the job says what is planted."""
 
 import re
 import time
@@ -13,7 +13,7 @@ from train.proof import jobs
 
 
 def slow_waits(seconds: float, calls: list[float]):
-    """A slow link: what is waited for comes later."""
+    """Imitate a slow link: every wait takes `seconds` longer."""
     wait = funcol.wait_tensor
 
     def later(tensor):

@@ -1,11 +1,12 @@
-"""Run one step of each config as one rank of a world that does not exist; print the failures as JSON.
+"""Run one step of each config as one rank of a world without other ranks; print the failures as JSON.
 
-argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}, and "count": true to hold what the
-third step sends against its closed form. The fake process group takes every collective and sends nothing, so losses
-mean nothing: only that nothing raises, and that every collective is called with the shapes that it was given, as on
-NCCL. A process of its own, as a world that hangs must be ended from outside.
-Where the code reads an answer, the ranks that are not there are played: a sum is this rank's part, a pipeline's
-neighbour agrees, and every rank sends this one's experts as many tokens as this one sends its.
+argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}. With "count": true, the traffic of the
+third step is compared with its closed form. The fake process group accepts every collective and sends nothing, so the
+losses have no meaning. What is tested: nothing raises, and every collective gets tensors of the right shapes, as NCCL
+requires. It is a separate process, because a world that hangs must be ended from outside.
+
+Where the code reads a result, the missing ranks are imitated: a sum is this rank's part, the neighbour in a pipeline
+agrees, and every rank sends as many tokens to this rank's experts as this rank sends to its experts.
 """
 
 import json
@@ -67,7 +68,8 @@ def compare(step, batch, mesh, plan: Plan, rank: int) -> None:
 
 
 def answered(x, group, exchange=collectives.exchange):
-    """Numbers of rows are this rank's own, as if every rank had sent it as many; tensors are what came, nothing."""
+    """Numbers of rows are returned as given, as if every rank had sent as many to this one. Other tensors are exchanged
+    by the fake group, which sends nothing."""
     other = exchange(x, group)
     return other if x.is_floating_point() else x
 

@@ -1,4 +1,4 @@
-"""Run folders that are broken or made to do harm: what is done to a good one, what becomes of it, what is said."""
+"""Run folders that are broken or malicious: how a good folder is changed, how it is treated, and the message."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def write(name, content):
 
 
 def values(name, **new):
-    """The JSON file with these values instead."""
+    """Replace values in the JSON file."""
 
     def act(run):
         (run / name).write_text(json.dumps(json.loads((run / name).read_text()) | new))
@@ -60,7 +60,7 @@ def sparse(name, size):
 
 
 def lines(**new):
-    """Every line of metrics.jsonl with these values instead, as they are written."""
+    """Replace values in every line of metrics.jsonl. They are written literally."""
 
     def act(run):
         found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

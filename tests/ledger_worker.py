@@ -1,4 +1,5 @@
-"""Each rank of a test world counts the third step of each job (`train/measure/ledger.py`), beside what it should be."""
+"""Each rank of a test world counts the traffic of the third step of each job (`train/measure/ledger.py`), and adds the
+expected traffic."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +18,7 @@ from train.strategies.traffic import expected_traffic, unknown_traffic
 
 
 def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
-    """Written by every rank, as ranks differ: under `job.name` and the rank."""
+    """Every rank writes its result, because ranks differ, under `job.name` and its rank."""
     config = job.config
     plan, rank = Plan(config, site.world.world_size), site.world.rank
     mesh = site.mesh(config)

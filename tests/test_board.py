@@ -1,4 +1,4 @@
-"""What TensorBoard is told: the same columns for every strategy, charts that find the tags, nothing lost in a kill."""
+"""What TensorBoard gets: the same columns for every strategy, charts of existing tags, all values of a killed run."""
 
 import os
 import random
@@ -31,7 +31,7 @@ SHOWN_AS = {
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
-    """Drawing is tested by itself."""
+    """Switches off the drawing of pictures, which has its own tests."""
     monkeypatch.setattr("train.record.sinks.find_spec", lambda name: None)
 
 
@@ -185,7 +185,7 @@ def test_results_are_the_medians_of_the_steps_so_far(warmup_steps):
 
 
 def test_a_long_run_that_changes_its_speed_keeps_its_median():
-    """Of all steps but the last hundredth, which is not looked at yet."""
+    """The medians of all steps, except the last 1 %, which may not be included yet."""
     standing, draw = board.ResultsSoFar(0), random.Random(1)
     times = [draw.uniform(90, 110) for _ in range(1000)] + [draw.uniform(190, 210) for _ in range(600)]
     for ms in times:

@@ -1,4 +1,4 @@
-"""The measured bubble is the schedule's, on real processes whose layers sleep; what is planted shows where it is."""
+"""With real processes whose layers sleep, the measured bubble is that of the schedule, and planted delays are found."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""PowerSGD: it starts when it is told to, compresses, and its error feedback makes up for what it left out."""
+"""PowerSGD starts at the given step, compresses, and its error feedback compensates for what it left out."""
 
 import pytest
 
@@ -10,7 +10,7 @@ RANK = 2
 
 
 def test_what_a_hook_loses_is_bounded_as_stated():
-    """The rows of the table, and the comparison's loss gate, hold a hook to this."""
+    """The bound of a hook, which the rows of the table and the comparison of runs use."""
     bounds = {"fp16": 2e-3, "bf16": 2e-2, "powersgd": None}
     for hook, bound in bounds.items():
         lossy = configured(["strategy=dp", f"strategy.comm_hook={hook}"]).strategy.lossy()

@@ -1,4 +1,4 @@
-"""scripts/compare.py on run directories written here, so that every figure in them is known."""
+"""scripts/compare.py on run directories that the tests write, so that all figures are known."""
 
 import json
 import math

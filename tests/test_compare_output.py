@@ -1,4 +1,4 @@
-"""What scripts/compare.py prints and writes: formats, order, its report, and one line where it cannot."""
+"""What scripts/compare.py prints and writes: formats, order, its report, and one line if it fails."""
 
 import csv
 import io

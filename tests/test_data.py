@@ -1,4 +1,4 @@
-"""Batches are pure functions of (seed, step), ranks' rows tile them, and files are read as they are."""
+"""Batches are pure functions of (seed, step), the rows of the ranks partition them, and files are read unchanged."""
 
 import errno
 import hashlib
@@ -111,7 +111,7 @@ def test_text_folder_and_tokens_file(tmp_path):
 
 
 def test_bigram_model_is_a_real_baseline():
-    """A text whose next byte follows from the last costs a bigram nothing; random bytes cost it log 256."""
+    """The bigram loss is 0 if each byte determines the next one, and log 256 for random bytes."""
     docs = corpus()
     assert 2.0 < docs.bigram_loss(64) < 2.6
     docs.training = docs.validation = InMemory(np.tile(np.frombuffer(b"abcd", np.uint8), 50_000))

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines equal one device, leave the terminal readable, hold what ZeRO says, and are not needed."""
+"""DeepSpeed's engines equal one device, print little, have the state that ZeRO describes, and are optional."""
 
 import importlib.util
 import subprocess
@@ -22,7 +22,7 @@ needs_deepspeed = pytest.mark.skipif(not INSTALLED, reason='pip install "strateg
 
 @pytest.fixture(scope="module")
 def table(request, tmp_path_factory):
-    """Results of the selected rows of a size: one world a size, apart from the other strategies' worlds."""
+    """Results of the selected rows of a size, in one world for each size, apart from other strategies."""
     done = {}
     selected = {item.callspec.params["row"] for item in request.session.items if item.module is request.module
                 and "row" in getattr(getattr(item, "callspec", None), "params", {})}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Energy and money: the arithmetic, who reads which counter, and that nothing is made up without sensor or price."""
+"""Energy and cost: the arithmetic, which rank reads which counter, and no values without a sensor or a price."""
 
 import json
 import math
@@ -58,7 +58,7 @@ class NVMLError(Exception):
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """Two boards, as NVML counts them, and torch that sees those which CUDA_VISIBLE_DEVICES names, in its order."""
+    """Imitates NVML with two boards, and torch, which sees the boards in CUDA_VISIBLE_DEVICES in that order."""
     module: Any = ModuleType("pynvml")
     module.counters = dict(BOARDS)
     module.NVMLError = NVMLError

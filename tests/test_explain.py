@@ -1,4 +1,4 @@
-"""`launch.explain` says what a run would be. That its figures are those of a run is shown in tests/test_ledger.py."""
+"""`launch.explain` describes a run before it starts. tests/test_ledger.py compares its figures with those of a run."""
 
 import os
 import subprocess

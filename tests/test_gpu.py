@@ -1,6 +1,6 @@
-"""The same table on one GPU: under nccl at world size 1, and with two gloo ranks that share the device.
+"""The equivalence table on one GPU: with NCCL at world size 1, and with two gloo ranks that share the device.
 
-gloo's send and receive do not move CUDA tensors, so pipelines of two ranks are left out there.
+Send and receive of gloo do not support CUDA tensors, so there are no pipelines with two ranks.
 """
 
 import pytest

@@ -1,4 +1,4 @@
-"""What a run keeps of its steps, what a sweep says meanwhile, and what a comparison says at the end."""
+"""What a run keeps of its steps, what a sweep shows while it runs, and what a comparison shows at the end."""
 
 import json
 import random
@@ -62,7 +62,7 @@ def test_a_long_run_is_kept_in_bounded_memory_and_its_statistics_are_right():
 
 
 def test_what_counts_is_the_same_for_all_who_read_a_run(tmp_path):
-    """The summary, TensorBoard, compare and the benchmarks: with steps of warm-up and recorded ones among them."""
+    """Summary, TensorBoard, compare and the benchmarks give the same results, also with warm-up and recorded steps."""
     run = make_run(tmp_path / "runs", "tp", steps=14)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     live, standing = Results(5), board.ResultsSoFar(5)

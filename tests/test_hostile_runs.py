@@ -1,4 +1,4 @@
-"""Run folders of somebody else (hostile_folders.py): each costs itself and a line, and the others are compared."""
+"""Untrusted run folders (hostile_folders.py): a bad one is left out with one line, and the others are compared."""
 
 import json
 import os
@@ -147,7 +147,7 @@ def test_the_bound_of_a_lossy_option_follows_from_the_config(keys, good, runs):
 
 
 def test_a_value_from_the_environment_is_known_by_the_hash_that_the_run_wrote(tmp_path):
-    """A digest stands for it in work.json, so that nobody reads it there; the hash is of the value."""
+    """work.json has a digest instead of the value, so that nobody can read it there. The hash is that of the value."""
     for strategy, rate in (("dp", 0.001), ("tp", "sha256:0123456789ab")):
         run = make_run(tmp_path, strategy, work={"optim": {"name": "adamw", "lr": rate}})
         if strategy == "tp":
@@ -167,7 +167,7 @@ def test_steps_without_a_valid_token_are_not_compared(tmp_path):
 
 
 def test_one_wrong_run_does_not_become_the_reference(tmp_path):
-    """It is the first in the folder, and the others agree with one another."""
+    """The wrong run is the first in the folder, and the others agree."""
     for strategy, off in (("cp", 0.5), ("dp", 0.0), ("tp", 1e-7)):
         make_run(tmp_path, strategy, off=off)
     (group,) = groups_of(Search([tmp_path]).runs)

@@ -40,7 +40,7 @@ def test_a_mixture_is_the_gated_sum_of_its_experts(overrides):
 
 
 def explicit_aux_loss(router, x):
-    """Straight from the definition, sequence by sequence."""
+    """Computed directly from the definition, for each sequence."""
     total = 0.0
     for x_TD in x:
         scores = (x_TD @ router.weight.T).sigmoid()

@@ -1,4 +1,4 @@
-"""The memory that a plan needs: what each strategy holds and puts together, and what is said where it cannot fit."""
+"""The memory that a plan needs: state and gathered tensors of each strategy, and the message if it is too much."""
 
 import math
 from types import SimpleNamespace
@@ -39,7 +39,7 @@ def test_what_fsdp_puts_together_within_a_step():
 
 
 def test_deepspeed_holds_by_zeros_arithmetic():
-    """docs/deepspeed.md, whose bytes tests/test_deepspeed.py compares with a run's."""
+    """The bytes of docs/deepspeed.md, which tests/test_deepspeed.py compares with those of a run."""
     total = 4 * num_parameters(plan_of("strategy=dp").config.model)[0]
     for stage, shards in ((1, (1, 1, 4)), (2, (1, 4, 4)), (3, (4, 4, 4))):
         one = needs(plan_of(f"strategy=ds_zero{stage} nproc=4"), 0)
@@ -92,7 +92,7 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
 
 @pytest.mark.parametrize(("devices", "fits"), [(2, True), (1, False)])
 def test_the_memory_of_the_devices_that_there_are(devices, fits, monkeypatch):
-    """Two ranks on two devices, or sharing one over gloo; 8 GiB each, of which llama_1b's ranks need 6.6."""
+    """Two ranks on two devices, or on one device with gloo. Each device has 8 GiB, and a rank of llama_1b needs 6.6."""
     device = SimpleNamespace(type="cuda")
     properties = SimpleNamespace(total_memory=8 * GiB)
     module = SimpleNamespace(get_device_properties=lambda _: properties, get_device_name=lambda _: "a card")

@@ -1,4 +1,4 @@
-"""A step in which nothing is to be predicted has no loss, and no number that JSON does not have is written."""
+"""A step without a token to predict has no loss, and only numbers that JSON supports are written."""
 
 import dataclasses
 import json
@@ -75,7 +75,7 @@ def test_a_step_without_a_valid_token_says_so_everywhere(tmp_path, capsys):
 
 def test_runs_are_compared_where_there_is_a_loss():
     def run(*losses):
-        """`empty`: a step without a valid token; None: a loss that is no number."""
+        """`empty`: a step without a valid token. None: a loss that is not a finite number."""
         steps = [{"step": i, "train/loss": None if loss == "empty" else loss} for i, loss in enumerate(losses)]
         for step, loss in zip(steps, losses, strict=True):
             step |= {"train/valid_tokens": 0.0} if loss == "empty" else {}

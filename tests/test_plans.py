@@ -1,5 +1,5 @@
-"""What is said of a plan before it runs: the bubble of its own microbatches, ranks that are alike, rules that are
-mended together."""
+"""What is known about a plan before it runs: the bubble for its microbatches, groups of equal ranks, and problems
+that are fixed together."""
 
 import itertools
 import math
@@ -65,7 +65,7 @@ def test_schedules_that_are_too_long_are_not_replayed():
 
 
 def test_the_split_of_layers_is_the_best_of_all():
-    """By trying every number of layers of the last stage and adding up its cost, stage by stage."""
+    """Tries every number of layers of the last stage, and adds up the cost stage by stage."""
     model = replace(plan_of("strategy=pp nproc=2").config.model)
     for layers, stages, vocabulary in itertools.product((5, 8, 13, 40), (2, 3, 4, 5), (256, 10_000, 200_000)):
         model.num_layers, model.vocab_size = layers, vocabulary
@@ -109,7 +109,7 @@ UNEVEN = (
 
 @pytest.mark.parametrize("line", UNEVEN)
 def test_ranks_of_a_group_hold_and_send_the_same(line):
-    """Each rank of its own account, against the first of its group."""
+    """Computes the values of each rank, and compares them with those of the first rank of its group."""
     plan = plan_of(f"{line} train.micro_batch_size=1 train.global_batch_size=84")
     assert unknown_traffic(plan) is None
     seen = []

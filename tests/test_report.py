@@ -1,4 +1,4 @@
-"""report.html: what its head says, that it needs no other file, and that what means nothing is not in it."""
+"""report.html: the facts at its top, that it is self-contained, and that it leaves out what has no meaning."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a recorded step shows: intervals, parts that do not overlap, collectives, memory by kind; then a real one."""
+"""What a recorded step shows: intervals, parts without overlap, collectives, memory by kind. Then a real recording."""
 
 import itertools
 import json

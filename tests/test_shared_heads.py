@@ -29,7 +29,7 @@ def parse(*words: str) -> Config:
     [(("strategy=tp",), 2, 2), (("strategy=tp",), 8, 1), (("strategy=tp", ONE), 4, 1), (("strategy=tp_pp", TWO), 8, 1)],
 )
 def test_a_rank_holds_whole_kv_heads(words, size, heads):
-    """`heads` of them, each 16 rows of 128."""
+    """`heads` heads, each with 16 rows of 128 elements."""
     plan = Plan(parse(*words), size)
     assert validate(plan.config, size) == []
     for rank in range(size):
@@ -77,7 +77,7 @@ def test_ranks_that_share_a_head_stay_equal(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_autotp_equals_one_device(tmp_path):
-    """DeepSpeed would cut a head in two; the lab has it leave wk and wv whole."""
+    """DeepSpeed would split a head, so the lab makes it keep wk and wv unsharded."""
     full = "train.activation_checkpointing=full"
     rows = [
         row(2, "strategy=ds_autotp", options=(F32, ONE)),
@@ -91,7 +91,7 @@ def test_autotp_equals_one_device(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_products_send_and_hold_what_is_said():
-    """One rank of each, on a process group that sends nothing (tests/fake_worker.py)."""
+    """Tests one rank of each config on a fake process group (tests/fake_worker.py)."""
     configs: list[tuple[Any, ...]] = [
         (8, "strategy=3d", ONE, "precision=bf16"),
         (8, "strategy=fsdp_tp", "strategy.dp_replicate=2", ONE, F32),

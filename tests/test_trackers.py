@@ -1,4 +1,4 @@
-"""Trackers: one that is named gets the values, the hyperparameters and the summary; one that fails ends no training."""
+"""Trackers: a named tracker gets values, hyperparameters and summary; one that fails does not stop the training."""
 
 import importlib.util
 import sqlite3

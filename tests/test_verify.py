@@ -1,4 +1,4 @@
-"""`scripts/verify.py`: what it prints, its exit code, and that nothing keeps it waiting."""
+"""`scripts/verify.py`: what it prints, its exit code, and that it never waits for long."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What each rank of a test world runs: `train/proof/jobs.py` or the check that a job names, with its planted bug."""
+"""A rank of a test world: it runs `train/proof/jobs.py` or the check that a job names, with its planted bug."""
 
 import warnings
 from contextlib import nullcontext
