@@ -33,7 +33,7 @@ def row(point: Point, status: str, seconds: float, folder: Path) -> dict[str, An
         result["why"] = why(log)
     for run in (folder / "runs").glob("*/metrics.jsonl"):
         try:
-            result |= figures(run.parent)
+            result |= run_figures(run.parent)
         except Unreadable as error:
             result["why"] = f"{clean(run.parent.name)}: {error}"
     return result
@@ -59,7 +59,7 @@ def why(log: str) -> str:
     return next(iter([*named, *lines[-1:]]), "")[:300]
 
 
-def figures(folder: Path) -> dict[str, Any]:
+def run_figures(folder: Path) -> dict[str, Any]:
     """The figures of a run, also of a stopped one: medians of speeds over the measured steps, the largest values of
     memory after warm-up, and the last value of other tags. None of these without a measured step."""
     records, _ = read_records(folder / "metrics.jsonl")

@@ -2,7 +2,7 @@
 
     python -m tests.clock          phases of each world, and the longest rows and tests of the last `pytest --clock`
 
-The budget is in tests/budget.yaml. `pytest --durations` cannot divide the time of a world: it counts all its rows for the
+The budget is in tests/budget.yaml. `pytest --durations` cannot divide the time of a world: it counts all rows for the
 first test that needs one.
 """
 

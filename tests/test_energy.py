@@ -160,12 +160,12 @@ def test_energy_is_a_mean_after_warm_up_without_evaluations(nvml):
 
 
 def test_auto_takes_the_file_and_what_the_user_gives(nvml):
-    found = hardware.known(parse("hardware.price_usd_per_hour=2.5", "+hardware.peak_tflops.bf16=800"), GPU)
+    found = hardware.hardware_of(parse("hardware.price_usd_per_hour=2.5", "+hardware.peak_tflops.bf16=800"), GPU)
     assert (found.name, found.price_usd_per_hour, found.memory_gb_per_s) == ("h100_sxm", 2.5, 3350.0)
     assert found.peak_tflops == {"bf16": 800.0, "float32": 67.0}
-    assert hardware.known(parse("hardware.price_usd_per_hour=0.1"), CPU).price_usd_per_hour == 0.1
+    assert hardware.hardware_of(parse("hardware.price_usd_per_hour=0.1"), CPU).price_usd_per_hour == 0.1
     assert hardware.peak_tflops(parse(), CPU) is None
-    assert hardware.known(parse("hardware=a100_sxm"), GPU).name == "a100_sxm"
+    assert hardware.hardware_of(parse("hardware=a100_sxm"), GPU).name == "a100_sxm"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_auto_takes_the_file_and_what_the_user_gives(nvml):
 )  # fmt: skip
 def test_a_device_gets_its_own_figures_or_none(monkeypatch, name, file):
     monkeypatch.setattr(hardware, "device_name", lambda device: name)
-    assert hardware.known(parse(), GPU).name == file
+    assert hardware.hardware_of(parse(), GPU).name == file
 
 
 def test_no_price_comes_with_the_lab():

@@ -71,7 +71,7 @@ def test_what_counts_is_the_same_for_all_who_read_a_run(tmp_path):
         live.add(line)
     times = [100.0 + n for n in range(6, 15) if n != SAMPLED]
     median, speed = statistics.median(times), statistics.median(1e6 / ms for ms in times)
-    figures, row = figures_of(read_run(run)), bench_results.figures(run)
+    figures, row = figures_of(read_run(run)), bench_results.run_figures(run)
     assert live.spread()["perf/step_ms_p50"] == figures["step_ms_p50"] == row["perf/step_ms"] == median
     assert live.median("perf/tokens_per_s") == figures["tokens_per_s"] == row["perf/tokens_per_s"] == speed
     assert (shown["result/step_ms"], shown["result/tokens_per_s"]) == (median, speed)

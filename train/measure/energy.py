@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from train.config.schema import Config
-from train.measure.hardware import device_name, known
+from train.measure.hardware import device_name, hardware_of
 from train.ranks.side_group import SideGroup
 
 MIN_WINDOW_MS = 1000.0  # ten updates of the slowest counter
@@ -120,7 +120,7 @@ class Energy:
         firsts = first_of_each(ids)
         self.num_devices = sum(firsts)
         self.meter = open_meter(device) if firsts[lab.world.rank] else SharedMeter("read by another rank")
-        self.hardware = known(config, device)
+        self.hardware = hardware_of(config, device)
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.warmup_steps = config.metrics.warmup_steps
         self.joules = self.window_ms = 0.0

@@ -20,7 +20,7 @@ def device_name(device: torch.device) -> str:
     return str(torch.get_device_module(device).get_device_name(device))
 
 
-def known(config: Config, device: torch.device) -> HardwareConfig:
+def hardware_of(config: Config, device: torch.device) -> HardwareConfig:
     """The figures of the hardware that the config names or, under `auto`, of the file that matches the device's name.
     Under `auto`, values that the user gives replace those of the file."""
     given = config.hardware
@@ -40,7 +40,7 @@ def known(config: Config, device: torch.device) -> HardwareConfig:
 
 def peak_tflops(config: Config, device: torch.device) -> float | None:
     """The dense peak for the run's precision in TFLOP/s, or None if unknown."""
-    return known(config, device).peak_tflops.get(config.precision.value)
+    return hardware_of(config, device).peak_tflops.get(config.precision.value)
 
 
 def _load(path: Path) -> HardwareConfig:

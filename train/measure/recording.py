@@ -128,13 +128,13 @@ class Recorder:
             keep.parent.mkdir(parents=True, exist_ok=True)
             with gzip.open(keep, "wt", compresslevel=3) as file:
                 file.write(text)
-        with uncollected():
+        with without_garbage_collection():
             events = [event for event in json.loads(text)["traceEvents"] if "ts" in event]
             return read(events, self.device.type, self.mesh)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def without_garbage_collection() -> Iterator[None]:
     """Switches off garbage collection, which would scan a hundred thousand new objects again and again."""
     gc.disable()
     try:

@@ -27,7 +27,7 @@ LEGEND: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 1
                           "columnspacing": 1.0}  # fmt: skip
 
 
-def figures(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> dict[str, Figure]:
+def draw_sample(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> dict[str, Figure]:
     """Pictures by tag. `degrees`: those of every axis of the mesh; without them there is no picture of the mesh."""
     ranks = sample["ranks"]
     drawn = {"timeline": timeline(sample["step"], ranks), "memory": memory(sample["step"], ranks)}

@@ -74,7 +74,7 @@ def exists(path: Path) -> bool:
         return False
 
 
-def inside(path: Path) -> list[Path]:
+def entries(path: Path) -> list[Path]:
     """The entries of the folder. Empty if it is not a folder, or is a link."""
     try:
         return [] if path.is_symlink() else sorted(path.iterdir())

@@ -21,8 +21,8 @@ from train.record.run_files import (
     Record,
     Unreadable,
     clean,
+    entries,
     exists,
-    inside,
     is_count,
     number,
     read_json,
@@ -123,7 +123,7 @@ def read_folder(path: Path) -> Folder:
         folder.records, folder.notes = read_records(path / "metrics.jsonl")
     else:
         folder.records = read_events(path)
-    samples = {int(match[1]): file for file in inside(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
+    samples = {int(match[1]): file for file in entries(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
     for step in sorted(samples, reverse=True):
         try:
             folder.sample = read_sample(samples[step])

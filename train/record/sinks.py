@@ -112,10 +112,10 @@ class TensorBoard(Sink):
     def _draw(self, step: int, record: dict[str, Any]) -> None:
         if find_spec("matplotlib") is None:  # the extra `plot`
             return
-        from train.record.pictures import figures
+        from train.record.pictures import draw_sample
 
         images = []
-        for tag, figure in figures(record, self.degrees).items():
+        for tag, figure in draw_sample(record, self.degrees).items():
             figure.savefig(png := BytesIO(), format="png")
             width, height = figure.canvas.get_width_height()
             image = self.proto.Image(width=width, height=height, encoded_image_string=png.getvalue())

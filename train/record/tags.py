@@ -16,7 +16,7 @@ from train.record.run_files import (
     Record,
     Unreadable,
     clean,
-    inside,
+    entries,
     is_count,
     number,
     opened,
@@ -44,7 +44,7 @@ def logged_as(tag: str) -> str:
 
 def read_events(path: Path) -> list[Record]:
     """The records from TensorBoard's event files, whose values are float32. Empty if there is no such file."""
-    files = [file for file in inside(path) if EVENTS in file.name]
+    files = [file for file in entries(path) if EVENTS in file.name]
     if not files:
         return []
     total = 0
