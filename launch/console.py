@@ -10,8 +10,8 @@ import difflib
 import runpy
 import sys
 
-from train.command.exits import reported_once
-from train.command.streams import lasting
+from train.command.process.exits import reported_once
+from train.command.process.streams import lasting
 from train.config.problems import BadInput, Problem
 from train.config.world import World
 

@@ -1,10 +1,10 @@
 """Say what a run would be, and start nothing: python -m launch.explain strategy=tp_pp nproc=4
 
 Prints the mesh, what each rank holds beside the memory that there is, a pipeline's schedule, what each rank sends per
-optimiser step, and every problem. Takes every override that train/main.py takes, and nproc=N processes (1). With
-several values, as strategy=dp,fsdp or nproc=4,8 (Hydra's grammar, as launch.sweep takes it), a line for each.
-hardware=NAME says on which device, or else the memory is this machine's. Exit code 2, or 3, if there is a problem:
-then only what can still be said.
+optimiser step, and every problem. Takes every override that train/main.py takes, and the options that --help shows.
+With several values, as strategy=dp,fsdp or nproc=4,8 (Hydra's grammar, as in launch.sweep), it prints a line for each.
+hardware=NAME says on which device, or else the memory is this machine's. The exit code is 2 or 3 if there is a problem;
+then only what can still be said is printed.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from launch.describe.memory import Ranks, Room, gib, machine, named_device, shor
 from launch.describe.schedule import picture, step_bubble
 from launch.local import check_folder, check_text
 from launch.sweeping.grid import Point, expand
-from train.command import cli
-from train.command.exits import reported_once
-from train.command.streams import lasting
+from train.command import cli, options
+from train.command.process.exits import reported_once
+from train.command.process.streams import lasting
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem, said
 from train.config.rules import batch
@@ -37,9 +37,11 @@ OF_THE_MACHINE = {"memory", "extra", "metrics_dir"}
 
 def main() -> None:
     with reported_once(World.single()):
-        parser = cli.parser("python -m launch.explain [nproc=N]", __doc__ or "")
+        parser = cli.parser(options.EXPLAIN, __doc__ or "")
         args = parser.parse_intermixed_args(sys.argv[1:])
         points = expand(args.overrides)
+        if args.help:
+            cli.show_help(parser, [point.overrides for point in points])
         flags = [*(["--cfg", args.cfg] if args.cfg else []), *(["--multirun"] if args.multirun else [])]
         plans = [Plan(cli.parse(parser, [*point.overrides, *flags])[0], point.nproc) for point in points]
         found = [problems(plan.config, plan.world_size) for plan in plans]

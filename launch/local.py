@@ -1,15 +1,13 @@
-"""Check a run, print its torchrun line and become it: python -m launch.local nproc=4 strategy=tp
+"""Check a run, print its torchrun command and start it: python -m launch.local nproc=4 strategy=tp
 
-Takes every override that train/main.py takes, and: nproc=N processes (1), port=P for torchrun's store (a free one),
-force=true to start what does not fit in memory. Nothing is started, and no folder made, if the command line, the data
-or the machine cannot do what is asked: exit code 2 or 3, one message.
+Takes every override that train/main.py takes, and the options that --help shows. If the command line, the data or the
+machine cannot do what is asked, then nothing is started and no folder is made: the exit code is 2 or 3.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import shlex
 import socket
 import sys
@@ -17,71 +15,33 @@ from pathlib import Path
 
 from launch.describe.memory import check_memory
 from launch.start.environment import become_torchrun, local_environment, torchrun_line
-from train.command import cli
-from train.command.exits import reported_once
-from train.command.streams import lasting
+from train.command import cli, options
+from train.command.process.exits import reported_once
+from train.command.process.streams import lasting
 from train.command.validate import completed
-from train.config.fields import MAX_RANKS, MAX_SEQUENCES
 from train.config.plan import Plan
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, unusable
-from train.config.rules.ranges import shortened
 from train.config.schema import Config
 from train.config.world import World
 from train.data.corpus import load_corpus
-
-LARGEST = {"nproc": MAX_RANKS, "port": 65_535}
 
 
 def main() -> None:
     with reported_once(World.single()):
         argv = sys.argv[1:]
-        nproc, port = take(argv, "nproc", 1), take(argv, "port", None)
-        force = choice(argv, "force", ["false", "true"]) == "true"
-        parser = cli.parser("python -m launch.local [nproc=N] [port=P] [force=true]", __doc__ or "")
-        config, _, args = cli.parse(parser, argv)
-        cli.check(config, nproc or 1)
-        check_text(config, nproc or 1)
-        check_machine(config, nproc or 1, port)
+        nproc, port, force = options.NPROC.take(argv), options.PORT.take(argv), options.FORCE.take(argv)
+        config, _, args = cli.parse(cli.parser(options.LOCAL, __doc__ or ""), argv)
+        cli.check(config, nproc)
+        check_text(config, nproc)
+        check_machine(config, nproc, port)
         if not force:
-            check_memory(config, nproc or 1)
+            check_memory(config, nproc)
         make_folder(config.metrics.dir)
-    line = torchrun_line(args.overrides, nproc or 1, port)
-    env, notes = local_environment(nproc or 1, os.environ)
+    line = torchrun_line(args.overrides, nproc, port)
+    env, notes = local_environment(nproc, os.environ)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)
     become_torchrun(line, env)
-
-
-def take(argv: list[str], name: str, default: int | None) -> int | None:
-    """Remove `name=N` from argv and return N. Raises BadInput if it is no positive whole number, or too large a one."""
-    given = [arg for arg in argv if arg.startswith(f"{name}=")]
-    for arg in given:
-        argv.remove(arg)
-    if not given:
-        return default
-    return whole_number(given[-1])
-
-
-def whole_number(word: str) -> int:
-    """N of `name=N`. Raises BadInput if it is no positive whole number, or too large a one."""
-    name, _, value = word.partition("=")
-    most = LARGEST.get(name, MAX_SEQUENCES)
-    if not re.fullmatch(r"[1-9][0-9]*", value) or len(value) > len(str(most)) or int(value) > most:
-        fix = f"use {name}= and a positive whole number, {most:,} at the most"
-        raise BadInput(Problem(name, f"{name}={shortened(value)} is no {name}", fix))
-    return int(value)
-
-
-def choice(argv: list[str], name: str, known: list[str]) -> str:
-    """Remove `name=value` from argv and return the value; the first known one is the default."""
-    given = [arg for arg in argv if arg.startswith(f"{name}=")]
-    for arg in given:
-        argv.remove(arg)
-    value = given[-1].partition("=")[2] if given else known[0]
-    if value not in known:
-        message = f"{name}={shortened(value)} is not known"
-        raise BadInput(Problem(name, message, f"use {name}={' or '.join(known)}"))
-    return value
 
 
 def check_text(config: Config, nproc: int) -> None:

@@ -1,18 +1,11 @@
 """Run every combination, one after another, and compare: python -m launch.sweep strategy=dp,fsdp,tp nproc=4
 
-Takes every override that train/main.py takes, with several values as Hydra's grammar has them (a,b or range(1,5)), and:
-  nproc=2,4        processes (1)
-  batch=MODE       global: the global batch is fixed (the default); micro: train.micro_batch_size is fixed, the global
-                   batch scaled so that each data rank does as many microbatches as in the first point; best: the
-                   largest micro batch per point that runs, found by short runs
-  max_micro_batch_size=N   bound of the search (64 on a CPU, the memory on a GPU)
-  skip_invalid=true        run the points that can be run
-  force=true               run what does not fit in memory too
-  fresh=true               forget what an earlier start of the same line came to; without it, that is continued
+Takes every override that train/main.py takes, with several values as Hydra's grammar has them (a,b or range(1,5)), and
+the options that --help shows.
 
-All points are checked before the first is started. A point that fails does not end the sweep. What each came to, and
-its log: <metrics.dir>/sweep-<id>/. Exit code 1 if a point failed, 2 or 3 if nothing was started or a rank that was
-killed still lives, 130 after ctrl-C.
+All points are checked before the first is started. A point that fails does not end the sweep. The result of each point
+and its log are in <metrics.dir>/sweep-<id>/. The exit code is 1 if a point failed, 2 or 3 if nothing was started or a
+rank that was killed still lives, and 130 after ctrl-C.
 """
 
 from __future__ import annotations
@@ -29,17 +22,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.local import choice, take
 from launch.start.alive import held, wait_for_ranks
 from launch.start.environment import local_environment
 from launch.start.torchrun import Start, last_words, torchrun
 from launch.sweeping.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
 from launch.sweeping.points import Entry, State
-from train.command import cli
-from train.command.exits import reported_once
+from train.command import cli, options
 from train.command.overrides import with_quotes
+from train.command.process.exits import reported_once
+from train.command.process.streams import lasting
 from train.command.resources import path_of
-from train.command.streams import lasting
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 from train.config.world import World
@@ -99,13 +91,12 @@ def main(argv: list[str], start: Start = torchrun) -> int:
 def read(argv: list[str]) -> Task:
     """Everything that can be known before a process is started. Raises BadInput."""
     argv = list(argv)
-    fairness = choice(argv, "batch", [*SCALED])
-    fresh, skip, force = (
-        choice(argv, name, ["false", "true"]) == "true" for name in ("fresh", "skip_invalid", "force")
-    )
-    bound = take(argv, "max_micro_batch_size", None)
-    parser = cli.parser("python -m launch.sweep", __doc__ or "")
+    fairness, bound = options.BATCH.take(argv), options.MAX_MICRO_BATCH_SIZE.take(argv)
+    fresh, skip, force = (one.take(argv) for one in (options.FRESH, options.SKIP_INVALID, options.FORCE))
+    parser = cli.parser(options.SWEEP, __doc__ or "")
     args = parser.parse_intermixed_args(argv)
+    if args.help:
+        cli.show_help(parser, [point.overrides for point in expand(args.overrides)])
     if args.cfg:
         raise BadInput(Problem("cfg", "--cfg prints one config, a sweep has several", "use launch.local --cfg job"))
     return Task(_points(parser, args.overrides, fairness, force), fairness, bound, skip, fresh)

@@ -12,10 +12,11 @@ tokens for each rank.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import dataclass
 
-from train.command.streams import lasting
+from train.command.process.streams import lasting
 
 COMMON = "precision=bf16 data=python_source train.steps=20 train.eval_every=0 train.eval_batches=1"
 MODELS = {  # (sequences in a microbatch, overrides of the model)
@@ -69,6 +70,7 @@ THEN: list[tuple[int, str, str, str]] = [
     (2, "pp zbv_zero_bubble, eager", PP + "zbv_zero_bubble" + EAGER, "llama_1b"),
     (2, "pp dualpipev, eager", PP + "dualpipev" + EAGER, "llama_1b"),
 ]  # fmt: skip
+RAW = argparse.RawDescriptionHelpFormatter
 SCALED = ("dp", "fsdp", "tp", "pp 1f1b")  # from 1 GPU to N
 
 
@@ -130,8 +132,15 @@ def check(num_gpus: int, more: tuple[str, ...] = ()) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    command, num_gpus, more = argv[0], int(argv[1]), tuple(argv[2:])
-    if command == "list":
+    parser = argparse.ArgumentParser("scripts/bench_points.py", description=__doc__, formatter_class=RAW)
+    parser.add_argument("command", choices=["list", "check"], help="print the points, or check them")
+    parser.add_argument("num_gpus", type=int, metavar="N", help="the number of GPUs")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="override", help="what every point gets after its own overrides"
+    )
+    args = parser.parse_args(argv)
+    num_gpus, more = args.num_gpus, tuple(args.overrides)
+    if args.command == "list":
         for point in points(num_gpus, more):
             print("\t".join([point.label, str(point.nproc), " ".join(point.overrides)]))
         return 0

@@ -6,6 +6,7 @@ python scripts/bench_results.py table FILE     the newest results of each point,
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_points import SCALED, Point
-from train.command.streams import lasting
+from train.command.process.streams import lasting
 from train.measure.results import BY_RANK, LOSS, MEMORY, STATE_KINDS, Results, by_axis, memory_at_peak
 from train.record.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
 from train.record.run_folder import read_config, read_facts, warmup_steps
@@ -132,15 +133,27 @@ def _by_axis(r: dict[str, Any], unit: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    command, *rest = argv
-    if command == "table":
-        print(table(_lines(Path(rest[0]))))
-    else:
-        file, label, nproc, status, seconds, folder, *overrides = rest
-        added = row(Point(label, int(nproc), tuple(overrides)), status, float(seconds), Path(folder))
-        with Path(file).open("a") as out:
-            out.write(json.dumps(added) + "\n")
-        print(f"{label} on {nproc}: {status}, {seconds} s {added.get('why', '')}")
+    args = _parser().parse_args(argv)
+    if args.command == "table":
+        print(table(_lines(args.file)))
+        return
+    added = row(Point(args.label, args.nproc, tuple(args.overrides)), args.status, args.seconds, args.folder)
+    with args.file.open("a") as out:
+        out.write(json.dumps(added) + "\n")
+    print(f"{args.label} on {args.nproc}: {args.status}, {args.seconds:g} s {added.get('why', '')}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("scripts/bench_results.py", description=(__doc__ or "").partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("row", help="add what stands in a point's folder to a file")
+    for name, kind in (("file", Path), ("label", str), ("nproc", int), ("status", str), ("seconds", float)):
+        one.add_argument(name, type=kind)
+    one.add_argument("folder", type=Path)
+    one.add_argument("overrides", nargs="*")
+    every = commands.add_parser("table", help="print the newest result of each point, in Markdown")
+    every.add_argument("file", type=Path)
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ The loops run in turns, step by step, in one process, so that a slowdown of the 
 are medians over neighbouring steps, with a 95 % interval by bootstrap. `lab` is the loop of train/main.py, `silent` is
 the same loop without logging, and `bare` is a loop as one would write it without the lab. Then RECORDED steps are
 recorded by the profiler, like every `metrics.profile_every`-th step; their time includes reading the recording. It
-takes the arguments of train/main.py, and steps=N (default 40).
+takes all overrides of train/main.py, and the options that --help shows.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launch.local import take
-from train.command import cli
-from train.command.exits import reported_once
-from train.command.parent import tie
-from train.command.streams import lasting
+from train.command import cli, options
+from train.command.process.exits import reported_once
+from train.command.process.parent import tie
+from train.command.process.streams import lasting
 from train.config import plain_json
 from train.config.schema import Config, Precision
 from train.config.world import World
@@ -141,9 +140,9 @@ def main() -> None:
         world, argv = World.from_env(), sys.argv[1:]
         tie(world)
     with reported_once(world), tempfile.TemporaryDirectory() as folder:
-        pairs = take(argv, "steps", 40) or 40
+        pairs = options.STEPS.take(argv)
         default = [] if any(arg.startswith("strategy=") for arg in argv) else ["strategy=single"]
-        config, _, _ = cli.parse(cli.parser("scripts/bench_step.py", __doc__ or ""), [*default, *argv], world.rank)
+        config, _, _ = cli.parse(cli.parser(options.BENCH_STEP, __doc__ or ""), [*default, *argv], world.rank)
         cli.check(config, world.world_size)
         corpus, runtime = load_corpus(config), choose_runtime(config.runtime, world)
         size = config.train.global_batch_size

@@ -15,7 +15,7 @@ from typing import NoReturn
 from scripts.comparing import table, words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import Group, groups_of
-from train.command.streams import lasting
+from train.command.process.streams import lasting
 from train.record.run_files import clean, write_whole
 
 

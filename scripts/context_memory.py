@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from train.command import cli
-from train.command.exits import reported_once
-from train.command.streams import lasting
+from train.command.process.exits import reported_once
+from train.command.process.streams import lasting
 from train.command.validate import validate
 from train.config.schema import Config
 from train.config.world import World

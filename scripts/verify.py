@@ -1,7 +1,7 @@
 """Verify that a strategy computes the same as one device: python scripts/verify.py strategy=fsdp_tp nproc=4
 
-It takes all overrides of train/main.py, and also nproc=N (the number of processes, default 1) and force=true (start
-even if the memory does not suffice). strategy=dp,fsdp,tp verifies several strategies in one world.
+It takes all overrides of train/main.py, and the options that --help shows. strategy=dp,fsdp,tp verifies several
+strategies in one world.
 
 Each strategy is compared with strategy=single under the same other overrides, on the same kind of device: the loss,
 every gradient, the global norm, every weight after an SGD step, and the loss over AdamW steps. The exit code is 1 if
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from launch.describe.memory import check_memory
-from launch.local import check_machine, check_text, choice, take
+from launch.local import check_machine, check_text
 from launch.start.environment import loopback
 from launch.start.forked import run_world
-from train.command import cli
-from train.command.exits import reported_once
-from train.command.streams import lasting
+from train.command import cli, options
+from train.command.process.exits import reported_once
+from train.command.process.streams import lasting
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 from train.config.schema import Config, RuntimeConfig
@@ -65,13 +65,17 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
 def read(argv: list[str]) -> Task:
     """Read the command line, and check all that can be checked before a process is started. Raises BadInput."""
     argv = list(argv)
-    nproc, force = take(argv, "nproc", 1) or 1, choice(argv, "force", ["false", "true"]) == "true"
-    parser = cli.parser("scripts/verify.py [nproc=N]", __doc__ or "")
+    nproc, force = options.NPROC.take(argv), options.FORCE.take(argv)
+    parser = cli.parser(options.VERIFY, __doc__ or "")
     given = [arg for arg in argv if arg.startswith("strategy=")]
     others = [arg for arg in argv if arg not in given]
+    names = given[-1].partition("=")[2].split(",") if given else []
+    lines = [[f"strategy={name}", *others] for name in names] or [others]
+    if parser.parse_intermixed_args(argv).help:
+        cli.show_help(parser, lines)
     parsed = {}
-    for word in [f"strategy={name}" for name in given[-1].partition("=")[2].split(",")] if given else [None]:
-        config, _, args = cli.parse(parser, [*([word] if word else []), *others])
+    for line in lines:
+        config, _, args = cli.parse(parser, line)
         parsed[config.strategy.name] = config
     for config in parsed.values():
         cli.check(config, nproc)

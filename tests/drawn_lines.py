@@ -29,7 +29,7 @@ SECONDS, BYTES = 5, 500 * 2**20
 WAITING = 60  # seconds
 SEED = 13
 SAID = "said.json"
-GROUPS = {group: presets.options(group) for group in presets.groups()}
+GROUPS = {group: presets.names(group) for group in presets.groups()}
 NPROC = {"single": "1", "3d": "8", "4d": "16", "moe_3d": "8"}  # of the presets that do not run on 4
 # a schedule that torch must be loaded for takes two seconds: those are drawn in tests/test_rules.py
 NOT_DRAWN = {"data.path", "strategy.schedule"}

@@ -70,7 +70,7 @@ def test_the_proofs_keep_every_rule():
                 assert validate(config, n) == [], (name, n)
                 names.append(name)
         if n == 8:  # all but one device, and what needs 16
-            assert sorted([*names, "single", "4d"]) == presets.options("strategy")
+            assert sorted([*names, "single", "4d"]) == presets.names("strategy")
 
 
 def test_a_row_of_a_run_that_was_stopped(tmp_path):

@@ -22,7 +22,7 @@ THOUSANDS = "model=llama_70b nproc=16384 precision=bf16 hardware=h100_sxm train.
 # command line -> (exit code, what is said)
 EXTREMES = {
     "strategy.tp=1000000000 nproc=4": (2, "strategy.tp=1000000000 is out of range"),
-    "nproc=10000000000000000000000": (2, "is no nproc: use nproc= and a positive whole number, 32,768 at the most"),
+    "nproc=10000000000000000000000": (2, "is not valid: nproc must be a positive integer, at most 32,768: use nproc=4"),
     "model.num_layers=10000000": (2, "model.num_layers=10000000 is out of range"),
     "train.global_batch_size=1000000000 train.micro_batch_size=1": (2, "train.global_batch_size=1000000000 is out of"),
     "train.eval_batches=1000000000": (2, "train.eval_batches=1000000000 is out of range"),
@@ -32,7 +32,7 @@ EXTREMES = {
     "model.vocab_size=9223372036854775808": (2, "model.vocab_size=9223372036854775808 is out of range"),
     "model.dim=1000000000": (2, "model.dim=1000000000 is out of range"),
     f"train.steps=1{'0' * 400}": (2, "train.steps=a number of 401 digits is out of range"),
-    f"train.steps=1{'0' * 5000}": (2, "is no override"),
+    f"train.steps=1{'0' * 5000}": (2, "is not a valid override"),
     "train.seed=18446744073709551616": (2, "train.seed=18446744073709551616 is out of range"),
     "optim.lr=1e308": (2, "optim.lr=1e+308 is out of range"),
     "strategy=dp strategy.bucket_mb=1e308": (2, "strategy.bucket_mb=1e+308 is out of range"),

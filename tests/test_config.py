@@ -14,7 +14,7 @@ from train.config.strategy import MESH_AXES, resolve_degrees
 from train.ranks.optim import lr_at
 from train.strategies.pipeline.placement import layers_of_stages, layers_per_stage
 
-STRATEGIES = presets.options("strategy")
+STRATEGIES = presets.names("strategy")
 WORLD = {"single": 1, "3d": 8, "4d": 16, "moe_3d": 8}
 MODEL = {"ep": "moe_tiny", "moe_3d": "moe_tiny"}
 
@@ -35,7 +35,7 @@ def test_strategy_preset(name):
 
 @pytest.mark.parametrize("group", ["model", "data", "optim", "hardware"])
 def test_every_preset_composes(group):
-    for name in presets.options(group):
+    for name in presets.names(group):
         assert parse(f"{group}={name}")
 
 

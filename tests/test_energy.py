@@ -179,7 +179,7 @@ def test_a_device_gets_its_own_figures_or_none(monkeypatch, name, file):
 
 
 def test_no_price_comes_with_the_lab():
-    for name in presets.options("hardware"):
+    for name in presets.names("hardware"):
         config = parse(f"hardware={name}").hardware
         assert (config.price_usd_per_hour, config.grid_gco2_per_kwh) == (None, None)
 

@@ -11,7 +11,7 @@ from scripts.comparing import configs
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of, unequal
 from tests.synthetic_runs import MODEL, WORK, make_run
-from train.command import cli
+from train.command import cli, presets
 from train.command.validate import validate
 from train.config.plan import Plan
 from train.config.problems import BadInput
@@ -101,7 +101,7 @@ def test_a_key_that_is_read_or_that_nobody_chose_is_not_refused(line):
 
 @pytest.mark.parametrize("group", ["model", "data", "optim", "hardware"])
 def test_every_preset_is_valid(group):
-    for name in cli.options(group):
+    for name in presets.names(group):
         assert validate(parse(f"{group}={name}"), 1) == [], name
 
 

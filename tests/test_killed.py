@@ -13,7 +13,7 @@ import pytest
 
 from launch.start.alive import RANKS, StillAlive, wait_for_ranks
 from launch.sweeping.points import Entry
-from train.command.parent import hold
+from train.command.process.parent import hold
 from train.config.world import LOCK
 
 REPO = Path(__file__).resolve().parent.parent
@@ -116,7 +116,7 @@ def test_ranks_end_with_a_killed_launcher(bare, number, started, tmp_path):
 
 MIDDLE = """
 import os, subprocess, sys, time
-child = "import os, sys, time; from train.command.parent import die_with; die_with(int(sys.argv[1]))"
+child = "import os, sys, time; from train.command.process.parent import die_with; die_with(int(sys.argv[1]))"
 subprocess.Popen([sys.executable, "-c", child + "; print(1, flush=True); time.sleep(60)", str(os.getpid())])
 time.sleep(60)
 """
@@ -135,7 +135,9 @@ def test_the_kernel_ends_a_child_with_its_parent():
 
 @pytest.mark.timeout(60)
 def test_a_child_whose_parent_has_ended_already_does_not_start():
-    code = "from train.command.parent import die_with; die_with(1 + __import__('os').getppid()); print('trains')"
+    code = (
+        "from train.command.process.parent import die_with; die_with(1 + __import__('os').getppid()); print('trains')"
+    )
     run = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True, timeout=50)
     assert (run.returncode, run.stdout) == (3, "")
     assert "has ended" in run.stderr and "Traceback" not in run.stderr
@@ -144,7 +146,7 @@ def test_a_child_whose_parent_has_ended_already_does_not_start():
 @pytest.mark.timeout(60)
 def test_what_still_lives_is_named_and_nothing_is_measured_beside_it(tmp_path):
     lock = str((tmp_path / RANKS).resolve())
-    code = "import sys, time; from train.command.parent import hold; hold(sys.argv[1])"
+    code = "import sys, time; from train.command.process.parent import hold; hold(sys.argv[1])"
     code += "; print(1, flush=True); time.sleep(60)"
     rank = subprocess.Popen([sys.executable, "-c", code, lock], env=ENV | {LOCK: lock}, stdout=subprocess.PIPE)
     assert rank.stdout is not None

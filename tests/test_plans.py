@@ -84,7 +84,7 @@ def test_the_split_of_layers_is_the_best_of_all():
         assert cost(layers_per_stage(model, 128, stages)) == min(map(cost, splits))
 
 
-@pytest.mark.parametrize("model", presets.options("model"))
+@pytest.mark.parametrize("model", presets.names("model"))
 def test_parameters_are_counted(model):
     plan = plan_of(f"strategy=single model={model}")
     total, active = num_parameters(plan.config.model)

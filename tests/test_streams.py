@@ -34,7 +34,7 @@ def test_a_pipe_closed_early_ends_no_tool_in_a_traceback(line, tmp_path):
 
 STREAM = """
 import sys
-from train.command.streams import lasting
+from train.command.process.streams import lasting
 lasting()
 for _ in range(3): print("x" * 100_000, "caf\\u00e9")
 print("still here", file=sys.stderr)

@@ -129,8 +129,11 @@ def test_what_has_a_meaning_keeps_it(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("data.path=a,b", "several values, but this is one run: use one value, or python -m launch.sweep; put quotes"),
-        ("train.steps=a=b", "put quotes in quotes"),
+        (
+            "data.path=a,b",
+            "several values, but this is one run: use one value, or python -m launch.sweep; a value with commas",
+        ),
+        ("train.steps=a=b", "two pairs of quotes"),
         ("data.path=a\nb", r"a\\nb has a character that cannot be shown"),
         ("data.path=\x1b[31m", r"\\x1b\[31m has a character"),
         ("data.path=caf\udce9", r"caf\\udce9 has bytes that are not UTF-8"),

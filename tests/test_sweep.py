@@ -83,7 +83,7 @@ def test_every_invalid_point_is_told_and_nothing_started(capsys):
         ("strategy=dp,tp train.stepss=1", 2, "every point\n    train.stepss is not a key"),
         ("strategy=dp,tp runtime.device=teapot", 3, "every point\n    runtime.device=teapot"),
         ("strategy=dp,tp data=text", 2, "every point\n    data=text needs a path"),
-        ("batch=large", 2, "use batch=global or micro or best"),
+        ("batch=large", 2, "batch must be global, micro or best: use batch=micro"),
         ("metrics.dir=a,b", 2, "a sweep has one folder"),
         ("batch=micro train.global_batch_size=8,16", 2, "batch=micro sets it"),
         ("--cfg job", 2, "launch.local --cfg job"),

@@ -10,9 +10,9 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from train.command import cli
-from train.command.exits import reported_once
-from train.command.parent import tie
-from train.command.streams import lasting
+from train.command.process.exits import reported_once
+from train.command.process.parent import tie
+from train.command.process.streams import lasting
 from train.config.schema import Config
 from train.config.world import World, quiet_profiler
 from train.data.corpus import Corpus, load_corpus

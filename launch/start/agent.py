@@ -9,8 +9,8 @@ import os
 import sys
 
 from launch.start.environment import become_torchrun
-from train.command.exits import reported_once
-from train.command.parent import die_with, hold
+from train.command.process.exits import reported_once
+from train.command.process.parent import die_with, hold
 from train.config.world import World
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.start.environment import own_code, threads
-from train.command.parent import die_with
+from train.command.process.parent import die_with
 from train.config.schema import RuntimeConfig
 from train.config.strategy import resolve_degrees
 

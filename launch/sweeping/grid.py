@@ -21,8 +21,8 @@ from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException, OverrideParseException
 
 from launch.describe.memory import check_memory
-from launch.local import check_machine, whole_number
-from train.command import cli
+from launch.local import check_machine
+from train.command import cli, options
 from train.command.as_typed import from_environment
 from train.command.overrides import HOW_TO_QUOTE, quoted
 from train.command.validate import completed
@@ -86,7 +86,7 @@ class InvalidPoints(Reported):
 
 
 def expand(words: Sequence[str]) -> list[Point]:
-    """All combinations, the last word fastest, each once. Raises BadInput for a word that is no override."""
+    """All combinations, the last word fastest, each once. Raises BadInput for a word that is not a valid override."""
     axes: list[list[tuple[str, bool]]] = []  # of each word: its values, and whether a label names them
     for word, override in _parsed(words):
         if override.is_sweep_override():
@@ -97,10 +97,10 @@ def expand(words: Sequence[str]) -> list[Point]:
         raise BadInput(Problem("grid", f"these values make more than {MAX_POINTS:,} points", "use fewer of them"))
     points = []
     for combination in itertools.product(*axes):
-        counts = [word for word, _ in combination if word.startswith("nproc=")]
-        overrides = tuple(word for word, _ in combination if word not in counts)
+        overrides = [word for word, _ in combination]
+        nproc = options.NPROC.take(overrides)
         shown = [word.removeprefix("strategy=") for word, named in combination if named]
-        points.append(Point(" ".join(shown) or "run", overrides, whole_number(counts[-1] if counts else "nproc=1")))
+        points.append(Point(" ".join(shown) or "run", tuple(overrides), nproc))
     return list(dict.fromkeys(points))
 
 
@@ -191,7 +191,7 @@ def _parsed(words: Sequence[str]) -> list[tuple[str, Override]]:
             found += [(word, override) for override in parser.parse_overrides([quoted(word)])]
         except (OverrideParseException, ValueError) as error:  # the latter of a number of thousands of digits
             fix = f"use key=value, key=a,b or key=range(1,5); {HOW_TO_QUOTE}"
-            raise BadInput(Problem("grammar", f"{shortened(word)} is no override", fix)) from error
+            raise BadInput(Problem("grammar", f"{shortened(word)} is not a valid override", fix)) from error
     return found
 
 

@@ -11,9 +11,9 @@ import dataclasses
 import difflib
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -23,38 +23,31 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from train.command import as_typed
-from train.command.overrides import HOW_TO_QUOTE, keys, quoted
-from train.command.presets import chosen, groups, options, strategies
+from train.command.help import page
+from train.command.help.hints import NO_DASHES, unknown_key
+from train.command.overrides import HOW_TO_QUOTE, quoted
+from train.command.presets import chosen, groups, names
 from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Composed, Config
 
+MAX_COMPOSED = 16  # of the command lines that a sweep's --help stands for
+
 
 class _Parser(argparse.ArgumentParser):
-    def format_help(self) -> str:
-        """With the groups and the keys, which are composed only where somebody reads them."""
-        listed = "\n".join(f"  {group:<10}{', '.join(options(group))}" for group in groups())
-        keys = OmegaConf.to_yaml(_compose([]), resolve=False)
-        self.epilog = f"Groups (group=option):\n{listed}\n\nKeys and their defaults (key=value):\n\n{keys}"
-        return super().format_help()
-
     def error(self, message: str) -> Any:
-        raise BadInput(Problem("command_line", message, "see --help"))
+        raise BadInput(Problem("command_line", message, NO_DASHES if "unrecognized" in message else "see --help"))
 
 
-def parser(prog: str, first_line: str) -> argparse.ArgumentParser:
-    """The options that every entry point takes beside its overrides."""
-    result = _Parser(
-        prog=prog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=first_line,
-        allow_abbrev=False,
-    )
-    result.add_argument("overrides", nargs="*", metavar="override", help="group=option, or key=value, with dots")
-    result.add_argument("--cfg", choices=["job"], help="print the composed config and stop")
-    result.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+def parser(tool: str, description: str) -> argparse.ArgumentParser:
+    """The flags that every entry point takes beside its overrides; its own options are in options.py, by `tool`."""
+    result = _Parser(prog=tool, description=description, allow_abbrev=False, add_help=False)
+    result.add_argument("overrides", nargs="*")
+    result.add_argument("--cfg", choices=["job"])
+    result.add_argument("-h", "--help", action="store_true")
+    result.add_argument("-m", "--multirun", action="store_true")
     return result
 
 
@@ -62,8 +55,6 @@ def parse(
     parser: argparse.ArgumentParser, argv: list[str], rank: int = 0
 ) -> tuple[Config, DictConfig, argparse.Namespace]:
     """Compose and type-check. Raises BadInput; exits 0 after --help or --cfg, which rank 0 alone answers."""
-    if rank > 0 and {"-h", "--help"} & set(argv):
-        raise SystemExit(0)
     args = parser.parse_intermixed_args(argv)
     if args.multirun:
         raise BadInput(
@@ -73,19 +64,39 @@ def parse(
                 "start one torchrun a run, as python -m launch.sweep does",
             )
         )
-    tree = _compose(args.overrides)
-    config = _to_config(tree, args.overrides)
+    tree = _compose(args.overrides, parser.prog)
+    config = _to_config(tree, args.overrides, parser.prog)
     _check_names(tree)
-    if args.cfg:
+    if args.help or args.cfg:
         if rank == 0:
-            print(as_typed.yaml(tree), end="")
+            print(_help(parser, args.overrides, tree) if args.help else as_typed.yaml(tree).rstrip("\n"))
         raise SystemExit(0)
     return config, tree, args
 
 
+def show_help(parser: argparse.ArgumentParser, lines: Iterable[Sequence[str]]) -> NoReturn:
+    """Answer --help where a command line stands for several: for the first of them, if those with further words can be
+    composed too."""
+    composed: list[tuple[list[str], DictConfig]] = []
+    seen: set[str] = set()
+    for line in lines:
+        words = parser.parse_intermixed_args([*line]).overrides
+        if not composed or (not seen.issuperset(words) and len(composed) < MAX_COMPOSED):
+            composed.append((words, parse(parser, words)[1]))
+            seen.update(words)
+    print(_help(parser, *composed[0]))
+    raise SystemExit(0)
+
+
+def _help(parser: argparse.ArgumentParser, overrides: list[str], tree: DictConfig) -> str:
+    chosen = [word for word in overrides if word.partition("=")[0] in groups()]
+    defaults = tree if chosen == overrides else _compose(chosen, parser.prog)
+    return page.text(parser.prog, parser.description or "", overrides, tree, defaults)
+
+
 def configured(overrides: Sequence[str]) -> Config:
     """The config that these overrides compose, where no entry point's own options are read. Raises BadInput."""
-    return _to_config(_compose(list(overrides)), overrides)
+    return _to_config(_compose(list(overrides), ""), overrides, "")
 
 
 def _check_names(tree: DictConfig) -> None:
@@ -114,7 +125,8 @@ def problems(config: Config, world_size: int) -> list[Problem]:
     return found
 
 
-def _compose(overrides: list[str]) -> DictConfig:
+def _compose(overrides: list[str], tool: str) -> DictConfig:
+    """`tool`: what hints name as the tool that was started."""
     overrides = [quoted(override) for override in overrides]
     _store_schemas()
     for override in overrides:
@@ -124,7 +136,7 @@ def _compose(overrides: list[str]) -> DictConfig:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return compose("config", overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(_explain(error)) from error
+        raise BadInput(_explain(error, tool)) from error
     except Exception as error:  # Hydra lets some bad overrides through to its own assertions
         raise BadInput(
             Problem("override", f"{' '.join(overrides)} cannot be composed ({error})", "see --help")
@@ -145,18 +157,20 @@ def _check_group(override: str) -> None:
     group = name.lstrip("+~")
     if group not in groups():
         return
-    if name.startswith("~") or not equals or value not in options(group):
-        near = difflib.get_close_matches(value, options(group), n=1)
+    if name.startswith("~") or not equals or value not in names(group):
+        near = difflib.get_close_matches(value, names(group), n=1)
         meant = f"use {group}={near[0]}, or another of" if near else "use"
         raise BadInput(
-            Problem("unknown_option", f"{override} names no preset", f"{meant} {group}={'|'.join(options(group))}")
+            Problem("unknown_option", f"{override} names no preset", f"{meant} {group}={'|'.join(names(group))}")
         )
 
 
-def _explain(error: Exception) -> Problem:
+def _explain(error: Exception, tool: str) -> Problem:
     """One line out of Hydra's or OmegaConf's exception chain, innermost cause first."""
     if isinstance(error, OverrideParseException):
-        return Problem("grammar", f"{error.override} is no override", f"use group=option or key=value; {HOW_TO_QUOTE}")
+        return Problem(
+            "grammar", f"{error.override} is not a valid override", f"use group=preset or key=value; {HOW_TO_QUOTE}"
+        )
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
@@ -166,7 +180,7 @@ def _explain(error: Exception) -> Problem:
         fix = f"use one value, or python -m launch.sweep; {HOW_TO_QUOTE}"
         return Problem("several_values", f"{found[1]} gives several values, but this is one run", fix)
     if found := re.search(r"Key '([^']+)' (?:is )?not in", text):
-        return _unknown_key(str(key or found[1]))
+        return unknown_key(str(key or found[1]), tool)
     if found := re.search(r"Environment variable '(.+)' not found", text):
         fix = f"set it, or give a default: ${{oc.env:{found[1]},default}}"
         return Problem("environment", f"the environment has no {found[1]}", fix, exit_code=EXIT_ENVIRONMENT)
@@ -175,40 +189,20 @@ def _explain(error: Exception) -> Problem:
     return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their defaults")
 
 
-def _unknown_key(key: str) -> Problem:
-    """With the key that was meant, if one is near: by its last word, in the same group first."""
-    group, _, word = key.rpartition(".")
-    known: dict[str, set[str]] = {}  # by their last words
-    for (place, _), schema in SCHEMAS.items():
-        for name, _ in keys(schema, place or ""):
-            known.setdefault(name.rpartition(".")[2], set()).add(name)
-    found = sorted(name for near in difflib.get_close_matches(word, known, n=1, cutoff=0.7) for name in known[near])
-    if key in found:
-        name = key.rpartition(".")[2]
-        takers = [
-            preset for preset, strategy in strategies().items() if group == "strategy" and hasattr(strategy, name)
-        ]
-        fix = f"leave it out, or use a strategy that has it: {', '.join(takers)}" if takers else "leave it out"
-        return Problem("unknown_key", f"{key} is not a key of this {group}", fix)
-    near = [name for name in found if name.rpartition(".")[0] == group] or found
-    fix = f"did you mean {' or '.join(near)}? See --help for all keys" if near else "see --help for the keys"
-    return Problem("unknown_key", f"{key} is not a key of the config", fix)
-
-
-def _to_config(tree: DictConfig, overrides: Sequence[str]) -> Config:
+def _to_config(tree: DictConfig, overrides: Sequence[str], tool: str) -> Config:
     for path, schema, node in _nodes("", Config, tree):
         fields, keys = {field.name for field in dataclasses.fields(schema)}, set(map(str, node))
         for name in sorted(keys ^ fields):
             key = f"{path}.{name}".lstrip(".")
             if name in fields:
                 raise BadInput(Problem("missing_key", f"{key} was taken out of the config", "leave it in"))
-            raise BadInput(_unknown_key(key))
+            raise BadInput(unknown_key(key, tool))
     try:
         for key in sorted(OmegaConf.missing_keys(tree)):
             raise BadInput(Problem("missing_value", f"{key} has no value", f"use {key}=…"))
         config = OmegaConf.to_object(tree)
     except OmegaConfBaseException as error:
-        raise BadInput(_explain(error)) from error
+        raise BadInput(_explain(error, tool)) from error
     assert isinstance(config, Config)
     return Composed(**vars(config), preset=chosen(overrides))
 

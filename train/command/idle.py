@@ -13,6 +13,7 @@ from typing import Any
 from train.command.presets import strategies
 from train.config.plan import Plan
 from train.config.rule import Finding
+from train.config.schema import Config, ModelConfig
 from train.config.strategy import Strategy
 from train.config.technique import Technique
 from train.strategies.techniques import TECHNIQUES
@@ -29,9 +30,8 @@ def idle_options(plan: Plan) -> dict[str, Finding]:
             continue
         key = f"strategy.{option.name}"
         message = f"{key}={shown(value)} has no effect: strategy={strategy.name} does not use {technique.name} here"
-        takers = [name for name, other in strategies().items() if takes(other, technique, option.name, plan)]
-        if takers:
-            message += f" ({', '.join(takers[:MAX_NAMED])}{', …' if len(takers) > MAX_NAMED else ''} do)"
+        if users := listed(option.name):
+            message += f" ({users} do)"
         found[f"idle {key}"] = Finding(message, (f"{key}={shown(default_of(option))}",))
     return found
 
@@ -47,10 +47,17 @@ def options(strategy: Strategy) -> Iterator[tuple[Technique, dataclasses.Field[A
                     yield technique, own[field.name]
 
 
-def takes(other: Strategy, technique: Technique, option: str, plan: Plan) -> bool:
-    """Whether the technique that owns the option would be used by another preset."""
-    there = Plan(dataclasses.replace(plan.config, strategy=other), plan.world_size)
-    return hasattr(other, option) and technique.applies(there)
+def takers(option: str) -> list[str]:
+    """The presets that use the technique which the option belongs to."""
+    owners = [one for one in TECHNIQUES if option in {field.name for field in dataclasses.fields(one.keys)}]
+    plans = {name: Plan(Config(strategy=strategy, model=ModelConfig()), 1) for name, strategy in strategies().items()}
+    return [name for name, plan in plans.items() if any(one.applies(plan) for one in owners)]
+
+
+def listed(option: str) -> str:
+    """`takers`, as a message has them."""
+    names = takers(option)
+    return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
 
 
 def default_of(option: dataclasses.Field[Any]) -> Any:

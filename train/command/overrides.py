@@ -23,7 +23,7 @@ from train.config.problems import BadInput, Problem
 
 PATHS = ("data.path", "metrics.dir")
 GRAMMAR = re.compile(r"^\w+\s*\(|['\"\[{]")  # choice(a,b), 'a,b', [a,b]: commas within one value or function
-HOW_TO_QUOTE = "put quotes in quotes round a value with commas or brackets: \"key='a,b'\""
+HOW_TO_QUOTE = "a value with commas or brackets needs two pairs of quotes: \"key='a,b'\""
 
 
 def quoted(word: str) -> str:

@@ -16,7 +16,7 @@ from train.config.strategy import Strategy
 ROOT = "config"
 
 
-def options(group: str) -> list[str]:
+def names(group: str) -> list[str]:
     """The presets of a config group."""
     return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
 
@@ -29,7 +29,7 @@ def groups() -> list[str]:
 def strategies() -> dict[str, Strategy]:
     """Every preset of a strategy, by name. Not to be changed: the answer is kept."""
     found: dict[str, Strategy] = {}
-    for name in options("strategy"):
+    for name in names("strategy"):
         values = dict(_file(CONFIG_DIR / "strategy" / f"{name}.yaml"))
         (schema,) = values.pop("defaults")
         found[name] = SCHEMAS["strategy", schema](**values)

@@ -1,4 +1,4 @@
-"""Fields of the config that have a range. Torch is not imported.
+"""The fields of the config's dataclasses: each has its sentence, and numbers have a range. Torch is not imported.
 
 Every integer has an upper bound, so that no check enumerates for minutes what nobody can run. The bounds are wide: they
 leave room for worlds of twice 16,384 devices and for models many times larger than 405 B parameters.
@@ -6,6 +6,7 @@ leave room for worlds of twice 16,384 devices and for models many times larger t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
@@ -26,11 +27,16 @@ LARGE = 1e30  # of a number that a float32 must hold, products with others too
 IGNORE_INDEX = -100  # of a target that carries no loss; torch's cross_entropy has the same default
 
 
-def key(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that is a key of the config. `help`: in one sentence what it does, for `--help` and docs."""
-    metadata = {"help": help, "choices": choices}
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata=metadata)
+def key(default: Any, help: str, *, choices: Iterable[str] = ()) -> Any:
+    """A dataclass field that is a key of the config.
+
+    `default`: its value, or a type (`list`, `dict`, a group) that makes a new one for each config. `help`: in one
+    sentence what the key does, with its unit, for `--help` and docs/configuration.md. `choices`: the values that a text
+    may have, where a rule or the machine checks them; the values of an enum are known without.
+    """
+    metadata = {"help": help, "choices": tuple(choices)}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
@@ -46,7 +52,7 @@ def number(
 ) -> Any:
     """A key that is a number with a range, checked by `validate`; NaN and infinities are outside every range.
 
-    `example`: a value to propose where the field has no default.
+    `help`: as of `key`. `example`: a value to propose where the field has no default.
     """
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
     return field(default=default, metadata={"help": help, "bounds": bounds, "example": example})

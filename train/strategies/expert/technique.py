@@ -12,8 +12,7 @@ from train.strategies.expert.traffic import traffic
 
 def applies(plan: Plan) -> bool:
     """To every mixture, whose auxiliary loss is a mean over all ranks, and where `ep` is named."""
-    strategy = plan.config.strategy
-    return isinstance(strategy, ExpertKeys) and (plan.config.model.num_experts > 0 or strategy.ep is not None)
+    return plan.config.model.num_experts > 0 or plan.config.strategy.expert_degree() is not None
 
 
 def apply(target: Target) -> None:

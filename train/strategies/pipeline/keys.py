@@ -28,7 +28,7 @@ class PipelineKeys(Strategy):
         "Stages that each rank holds; null means 1 for gpipe and 1f1b, and 2 for others.",
         le=MAX_LAYERS,
     )
-    layers_per_stage: list[int] = key([], "The layers of each stage, as [3,3,2]; empty means balanced by FLOPs.")
+    layers_per_stage: list[int] = key(list, "The layers of each stage, as [3,3,2]; empty means balanced by FLOPs.")
 
     def facts(self) -> ScheduleFacts:
         """Of the schedule; an unknown one, which a rule refuses, passes for the simplest."""

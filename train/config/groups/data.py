@@ -1,0 +1,50 @@
+"""The keys under `data`: the text that is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+from train.config.fields import key, number
+
+
+class DataSource(Enum):
+    python_docs = "python_docs"
+    python_source = "python_source"
+    text = "text"
+    jsonl = "jsonl"
+    tokens = "tokens"
+    synthetic = "synthetic"
+
+
+class TokenType(Enum):
+    """Of the ids in a token file that has no header; little-endian."""
+
+    auto = "auto"  # told by the file's bytes, or refused
+    uint8 = "uint8"
+    uint16 = "uint16"
+    uint32 = "uint32"
+    int32 = "int32"
+    int64 = "int64"
+
+
+@dataclass
+class DataConfig:
+    source: DataSource = key(MISSING, "The kind of data; data=NAME sets it.")
+    path: str | None = key(
+        None, "The file, or for data=text and data=jsonl the folder of files, to train on; ~ is the home folder."
+    )
+    dtype: TokenType = key(
+        TokenType.auto,
+        "The type of the ids in a token file without a header (data=tokens); auto tells it from the file's bytes.",
+    )
+    glob: str | None = key(
+        None, "Which files of the folder are read (data=text and data=jsonl), as *.txt or docs/**/*.md."
+    )
+    field: str | None = key(None, "The field of each line that holds the text (data=jsonl).")
+    validation_fraction: float = number(
+        0.1, "The share of the tokens, at the end of the data, that is held out for validation.", gt=0, lt=1
+    )
+    ignore_token: int | None = key(None, "Targets that equal this token id carry no loss.")

@@ -1,0 +1,56 @@
+"""The keys under `runtime` and `metrics`: where a run computes, and what it writes down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from train.config.fields import MAX_STEPS, MAX_TIMEOUT_S, key, number
+
+
+class Tracker(Enum):
+    """Experiment trackers; each is a package of that name, and an extra."""
+
+    mlflow = "mlflow"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
+@dataclass
+class RuntimeConfig:
+    device: str = key(
+        "auto",
+        "The type of device, as cpu or cuda; auto takes the accelerator if there is one for each process and it can "
+        "communicate, else the CPU.",
+    )
+    backend: str = key(
+        "auto", "The backend of torch.distributed, as gloo or nccl; auto takes the device's own, else gloo."
+    )
+    timeout_s: float = number(
+        300.0,
+        "A collective that takes longer than this many seconds ends the run with an error.",
+        ge=1,
+        le=MAX_TIMEOUT_S,
+    )
+
+
+@dataclass
+class MetricsConfig:
+    dir: str = key("runs", "The folder in which each run gets a directory of its own; ~ is the home folder.")
+    warmup_steps: int = number(
+        5, "The number of first steps that the medians of the summary leave out.", ge=0, le=MAX_STEPS
+    )
+    tensorboard: bool = key(True, "TensorBoard's event file is written.")
+    profile_every: int = number(
+        500,
+        "Step 10 and then every so many steps are recorded by the profiler; with 0 none is.",
+        ge=0,
+        le=MAX_STEPS,
+    )
+    memory_snapshot: bool = key(
+        False,
+        "A snapshot of each GPU's allocator, with stacks, is written at the end of the run; after an out-of-memory "
+        "error one is written in any case.",
+    )
+    trace: bool = key(False, "The recordings of recorded steps are kept, one file for each rank, for Perfetto.")
+    trackers: list[Tracker] = key(list, "Experiment trackers that get the metrics beside TensorBoard, as [mlflow].")

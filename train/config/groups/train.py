@@ -1,0 +1,70 @@
+"""The keys under `train`, and the two that go with them: the precision and the compiler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from train.config.fields import LARGE, MAX_INT64, MAX_SEQUENCES, MAX_STEPS, MAX_TOKENS, key, number
+
+
+class Precision(Enum):
+    """What is computed in what. Parameters, gradients and optimiser state are float64 under `float64`, else float32;
+    `bf16` casts weights and activations to bfloat16 for compute and keeps reductions in float32."""
+
+    float64 = "float64"
+    float32 = "float32"
+    bf16 = "bf16"
+
+
+class ActivationCheckpointing(Enum):
+    none = "none"
+    full = "full"
+    selective = "selective"
+
+
+class OnNonfinite(Enum):
+    stop = "stop"
+    ignore = "ignore"
+
+
+class CompileMode(Enum):
+    default = "default"
+    reduce_overhead = "reduce-overhead"
+
+
+@dataclass
+class TrainConfig:
+    steps: int = number(100, "The number of optimiser steps.", ge=1, le=MAX_STEPS)
+    seed: int = number(1234, "The seed of the initial weights, the order of the data and dropout.", ge=0, le=MAX_INT64)
+    seq_len: int = number(128, "The length of each sequence in tokens.", ge=1, le=MAX_TOKENS)
+    global_batch_size: int = number(
+        8, "The number of sequences per optimiser step, over all ranks together.", ge=1, le=MAX_SEQUENCES
+    )
+    micro_batch_size: int = number(
+        1, "The number of sequences of a data rank per forward pass.", ge=1, le=MAX_SEQUENCES
+    )
+    eval_every: int = number(
+        50, "The validation loss is computed every so many steps; with 0 only after the last.", ge=0, le=MAX_STEPS
+    )
+    eval_batches: int = number(
+        8, "The number of global batches of held-out data in each validation.", ge=1, le=MAX_SEQUENCES
+    )
+    clip_norm: float = number(
+        1.0, "Gradients are scaled down to this global norm; with 0 the norm is logged only.", ge=0, le=LARGE
+    )
+    deterministic: bool = key(False, "PyTorch uses only deterministic algorithms, which can be slower.")
+    activation_checkpointing: ActivationCheckpointing = key(
+        ActivationCheckpointing.none,
+        "What a layer keeps for its backward: everything (none), its input (full), or also the outputs of matrix "
+        "products and attention (selective); the rest is recomputed.",
+    )
+    on_nonfinite: OnNonfinite = key(
+        OnNonfinite.stop, "What happens when the loss or the gradient norm is not finite: the run stops or goes on."
+    )
+
+
+@dataclass
+class CompileConfig:
+    enabled: bool = key(False, "Each transformer block and the loss are compiled by torch.compile.")
+    mode: CompileMode = key(CompileMode.default, "The mode of torch.compile.")
