@@ -136,7 +136,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("command", choices=["list", "check"], help="print the points, or check them")
     parser.add_argument("num_gpus", type=int, metavar="N", help="the number of GPUs")
     parser.add_argument(
-        "overrides", nargs="*", metavar="override", help="what every point gets after its own overrides"
+        "overrides", nargs="*", metavar="override", help="added to every point, after its own overrides"
     )
     args = parser.parse_args(argv)
     num_gpus, more = args.num_gpus, tuple(args.overrides)

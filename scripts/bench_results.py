@@ -146,12 +146,12 @@ def main(argv: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("scripts/bench_results.py", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("row", help="add what stands in a point's folder to a file")
+    one = commands.add_parser("row", help="add the results in a point's folder to a file")
     for name, kind in (("file", Path), ("label", str), ("nproc", int), ("status", str), ("seconds", float)):
         one.add_argument(name, type=kind)
     one.add_argument("folder", type=Path)
     one.add_argument("overrides", nargs="*")
-    every = commands.add_parser("table", help="print the newest result of each point, in Markdown")
+    every = commands.add_parser("table", help="print the newest result of each point, as Markdown")
     every.add_argument("file", type=Path)
     return parser
 

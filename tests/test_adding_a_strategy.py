@@ -170,7 +170,7 @@ def test_a_run_sends_what_is_said(copy, words, least):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_products_of_the_axis_send_what_is_said(copy):
-    """One rank of each, on a process group that sends nothing (tests/fake_worker.py)."""
+    """Tests one rank of each product on a fake process group (tests/fake_worker.py)."""
     mixture = ("strategy=ep", "strategy.ep=2", "model=moe_tiny")
     products: dict[int, list[tuple[str, ...]]] = {
         4: [("strategy=fsdp",), ("strategy=cp", "model.tie_embeddings=true"), mixture],
