@@ -27,7 +27,7 @@ from train.config.rules import batch
 from train.config.schema import Config
 from train.config.world import World
 from train.strategies.memory import unknown_needs
-from train.strategies.traffic import unknown
+from train.strategies.traffic import unknown_traffic
 
 MiB = 2**20
 # rules of how the batch is cut, which changes nothing of who holds what
@@ -92,7 +92,7 @@ def explained(plan: Plan, found: list[Problem]) -> list[str]:
     if not {problem.rule for problem in found} - OF_THE_MACHINE:
         if "pp" in plan.axes:
             lines += ["", *picture(plan)]
-        why = unknown(plan)
+        why = unknown_traffic(plan)
         lines += ["", *([f"sent: {why}"] if why else sent(ranks))]
     if found:
         lines += ["", "problems", *(f"  {line}" for line in said(found))]
@@ -125,10 +125,10 @@ def figures(plan: Plan, found: list[Problem], here: Room) -> list[str]:
         return ["-"] * 8
     ranks = Ranks(plan)
     most, fits = ranks.largest[1], ranks.fit(named_device(plan.config) or here)
-    sizes = [most.parameters, most.gradients, most.optimiser, most.held, most.whole]
+    sizes = [most.parameters, most.gradients, most.optimiser, most.state, most.unsharded]
     if {problem.rule for problem in found} - OF_THE_MACHINE:
         return [*map(gib, sizes), "yes" if fits else "no", "-", "-"]
-    sent_mib = "-" if unknown(plan) else f"{total_sent(ranks) / MiB:.3f}"
+    sent_mib = "-" if unknown_traffic(plan) else f"{total_sent(ranks) / MiB:.3f}"
     return [*map(gib, sizes), "yes" if fits else "no", sent_mib, step_bubble(plan)]
 
 

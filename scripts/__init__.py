@@ -1,1 +1,1 @@
-"""Tools that run after training: compare runs, prove a strategy, measure the lab itself."""
+"""Tools that run after training: they compare runs, verify a strategy, and measure the lab itself."""

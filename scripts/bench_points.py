@@ -1,12 +1,13 @@
-"""The points of scripts/bench_strategies.sh, which calls this file: what is run, and whether it may.
+"""The points of scripts/bench_strategies.sh, which calls this file, and the check whether they are valid.
 
     python scripts/bench_points.py list N [override …]     a line for each point on N GPUs: label, processes, overrides
-    python scripts/bench_points.py check N [override …]    every rule of every point, starting nothing; exit code 2
+    python scripts/bench_points.py check N [override …]    check all rules of all points, start nothing; exit code 2
 
-Batches: a rank of the data axes has 2 microbatches of 4 sequences of 4,096 tokens a step, so N GPUs share 8 N sequences
-under every strategy, and a pipeline over all N has 2 N microbatches: as many as the schedules with two stages a rank
-have stages, which is the least that some of them take. `llama_8b` has 1 sequence a microbatch, as `single` and `dp`
-hold whole optimiser states. Context parallelism has one sequence a step, of 8,192 tokens a rank.
+Batches: a rank of the data axes has 2 microbatches of 4 sequences of 4,096 tokens in each step. So N GPUs have 8 N
+sequences under every strategy. A pipeline over all N GPUs has 2 N microbatches. This equals the number of stages of the
+schedules with two stages per rank, and some of them need at least so many. `llama_8b` has 1 sequence in a microbatch,
+because `single` and `dp` have full optimiser states. Context parallelism has one sequence in each step, with 8,192
+tokens for each rank.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from dataclasses import dataclass
 from train.command.process.streams import lasting
 
 COMMON = "precision=bf16 data=python_source train.steps=20 train.eval_every=0 train.eval_batches=1"
-MODELS = {  # sequences a microbatch, and the shape
+MODELS = {  # (sequences in a microbatch, overrides of the model)
     "llama_1b": (4, "model=llama_1b"),
     "moe_1b": (4, "model=moe_1b"),
     "llama_8b": (1, "model=llama_8b model.num_layers=8"),
 }
 SEQ_LEN = 4096
-MICROBATCHES = 2  # of a data rank
-CP_TOKENS = 8192  # of a rank
+MICROBATCHES = 2  # for each data rank
+CP_TOKENS = 8192  # for each rank
 PP = "strategy=pp strategy.schedule="
 EAGER = " compile.enabled=false"
 
@@ -63,7 +64,7 @@ THEN: list[tuple[int, str, str, str]] = [
     (8, "moe_3d", "strategy=moe_3d", "moe_1b"),
     (2, "pp gpipe", PP + "gpipe", "llama_1b"),
     (2, "pp looped_bfs", PP + "looped_bfs", "llama_1b"),
-    # a schedule that splits the backward refuses compiled stages: these have an eager 1f1b beside them
+    # a schedule that splits the backward does not support compiled stages, so these are compared with an eager 1f1b
     (2, "pp 1f1b, eager", PP + "1f1b" + EAGER, "llama_1b"),
     (2, "pp interleaved_zero_bubble, eager", PP + "interleaved_zero_bubble" + EAGER, "llama_1b"),
     (2, "pp zbv_zero_bubble, eager", PP + "zbv_zero_bubble" + EAGER, "llama_1b"),
@@ -81,7 +82,8 @@ class Point:
 
 
 def points(num_gpus: int, more: tuple[str, ...] = ()) -> list[Point]:
-    """The most telling first: every strategy on `llama_1b`, the first eight on `llama_8b`, then from 1 GPU to N."""
+    """The most important points first: every strategy on `llama_1b`, the first eight on `llama_8b`, and then those for
+    the scaling from 1 GPU to N."""
     here = [entry for entry in (*FIRST, *THEN) if entry[0] <= num_gpus]
     made = [_point(label, 1 if least == 1 else num_gpus, words, model, more) for least, label, words, model in here]
     for least, label, words, _ in FIRST[:8]:
@@ -105,7 +107,7 @@ def _point(label: str, nproc: int, words: str, model: str, more: tuple[str, ...]
 
 
 def check(num_gpus: int, more: tuple[str, ...] = ()) -> list[str]:
-    """What is wrong with the points, a line for each problem; needs no GPU."""
+    """The problems of the points, one line for each. Needs no GPU."""
     from train.command import cli
     from train.command.validate import validate
     from train.config.problems import BadInput
@@ -134,7 +136,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("command", choices=["list", "check"], help="print the points, or check them")
     parser.add_argument("num_gpus", type=int, metavar="N", help="the number of GPUs")
     parser.add_argument(
-        "overrides", nargs="*", metavar="override", help="what every point gets after its own overrides"
+        "overrides", nargs="*", metavar="override", help="added to every point, after its own overrides"
     )
     args = parser.parse_args(argv)
     num_gpus, more = args.num_gpus, tuple(args.overrides)

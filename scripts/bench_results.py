@@ -1,7 +1,7 @@
-"""What came of scripts/bench_strategies.sh, which calls this file.
+"""The results of scripts/bench_strategies.sh, which calls this file.
 
-python scripts/bench_results.py row FILE LABEL NPROC STATUS SECONDS DIR override …    add what stands in DIR to FILE
-python scripts/bench_results.py table FILE     the results in Markdown, the newest of each point
+python scripts/bench_results.py row FILE LABEL NPROC STATUS SECONDS DIR override …    add the results in DIR to FILE
+python scripts/bench_results.py table FILE     the newest results of each point, as Markdown
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SPEED = "perf/tokens_per_s_per_device"
 
 
 def row(point: Point, status: str, seconds: float, folder: Path) -> dict[str, Any]:
-    """What stands in a point's folder: `log`, and under `runs` what a run left, if one started."""
+    """The result of a point, from its folder: the file `log` and, if a run started, its directory in `runs`."""
     result: dict[str, Any] = {"label": point.label, "nproc": point.nproc, "status": status, "seconds": seconds}
     result["overrides"] = " ".join(point.overrides)
     with opened(folder / "log") as file:
@@ -34,14 +34,14 @@ def row(point: Point, status: str, seconds: float, folder: Path) -> dict[str, An
         result["why"] = why(log)
     for run in (folder / "runs").glob("*/metrics.jsonl"):
         try:
-            result |= figures(run.parent)
+            result |= run_figures(run.parent)
         except Unreadable as error:
             result["why"] = f"{clean(run.parent.name)}: {error}"
     return result
 
 
 def verdicts(log: str) -> dict[str, str]:
-    """By strategy, what scripts/verify.py found."""
+    """The verdict of scripts/verify.py for each strategy, from its log."""
     found, name = {}, ""
     for line in log.splitlines():
         if heading := re.match(r"(\w+) on \d+ process", line):
@@ -52,7 +52,7 @@ def verdicts(log: str) -> dict[str, str]:
 
 
 def why(log: str) -> str:
-    """The first line that names an error, else the lab's own message, else the last line."""
+    """The first line with an error or, without one, the lab's own message or the last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     named = [
         line for pattern in ("Error: |out of memory", ": use |needs ") for line in lines if re.search(pattern, line)
@@ -60,9 +60,9 @@ def why(log: str) -> str:
     return next(iter([*named, *lines[-1:]]), "")[:300]
 
 
-def figures(folder: Path) -> dict[str, Any]:
-    """Of a run, also of one that was stopped: medians of speeds in the measured steps, the largest of memory after
-    warm-up, else a tag's last value; none of a run without a measured step."""
+def run_figures(folder: Path) -> dict[str, Any]:
+    """The figures of a run, also of a stopped one: medians of speeds over the measured steps, the largest values of
+    memory after warm-up, and the last value of other tags. None of these without a measured step."""
     records, _ = read_records(folder / "metrics.jsonl")
     summary = read_facts(folder / "summary.json")
     results = Results.of((line for line in records if LOSS in line), warmup_steps(summary, read_config(folder)))
@@ -77,13 +77,13 @@ def figures(folder: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a results file, which may end in the middle of a line."""
+    """The objects in a file of results, whose last line may be incomplete."""
     whole, _, _ = path.read_text().rpartition("\n")
     return [json.loads(line) for line in whole.splitlines()]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: every point that was run, and efficiency from 1 GPU up. A cell whose figure is missing says so."""
+    """Markdown tables of every point that was run, and of the scaling from 1 GPU. A missing figure is marked."""
     names = ("point", "GPUs", "tokens/s a GPU", "MFU, %", "peak, GiB", "of it, MiB", "sent a step, MiB",
              "exposed, ms", "bubble, %", "steps")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
@@ -103,8 +103,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def scaling(newest: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
-    """Tokens/s a GPU over those of `single`, each GPU with the same share of the batch, of what was run; lines of
-    Markdown, none without `single`."""
+    """Tokens/s per GPU relative to `single`, where each GPU has the same share of the batch; lines of Markdown. Empty
+    if `single` was not run."""
     speeds = {key: r[SPEED] for key, r in newest.items() if key[0] in SCALED and SPEED in r}
     one = newest.get(("single", 1), {}).get(SPEED)
     if not one or not speeds:
@@ -122,13 +122,13 @@ def _shown(r: dict[str, Any], tag: str, spec: str) -> str:
 
 
 def _memory(r: dict[str, Any]) -> str:
-    """By kind, at the peak where a sampled step measured that, else what is held between steps."""
+    """Memory by kind: at the peak if a step was sampled, else the state between steps."""
     state = {kind: r[tag] for kind in STATE_KINDS if (tag := f"{MEMORY}{kind}_mib") in r}
     return "; ".join(f"{kind} {mib:,.0f}" for kind, mib in (memory_at_peak(r) or state).items())
 
 
 def _by_axis(r: dict[str, Any], unit: str) -> str:
-    """`tp 1,024; pp 64`: comm/<axis>/<op>_<unit>, summed over operations."""
+    """comm/<axis>/<op>_<unit>, summed over the operations of each axis: `tp 1,024; pp 64`."""
     return "; ".join(f"{axis} {value:,.0f}" for axis, value in by_axis(r, unit).items())
 
 
@@ -146,12 +146,12 @@ def main(argv: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("scripts/bench_results.py", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("row", help="add what stands in a point's folder to a file")
+    one = commands.add_parser("row", help="add the results in a point's folder to a file")
     for name, kind in (("file", Path), ("label", str), ("nproc", int), ("status", str), ("seconds", float)):
         one.add_argument(name, type=kind)
     one.add_argument("folder", type=Path)
     one.add_argument("overrides", nargs="*")
-    every = commands.add_parser("table", help="print the newest result of each point, in Markdown")
+    every = commands.add_parser("table", help="print the newest result of each point, as Markdown")
     every.add_argument("file", type=Path)
     return parser
 

@@ -1,13 +1,13 @@
-"""What the lab adds to a bare PyTorch loop over the same model, and what a strategy adds to one process.
+"""Measures how much time the lab adds to a bare PyTorch loop over the same model, and a strategy to one process.
 
-    python scripts/bench_step.py model=tiny                          single against the bare loop
-    torchrun --nproc_per_node=2 scripts/bench_step.py strategy=dp    a strategy's own step time, for a table
+    python scripts/bench_step.py model=tiny                          compare `single` with the bare loop
+    torchrun --nproc_per_node=2 scripts/bench_step.py strategy=dp    the step time of a strategy, for a table
 
-The loops take turns, step by step, in one process, and the ratios are medians over neighbouring steps with a 95 %
-interval by bootstrap: a machine that slows down slows all. `lab` is the loop of train/main.py, `silent` the same
-without a line logged, `bare` the one that one would write. Then RECORDED steps are recorded whole, as every
-`metrics.profile_every`-th is, what that takes beyond a step included. It takes
-every override that train/main.py takes, and the options that --help shows.
+The loops run in turns, step by step, in one process, so that a slowdown of the machine affects all of them. The ratios
+are medians over neighbouring steps, with a 95 % interval by bootstrap. `lab` is the loop of train/main.py, `silent` is
+the same loop without logging, and `bare` is a loop as one would write it without the lab. Then RECORDED steps are
+recorded by the profiler, like every `metrics.profile_every`-th step; their time includes reading the recording. It
+takes all overrides of train/main.py, and the options that --help shows.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from train.measure.sampling import Sampler
 from train.model.transformer import Transformer, dtypes
 from train.model.weights import materialise
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group
-from train.ranks.lab import LabGroup
 from train.ranks.optim import lr_at
+from train.ranks.side_group import SideGroup
 from train.record.run_dir import environment
 from train.record.sinks import JsonLines, TensorBoard
 
 WARM_UP, RECORDED = 5, 5
-# what the speed of a machine is measured on: `tiny` at 1,024 tokens a step, whatever the defaults become
+# the work that measures the speed of a machine: `tiny` with 1,024 tokens per step, independent of the defaults
 YARDSTICK = (
     *("strategy=single", "model=tiny", "precision=float32", "runtime.device=cpu", "train.seq_len=128"),
     *("train.global_batch_size=8", "train.micro_batch_size=2"),
@@ -53,7 +53,7 @@ Loop = Callable[[int], None]
 
 
 def bare_loop(config: Config, device: torch.device, next_batch: Callable[[int], tuple[Tensor, Tensor]]) -> Loop:
-    """What one would write without the lab: the same model, fused AdamW, clipping, accumulation; nothing logged."""
+    """A loop as one would write it without the lab: the same model, fused AdamW, clipping, accumulation, no logging."""
     param = {**dtypes(config.precision), "compute_dtype": dtypes(config.precision)["param_dtype"]}
     model = Transformer(config.model, **param)
     model.rope = model.rope.to(device)
@@ -85,22 +85,22 @@ def bare_loop(config: Config, device: torch.device, next_batch: Callable[[int], 
 def lab_loops(
     config: Config, runtime: Runtime, world: World, next_batch: Callable[[int], tuple[Tensor, Tensor]], folder: Path
 ) -> dict[str, Loop]:
-    """One turn of train/main.py's loop: logged, with nothing logged, and recorded whole."""
-    mesh, lab = build_mesh(config, runtime), LabGroup(world)
+    """One step of the loop of train/main.py: with logging, without logging, and recorded by the profiler."""
+    mesh, lab = build_mesh(config, runtime), SideGroup(world)
     train_step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     sinks = [JsonLines(folder), TensorBoard(folder, {})] if world.rank == 0 else []
     metrics = Metrics(config, lab, runtime.device, train_step, sinks)
 
     def logged(profile_every: int) -> Loop:
         own = dataclasses.replace(config.metrics, profile_every=profile_every)
-        once = dataclasses.replace(config.train, steps=1)  # so that the first step is due
+        once = dataclasses.replace(config.train, steps=1)  # so that the first step is recorded
         sampler = Sampler(dataclasses.replace(config, metrics=own, train=once), mesh, runtime.device, train_step, lab)
 
         def step(index: int) -> None:
             lr = lr_at(index, config.train.steps, config.optim)
             with sampler.watch(index):
                 result = train_step(*next_batch(index), lr=lr)
-            metrics.log(index, result, lr, sampler.take(index))
+            metrics.log(index, result, lr, sampler.collect(index))
 
         return step
 
@@ -111,21 +111,21 @@ def lab_loops(
 
 
 def timed(clock: Clock, step: Loop, index: int) -> float:
-    """One step, alone on the device, in ms."""
+    """The ms of one step, with nothing else on the device."""
     start = clock.mark()
     step(index)
     return clock.elapsed_ms(start, clock.mark())
 
 
 def interval(ratios: list[float]) -> tuple[float, float]:
-    """95 % of the medians of resampled ratios."""
+    """The interval that contains 95 % of the medians of resampled ratios (bootstrap)."""
     draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return float(low), float(high)
 
 
 def bare_step_ms(steps: int = 9) -> float:
-    """The speed of this machine: the median ms of the bare loop's step of YARDSTICK, on one thread of the CPU."""
+    """The speed of this machine: the median ms of one step of the bare loop on YARDSTICK, with one CPU thread."""
     config, cpu = cli.configured(YARDSTICK), torch.device("cpu")
     torch.set_num_threads(1)
     corpus, rows = load_corpus(config), slice(None)
@@ -171,8 +171,8 @@ def main() -> None:
 def report(
     config: Config, runtime: Runtime, world: World, times: dict[str, list[float]], recorded: list[float]
 ) -> None:
-    """One JSON line: a figure travels with what it was measured on. The first recording, which starts the profiler,
-    is not in `recorded`."""
+    """Print one JSON line with the figures and the environment in which they were measured. `recorded` must not contain
+    the first recording, because it starts the profiler."""
     tokens = config.train.global_batch_size * config.train.seq_len
     result = {
         "strategy": config.strategy.name,

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Every strategy on this machine's GPUs, the most telling first: scripts/bench_strategies.sh [override …]
+# Measure every strategy on the GPUs of this machine, the most important first: scripts/bench_strategies.sh [override …]
 #
-#   DRY_RUN=1 …            print every line and check it by every rule, for 2, 4 and 8 GPUs; starts nothing, needs no GPU
-#   NPROC=4 …              so many GPUs (those that are visible)
-#   ONLY=REGEX …           only the points whose label matches
-#   RESULTS=FILE …         where results go, a JSON object a line as each point ends (runs/bench.jsonl); other
-#                          overrides need another file, as a point is known by its label and its number of GPUs
-#   RETRY=1 …              run again what did not end well; what stands in RESULTS is otherwise not run again
-#   LIMIT_S=60 …           the longest that a point may take, its start and compilation included
+#   DRY_RUN=1 …            print every command and check it by all rules, for 2, 4 and 8 GPUs; start nothing, need no GPU
+#   NPROC=4 …              use this number of GPUs (default: all visible ones)
+#   ONLY=REGEX …           run only the points whose label matches
+#   RESULTS=FILE …         the file for results, one JSON object per line for each point (runs/bench.jsonl). Use another
+#                          file for other overrides, because a point is identified by its label and number of GPUs
+#   RETRY=1 …              run failed points again; without it, points that are in RESULTS are not run again
+#   LIMIT_S=60 …           the longest time for a point, including its start and compilation
 #
-# First the proof on `tiny`, then the points of scripts/bench_points.py, which says how batches are chosen. Further
-# overrides go to every point. bf16, compiled but where a label says eager, 20 steps. A stopped point keeps the steps
-# that it made. NCCL's settings (NCCL_NVLS_ENABLE and the like) are left as they are.
+# It first runs the proof on `tiny`, then the points of scripts/bench_points.py, which explains how batches are chosen.
+# The given overrides are added to every point. Points use bf16, 20 steps, and compilation unless the label says eager.
+# A stopped point keeps its finished steps. NCCL's settings (NCCL_NVLS_ENABLE and the like) are not changed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -24,8 +24,8 @@ more=("$@")
 
 points() { "$python" scripts/bench_points.py "$@" ${more[@]+"${more[@]}"}; }
 
-# The proof's lines for $1 GPUs: label, then overrides. One world for the lab's own strategies, one for mixtures, and one
-# for DeepSpeed's, which may be missing.
+# The lines of the proof for $1 GPUs: label, then overrides. There is one world for the lab's own strategies, one for
+# mixtures, and one for DeepSpeed, which may not be installed.
 proofs() {
   local own=dp,zero1,zero2,fsdp,tp,pp,cp moe=ep
   if ((${1} >= 4)); then own+=,hsdp,fsdp_tp,fsdp_cp,cp_tp,tp_pp,fsdp_pp,dp_pp; fi
@@ -50,15 +50,15 @@ dry_run() {
   return "$status"
 }
 
-# Whether $2 ("label": "…", "nproc": N) stands in the results; with RETRY=1, whether it stands there as ok.
+# Whether the point with label $1 on $2 processes is in the results; with RETRY=1, whether it is there as ok.
 done_already() {
   [[ -f $results ]] && grep -F "\"label\": \"$1\", \"nproc\": $2, " "$results" | grep -q "\"status\": \"${RETRY:+ok}"
 }
 
-# Run "$@" for at most $limit seconds into $log; how it ended is in $status, how long it took in $took.
+# Run "$@" for at most $limit seconds, with its output in $log. Sets $status and $took, the seconds that it took.
 limited() {
   local code=0 start=$SECONDS
-  # torchrun gets a while to end its ranks, so that no GPU is left in use
+  # torchrun gets some time to end its ranks, so that no GPU stays in use
   timeout --foreground --kill-after=45 "$limit" "$@" >"$log" 2>&1 </dev/null || code=$?
   took=$((SECONDS - start))
   case $code in 0) status=ok ;; 124 | 137) status="stopped after $limit s" ;; *) status="failed ($code)" ;; esac
@@ -93,9 +93,9 @@ if [[ -n ${DRY_RUN:-} ]]; then
 else
   gpus=${NPROC:-$("$python" -c 'import torch; print(torch.cuda.device_count())')}
   if ((gpus < 2)); then
-    echo "this machine has $gpus GPU(s), and strategies need 2: use DRY_RUN=1 to see the lines" >&2
+    echo "this machine has $gpus GPU(s), but strategies need 2: use DRY_RUN=1 to see the commands" >&2
     exit 3
   fi
-  points check "$gpus" || echo "these points will fail, and say so in the results"
+  points check "$gpus" || echo "these points will fail, and the results will say so"
   run_all "$gpus"
 fi

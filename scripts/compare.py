@@ -1,7 +1,8 @@
 """Compare runs: python scripts/compare.py runs [--sort COLUMN] [--md|--csv|--json] [--html FILE] [--png DIR]
 
-Takes run directories, finished, killed or going on, and folders of them. Runs of the same work stand in one table, and
-say whether their losses are equal; others stand apart and say what differs. Exit code 2 if there is nothing to compare.
+It takes run directories (finished, killed or still running) and folders of them. Runs of the same work are in one
+table, which says whether their losses are equal. Other runs are in tables of their own, whose headings say what
+differs. The exit code is 2 if there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ def main() -> None:
     lasting()
     args = parser().parse_args()
     search = Search([Path(path) for path in args.runs])
-    print("".join(f"compare: {line}\n" for line in search.said), end="", file=sys.stderr)
+    print("".join(f"compare: {line}\n" for line in search.notes), end="", file=sys.stderr)
     if not search.runs:
         where = ", ".join(clean(path) for path in args.runs)
-        stop(f"no run in {where}: name a folder that holds metrics.jsonl, or one of such folders")
+        stop(f"no run in {where}: name a folder that contains metrics.jsonl, or a folder of such folders")
     groups = groups_of(search.runs)
-    groups[0].notes += [*search.points_without_run(), *search.said]
+    groups[0].notes += [*search.points_without_run(), *search.notes]
     if args.sort not in (names := table.sortable(groups)):
-        stop(f"--sort {args.sort} is no column: use one of {', '.join(names)}")
+        stop(f"--sort {args.sort} is not a column: use one of {', '.join(names)}")
     table.sort(groups, args.sort)
     if args.html or args.png:
         draw(groups, args)
@@ -42,7 +43,7 @@ def main() -> None:
 
 
 def draw(groups: list[Group], args: argparse.Namespace) -> None:
-    """Write the pictures and the page, and say on stderr where they are."""
+    """Write the pictures and the report, and print their paths to stderr."""
     try:
         from scripts.comparing.pages import page, pictures
     except ModuleNotFoundError as error:
@@ -53,26 +54,27 @@ def draw(groups: list[Group], args: argparse.Namespace) -> None:
                 print(path, file=sys.stderr)
         if args.html:
             target, text = Path(args.html), page.report(groups, sys.argv[1:])
-            if target.exists() and not target.is_file():  # /dev/stdout and its kin
+            if target.exists() and not target.is_file():  # for example /dev/stdout
                 target.write_text(text, encoding="utf-8")
             else:
                 write_whole(target.resolve(), text)
             print(args.html, file=sys.stderr)
     except OSError as error:
-        stop(f"{args.html or args.png} cannot be written ({error.strerror}): name a place that can")
+        stop(f"{args.html or args.png} cannot be written ({error.strerror}): name a path that can be written")
 
 
 def parser() -> argparse.ArgumentParser:
     first, _, rest = (__doc__ or "").partition("\n")
     result = argparse.ArgumentParser(prog="scripts/compare.py", description=first, epilog=rest, allow_abbrev=False)
     result.add_argument("runs", nargs="+", help="run directories, or folders of them")
-    result.add_argument("--sort", default="tokens_per_s", metavar="COLUMN", help="a figure of --json (tokens_per_s)")
+    sort_help = "sort by this figure of --json (default: tokens_per_s)"
+    result.add_argument("--sort", default="tokens_per_s", metavar="COLUMN", help=sort_help)
     formats = result.add_mutually_exclusive_group()
     formats.add_argument("--md", action="store_true", help="print the table as Markdown")
     formats.add_argument("--csv", action="store_true", help="print every figure as CSV")
     formats.add_argument("--json", action="store_true", help="print every figure as JSON")
-    result.add_argument("--html", metavar="FILE", help="write a report, one file that needs no other")
-    result.add_argument("--png", metavar="DIR", help="write the pictures")
+    result.add_argument("--html", metavar="FILE", help="write a report to one self-contained file")
+    result.add_argument("--png", metavar="DIR", help="write the pictures to this folder")
     return result
 
 

@@ -1,9 +1,10 @@
-"""Bytes of activations that one rank keeps for the backward under context parallelism, without starting the world.
+"""Counts the bytes of activations that one rank keeps for the backward under context parallelism.
 
     python scripts/context_memory.py train.seq_len=1024
 
-One process runs rank 0's code on torch's fake process group (collectives move nothing; shapes are true) and counts the
-storages that autograd saves in one microbatch of one sequence, parameters left out. Arguments are train/main.py's.
+One process runs the code of rank 0 on torch's fake process group, in which collectives send nothing but all shapes are
+right. It counts the storages that autograd saves in one microbatch of one sequence, without parameters. It takes the
+arguments of train/main.py.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ DEGREES = (1, 2, 4)
 
 
 def saved_bytes(config: Config, method: str, degree: int) -> int:
-    """Bytes saved for the backward by the forward and the loss of one sequence, on rank 0 of `degree` ranks which
-    attend by `strategy.cp_method=method`."""
+    """Bytes that the forward and the loss of one sequence save for the backward, on rank 0 of `degree` ranks whose
+    attention uses `strategy.cp_method=method`."""
     assert validate(config, degree) == []
     device = torch.device("cpu")
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=degree)
@@ -41,11 +42,11 @@ def saved_bytes(config: Config, method: str, degree: int) -> int:
         model = Transformer(config.model, **dtypes(config.precision))
         apply_cp(model, mesh["cp"], method=method, seq_len=config.train.seq_len)
         materialise(model, "", config.model, seed=config.train.seed, device=device)
-        held = {p.untyped_storage()._cdata for p in model.parameters()}
-        saved: dict[int, Tensor] = {}  # holds on to the tensors: an address that is free again would count twice
+        parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+        saved: dict[int, Tensor] = {}  # keeps the tensors alive: a freed address could be counted again
 
         def note(x: Tensor) -> Tensor:
-            if x.untyped_storage()._cdata not in held:
+            if x.untyped_storage()._cdata not in parameters:
                 saved[x.untyped_storage()._cdata] = x
             return x
 

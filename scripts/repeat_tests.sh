@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Run `make test` several times in a row, to find what fails now and then: scripts/repeat_tests.sh [PASSES=10]
-# Each pass is a log in build/passes/COMMIT/; started again after a break, it goes on with the pass that has no end yet.
-# Exit code 1 if any pass failed or did not come to its end.
+# Run `make test` several times, to find tests that fail sometimes: scripts/repeat_tests.sh [PASSES=10]
+# Each pass writes a log to build/passes/COMMIT/. After an interruption it continues with the first unfinished pass.
+# The exit code is 1 if any pass failed or did not finish.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 logs=build/passes/$(git describe --always --abbrev=10 --dirty=+ --exclude='*')

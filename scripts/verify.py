@@ -1,10 +1,12 @@
-"""Prove that a strategy computes what one device computes: python scripts/verify.py strategy=fsdp_tp nproc=4
+"""Verify that a strategy computes the same as one device: python scripts/verify.py strategy=fsdp_tp nproc=4
 
-Takes every override that train/main.py takes, and the options that --help shows; strategy=dp,fsdp,tp proves several
-strategies in one world. It compares them with strategy=single under the same other overrides, on the same kind
-of device: the loss, every gradient, the global norm, every weight after an SGD step, and the loss over AdamW steps. The
-exit code is 1 if anything differs but what the strategy says differs (`Strategy.differs`), and 2 or 3 if nothing could
-be started; a rank that dies or hangs ends the command within runtime.timeout_s.
+It takes all overrides of train/main.py, and the options that --help shows. strategy=dp,fsdp,tp verifies several
+strategies in one world.
+
+Each strategy is compared with strategy=single under the same other overrides, on the same kind of device: the loss,
+every gradient, the global norm, every weight after an SGD step, and the loss over AdamW steps. The exit code is 1 if
+anything differs that the strategy does not declare to differ (`Strategy.differs`), and 2 or 3 if nothing could be
+started. If a rank dies or hangs, the command ends within runtime.timeout_s.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from train.config.world import World
 
 @dataclass(frozen=True)
 class Task:
-    """What to prove: configs by strategy, and that of the one-device reference."""
+    """What to verify: the configs by strategy, and the config of the reference on one device."""
 
     nproc: int
     configs: dict[str, Config]
@@ -40,8 +42,8 @@ class Task:
 
 
 def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
-    """The exit code. `worker`: the module that each rank runs."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank is left behind
+    """Run the proof. Returns the exit code. `worker`: the module that each rank runs."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no rank keeps running
     with reported_once(World.single()):
         task = read(argv)
     from train.ranks.distributed import choose_runtime
@@ -51,17 +53,17 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
     runtime = choose_runtime(config.runtime, World(0, 0, task.nproc, task.nproc, from_torchrun=True))
     if runtime.note:
         print(runtime.note)
-    # `auto` for one process may be another device than for several: both get the one that several get
+    # `auto` may choose another device for one process than for several, so both use the choice for several
     where = replace(config.runtime, device=runtime.device.type, backend=runtime.backend)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        results = prove(Path(folder), task, where, worker)
+        results = run_proof(Path(folder), task, where, worker)
     print(f"against one {runtime.device.type} process, precision={config.precision.value}, backend {runtime.backend}")
     good = [report(Plan(task.configs[name], task.nproc), results[name]) for name in task.configs]
     return 0 if all(good) else 1
 
 
 def read(argv: list[str]) -> Task:
-    """Check everything that can be checked before a process is started. Raises BadInput."""
+    """Read the command line, and check all that can be checked before a process is started. Raises BadInput."""
     argv = list(argv)
     nproc, force = options.NPROC.take(argv), options.FORCE.take(argv)
     parser = cli.parser(options.VERIFY, __doc__ or "")
@@ -78,22 +80,22 @@ def read(argv: list[str]) -> Task:
     for config in parsed.values():
         cli.check(config, nproc)
         if config.model.dropout > 0:
-            message = f"model.dropout={config.model.dropout} draws other masks where ranks hold other tokens"
+            message = f"model.dropout={config.model.dropout} draws masks that differ from those of one device"
             raise BadInput(Problem("dropout", message, "use model.dropout=0", ("model.dropout=0",)))
     check_text(config, nproc)
     check_machine(config, nproc, None)
     for config in parsed.values():
         if not force:
             check_memory(config, nproc)
-    # degrees and options belong to the strategy; the model, the data, the batch and the precision to both
+    # degrees and options apply only to the strategy; model, data, batch and precision also to the reference
     shared = [word for word in args.overrides if not word.lstrip("+~").startswith(("strategy=", "strategy."))]
     return Task(nproc, parsed, cli.configured(["strategy=single", *shared]))
 
 
-def prove(
+def run_proof(
     folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs"
 ) -> dict[str, dict[str, Any]]:
-    """Results by strategy."""
+    """Run the reference, and then all strategies in one world. Returns the results by strategy."""
     from train.proof.jobs import Job
 
     evidence = str(folder / "reference.pt")
@@ -107,7 +109,7 @@ def prove(
 
 
 def report(plan: Plan, result: dict[str, Any]) -> bool:
-    """Print a strategy's table; whether it equals one device."""
+    """Print the table of a strategy. Returns whether it equals one device."""
     from train.proof.comparison import Verdict
 
     shape = " x ".join(f"{axis} {plan.degrees[axis]}" for axis in plan.axes) or "one device"
@@ -126,10 +128,10 @@ def report(plan: Plan, result: dict[str, Any]) -> bool:
         answer = "ok" if v.equal else f"differs, as expected: {v.differs}" if v.ok else "differs"
         print(f"  {v.column:<14}{v.name:<{width}}  {v.error:>8.1e}  {v.bound:>6.0e}  {answer}")
     wrong = [v.column for v in verdicts if not v.ok]
-    expected = [v.column for v in verdicts if v.ok and not v.equal]
-    but = f" but for {', '.join(expected)}, as expected" if expected else ""
-    if lossy and lossy.bound is None:  # of steps before it starts
-        but += f"; what {lossy.option} leaves out is not in these few steps"
+    allowed = [v.column for v in verdicts if v.ok and not v.equal]
+    but = f" but for {', '.join(allowed)}, as expected" if allowed else ""
+    if lossy and lossy.bound is None:  # it starts only after these steps
+        but += f"; {lossy.option} has no effect in these few steps"
     print(f"  {'DIFFERS from one device in ' + ', '.join(wrong) if wrong else 'equals one device' + but}")
     return not wrong
 

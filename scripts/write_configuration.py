@@ -1,6 +1,6 @@
 """Write docs/configuration.md from the sentences of the keys and options: python scripts/write_configuration.py
 
-A test holds the file in the repository against this, so after a key has changed the script is run again.
+A test checks that the file in the repository is up to date, so run this script again after a key was changed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ the last value counts. `--help` shows the keys of the config that a command line
 
 
 def text() -> str:
-    """The whole file."""
+    """The text of the file."""
     return "\n".join([HEAD, *_options(), *_groups()])
 
 
@@ -94,13 +94,13 @@ def _strategies() -> Iterator[str]:
 
 
 def _docstring(owner: type) -> str:
-    """Its first paragraph; none where `dataclass` has made one from the fields."""
+    """The first paragraph of the docstring; empty if `dataclass` generated the docstring from the fields."""
     first = " ".join((owner.__doc__ or "").split("\n\n")[0].split())
     return "" if first.startswith(f"{owner.__name__}(") else first
 
 
 def _base(preset: str) -> str:
-    """The name of the dataclass that a preset of a strategy inherits from."""
+    """The name of the dataclass on which a preset of a strategy is based."""
     return str(cast(DictConfig, OmegaConf.load(CONFIG_DIR / "strategy" / f"{preset}.yaml")).defaults[0])
 
 

@@ -1,13 +1,13 @@
-"""A world whose ranks go wrong, as BAD_WORKER says: for the tests of what `scripts/verify.py` answers."""
+"""A rank that fails in the way that BAD_WORKER names, for the tests of how `scripts/verify.py` reports it."""
 
 import os
 import time
 
 from tests import planted
-from train.proof import jobs as prove
+from train.proof import jobs
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     kind = os.environ["BAD_WORKER"]
     if site.world.rank == 1 and kind == "dies":
         os._exit(7)
@@ -16,4 +16,4 @@ def run(job: prove.Job, site: prove.Site) -> prove.Result:
     if site.world.rank == 1 and kind == "raises":
         raise RuntimeError("rank 1 has no luck")
     with planted.BUGS["rank_left_out"](planted.Counter()):
-        return prove.run(job, site)
+        return jobs.run(job, site)

@@ -1,4 +1,4 @@
-"""Run directories as the product's own sinks write them, of invented figures: what readers of runs are tested on."""
+"""Run directories with invented figures, written by the product's own sinks, to test the readers of runs."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def config_of(strategy, *overrides):
 
 
 def values_of(strategy, step, config):
-    """A step's line, with what only a sampled step measures if it is one; `single` sends nothing and only `pp` and `3d`
-    have a bubble."""
+    """The values of a step; a sampled step has more of them. `single` sends nothing, and only `pp` and `3d` have a
+    bubble."""
     nproc, step_ms, held, memory_gib, exposed, bubble = FIGURES[strategy]
     step_ms *= 3 if step == 1 else 1 + 0.02 * math.sin(step)
     tokens_per_s = 1e3 * config.train.global_batch_size * config.train.seq_len / step_ms
@@ -60,7 +60,7 @@ def validation_loss(strategy):
 
 
 def sample_of(strategy, step, config):
-    """A record of samples/step-<N>.json: 1F1B of a pipeline; forwards and backwards in turn for the others."""
+    """A record of samples/step-<N>.json: 1F1B for a pipeline, alternating forwards and backwards for the others."""
     nproc, step_ms, held, *_ = FIGURES[strategy]
     plan = Plan(config, nproc)
     stages, m = plan.degrees["pp"], plan.num_microbatches
@@ -79,8 +79,8 @@ def sample_of(strategy, step, config):
 
 
 def write_run(folder, strategy, *, complete=True, steps=STEPS):
-    """The run's directory, validated half-way and at the end; one that is not complete is left as a kill leaves it: no
-    sink is told that it ends."""
+    """Write a run directory, with validations in the middle and at the end. If it is not `complete`, it looks like that
+    of a killed run: the sinks get no summary."""
     nproc = FIGURES[strategy][0]
     config = config_of(strategy)
     degrees = Plan(config, nproc).degrees

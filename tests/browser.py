@@ -1,11 +1,11 @@
-"""A page in Debian's Chromium, driven by Playwright, and TensorBoard to look at with it.
+"""A page in Debian's Chromium, driven by Playwright, and a TensorBoard server to view with it.
 
     def test_…(page):                     # a fresh page of one browser; `from tests.browser import page` makes it known
         with tensorboard(folder) as url:
             page.goto(url)
 
-`page.goto(path.as_uri())` opens a file. Without Chromium a test is skipped, in CI (CI=true) it fails. Nothing but this
-machine is reached: other requests are refused, and the test that made one fails.
+`page.goto(path.as_uri())` opens a file. Without Chromium a test is skipped; in CI (CI=true) it fails. Only this machine
+can be reached: other requests are refused, and a test that made one fails.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _playwright():
 
 @contextmanager
 def tensorboard(folder: Path):
-    """Its address, on a port that it chose itself."""
+    """Start TensorBoard on a free port. Yields its address."""
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--host", "127.0.0.1"]
     command += ["--reload_interval", "1", "--load_fast", "false"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Each rank of a world of sleepers: records a step of each job. The job's name says what is planted."""
+"""A rank of a world whose layers sleep: it records a step of each job. The name of the job says what is planted."""
 
 import re
 import time
@@ -9,11 +9,11 @@ import torch.distributed._functional_collectives as funcol
 
 from tests import sleeping
 from train.model.spans import span
-from train.proof import jobs as prove
+from train.proof import jobs
 
 
 def slow_waits(seconds: float, calls: list[float]):
-    """A slow link: what is waited for comes later."""
+    """Imitate a slow link: every wait takes `seconds` longer."""
     wait = funcol.wait_tensor
 
     def later(tensor):
@@ -25,7 +25,7 @@ def slow_waits(seconds: float, calls: list[float]):
     return mock.patch.object(funcol, "wait_tensor", later)
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     config = job.config
     late: list[float] = []
     words = dict(re.findall(r"(\w+):(\S+)", job.name))

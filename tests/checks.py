@@ -1,5 +1,5 @@
-"""Functions that each rank of a test world runs, for what the equivalence table cannot say. Each is one test's pair:
-it gets the job's config and mesh, and what it returns on rank 0 is what the test asserts on."""
+"""Functions that each rank of a test world runs, for properties that the equivalence table cannot show. Each belongs to
+one test: it gets the job's config and mesh, and the test makes assertions about its result on rank 0."""
 
 import dataclasses
 from typing import Any
@@ -17,11 +17,11 @@ from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
 from train.ranks.distributed import own_rows
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 
 def powersgd(config: Config, mesh: DeviceMesh) -> dict:
-    """Gradients of the same batch at fixed weights, step after step: exact, then compressed, their error fed back."""
+    """Gradients of the same batch at fixed weights in each step: first exact, then compressed with error feedback."""
     optim = dataclasses.replace(config.optim, name=Optimiser.sgd, weight_decay=0.0)
     config = dataclasses.replace(config, optim=optim)
     size = config.train.global_batch_size
@@ -50,7 +50,7 @@ def powersgd(config: Config, mesh: DeviceMesh) -> dict:
 
 
 def dropout(config: Config, mesh: DeviceMesh) -> dict:
-    """Every mask of some steps, with an evaluation between them, on every rank."""
+    """All dropout masks of some steps on every rank, with an evaluation after each step."""
     size = config.train.global_batch_size
     model = Transformer(config.model, **dtypes(config.precision))
     step = config.strategy.build(model, mesh, config)
@@ -78,16 +78,16 @@ def dropout(config: Config, mesh: DeviceMesh) -> dict:
 
 
 def waits(config: Config, mesh: DeviceMesh) -> dict:
-    """The time-outs of all groups that there are once a strategy is built."""
+    """The time-outs of all process groups that exist after a strategy was built."""
     config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
-    LabGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
+    SideGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
     groups = list(distributed_c10d._world.pg_map)
     waits = {group._get_backend(torch.device(mesh.device_type)).options._timeout.total_seconds() for group in groups}
     return {"groups": len(groups), "waits": sorted(waits)}
 
 
 def evaluation(config: Config, mesh: DeviceMesh) -> dict:
-    """The loss of one batch, evaluated again and again, with a step that changes nothing before each."""
+    """The loss of one batch, evaluated several times, each time after a step that changes nothing."""
     size = config.train.global_batch_size
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     batch = load_corpus(config).batch(1, size, own_rows(mesh, size))
@@ -99,7 +99,7 @@ def evaluation(config: Config, mesh: DeviceMesh) -> dict:
 
 
 def autotp(config: Config, mesh: DeviceMesh) -> dict:
-    """What the second step sends over `tp`, and how far parameters that are whole on all ranks have drifted apart."""
+    """What the second step sends over `tp`, and how much parameters that should be equal differ between ranks."""
     size = config.train.global_batch_size
     model = Transformer(config.model, **dtypes(config.precision))
     step = config.strategy.build(model, mesh, config)

@@ -1,9 +1,9 @@
-"""How long the tests took, against the speed of the machine: a plugin of pytest (`--clock`), and the tables of a run.
+"""Measures how long the tests take, relative to the speed of the machine: a pytest plugin (`--clock`) and its tables.
 
-    python -m tests.clock          every world, phase by phase, the longest rows and tests of the last `pytest --clock`
+    python -m tests.clock          phases of each world, and the longest rows and tests of the last `pytest --clock`
 
-The budget is in tests/budget.yaml. `pytest --durations` does not see into a world, whose rows all run under the clock
-of the first test that asks for one.
+The budget is in tests/budget.yaml. `pytest --durations` cannot divide the time of a world: it counts all rows for the
+first test that needs one.
 """
 
 import json
@@ -23,7 +23,7 @@ LONGEST = 15
 
 
 class Clock:
-    """Measures the machine before the first test, and prints the budget after the last."""
+    """Measures the machine before the first test, and prints the comparison with the budget after the last one."""
 
     def __init__(self) -> None:
         from scripts.bench_step import bare_step_ms
@@ -54,7 +54,7 @@ class Clock:
 
 
 def worlds(base: Path) -> list[dict[str, Any]]:
-    """What each world left, with the name that the budget has for it: the tests' file and the number of ranks."""
+    """The world.json of each world, with its name in the budget: the file of the tests and the number of ranks."""
     found = []
     for file in sorted(base.rglob("world.json")):
         world = json.loads(file.read_text())
@@ -64,7 +64,7 @@ def worlds(base: Path) -> list[dict[str, Any]]:
 
 
 def summary(times: dict[str, Any]) -> list[str]:
-    """The whole and its share of the budget; then what takes more than its share, by name."""
+    """The total time with its budget, and the names of all that take more than their share of it."""
     ms, selection = times["bare_step_ms"], times["selection"]
     lines = [
         f"{times['seconds']:.0f} s. The bare step of tiny takes {ms:.0f} ms on this machine, so that is "
@@ -85,7 +85,7 @@ def summary(times: dict[str, Any]) -> list[str]:
 
 
 def by_world(times: dict[str, Any]) -> list[tuple[str, float]]:
-    """Seconds by name."""
+    """The seconds of each world, by its name in the budget."""
     seconds: defaultdict[str, float] = defaultdict(float)
     for world in times["worlds"]:
         seconds[world["name"]] += world["seconds"]
@@ -93,7 +93,7 @@ def by_world(times: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def tables(times: dict[str, Any]) -> list[str]:
-    """Worlds by phase (`start`: processes, imports and the process group), and the longest rows and tests."""
+    """The phases of each world (`start`: processes, imports, the process group), and the longest rows and tests."""
     lines = [f"{'world':<22}{'rows':>5}{'s':>8}{'start':>8}" + "".join(f"{phase:>9}" for phase in PHASES)]
     rows: list[tuple[float, str]] = []
     for world in sorted(times["worlds"], key=lambda world: -world["seconds"]):

@@ -1,5 +1,5 @@
-"""Test set-up: one thread per process, as ranks have. At the end, how many of the planted bugs were seen, and, with
-`--clock`, how long the tests took."""
+"""Test set-up: one thread per process, as in ranks. At the end it prints how many of the planted bugs were found and,
+with `--clock`, how long the tests took."""
 
 import torch
 
@@ -18,7 +18,7 @@ def pytest_configure(config):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """`record_property("planted_bug", …)` of every bug's test, and whether it passed."""
+    """List the `record_property("planted_bug", …)` of the test of each bug, and whether the test passed."""
     lines = [
         (report.outcome == "passed", text)
         for outcome in ("passed", "failed")

@@ -86,7 +86,7 @@ class Drawn:
         return Plan(composed(preset), self.world_size).override(" ".join(words))
 
     def mended(self) -> "Drawn":
-        """With every problem's override applied, again and again: what a user comes to who does as he is told."""
+        """The result for a user who applies the proposed overrides of every problem, until there is no problem."""
         one = self
         for _ in range(10):
             overrides = [p.overrides for p in validate(one.plan.config, one.world_size) if p.overrides]
@@ -106,7 +106,7 @@ def composed(preset: str) -> Config:
 
 @st.composite
 def drawn(draw: st.DrawFn, presets: list[str] = PRESETS, most_changes: int = 8, compiled: bool = True) -> Drawn:
-    """`most_changes`: of the keys beside the degrees."""
+    """`most_changes`: the largest number of changed keys, without degrees."""
     preset = f"strategy={draw(st.sampled_from(presets))}"
     strategy = composed(preset).strategy
     axes = ("dp_replicate", "dp_shard", "tp", *(() if isinstance(strategy, DeepSpeed) else ("cp",)))

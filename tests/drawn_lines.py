@@ -1,8 +1,8 @@
-"""Run launch.explain on command lines, each in a forked child; print what came of each as JSON.
+"""Run launch.explain on command lines, each in a forked child; print the result of each as JSON.
 
-argv: a file with a JSON list of command lines. The parent has imported the code, without torch, so that a child costs
-no start. A child that works for more than SECONDS is ended by its alarm, and one that asks for more than BYTES beyond
-what the parent has is refused them. `lines` draws command lines.
+argv: a file with a JSON list of command lines. The parent imports the code, without torch, so that children start fast.
+A child that works for more than SECONDS is ended by its alarm, and it cannot allocate more than BYTES beyond the memory
+of the parent. `lines` draws command lines.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ KEYS = sorted({key for (group, _), schema in SCHEMAS.items() for key in keys(sch
 
 
 def line(draw: random.Random) -> list[str]:
-    """A valid start, and one to three things changed."""
+    """A valid command line with one to three changes."""
     preset = draw.choice(GROUPS["strategy"])
     moe = preset in ("ep", "moe_3d")
     words = [f"strategy={preset}", *(["model=moe_tiny"] if moe else []), f"nproc={NPROC.get(preset, '4')}"]
@@ -140,7 +140,7 @@ def changed(draw: random.Random) -> str:
 
 
 def outcome(words: list[str], folder: Path) -> dict[str, object]:
-    """What a child says of it: {"code": its exit code, "text": what it printed}."""
+    """The result of a line in a child: {"code": its exit code, "text": what it printed}."""
     file = folder / SAID
     file.unlink(missing_ok=True)
     pid = os.fork()

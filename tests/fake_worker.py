@@ -1,11 +1,12 @@
-"""Run one step of each config as one rank of a world that does not exist; print the failures as JSON.
+"""Run one step of each config as one rank of a world without other ranks; print the failures as JSON.
 
-argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}, and "count": true to hold what the
-third step sends against its closed form. The fake process group takes every collective and sends nothing, so losses
-mean nothing: only that nothing raises, and that every collective is called with the shapes that it was given, as on
-NCCL. A process of its own, as a world that hangs must be ended from outside.
-Where the code reads an answer, the ranks that are not there are played: a sum is this rank's part, a pipeline's
-neighbour agrees, and every rank sends this one's experts as many tokens as this one sends its.
+argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}. With "count": true, the traffic of the
+third step is compared with its closed form. The fake process group accepts every collective and sends nothing, so the
+losses have no meaning. What is tested: nothing raises, and every collective gets tensors of the right shapes, as NCCL
+requires. It is a separate process, because a world that hangs must be ended from outside.
+
+Where the code reads a result, the missing ranks are imitated: a sum is this rank's part, the neighbour in a pipeline
+agrees, and every rank sends as many tokens to this rank's experts as this rank sends to its experts.
 """
 
 import json
@@ -30,8 +31,8 @@ from train.model.transformer import Transformer, dtypes
 from train.ranks import collectives
 from train.ranks.distributed import Runtime, build_mesh, own_rows
 from train.ranks.gradients import local
-from train.strategies.memory import held, state_bytes
-from train.strategies.traffic import expected
+from train.strategies.memory import parameter_shapes, state_bytes
+from train.strategies.traffic import expected_traffic
 
 
 def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = False) -> None:
@@ -57,17 +58,18 @@ def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = 
 def compare(step, batch, mesh, plan: Plan, rank: int) -> None:
     with Ledger(mesh) as ledger:
         step(*batch, lr=1e-3)
-    said = totals(expected(plan, rank))
+    said = totals(expected_traffic(plan, rank))
     keys = sorted(ledger.totals.keys() | said.keys())
     wrong = {key: (ledger.totals.get(key), said.get(key)) for key in keys if ledger.totals.get(key) != said.get(key)}
     assert not wrong, f"(measured, closed form): {wrong}"
     shapes = {name: tuple(local(p).shape) for name, p in step.parameters.items()}
-    assert shapes == held(plan, rank)
+    assert shapes == parameter_shapes(plan, rank)
     assert step.state_bytes() == state_bytes(plan, rank)
 
 
 def answered(x, group, exchange=collectives.exchange):
-    """Numbers of rows are this rank's own, as if every rank had sent it as many; tensors are what came, nothing."""
+    """Numbers of rows are returned as given, as if every rank had sent as many to this one. Other tensors are exchanged
+    by the fake group, which sends nothing."""
     other = exchange(x, group)
     return other if x.is_floating_point() else x
 

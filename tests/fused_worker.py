@@ -1,7 +1,7 @@
-"""Compile a tp step for two ranks that do not exist and print, as JSON, how often inductor uses which collective.
+"""Compile a tp step for two ranks and print, as JSON, how often inductor uses each collective.
 
-A process of its own, as it pretends NCCL, symmetric memory and a fake process group. Nothing can be sent: the step ends
-at its first fused operator, which has no CPU kernel, after the forward of a block was compiled.
+It is a separate process, because it imitates NCCL and symmetric memory, with a fake process group. Nothing can be sent:
+the step ends at its first fused operator, which has no CPU kernel, after the forward of a block was compiled.
 """
 
 import json

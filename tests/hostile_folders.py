@@ -1,4 +1,4 @@
-"""Run folders that are broken or made to do harm: what is done to a good one, what becomes of it, what is said."""
+"""Run folders that are broken or malicious: how a good folder is changed, how it is treated, and the message."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def write(name, content):
 
 
 def values(name, **new):
-    """The JSON file with these values instead."""
+    """Replace values in the JSON file."""
 
     def act(run):
         (run / name).write_text(json.dumps(json.loads((run / name).read_text()) | new))
@@ -60,7 +60,7 @@ def sparse(name, size):
 
 
 def lines(**new):
-    """Every line of metrics.jsonl with these values instead, as they are written."""
+    """Replace values in every line of metrics.jsonl. They are written literally."""
 
     def act(run):
         found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -82,24 +82,32 @@ def sample(**new):
 RANK = {"rank": 0, "timeline": [], "memory": {"at_peak_mib": {"parameters": 1.0}}}
 FOLDERS = {
     # what is no file
-    "config_fifo": (fifo("config.yaml"), SKIPPED, "config.yaml is no regular file"),
-    "work_fifo": (fifo("work.json"), SKIPPED, "work.json is no regular file"),
-    "summary_fifo": (fifo("summary.json"), SKIPPED, "summary.json is no regular file"),
-    "metrics_fifo": (fifo("metrics.jsonl"), SKIPPED, "metrics.jsonl is no regular file"),
-    "sample_fifo": (fifo("samples/step-10.json"), NOTED, "step-10.json is no regular file"),
+    "config_fifo": (fifo("config.yaml"), SKIPPED, "config.yaml is not a regular file"),
+    "work_fifo": (fifo("work.json"), SKIPPED, "work.json is not a regular file"),
+    "summary_fifo": (fifo("summary.json"), SKIPPED, "summary.json is not a regular file"),
+    "metrics_fifo": (fifo("metrics.jsonl"), SKIPPED, "metrics.jsonl is not a regular file"),
+    "sample_fifo": (fifo("samples/step-10.json"), NOTED, "step-10.json is not a regular file"),
     "events_fifo": (
         lambda run: (fifo("events.out.tfevents.1.x")(run), (run / "metrics.jsonl").unlink()),
         SKIPPED,
-        "no regular file",
+        "not a regular file",
     ),
-    "config_folder": (folder("config.yaml"), SKIPPED, "config.yaml is no regular file"),
-    "metrics_folder": (folder("metrics.jsonl"), SKIPPED, "metrics.jsonl is no regular file"),
+    "config_folder": (folder("config.yaml"), SKIPPED, "config.yaml is not a regular file"),
+    "metrics_folder": (folder("metrics.jsonl"), SKIPPED, "metrics.jsonl is not a regular file"),
     # links
-    "zero": (link("summary.json", "/dev/zero"), SKIPPED, "summary.json is a link out of the folder"),
-    "zero_metrics": (link("metrics.jsonl", "/dev/zero"), SKIPPED, "metrics.jsonl is a link out of the folder"),
-    "link_out": (link("work.json", "/etc/passwd"), SKIPPED, "work.json is a link out of the folder"),
-    "link_up": (link("config.yaml", "../good-dp/config.yaml"), SKIPPED, "config.yaml is a link out of the folder"),
-    "link_round": (link("config.yaml", "config.yaml"), SKIPPED, "config.yaml is no regular file"),
+    "zero": (link("summary.json", "/dev/zero"), SKIPPED, "summary.json is a link that leads out of the folder"),
+    "zero_metrics": (
+        link("metrics.jsonl", "/dev/zero"),
+        SKIPPED,
+        "metrics.jsonl is a link that leads out of the folder",
+    ),
+    "link_out": (link("work.json", "/etc/passwd"), SKIPPED, "work.json is a link that leads out of the folder"),
+    "link_up": (
+        link("config.yaml", "../good-dp/config.yaml"),
+        SKIPPED,
+        "config.yaml is a link that leads out of the folder",
+    ),
+    "link_round": (link("config.yaml", "config.yaml"), SKIPPED, "config.yaml is not a regular file"),
     "link_nowhere": (link("metrics.jsonl", "gone"), SKIPPED, "metrics.jsonl cannot be read"),
     "link_inside": (
         lambda run: ((run / "summary.json").rename(run / "s.json"), link("summary.json", "s.json")(run)),
@@ -107,17 +115,17 @@ FOLDERS = {
         "",
     ),
     # torn, empty, of another kind
-    "torn_summary": (write("summary.json", '{"steps": 12, "perf/'), SKIPPED, "summary.json is not whole JSON"),
-    "torn_work": (write("work.json", '{"work": {'), SKIPPED, "work.json is not whole JSON"),
+    "torn_summary": (write("summary.json", '{"steps": 12, "perf/'), SKIPPED, "summary.json is not valid JSON"),
+    "torn_work": (write("work.json", '{"work": {'), SKIPPED, "work.json is not valid JSON"),
     "empty_summary": (write("summary.json", ""), SKIPPED, "summary.json is empty"),
     "empty_config": (write("config.yaml", ""), SKIPPED, "config.yaml is empty"),
     "empty_metrics": (write("metrics.jsonl", ""), TAKEN, ""),
-    "list_summary": (write("summary.json", "[1, 2]"), SKIPPED, "summary.json holds no object"),
-    "text_config": (write("config.yaml", "hello"), SKIPPED, "config.yaml holds no object"),
-    "torn_config": (write("config.yaml", "strategy: {name: tp"), SKIPPED, "config.yaml is no YAML"),
-    "latin_config": (write("config.yaml", b"strategy: {name: \xff\xfe}"), SKIPPED, "config.yaml is no UTF-8 text"),
+    "list_summary": (write("summary.json", "[1, 2]"), SKIPPED, "summary.json does not contain an object"),
+    "text_config": (write("config.yaml", "hello"), SKIPPED, "config.yaml does not contain an object"),
+    "torn_config": (write("config.yaml", "strategy: {name: tp"), SKIPPED, "config.yaml is not valid YAML"),
+    "latin_config": (write("config.yaml", b"strategy: {name: \xff\xfe}"), SKIPPED, "config.yaml is not UTF-8 text"),
     "binary_metrics": (write("metrics.jsonl", bytes(range(256)) * 100), NOTED, "line(s) cannot be read"),
-    "torn_sample": (write("samples/step-10.json", '{"ranks": [{"rank'), NOTED, "step-10.json is not whole JSON"),
+    "torn_sample": (write("samples/step-10.json", '{"ranks": [{"rank'), NOTED, "step-10.json is not valid JSON"),
     "garbage_events": (
         lambda run: (run / "metrics.jsonl").rename(run / "events.out.tfevents.1.x"),
         TAKEN,
@@ -126,7 +134,7 @@ FOLDERS = {
     # large
     "huge_summary": (sparse("summary.json", 2**40), SKIPPED, "summary.json is larger than"),
     "huge_config": (sparse("config.yaml", 2**40), SKIPPED, "config.yaml is larger than"),
-    "huge_metrics": (sparse("metrics.jsonl", 2**40), NOTED, "as it is very large"),
+    "huge_metrics": (sparse("metrics.jsonl", 2**40), NOTED, "because it is very large"),
     "huge_sample": (sparse("samples/step-10.json", 2**40), NOTED, "step-10.json is larger than"),
     "huge_events": (
         lambda run: (sparse("events.out.tfevents.1.x", 2**40)(run), (run / "metrics.jsonl").unlink()),
@@ -190,10 +198,10 @@ FOLDERS = {
     "steps_minus": (lines(step=-1), NOTED, "line(s) cannot be read"),
     "steps_text": (lines(step="one"), NOTED, "line(s) cannot be read"),
     "ranks_text": (sample(ranks="all"), NOTED, "ranks is not a list"),
-    "ranks_numbers": (sample(ranks=[1, 2]), NOTED, "ranks are not each an object"),
-    "ranks_twice": (sample(ranks=[RANK, RANK]), NOTED, "ranks are not each an object"),
+    "ranks_numbers": (sample(ranks=[1, 2]), NOTED, "ranks are not all objects"),
+    "ranks_twice": (sample(ranks=[RANK, RANK]), NOTED, "ranks are not all objects"),
     "ranks_many": (sample(ranks=[RANK] * 5000), NOTED, "ranks is not a list of 1 to 4,096"),
-    "rank_text": (sample(ranks=[RANK | {"rank": "0"}]), NOTED, "ranks are not each an object"),
+    "rank_text": (sample(ranks=[RANK | {"rank": "0"}]), NOTED, "ranks are not all objects"),
     "memory_text": (sample(ranks=[RANK | {"memory": "much"}]), TAKEN, ""),
     "memory_list": (sample(ranks=[RANK | {"memory": {"at_peak_mib": [1]}}]), TAKEN, ""),
     "piece_short": (sample(ranks=[RANK | {"timeline": [["F", 0]]}]), NOTED, "a timeline is not"),

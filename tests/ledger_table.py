@@ -1,6 +1,6 @@
 """Print the table of docs/communication.md from a run: python -m tests.ledger_table
 
-Rank 0's traffic of the configs that tell most, measured beside the closed form, where it is LEAST bytes or more.
+It shows the measured traffic of rank 0 beside the closed form, for some configs, where it is at least LEAST bytes.
 """
 
 import platform

@@ -1,4 +1,5 @@
-"""Each rank of a test world counts the third step of each job (`train/measure/ledger.py`), beside what it should be."""
+"""Each rank of a test world counts the traffic of the third step of each job (`train/measure/ledger.py`), and adds the
+expected traffic."""
 
 import dataclasses
 from typing import Any
@@ -9,15 +10,15 @@ from train.config.traffic import totals
 from train.data.corpus import load_corpus
 from train.measure.ledger import Ledger
 from train.model.transformer import Transformer, dtypes
-from train.proof import jobs as prove
+from train.proof import jobs
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
-from train.strategies.memory import held, state_bytes
-from train.strategies.traffic import expected, unknown
+from train.strategies.memory import parameter_shapes, state_bytes
+from train.strategies.traffic import expected_traffic, unknown_traffic
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
-    """Written by every rank, as ranks differ: under `job.name` and the rank."""
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
+    """Every rank writes its result, because ranks differ, under `job.name` and its rank."""
     config = job.config
     plan, rank = Plan(config, site.world.world_size), site.world.rank
     mesh = site.mesh(config)
@@ -29,20 +30,20 @@ def run(job: prove.Job, site: prove.Site) -> prove.Result:
     with Ledger(mesh) as ledger:
         step(*batch, lr=1e-3)
     result = {"measured": by_name(ledger.totals), "state": step.state_bytes()}
-    if not unknown(plan):
+    if not unknown_traffic(plan):
         result |= said(plan, rank) | {"held": {name: list(local(p).shape) for name, p in step.parameters.items()}}
-    prove.write(site.folder, {"name": f"{job.name} rank{rank}", **result})
+    jobs.write(site.folder, {"name": f"{job.name} rank{rank}", **result})
     return {}
 
 
 def said(plan, rank):
-    place, rows = coordinates(plan, rank), expected(plan, rank)
+    place, rows = coordinates(plan, rank), expected_traffic(plan, rank)
     return {
         "expected": by_name(totals(rows)),
         "exact": by_name(totals(row for row in rows if not row.mean)),
         "means": sorted({f"{row.axis}/{row.op}" for row in rows if row.mean}),
         "ep_group": [place["pp"], place["dp_replicate"], folded_place(plan, place)[1] // plan.ep, place["tp"]],
-        "expected_held": held(plan, rank),
+        "expected_held": parameter_shapes(plan, rank),
         "expected_state": state_bytes(plan, rank),
     }
 

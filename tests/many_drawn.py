@@ -1,9 +1,9 @@
 """Build and step hundreds of drawn valid configs, one rank of each: python -m tests.many_drawn [number=210]
 
-What tests/test_rules.py and tests/test_ledger.py do with a few in every run of the tests. Each config is run twice by
-tests/fake_worker.py: a step and an evaluation, and steps whose traffic and held bytes are compared with their closed
-forms. Every outcome is a line of build/many_drawn.jsonl, so that a broken run goes on where it stopped. Exit code 1 if
-any config raised.
+tests/test_rules.py and tests/test_ledger.py do the same with a few configs in every run of the tests. Each config is
+run twice by tests/fake_worker.py: once for a step and an evaluation, and once to compare its traffic and its bytes of
+state with their closed forms. Each result is a line of build/many_drawn.jsonl, so that an interrupted run can be
+continued. The exit code is 1 if any config raised.
 """
 
 import json

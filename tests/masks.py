@@ -1,4 +1,4 @@
-"""Every dropout mask that a rank draws in training: what it kept, how it scaled, and what the backward used."""
+"""Records the dropout masks that a rank draws in training: the kept elements, the scale, and the backward's mask."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 @dataclass
 class Mask:
-    """`kept` [B, T, D]. `exact`: the output is input x kept / (1 - p). `replayed`: so is the gradient, by the same
-    mask; None where no backward came, as for what recomputation draws again."""
+    """`kept` [B, T, D]. `exact`: the output equals input x kept / (1 - p). `replayed`: the gradient also uses the same
+    mask; None if there was no backward, as for masks that recomputation draws again."""
 
     place: str
     kept: Tensor
@@ -25,7 +25,7 @@ class Mask:
 
 @dataclass
 class Watch:
-    """The masks of a model's dropouts, in the order in which they are drawn."""
+    """Records the masks of a model's dropout modules, in the order in which they are drawn."""
 
     masks: list[Mask] = field(default_factory=list)
     changed_in_evaluation: int = 0
@@ -57,7 +57,7 @@ class Watch:
         self.masks.append(mask)
 
     def take(self) -> tuple[list[Mask], int]:
-        """Since the last call: the masks that trained, and how many were drawn again to recompute."""
+        """The masks of training since the last call, and the number of masks that recomputation drew again."""
         masks, self.masks = self.masks, []
         trained = [mask for mask in masks if mask.replayed is not None]
         return trained, len(masks) - len(trained)
@@ -65,7 +65,7 @@ class Watch:
 
 @dataclass
 class Drawn:
-    """What a rank drew, to be compared on rank 0. `steps`: each step's masks, [number of masks, elements]."""
+    """The masks of one rank, to be compared on rank 0. `steps`: the masks of each step, [number of masks, elements]."""
 
     place: dict[str, int]
     steps: list[np.ndarray]
@@ -78,18 +78,18 @@ class Drawn:
 
 
 def agreement(a: np.ndarray, b: np.ndarray, p: float) -> float:
-    """By how many standard deviations two sets of masks agree more than independent ones would."""
+    """The agreement of two sets of masks, in standard deviations above that of independent masks."""
     share = p * p + (1 - p) ** 2
     return float((np.mean(a == b) - share) / np.sqrt(share * (1 - share) / a.size))
 
 
 def surplus(masks: np.ndarray, p: float) -> float:
-    """By how many standard deviations the kept share is above 1 - p."""
+    """The number of standard deviations by which the kept fraction is above 1 - p."""
     return float((masks.mean() - (1 - p)) / np.sqrt(p * (1 - p) / masks.size))
 
 
 def neighbours(drawn: Drawn) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Masks that must have nothing in common: a dropout's, microbatch after microbatch; a step's and the next's."""
+    """Pairs of masks that must be independent: those of consecutive microbatches, and of consecutive steps."""
     for step in drawn.steps:
         of_place = [step[[i for i, name in enumerate(drawn.calls) if name == place]] for place in set(drawn.calls)]
         for lag in (1, 2):  # a block's dropout is called twice a microbatch
@@ -99,8 +99,8 @@ def neighbours(drawn: Drawn) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def facts(ranks: list[Drawn], p: float) -> dict[str, Any]:
-    """What a test asserts on. Pairs of ranks by "i j": the share of masks that are bitwise equal, mask by mask in the
-    order in which they were drawn, and the agreement of all."""
+    """The values about which a test makes assertions. For each pair of ranks "i j": the fraction of masks that are
+    bitwise equal, compared in the order in which they were drawn, and the agreement of all masks."""
     everything = [np.concatenate(drawn.steps) for drawn in ranks]
     equal, agree = {}, {}
     for i, a in enumerate(everything):

@@ -1,4 +1,4 @@
-"""Plans of command lines, for tests."""
+"""Makes plans from command lines, for tests."""
 
 from functools import cache
 
@@ -14,7 +14,7 @@ def composed(*presets):
 
 
 def plan_of(line):
-    """Presets are composed, once each; keys are set on what comes of them."""
+    """The plan of a command line. Each preset is composed only once, and then keys are set on its config."""
     words = line.split()
     presets = [word for word in words if word.split("=")[0] in ("strategy", "model", "data", "hardware")]
     return Plan(composed(*presets), 1).override(" ".join(word for word in words if word not in presets))

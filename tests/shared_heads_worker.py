@@ -1,5 +1,5 @@
-"""Each rank of a test world trains a few steps, then compares what it holds of shared KV heads, bit by bit, with the
-other ranks that hold the same."""
+"""Each rank of a test world trains a few steps, and then compares its copies of shared KV heads bitwise with those of
+the other ranks."""
 
 import torch
 import torch.distributed as dist
@@ -8,15 +8,15 @@ from torch.distributed.tensor import DTensor
 
 from train.data.corpus import load_corpus
 from train.model.transformer import Transformer, dtypes
-from train.proof import jobs as prove
+from train.proof import jobs
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
 
 STEPS = 3
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
-    """`compared`: tensors that two ranks or more hold, weights and moments; `unequal`: those that differ anywhere."""
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
+    """`compared`: weights and moments that two or more ranks have. `unequal`: those that differ on any of them."""
     config = job.config
     mesh = site.mesh(config)
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)

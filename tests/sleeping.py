@@ -1,4 +1,5 @@
-"""A transformer whose layers sleep instead of computing, and steps of it recorded on every rank: time without cores.
+"""A transformer whose layers sleep instead of computing, so that its time does not depend on the number of cores. Steps
+of it are recorded on every rank.
 
 A layer's forward, the gradient of its input and the gradient of its weights take one unit each.
 """
@@ -21,11 +22,11 @@ from train.model.transformer import Transformer, dtypes
 from train.proof.jobs import Site
 from train.ranks.distributed import own_rows
 from train.ranks.gradients import local
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 
 class _Sleep(torch.autograd.Function):
-    """The input, `forward_s` late; its gradient comes `backward_s` late."""
+    """Returns the input after `forward_s` seconds, and its gradient after `backward_s` seconds."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward_s: float, backward_s: float) -> Tensor:
@@ -41,7 +42,7 @@ class _Sleep(torch.autograd.Function):
 
 @contextmanager
 def layers(unit_s: float, slow_layer: str = ""):
-    """`slow_layer`: this one's forward takes two units."""
+    """Let the layers sleep. `slow_layer`: the forward of this layer takes two units."""
 
     def forward(block: model_file.Block, x_BTD: Tensor, rope: Tensor) -> Tensor:
         weight = _Sleep.apply(local(block.feed_forward_norm.weight), 0, unit_s)
@@ -60,10 +61,11 @@ def layers(unit_s: float, slow_layer: str = ""):
 
 
 def record(config: Config, site: Site) -> dict[str, Any]:
-    """Tags and samples of the shortest step but the first, on rank 0: what else the machine does only lengthens one."""
+    """The tags and samples of the shortest step on rank 0, without the first step. The shortest is chosen because other
+    load of the machine can only make a step longer."""
     mesh = site.mesh(config)
     step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
-    sampler = Sampler(config, mesh, site.runtime.device, step, LabGroup(site.world))
+    sampler = Sampler(config, mesh, site.runtime.device, step, SideGroup(site.world))
     corpus, size = load_corpus(config), config.train.global_batch_size
     found = []
     for i in range(1, config.train.steps + 1):
@@ -71,7 +73,7 @@ def record(config: Config, site: Site) -> dict[str, Any]:
             with span("data"):
                 batch = corpus.batch(i, size, own_rows(mesh, size))
             step(*batch, lr=0.0)
-        found.append(sampler.take(i))
+        found.append(sampler.collect(i))
     if site.world.rank > 0:
         return {}
     best = min(found[1:], key=lambda sampled: sampled.values["time/step_ms"])

@@ -1,4 +1,4 @@
-"""Run directories whose every figure is known, for tests of what reads them."""
+"""Run directories with known figures, for tests of the code that reads them."""
 
 import json
 from typing import Any
@@ -22,8 +22,8 @@ SAMPLED = 10
 
 def make_run(folder, strategy, *, steps=12, world=2, ms=100.0, off=0.0, work=None, known=True, samples=True,
              finished=True, precision="float32", pipeline=False, name=None, keys="", **facts):  # fmt: skip
-    """The files of a run whose n-th step takes ms + n ms; the sampled one twice that. `known`: there is a work.json;
-    `keys`: more of the strategy's."""
+    """Write the files of a run whose n-th step takes ms + n ms; a sampled step takes twice as long. `known`: it has a
+    work.json. `keys`: further keys of the strategy."""
     path = folder / (name or f"{strategy}-x{world}-ws{world}-abcdef")
     path.mkdir(parents=True)
     work = WORK | {"precision": precision} | (work or {})

@@ -1,4 +1,4 @@
-"""docs/adding-a-strategy.md, followed to the letter in a copy of the repository."""
+"""Follows docs/adding-a-strategy.md exactly, in a copy of the repository."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SGD = ("optim=sgd", "optim.lr=0.1", "train.clip_norm=0", "train.steps=12", "trai
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The repository as it is, and what the page adds to it."""
+    """A copy of the repository, with what the page adds to it."""
     folder = tmp_path_factory.mktemp("copy")
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in subprocess.run(listing, cwd=REPO, capture_output=True, check=True).stdout.decode().split("\0"):
@@ -40,7 +40,7 @@ def copy(tmp_path_factory):
 
 
 def change(file: Path, diff: str) -> None:
-    """The lines of the diff that are there, which must be in the file once, become those that are to be there."""
+    """Apply the diff: its old lines, which must occur once in the file, are replaced by its new lines."""
     lines = diff.splitlines(keepends=True)
     assert {line[0] for line in lines} <= {" ", "-", "+"}
     before, after = ("".join(line[1:] for line in lines if line[0] in kinds) for kinds in (" -", " +"))
@@ -66,7 +66,7 @@ def records(copy, nproc, folder, *overrides):
 
 
 def train(copy, nproc, folder, *overrides):
-    """What it printed, its losses, step by step and at last of validation, and its summary."""
+    """What the run printed, its losses (of each step, and then of validation), and its summary."""
     out, path, lines = records(copy, nproc, folder, *overrides)
     losses = [line.get("train/loss", line.get("validation/loss")) for line in lines]
     return out, losses, json.loads((path / "summary.json").read_text())
@@ -147,7 +147,7 @@ def test_diloco_has_no_key_that_it_does_not_use(copy, key, value, preset):
     ],
 )
 def test_a_run_sends_what_is_said(copy, words, least):
-    """The calls and MiB of `launch.explain` by axis and operation, and those that the ledger counted in a run."""
+    """Calls and MiB by axis and operation: those of `launch.explain`, and those that the ledger counted in a run."""
     folder = f"sent-{words[0].removeprefix('strategy=')}"
     _, _, lines = records(copy, 2, folder, *words)
     recorded = next(line for line in reversed(lines) if any(key.startswith("comm/") for key in line))
@@ -170,7 +170,7 @@ def test_a_run_sends_what_is_said(copy, words, least):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_products_of_the_axis_send_what_is_said(copy):
-    """One rank of each, on a process group that sends nothing (tests/fake_worker.py)."""
+    """Tests one rank of each product on a fake process group (tests/fake_worker.py)."""
     mixture = ("strategy=ep", "strategy.ep=2", "model=moe_tiny")
     products: dict[int, list[tuple[str, ...]]] = {
         4: [("strategy=fsdp",), ("strategy=cp", "model.tie_embeddings=true"), mixture],

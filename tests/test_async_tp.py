@@ -1,6 +1,6 @@
 """Async TP: inductor fuses each gather and each reduce-scatter of a block with the products beside it.
 
-What the fused operators compute needs NCCL and two GPUs of one NVLink domain; this proves only that they are used.
+Running the fused operators needs NCCL and two GPUs of one NVLink domain. This test shows only that they are used.
 """
 
 import json

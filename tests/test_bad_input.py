@@ -182,7 +182,7 @@ def test_divergence_stops_the_run_in_words(tmp_path):
 
 @pytest.mark.timeout(60)
 def test_a_bad_end_leaves_the_terminal_as_it_was(tmp_path):
-    """The progress bar is over, and the cursor back, before the message comes."""
+    """The progress bar has ended, and the cursor is restored, before the message is printed."""
     main, own = os.openpty()
     line = ["strategy=single", "optim=sgd", "optim.lr=1e30", "train.steps=9", "model.num_layers=1"]
     command = [sys.executable, str(REPO / "train" / "main.py"), *line]

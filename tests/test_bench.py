@@ -1,4 +1,4 @@
-"""scripts/bench_strategies.sh: its points keep every rule on 2, 4 and 8 GPUs, and its results say what was measured."""
+"""scripts/bench_strategies.sh: its points are valid on 2, 4 and 8 GPUs, and its results show what was measured."""
 
 import json
 import os

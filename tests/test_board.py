@@ -1,4 +1,4 @@
-"""What TensorBoard is told: the same columns for every strategy, charts that find the tags, nothing lost in a kill."""
+"""What TensorBoard gets: the same columns for every strategy, charts of existing tags, all values of a killed run."""
 
 import os
 import random
@@ -31,7 +31,7 @@ SHOWN_AS = {
 
 @pytest.fixture(autouse=True)
 def few_pictures(monkeypatch):
-    """Drawing is tested by itself."""
+    """Switches off the drawing of pictures, which has its own tests."""
     monkeypatch.setattr("train.record.sinks.find_spec", lambda name: None)
 
 
@@ -168,7 +168,7 @@ def test_a_sample_has_few_points_and_its_own_step_is_the_last(before, step, expe
 
 @pytest.mark.parametrize("warmup_steps", [0, 5, STEPS, STEPS + 3])
 def test_results_are_the_medians_of_the_steps_so_far(warmup_steps):
-    config, standing = config_of("pp"), board.Standing(warmup_steps)
+    config, standing = config_of("pp"), board.ResultsSoFar(warmup_steps)
     steps = [values_of("pp", step, config) for step in range(1, STEPS + 1)]
     for number, values in enumerate(steps, start=1):
         results = standing.add(values)
@@ -185,8 +185,8 @@ def test_results_are_the_medians_of_the_steps_so_far(warmup_steps):
 
 
 def test_a_long_run_that_changes_its_speed_keeps_its_median():
-    """Of all steps but the last hundredth, which is not looked at yet."""
-    standing, draw = board.Standing(0), random.Random(1)
+    """The medians of all steps, except the last 1 %, which may not be included yet."""
+    standing, draw = board.ResultsSoFar(0), random.Random(1)
     times = [draw.uniform(90, 110) for _ in range(1000)] + [draw.uniform(190, 210) for _ in range(600)]
     for ms in times:
         results = standing.add({"perf/step_ms": ms})
@@ -195,7 +195,7 @@ def test_a_long_run_that_changes_its_speed_keeps_its_median():
 
 
 def test_peaks_are_of_the_whole_run_and_what_is_unknown_is_absent():
-    standing = board.Standing(0)
+    standing = board.ResultsSoFar(0)
     for peak in (2.0, 3.0, 1.0):
         results = standing.add({"perf/step_ms": 5.0, "perf/tokens_per_s": 1.0, "memory/peak_allocated_gib": peak})
     assert results == {"result/tokens_per_s": 1.0, "result/step_ms": 5.0, "result/memory_gib": 3.0}

@@ -1,4 +1,4 @@
-"""What a person sees in a browser: that the five strategies and their figures are on the pages, not that pages load."""
+"""What a person sees in a browser: the pages show the five strategies and their figures."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ KILLED = "ds_zero1"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """strategy -> the run's name; one of the runs is left as a kill leaves it."""
+    """strategy -> the name of its run. One of the runs looks like a killed run."""
     folder = tmp_path_factory.mktemp("runs")
     return folder, {strategy: write_run(folder, strategy, complete=strategy != KILLED).name for strategy in FIGURES}
 
@@ -36,7 +36,7 @@ def last(strategy, tag):
     config = config_of(strategy)
     if tag == "validation/loss":
         return 5.0 if strategy == KILLED else validation_loss(strategy)
-    standing = board.Standing(config.metrics.warmup_steps)
+    standing = board.ResultsSoFar(config.metrics.warmup_steps)
     for step in range(1, STEPS + 1):
         results = standing.add(values_of(strategy, step, config))
     return (results | values_of(strategy, STEPS, config)).get(tag)

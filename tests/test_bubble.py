@@ -1,8 +1,8 @@
-"""The measured bubble is the schedule's, on real processes whose layers sleep; what is planted shows where it is."""
+"""With real processes whose layers sleep, the measured bubble is that of the schedule, and planted delays are found."""
 
 import pytest
 
-from tests.worlds import job, world
+from tests.running import job, run_jobs
 
 SMALL = (
     *("model.dim=16", "model.num_heads=2", "model.num_kv_heads=2", "model.ffn_dim=16", "train.seq_len=8"),
@@ -35,7 +35,7 @@ def pipeline(name, size, schedule, microbatches, stages):
 
 
 def run(folder, jobs, size):
-    results = world(folder, jobs, size=size, timeout_s=120, worker="tests.bubble_worker")
+    results = run_jobs(folder, jobs, size=size, timeout_s=120, worker="tests.bubble_worker")
     for result in results.values():
         assert "error" not in result, result["error"]
     return {name: result for name, result in results.items()}

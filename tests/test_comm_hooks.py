@@ -1,16 +1,16 @@
-"""PowerSGD: it starts when it is told to, compresses, and its error feedback makes up for what it left out."""
+"""PowerSGD starts at the given step, compresses, and its error feedback compensates for what it left out."""
 
 import pytest
 
 from tests.rows.base import BASE, F64
-from tests.worlds import job, world
+from tests.running import job, run_jobs
 from train.command.cli import configured
 
 RANK = 2
 
 
 def test_what_a_hook_loses_is_bounded_as_stated():
-    """The rows of the table, and the comparison's loss gate, hold a hook to this."""
+    """The bound of a hook, which the rows of the table and the comparison of runs use."""
     bounds = {"fp16": 2e-3, "bf16": 2e-2, "powersgd": None}
     for hook, bound in bounds.items():
         lossy = configured(["strategy=dp", f"strategy.comm_hook={hook}"]).strategy.lossy()
@@ -24,7 +24,7 @@ def measured(tmp_path_factory):
     overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1"]
     overrides += ["train.global_batch_size=2", F64]
     check = job("CHECK:powersgd", overrides)
-    result = world(tmp_path_factory.mktemp("powersgd"), [check], size=2, timeout_s=120)[check.name]
+    result = run_jobs(tmp_path_factory.mktemp("powersgd"), [check], size=2, timeout_s=120)[check.name]
     assert "error" not in result, result["error"]
     return result
 

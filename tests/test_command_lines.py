@@ -1,4 +1,4 @@
-"""Whatever a command line says, it is valid or refused in words: in five seconds and 500 MB, leaving nothing behind."""
+"""Any command line is valid or refused with a message, within five seconds and 500 MB, and leaves no files behind."""
 
 import json
 import os
@@ -49,7 +49,7 @@ EXTREMES = {
 
 
 def outcomes(todo, folder):
-    """Of every line, and what was left in the folder. Two processes, as there are two cores at the least."""
+    """The result of every line, and the files that were left in the folder. It uses two processes for two cores."""
 
     def run(part):
         file = folder / f"{part}.json"
@@ -92,7 +92,7 @@ def test_extreme_values_are_answered_at_once(tmp_path):
 
 
 def start(monkeypatch, *words):
-    """What launch.local comes to: its exit code, or `started`."""
+    """The result of launch.local: its exit code, or `started`."""
 
     def started(*_):
         raise RuntimeError("started")

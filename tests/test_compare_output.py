@@ -1,4 +1,4 @@
-"""What scripts/compare.py prints and writes: formats, order, its report, and one line where it cannot."""
+"""What scripts/compare.py prints and writes: formats, order, its report, and one line if it fails."""
 
 import csv
 import io
@@ -30,11 +30,11 @@ def test_formats_and_order(tmp_path):
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path):
     assert compare(tmp_path, code=2) == (
-        f"compare: no run in {tmp_path}: name a folder that holds metrics.jsonl, or one of such folders\n"
+        f"compare: no run in {tmp_path}: name a folder that contains metrics.jsonl, or a folder of such folders\n"
     )
     make_run(tmp_path, "tp")
     message = compare(tmp_path, "--sort", "beauty", code=2)
-    assert message.startswith("compare: --sort beauty is no column: use one of ") and message.count("\n") == 1
+    assert message.startswith("compare: --sort beauty is not a column: use one of ") and message.count("\n") == 1
 
 
 def test_torch_and_matplotlib_are_not_loaded_for_a_table(tmp_path):
@@ -70,7 +70,7 @@ def test_report_is_one_file_that_needs_no_other(tmp_path, samples):
     # test_report.py looks at scripts and styles
     bare = re.sub(r"<script>.*?</script>|<style>.*?</style>", "", page, flags=re.DOTALL)
     assert not re.search(r"https?:|src=|@import|<link|url\((?!#)|href=\"(?!#)", bare)
-    assert "running or cut off at step 3" in page and "model.num_layers 4, not 2" in page
+    assert "running or stopped at step 3" in page and "model.num_layers 4, not 2" in page
     ids = re.findall(r'\bid="([^"]*)"', bare)
     assert len(ids) == len(set(ids)), "pictures must not share ids"
     assert set(re.findall(r'(?:href="|url\()#([^")]+)', bare)) <= set(ids)

@@ -1,4 +1,4 @@
-"""Context parallelism, what needs no world: the layout, blocks that merge, memory that falls with the degree."""
+"""Context parallelism without a world: the layout, the merging of blocks, and memory that falls with the degree."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Batches are pure functions of (seed, step), ranks' rows tile them, and files are read as they are."""
+"""Batches are pure functions of (seed, step), the rows of the ranks partition them, and files are read unchanged."""
 
 import errno
 import hashlib
@@ -13,7 +13,7 @@ from train.command import cli
 from train.config.fields import IGNORE_INDEX
 from train.config.problems import BadInput
 from train.data.corpus import load_corpus
-from train.data.tokens import Held, Stored
+from train.data.tokens import InFile, InMemory
 
 
 def corpus(*overrides):
@@ -106,17 +106,17 @@ def test_text_folder_and_tokens_file(tmp_path):
     ids = np.arange(3000) % 50000
     ids.astype("<u2").tofile(tmp_path / "ids.bin")
     tokens = corpus("data=tokens", f"data.path={tmp_path}/ids.bin", "model=small", "train.seq_len=32")
-    assert isinstance(tokens.training, Stored)
+    assert isinstance(tokens.training, InFile)
     assert tokens.batch(1, 1, slice(0, 1))[0][0, 0] in ids
 
 
 def test_bigram_model_is_a_real_baseline():
-    """A text whose next byte follows from the last costs a bigram nothing; random bytes cost it log 256."""
+    """The bigram loss is 0 if each byte determines the next one, and log 256 for random bytes."""
     docs = corpus()
     assert 2.0 < docs.bigram_loss(64) < 2.6
-    docs.training = docs.validation = Held(np.tile(np.frombuffer(b"abcd", np.uint8), 50_000))
+    docs.training = docs.validation = InMemory(np.tile(np.frombuffer(b"abcd", np.uint8), 50_000))
     assert docs.bigram_loss(8) < 0.02
-    docs.training = docs.validation = Held(np.random.default_rng(0).integers(0, 256, 2**22).astype(np.uint8))
+    docs.training = docs.validation = InMemory(np.random.default_rng(0).integers(0, 256, 2**22).astype(np.uint8))
     assert docs.bigram_loss(8) == pytest.approx(np.log(256), abs=0.02)
 
 

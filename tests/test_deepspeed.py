@@ -1,4 +1,4 @@
-"""DeepSpeed's engines equal one device, leave the terminal readable, hold what ZeRO says, and are not needed."""
+"""DeepSpeed's engines equal one device, print little, have the state that ZeRO describes, and are optional."""
 
 import importlib.util
 import subprocess
@@ -8,9 +8,9 @@ import pytest
 
 from tests.rows.base import BASE, F32, Row
 from tests.rows.deepspeed import ROWS, SLOW_ROWS
+from tests.running import job, run_jobs, run_rows
 from tests.test_equivalence import assert_green, assert_red, names
 from tests.test_run import MiB, held_by_rank, launch, steps_of
-from tests.worlds import job, prove, world
 from train.command import cli
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput
@@ -22,7 +22,7 @@ needs_deepspeed = pytest.mark.skipif(not INSTALLED, reason='pip install "strateg
 
 @pytest.fixture(scope="module")
 def table(request, tmp_path_factory):
-    """Results of the selected rows of a size: one world a size, apart from the other strategies' worlds."""
+    """Results of the selected rows of a size, in one world for each size, apart from other strategies."""
     done = {}
     selected = {item.callspec.params["row"] for item in request.session.items if item.module is request.module
                 and "row" in getattr(getattr(item, "callspec", None), "params", {})}  # fmt: skip
@@ -31,7 +31,7 @@ def table(request, tmp_path_factory):
         key = (row.size, rows is SLOW_ROWS)
         if key not in done:
             chosen = [other for other in rows if other.size == row.size and other in selected]
-            done[key] = prove(tmp_path_factory.mktemp(f"deepspeed_{row.size}"), chosen)
+            done[key] = run_rows(tmp_path_factory.mktemp(f"deepspeed_{row.size}"), chosen)
         return done[key][row.name]
 
     return results
@@ -91,7 +91,7 @@ def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
 def test_autotp_sends_what_is_said_and_replicas_stay_equal(checkpointing, per_layer, tmp_path):
     words = ["strategy=ds_autotp", F32, "model.dropout=0.1", f"train.activation_checkpointing={checkpointing}"]
     check = job("CHECK:autotp", [*BASE, *words, "runtime.device=cpu", "runtime.timeout_s=60"])
-    result = world(tmp_path, [check], size=2, timeout_s=150)[check.name]
+    result = run_jobs(tmp_path, [check], size=2, timeout_s=150)[check.name]
     assert "error" not in result, result["error"]
     calls = 2 * 8 * per_layer  # layers, microbatches of one row of 16 tokens, 128 wide, float32
     assert result["sent"] == {"tp/all_reduce": [calls + 2, calls * 16 * 128 * 4 + 8]}  # and the norm, and overflow
@@ -104,7 +104,7 @@ def test_autotp_sends_what_is_said_and_replicas_stay_equal(checkpointing, per_la
 def test_dropout_is_for_training_alone(tmp_path):
     engines = ["ds_zero1", "ds_pp", "ds_autotp"]
     jobs = [job(f"CHECK:evaluation {name}", [*BASE, F32, "model.dropout=0.5", f"strategy={name}"]) for name in engines]
-    found = world(tmp_path, jobs, size=2, timeout_s=100)
+    found = run_jobs(tmp_path, jobs, size=2, timeout_s=100)
     for name, result in found.items():
         assert "error" not in result, result["error"]
         (first, second), (one, other) = result["trained"], result["evaluated"]

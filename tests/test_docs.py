@@ -1,4 +1,4 @@
-"""The documentation points at what is there: every relative link, every anchor, every path of the repository."""
+"""Every relative link, anchor and path of the repository in the documentation exists."""
 
 import re
 from pathlib import Path

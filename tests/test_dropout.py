@@ -1,7 +1,7 @@
-"""Dropout > 0: masks are other wherever tokens or layers are, equal on replicas, and the same when recomputed.
+"""Dropout > 0: masks differ for other tokens or layers, are equal on replicas, and are the same when recomputed.
 
-Ranks that draw other masks than one device cannot equal it, so this is what is proven instead (tests/masks.py). The
-seeds are fixed: a bound of five standard deviations fails by chance in none of these numbers, or in every run.
+Ranks draw other masks than one device, so their results cannot be equal. These properties are tested instead. The
+seeds are fixed, so a bound of five standard deviations fails in every run or in none (tests/masks.py).
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.rows.base import F64
-from tests.worlds import job, world
+from tests.running import job, run_jobs
 
 SIGMAS = 5
 SMALL = ("model.num_layers=2", "train.seq_len=32", "train.micro_batch_size=1", "train.steps=2", F64)
@@ -20,7 +20,7 @@ FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full",
 
 @dataclass(frozen=True)
 class Layout:
-    """`alike`: pairs of ranks that hold the same tokens. `bug`: a planted one, and the statements that it breaks."""
+    """`alike`: pairs of ranks with the same tokens. `bug`: a planted bug, and the statements that it makes false."""
 
     size: int
     words: tuple[str, ...]
@@ -93,7 +93,7 @@ def found(request, tmp_path_factory):
                 if other.size == layout.size
             ]
             folder = tmp_path_factory.mktemp(f"dropout_{layout.size}")
-            done[layout.size] = world(folder, jobs, size=layout.size, timeout_s=120)
+            done[layout.size] = run_jobs(folder, jobs, size=layout.size, timeout_s=120)
         result = done[layout.size][f"CHECK:dropout {layout.name}"]
         assert "error" not in result, result["error"]
         return result
@@ -102,7 +102,7 @@ def found(request, tmp_path_factory):
 
 
 def statements(found: dict, layout: Layout) -> dict[str, bool]:
-    """What must hold, and whether it does."""
+    """The statements that must be true, and whether each is."""
     others = [pair for pair in found["equal"] if pair not in layout.alike]
     return {
         "replicas are equal": all(found["equal"][pair] == 1 for pair in layout.alike),

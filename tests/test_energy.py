@@ -1,4 +1,4 @@
-"""Energy and money: the arithmetic, who reads which counter, and that nothing is made up without sensor or price."""
+"""Energy and cost: the arithmetic, which rank reads which counter, and no values without a sensor or a price."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from train.measure import hardware
 from train.measure.energy import Energy, costs, device_id, first_of_each, open_meter
 from train.measure.metrics import Metrics
 from train.measure.sampling import Sampled
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 from train.record.sinks import JsonLines
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -58,7 +58,7 @@ class NVMLError(Exception):
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """Two boards, as NVML counts them, and torch that sees those which CUDA_VISIBLE_DEVICES names, in its order."""
+    """Imitates NVML with two boards, and torch, which sees the boards in CUDA_VISIBLE_DEVICES in that order."""
     module: Any = ModuleType("pynvml")
     module.counters = dict(BOARDS)
     module.NVMLError = NVMLError
@@ -139,7 +139,7 @@ def test_a_board_that_ranks_share_is_read_once(nvml):
 
 def test_energy_is_a_mean_after_warm_up_without_evaluations(nvml):
     config = parse("metrics.warmup_steps=2", "hardware.grid_gco2_per_kwh=36", "hardware.price_usd_per_hour=3.6")
-    energy = Energy(config, GPU, LabGroup(World.single()))
+    energy = Energy(config, GPU, SideGroup(World.single()))
 
     def step(index, joules, ms=400.0):
         nvml.counters["GPU-aaaa"] += round(joules * 1e3)
@@ -160,12 +160,12 @@ def test_energy_is_a_mean_after_warm_up_without_evaluations(nvml):
 
 
 def test_auto_takes_the_file_and_what_the_user_gives(nvml):
-    found = hardware.known(parse("hardware.price_usd_per_hour=2.5", "+hardware.peak_tflops.bf16=800"), GPU)
+    found = hardware.hardware_of(parse("hardware.price_usd_per_hour=2.5", "+hardware.peak_tflops.bf16=800"), GPU)
     assert (found.name, found.price_usd_per_hour, found.memory_gb_per_s) == ("h100_sxm", 2.5, 3350.0)
     assert found.peak_tflops == {"bf16": 800.0, "float32": 67.0}
-    assert hardware.known(parse("hardware.price_usd_per_hour=0.1"), CPU).price_usd_per_hour == 0.1
+    assert hardware.hardware_of(parse("hardware.price_usd_per_hour=0.1"), CPU).price_usd_per_hour == 0.1
     assert hardware.peak_tflops(parse(), CPU) is None
-    assert hardware.known(parse("hardware=a100_sxm"), GPU).name == "a100_sxm"
+    assert hardware.hardware_of(parse("hardware=a100_sxm"), GPU).name == "a100_sxm"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_auto_takes_the_file_and_what_the_user_gives(nvml):
 )  # fmt: skip
 def test_a_device_gets_its_own_figures_or_none(monkeypatch, name, file):
     monkeypatch.setattr(hardware, "device_name", lambda device: name)
-    assert hardware.known(parse(), GPU).name == file
+    assert hardware.hardware_of(parse(), GPU).name == file
 
 
 def test_no_price_comes_with_the_lab():
@@ -195,7 +195,7 @@ def test_a_cpu_run_logs_money_where_a_price_is_given_and_no_energy(tmp_path, pri
         "strategy=single", "metrics.warmup_steps=1", *([f"hardware.price_usd_per_hour={price}"] if price else [])
     )
     step = SimpleNamespace(state_bytes=lambda: dict.fromkeys(("parameters", "gradients", "optimiser"), 0))
-    metrics = Metrics(config, LabGroup(World.single()), CPU, step, [JsonLines(tmp_path)])
+    metrics = Metrics(config, SideGroup(World.single()), CPU, step, [JsonLines(tmp_path)])
     for index in range(1, 4):
         metrics.log(index, StepResult(torch.tensor(1.0), torch.tensor(1.0)), 1e-3, Sampled())
     metrics.resume_clock()

@@ -52,7 +52,7 @@ def test_what_the_environment_holds_is_used_and_not_written(tmp_path, monkeypatc
 
 
 def test_what_the_environment_holds_is_left_out_where_it_is_not_shown(monkeypatch):
-    """A value inside a list, of a group that is not in the container: nothing to replace, and no traceback."""
+    """A value inside a list, of a group that is not in the container: nothing is replaced, and nothing raises."""
     monkeypatch.setenv("TRACKER", "mlflow")
     tree = cli.parse(cli.parser("test", ""), ["metrics.trackers=[${oc.env:TRACKER}]"])[1]
     (typed,) = as_typed.from_environment(tree)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.rows import ROWS, SLOW_ROWS, Row
-from tests.worlds import prove
+from tests.running import run_rows
 from train.proof.comparison import Verdict
 
 MUST_BE_RED = {"gradients", "sgd_weights"}
@@ -14,7 +14,7 @@ MUST_BE_RED = {"gradients", "sgd_weights"}
 
 @pytest.fixture(scope="session")
 def table(request, tmp_path_factory):
-    """Results of the selected rows of a size; the world of that size runs when its first row asks."""
+    """Results of the selected rows of a size. The world of that size runs when its first row needs it."""
     done: dict[tuple[int, bool], dict[str, Any]] = {}
     selected = {
         item.callspec.params["row"] for item in request.session.items if "row" in getattr(item, "fixturenames", ())
@@ -25,7 +25,7 @@ def table(request, tmp_path_factory):
         if key not in done:
             folder = tmp_path_factory.mktemp(f"world_{row.size}")
             done[key] = {}  # of a world that is cut off by this row's clock: it does not start again for the next
-            done[key] = prove(folder, [other for other in rows if other.size == row.size and other in selected])
+            done[key] = run_rows(folder, [other for other in rows if other.size == row.size and other in selected])
         return done[key].get(row.name, {"error": f"the world of {row.size} was cut off in an earlier row"})
 
     return results
@@ -68,7 +68,7 @@ def test_planted_bug_turns_the_row_red(row, table, record_property):
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
 def test_planted_bug_is_in_an_ordinary_row(row):
-    """The same row without the bug is in the table, with the same bound."""
+    """A row with a planted bug must fail. The same row without the bug is in the table, with the same bound."""
     assert dataclasses.replace(row, bug=None) in ROWS
 
 

@@ -1,4 +1,4 @@
-"""`launch.explain` says what a run would be. That its figures are those of a run is shown in tests/test_ledger.py."""
+"""`launch.explain` describes a run before it starts. tests/test_ledger.py compares its figures with those of a run."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from train.config.shapes import coordinates
 from train.config.strategy import MESH_AXES, resolve_degrees
 from train.model.transformer import Transformer, dtypes
 from train.record.drawing import draw_mesh, ranges
-from train.strategies.memory import held
+from train.strategies.memory import parameter_shapes
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,7 @@ def test_it_does_not_load_torch():
 def test_shapes_are_the_models(options):
     plan = plan_of(1, "strategy=single", *options)
     model = Transformer(plan.config.model, **dtypes(plan.config.precision))
-    assert held(plan, 0) == {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert parameter_shapes(plan, 0) == {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
 def test_ranks_by_axis():

@@ -11,11 +11,11 @@ from train.config.plan import Plan
 
 def test_figures_of_a_sampled_step(tmp_path):
     pytest.importorskip("matplotlib")
-    from train.record.pictures import figures
+    from train.record.pictures import draw_sample
 
     config = config_of("3d")
     sample, degrees = sample_of("3d", 4, config), Plan(config, 8).degrees
-    drawn = figures(sample, degrees)
+    drawn = draw_sample(sample, degrees)
     assert list(drawn) == ["why_pictures/timeline", "why_pictures/memory", "why_pictures/mesh"]
     bars: Any = drawn["why_pictures/timeline"].axes[0].patches
     pieces_of_memory: Any = drawn["why_pictures/memory"].axes[0].patches
@@ -27,10 +27,10 @@ def test_figures_of_a_sampled_step(tmp_path):
     assert by_kind == pytest.approx([sum(sum(r["memory"]["at_peak_mib"].values()) for r in sample["ranks"])])
     labels = [text.get_text() for axes in drawn["why_pictures/mesh"].axes for text in axes.texts]
     assert [label.split("\n")[0] for label in labels] == [f"rank {rank}" for rank in range(8)]
-    assert list(figures(sample)) == ["why_pictures/timeline", "why_pictures/memory"]
+    assert list(draw_sample(sample)) == ["why_pictures/timeline", "why_pictures/memory"]
     for rank in sample["ranks"]:
         rank["timeline"], rank["memory"] = [], {"at_peak_mib": {}, "curve": []}
-    assert not figures(sample), "nothing was measured, and yet drawn"
+    assert not draw_sample(sample), "nothing was measured, and yet drawn"
 
 
 def test_one_thing_has_one_colour_and_pictures_one_scale():

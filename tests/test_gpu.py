@@ -1,14 +1,14 @@
-"""The same table on one GPU: under nccl at world size 1, and with two gloo ranks that share the device.
+"""The equivalence table on one GPU: with NCCL at world size 1, and with two gloo ranks that share the device.
 
-gloo's send and receive do not move CUDA tensors, so pipelines of two ranks are left out there.
+Send and receive of gloo do not support CUDA tensors, so there are no pipelines with two ranks.
 """
 
 import pytest
 import torch
 
 from tests.rows.base import BF16, COMPILED, F32, F64, Row
+from tests.running import run_rows
 from tests.test_equivalence import assert_green
-from tests.worlds import prove
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,12 +68,12 @@ SHARED = [
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    return prove(tmp_path_factory.mktemp("alone"), ALONE, "nccl")
+    return run_rows(tmp_path_factory.mktemp("alone"), ALONE, "nccl")
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
-    return prove(tmp_path_factory.mktemp("shared"), SHARED, "gloo")
+    return run_rows(tmp_path_factory.mktemp("shared"), SHARED, "gloo")
 
 
 @pytest.mark.parametrize("row", ALONE, ids=lambda row: row.name)

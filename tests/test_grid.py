@@ -1,4 +1,4 @@
-"""What a sweep is made of: the grid, the search for a micro batch, what identifies a run's work, a log's last words."""
+"""The parts of a sweep: the grid, the search for a micro batch, the identity of a run's work, the end of a log."""
 
 import json
 

@@ -28,7 +28,7 @@ def terminal(monkeypatch, tmp_path):
 
 
 def answer(tool, line, monkeypatch, capsys):
-    """(Exit code, standard output, standard error) of a tool that ends before it starts anything."""
+    """(Exit code, standard output, standard error) of a tool that ends before it starts a process."""
     words = line.split()
     monkeypatch.setattr(sys, "argv", [tool, *words])
     mains: dict[str, Callable[[], object]] = {LOCAL: local.main, EXPLAIN: explain.main, "train/main.py": training.main}

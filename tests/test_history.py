@@ -1,4 +1,4 @@
-"""What a run keeps of its steps, what a sweep says meanwhile, and what a comparison says at the end."""
+"""What a run keeps of its steps, what a sweep shows while it runs, and what a comparison shows at the end."""
 
 import json
 import random
@@ -62,16 +62,16 @@ def test_a_long_run_is_kept_in_bounded_memory_and_its_statistics_are_right():
 
 
 def test_what_counts_is_the_same_for_all_who_read_a_run(tmp_path):
-    """The summary, TensorBoard, compare and the benchmarks: with steps of warm-up and recorded ones among them."""
+    """Summary, TensorBoard, compare and the benchmarks give the same results, also with warm-up and recorded steps."""
     run = make_run(tmp_path / "runs", "tp", steps=14)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    live, standing = Results(5), board.Standing(5)
+    live, standing = Results(5), board.ResultsSoFar(5)
     for line in lines:
         shown = standing.add(line)
         live.add(line)
     times = [100.0 + n for n in range(6, 15) if n != SAMPLED]
     median, speed = statistics.median(times), statistics.median(1e6 / ms for ms in times)
-    figures, row = figures_of(read_run(run)), bench_results.figures(run)
+    figures, row = figures_of(read_run(run)), bench_results.run_figures(run)
     assert live.spread()["perf/step_ms_p50"] == figures["step_ms_p50"] == row["perf/step_ms"] == median
     assert live.median("perf/tokens_per_s") == figures["tokens_per_s"] == row["perf/tokens_per_s"] == speed
     assert (shown["result/step_ms"], shown["result/tokens_per_s"]) == (median, speed)
@@ -134,7 +134,7 @@ def test_a_comparison_ends_with_the_reports_sentences(tmp_path):
     (group,) = groups_of(Search([tmp_path]).runs)
     last = compare(tmp_path).splitlines()[-1]
     assert last == " ".join([*words.summary(group), words.losses(group)])
-    assert last.startswith("dp is fastest: ") and "The loss curves lie on one another" in last
+    assert last.startswith("dp is fastest: ") and "The loss curves are the same" in last
     make_run(tmp_path, "tp", work_hash="bbbbbbbb", work={"train.seed": 5})
     first, second = compare(tmp_path).splitlines()[-2:]
     assert first.startswith("Same work: tiny") and ": dp is fastest" in first

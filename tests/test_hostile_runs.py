@@ -1,4 +1,4 @@
-"""Run folders of somebody else (hostile_folders.py): each costs itself and a line, and the others are compared."""
+"""Untrusted run folders (hostile_folders.py): a bad one is left out with one line, and the others are compared."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_a_folder_costs_itself_and_the_others_compare(name, runs):
     assert len(good_rows(groups)) == 2
     labels = {row.run.path.name for group in groups for row in group.rows}
     assert ("odd" in labels) is (outcome != SKIPPED)
-    notes = [*search.said, *(note for group in groups for note in group.notes)]
+    notes = [*search.notes, *(note for group in groups for note in group.notes)]
     found = [note for note in notes if says in note] if says else []
     assert len(found) == (0 if outcome == TAKEN else 1), notes
     assert all(note.isprintable() for note in notes)
@@ -99,10 +99,10 @@ def test_folders_that_are_no_runs(runs, tmp_path):
     os.mkfifo(runs / "sweep-y" / "points.json")
     search = Search([runs])
     assert [run.path.name for run in search.runs] == ["good-dp", "good-tp"]
-    said = "\n".join(search.said)
-    assert f"{runs}/away: skipped: a link out of {runs}, name it to compare it" in said
+    said = "\n".join(search.notes)
+    assert f"{runs}/away: skipped: a link that leads out of {runs}: name it to compare it" in said
     assert "point 4 is left out" in said and "point 5 is left out" in said
-    assert "sweep-y: the sweep is not known: points.json is no regular file" in said
+    assert "sweep-y: the sweep cannot be read: points.json is not a regular file" in said
     assert [line for line in search.points_without_run() if not line.isprintable()] == []
     assert [run.strategy for run in Search([runs / "away"]).runs] == ["pp"], "one that is named may be a link"
 
@@ -147,7 +147,7 @@ def test_the_bound_of_a_lossy_option_follows_from_the_config(keys, good, runs):
 
 
 def test_a_value_from_the_environment_is_known_by_the_hash_that_the_run_wrote(tmp_path):
-    """A digest stands for it in work.json, so that nobody reads it there; the hash is of the value."""
+    """work.json has a digest instead of the value, so that nobody can read it there. The hash is that of the value."""
     for strategy, rate in (("dp", 0.001), ("tp", "sha256:0123456789ab")):
         run = make_run(tmp_path, strategy, work={"optim": {"name": "adamw", "lr": rate}})
         if strategy == "tp":
@@ -167,7 +167,7 @@ def test_steps_without_a_valid_token_are_not_compared(tmp_path):
 
 
 def test_one_wrong_run_does_not_become_the_reference(tmp_path):
-    """It is the first in the folder, and the others agree with one another."""
+    """The wrong run is the first in the folder, and the others agree."""
     for strategy, off in (("cp", 0.5), ("dp", 0.0), ("tp", 1e-7)):
         make_run(tmp_path, strategy, off=off)
     (group,) = groups_of(Search([tmp_path]).runs)

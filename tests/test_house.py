@@ -1,4 +1,4 @@
-"""The house keeps its order: what must not load torch does not, and no folder or file grows too large.
+"""The structure of the repository: some modules must not import torch, and folders and files have size limits.
 
 The contracts between folders are in pyproject.toml, [tool.importlinter]; `make check` runs them.
 """
@@ -35,7 +35,7 @@ def python_files(*folders):
 
 
 def torch_free():
-    """The files of the modules that the contract in pyproject.toml names, by their folders and names."""
+    """The files of the modules that are named in the contract in pyproject.toml."""
     contracts = tomllib.loads((REPO / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (contract,) = [one for one in contracts if one.get("forbidden_modules") == ["torch"]]
     paths = [name.replace(".", "/") for name in contract["source_modules"]]
@@ -55,7 +55,7 @@ def test_what_is_torch_free_does_not_load_torch():
 
 @pytest.mark.parametrize("folder", ["train/strategies", "scripts"])
 def test_a_module_loads_torch_or_is_named_as_torch_free(folder):
-    """Where both kinds stand side by side: a new one is named in the contract, or imports torch at its top."""
+    """In folders with both kinds of modules, a new one must be named in the contract, or import torch at its top."""
     others = set(python_files(folder)) - torch_free()
     unknown = [file for file in others if file.name != "__init__.py" and not LOADS_TORCH.search(file.read_text())]
     assert not unknown, "name them in pyproject.toml, among the modules of the contract that forbids torch"

@@ -1,4 +1,4 @@
-"""A key that a run does not read is refused, with a fix, and no comparison asks for it."""
+"""A key that a run does not read is refused with a fix, and comparisons ignore it."""
 
 import dataclasses
 import json

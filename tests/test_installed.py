@@ -1,4 +1,4 @@
-"""The program as a wheel in an environment of its own, used from a folder that is not the repository; its command."""
+"""The program installed as a wheel in a separate environment, and used from another folder; its command."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_command_keeps_the_exit_code_of_its_tool(words, code, says):
 
 
 def built(tree, wheels):
-    """The wheel of a copy of this source tree, since a build leaves files where it is made."""
+    """The wheel, built in a copy of this source tree, because a build leaves files behind."""
     for name in (*PACKAGES, "configs"):
         shutil.copytree(REPO / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -68,7 +68,7 @@ def pip(*words):
 
 
 def outside():
-    """The environment without the repository."""
+    """Environment variables without paths of the repository."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
 
 

@@ -1,4 +1,4 @@
-"""Whatever ends a launcher, a sweep or torchrun, no rank trains on; a sweep's point has one world and one folder."""
+"""However a launcher, a sweep or torchrun ends, no rank keeps running. A sweep's point has one world and one folder."""
 
 import json
 import os
@@ -27,7 +27,7 @@ PATIENCE_S = 120
 
 @pytest.fixture
 def started(tmp_path):
-    """Starts a tool in tmp_path, and ends what is left of it at the end of the test."""
+    """Starts a tool in tmp_path, and ends all its remaining processes at the end of the test."""
     processes = []
 
     def start(*line):
@@ -45,7 +45,7 @@ def started(tmp_path):
 
 
 def trains(folder, pattern, after=0.0):
-    """The run's folder, once it has a step that was written after this time."""
+    """Waits for a step that was written after this time. Returns the folder of its run."""
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         for file in folder.glob(f"runs/{pattern}/metrics.jsonl"):
@@ -56,7 +56,7 @@ def trains(folder, pattern, after=0.0):
 
 
 def ranks_of(process):
-    """Those that hold a place in the world of this process."""
+    """The processes that are ranks of the world that this process started."""
     found = psutil.Process(process.pid).children(recursive=True)
     return [one for one in found if "RANK" in one.environ()]
 

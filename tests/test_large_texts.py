@@ -1,4 +1,4 @@
-"""Texts and evaluations of any size: what is read of them, and that memory stays bounded."""
+"""Texts and evaluations of any size: how much is read, and that the memory is bounded."""
 
 import dataclasses
 import os
@@ -84,7 +84,7 @@ def test_the_root_of_the_machine_is_answered():
 @pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_the_baseline_of_100_mb_is_bounded(tmp_path):
-    """Reading, hashing and fitting the bigram model: 14 bytes a character were 1.4 GB."""
+    """Reading, hashing and fitting the bigram model must need little memory: 14 bytes per character were 1.4 GB."""
     (tmp_path / "text.txt").write_bytes(np.random.default_rng(0).integers(97, 123, 10**8, dtype=np.uint8).tobytes())
     (tmp_path / "other.txt").write_text(LINES)
     program = f"""

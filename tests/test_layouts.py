@@ -1,5 +1,5 @@
-"""With the defaults, every preset runs at 1, 2, 4 and 8 processes if its own degrees divide them. Every other number of
-processes that a rule refuses is refused with a fix, and following the fixes ends in a layout that is valid."""
+"""With the defaults, every preset runs with 1, 2, 4 and 8 processes if its own degrees divide the number. Any other
+number is refused with a fix, and applying the fixes gives a valid layout."""
 
 import math
 from functools import cache
@@ -24,13 +24,13 @@ def config_of(preset):
 
 
 def fixed_ranks(strategy):
-    """The product of the degrees that a preset gives as numbers: the number of processes must be a multiple of it."""
+    """The product of the fixed degrees of a preset. The number of processes must be a multiple of it."""
     fixed = math.prod(degree for degree in strategy.mesh_axes().values() if degree > 0)
     return fixed * max(getattr(strategy, "ep", None) or 1, 1)  # over dp_shard, which takes the ranks that are left
 
 
 def mended(plan):
-    """The plan after the first override of the first problem, and so on."""
+    """The plan after applying the first override of the first problem, repeated until there is no problem."""
     for _ in range(MOST_FIXES):
         if not (problems := validate(plan.config, plan.world_size)):
             break
@@ -69,7 +69,7 @@ def test_the_default_batch_is_1024_tokens_in_microbatches_of_one_sequence():
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_a_stage_for_each_layer(schedule):
-    """8 stages of `tiny`'s 8 layers. Schedules with two stages a rank go up to 4 ranks."""
+    """`tiny` has 8 layers, so at most 8 stages. Schedules with two stages per rank need at most 4 ranks."""
     plan = Plan(config_of("pp"), 8).override(f"strategy.schedule={schedule}")
     assert validate(plan.config, plan.world_size) == []
 

@@ -1,4 +1,4 @@
-"""What a step is measured to send equals its closed form, in calls and bytes; so do the bytes that each rank holds."""
+"""The measured traffic of a step equals its closed form, in calls and bytes. So do the bytes of state of each rank."""
 
 import math
 import random
@@ -7,11 +7,11 @@ import pytest
 
 from tests.drawn import NATIVE
 from tests.rows.base import BASE, BF16, F32, F64, TIED, configured
+from tests.running import job, run_jobs
 from tests.test_deepspeed import needs_deepspeed
 from tests.test_rules import SEED, run_fake, valid_configs
-from tests.worlds import job, world
 from train.config.plan import Plan
-from train.strategies.memory import held
+from train.strategies.memory import parameter_shapes
 
 FULL, SELECTIVE = (f"train.activation_checkpointing={mode}" for mode in ("full", "selective"))
 NUM_DRAWN = 38
@@ -94,14 +94,14 @@ def name(size, config):
 
 
 def run_ledger(folder, size, configs):
-    """Results by name and rank: what ledger_worker.py writes."""
+    """The results that ledger_worker.py writes, by name and rank."""
     common = [*BASE, "runtime.device=cpu", "runtime.timeout_s=60", f"train.global_batch_size={max(4, 2 * size)}"]
     jobs = [job(name(size, words), [*common, layers(size, words), *words]) for words in configs]
-    return world(folder, jobs, size=size, timeout_s=120, worker="tests.ledger_worker")
+    return run_jobs(folder, jobs, size=size, timeout_s=120, worker="tests.ledger_worker")
 
 
 def layers(size, words):
-    """One a stage, and two at least."""
+    """One layer for each stage, and at least two."""
     return f"model.num_layers={max(2, Plan(configured([*BASE, *words]), size).num_stages)}"
 
 
@@ -138,8 +138,8 @@ def test_a_step_sends_what_it_must(config, measured):
 
 
 def over_experts_ranks(key, result, results):
-    """The bytes that the rank is measured to send. What it sends back depends on the routing; but it is not less than
-    the exact part, and over the ranks that share experts it is what is said."""
+    """The measured bytes that the rank sends. The bytes that it sends back depend on the routing. They must be at least
+    the exact part, and their sum over the ranks that share experts must equal the closed form."""
     group = [other for other in results if other["ep_group"] == result["ep_group"]]
     sent, said = (sum(rank[name][key][1] for rank in group) for name in ("measured", "expected"))
     assert sent == said
@@ -159,9 +159,10 @@ def test_a_rank_holds_what_is_said(config, measured):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_deepspeeds_engines_send_what_is_said(tmp_path):
-    """docs/deepspeed.md: P float32 parameters in one bucket, m microbatches; single numbers beside them."""
+    """The formulas of docs/deepspeed.md for P float32 parameters in one bucket and m microbatches. Beside them the
+    engine sends a few single numbers."""
     plan = Plan(configured([*BASE, F32, "strategy=single"]), 1)
-    parameters, hidden = 4 * sum(math.prod(shape) for shape in held(plan, 0).values()), 4 * 16 * 128
+    parameters, hidden = 4 * sum(math.prod(shape) for shape in parameter_shapes(plan, 0).values()), 4 * 16 * 128
     m, groups = 2, 2  # of the optimiser: what decays, and what does not
     wanted = {
         "ds_zero1": {"dp_shard/all_reduce": (1, parameters), "dp_shard/all_gather": (groups, parameters)},
@@ -186,7 +187,7 @@ def test_deepspeeds_engines_send_what_is_said(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_drawn_configs_send_what_is_said():
-    """One rank of each, in worlds of up to 64, on a process group that sends nothing (tests/fake_worker.py)."""
+    """Tests one rank of each config, in worlds of up to 64 ranks, on a fake process group (tests/fake_worker.py)."""
     configs, ranks = valid_configs(NUM_DRAWN, NATIVE, 64, 6), random.Random(SEED)
     jobs = [
         {"overrides": [*one.overrides], "world_size": one.world_size, "rank": ranks.randrange(one.world_size)}

@@ -57,7 +57,7 @@ def test_flops_follow_the_convention():
 
 
 def test_the_mixture_works_as_hard_as_the_dense_model():
-    """A token meets as many weights of moe_1b as of llama_1b, and the router's."""
+    """A token uses as many weights in moe_1b as in llama_1b, and those of the router."""
     dense, mixture = (config(f"model={name}", "train.seq_len=64").model for name in ("llama_1b", "moe_1b"))
     router = mixture.num_layers * mixture.dim * mixture.num_experts
     assert matmul_parameters(mixture) == matmul_parameters(dense) + router

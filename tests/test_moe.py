@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tests.test_model import CPU, build, config
 from train.config.flops import matmul_parameters
 from train.config.schema import ActivationCheckpointing, Precision
-from train.model.moe import Experts, Router, routers, sorted_by_expert, take
+from train.model.moe import Experts, Router, gather_rows, routers, sorted_by_expert
 from train.model.weights import initial_value, materialise
 from train.strategies.recompute.apply import apply_checkpointing
 
@@ -40,7 +40,7 @@ def test_a_mixture_is_the_gated_sum_of_its_experts(overrides):
 
 
 def explicit_aux_loss(router, x):
-    """Straight from the definition, sequence by sequence."""
+    """Computed directly from the definition, for each sequence."""
     total = 0.0
     for x_TD in x:
         scores = (x_TD @ router.weight.T).sigmoid()
@@ -119,9 +119,9 @@ def test_rows_sorted_by_expert_come_back():
     order, inverse, counts = sorted_by_expert(chosen, 5)
     assert counts.tolist() == [2, 1, 0, 3, 0]
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    rows = take(x, order, inverse, 2)
-    assert torch.equal(take(rows, inverse, order), x.repeat_interleave(2, 0))
-    assert torch.autograd.gradcheck(lambda x: take(x, order, inverse, 2) ** 2, (x,))
+    rows = gather_rows(x, order, inverse, 2)
+    assert torch.equal(gather_rows(rows, inverse, order), x.repeat_interleave(2, 0))
+    assert torch.autograd.gradcheck(lambda x: gather_rows(x, order, inverse, 2) ** 2, (x,))
 
 
 def test_each_expert_is_drawn_by_itself():

@@ -1,4 +1,4 @@
-"""The memory that a plan needs: what each strategy holds and puts together, and what is said where it cannot fit."""
+"""The memory that a plan needs: state and gathered tensors of each strategy, and the message if it is too much."""
 
 import math
 from types import SimpleNamespace
@@ -21,10 +21,10 @@ def test_what_fsdp_puts_together_within_a_step():
     total = 4 * num_parameters(plan.config.model)[0]
     layer = 4 * sum(map(math.prod, block(plan.config.model).values()))
     head = 4 * (256 * 128 + 128)
-    assert needs(plan_of(f"{line}dp"), 0).whole == needs(plan_of(f"{line}tp"), 0).whole == 0
-    assert needs(plan_of(f"{line}zero1"), 0).whole == 2 * total
-    assert needs(plan_of(f"{line}zero2"), 0).whole == total + layer
-    assert needs(plan, 0).whole == 3 * layer + head
+    assert needs(plan_of(f"{line}dp"), 0).unsharded == needs(plan_of(f"{line}tp"), 0).unsharded == 0
+    assert needs(plan_of(f"{line}zero1"), 0).unsharded == 2 * total
+    assert needs(plan_of(f"{line}zero2"), 0).unsharded == total + layer
+    assert needs(plan, 0).unsharded == 3 * layer + head
     assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(
         holdings(Ranks(plan))
     )
@@ -35,11 +35,11 @@ def test_what_fsdp_puts_together_within_a_step():
         holdings(Ranks(plan_of(f"{line}zero1")))
     )
     # FSDP over cp and ep: what tp and ep split is put together of a part only
-    assert needs(plan_of(f"{line}fsdp_tp"), 0).whole < needs(plan, 0).whole
+    assert needs(plan_of(f"{line}fsdp_tp"), 0).unsharded < needs(plan, 0).unsharded
 
 
 def test_deepspeed_holds_by_zeros_arithmetic():
-    """docs/deepspeed.md, whose bytes tests/test_deepspeed.py compares with a run's."""
+    """The bytes of docs/deepspeed.md, which tests/test_deepspeed.py compares with those of a run."""
     total = 4 * num_parameters(plan_of("strategy=dp").config.model)[0]
     for stage, shards in ((1, (1, 1, 4)), (2, (1, 4, 4)), (3, (4, 4, 4))):
         one = needs(plan_of(f"strategy=ds_zero{stage} nproc=4"), 0)
@@ -92,7 +92,7 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
 
 @pytest.mark.parametrize(("devices", "fits"), [(2, True), (1, False)])
 def test_the_memory_of_the_devices_that_there_are(devices, fits, monkeypatch):
-    """Two ranks on two devices, or sharing one over gloo; 8 GiB each, of which llama_1b's ranks need 6.6."""
+    """Two ranks on two devices, or on one device with gloo. Each device has 8 GiB, and a rank of llama_1b needs 6.6."""
     device = SimpleNamespace(type="cuda")
     properties = SimpleNamespace(total_memory=8 * GiB)
     module = SimpleNamespace(get_device_properties=lambda _: properties, get_device_name=lambda _: "a card")

@@ -1,4 +1,4 @@
-"""A step in which nothing is to be predicted has no loss, and no number that JSON does not have is written."""
+"""A step without a token to predict has no loss, and only numbers that JSON supports are written."""
 
 import dataclasses
 import json
@@ -21,10 +21,10 @@ from train.config import plain_json
 from train.config.strategy import StepResult, TrainStep
 from train.config.world import World
 from train.data.corpus import load_corpus
-from train.data.tokens import Held
+from train.data.tokens import InMemory
 from train.measure.metrics import Metrics
 from train.measure.sampling import Sampled
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 from train.record.sinks import JsonLines, TensorBoard, Terminal
 
 REPO = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ def test_json_has_no_nan():
 def test_a_step_without_a_valid_token_says_so_everywhere(tmp_path, capsys):
     config = cli.parse(cli.parser("test", ""), ["train.steps=3", "train.on_nonfinite=ignore"])[0]
     sinks = [JsonLines(tmp_path), Terminal(3), TensorBoard(tmp_path, {})]
-    metrics = Metrics(config, LabGroup(World.single()), torch.device("cpu"), cast(TrainStep, Still()), sinks)
+    metrics = Metrics(config, SideGroup(World.single()), torch.device("cpu"), cast(TrainStep, Still()), sinks)
     for step, (loss, any_target) in enumerate([(2.5, True), (0.0, False), (math.nan, True)], start=1):
         result = StepResult(torch.tensor(loss), torch.tensor(1.0))
         metrics.log(step, result, 1e-3, Sampled(), any_target=any_target)
@@ -75,7 +75,7 @@ def test_a_step_without_a_valid_token_says_so_everywhere(tmp_path, capsys):
 
 def test_runs_are_compared_where_there_is_a_loss():
     def run(*losses):
-        """`empty`: a step without a valid token; None: a loss that is no number."""
+        """`empty`: a step without a valid token. None: a loss that is not a finite number."""
         steps = [{"step": i, "train/loss": None if loss == "empty" else loss} for i, loss in enumerate(losses)]
         for step, loss in zip(steps, losses, strict=True):
             step |= {"train/valid_tokens": 0.0} if loss == "empty" else {}
@@ -92,7 +92,7 @@ def test_whether_any_target_of_the_global_batch_carries_loss(tmp_path):
     text = np.full(40_000, ord("a"), np.uint8)
     text[::900] = ord("b")
     config = cli.parse(cli.parser("test", ""), ["data.ignore_token=97", "train.seq_len=32"])[0]
-    corpus = dataclasses.replace(load_corpus(config), training=Held(text))
+    corpus = dataclasses.replace(load_corpus(config), training=InMemory(text))
     seen = set()
     for step in range(60):
         expected = bool((corpus.batch(step, 2, slice(0, 2))[1] >= 0).any())

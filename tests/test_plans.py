@@ -1,5 +1,5 @@
-"""What is said of a plan before it runs: the bubble of its own microbatches, ranks that are alike, rules that are
-mended together."""
+"""What is known about a plan before it runs: the bubble for its microbatches, groups of equal ranks, and problems
+that are fixed together."""
 
 import itertools
 import math
@@ -22,10 +22,10 @@ from train.config.flops import flops_per_token
 from train.config.problems import Problem, said
 from train.config.rule import below
 from train.config.shapes import block
-from train.strategies.memory import held, num_parameters, state_bytes
+from train.strategies.memory import num_parameters, parameter_shapes, state_bytes
 from train.strategies.pipeline.placement import SCHEDULES, layers_per_stage
 from train.strategies.pipeline.rules import microbatches
-from train.strategies.traffic import unknown
+from train.strategies.traffic import unknown_traffic
 
 
 def line_of(lines, start):
@@ -59,13 +59,13 @@ def test_schedules_that_are_too_long_are_not_replayed():
     assert "not replayed: 8,000,000 forwards and backwards" in line_of(picture(plan), "not replayed")
     assert step_bubble(plan) == "0.0"
     words = "strategy.schedule=zbv_zero_bubble train.activation_checkpointing=full"
-    assert "20,000 are replayed at most" in (unknown(plan_of(f"strategy=pp nproc=2 {words}").override(
+    assert "20,000 are replayed at most" in (unknown_traffic(plan_of(f"strategy=pp nproc=2 {words}").override(
         "train.global_batch_size=1000000 train.micro_batch_size=1")) or "")  # fmt: skip
     assert listed([*range(1, 30)]) == "1 to 29"
 
 
 def test_the_split_of_layers_is_the_best_of_all():
-    """By trying every number of layers of the last stage and adding up its cost, stage by stage."""
+    """Tries every number of layers of the last stage, and adds up the cost stage by stage."""
     model = replace(plan_of("strategy=pp nproc=2").config.model)
     for layers, stages, vocabulary in itertools.product((5, 8, 13, 40), (2, 3, 4, 5), (256, 10_000, 200_000)):
         model.num_layers, model.vocab_size = layers, vocabulary
@@ -88,7 +88,7 @@ def test_the_split_of_layers_is_the_best_of_all():
 def test_parameters_are_counted(model):
     plan = plan_of(f"strategy=single model={model}")
     total, active = num_parameters(plan.config.model)
-    assert total == sum(map(math.prod, held(plan, 0).values()))
+    assert total == sum(map(math.prod, parameter_shapes(plan, 0).values()))
     idle = plan.config.model.num_experts - plan.config.model.top_k
     expert = sum(math.prod(s[1:]) for name, s in block(plan.config.model).items() if ".experts." in name)
     assert active == total - (plan.config.model.num_layers * idle * expert if expert else 0)
@@ -109,9 +109,9 @@ UNEVEN = (
 
 @pytest.mark.parametrize("line", UNEVEN)
 def test_ranks_of_a_group_hold_and_send_the_same(line):
-    """Each rank of its own account, against the first of its group."""
+    """Computes the values of each rank, and compares them with those of the first rank of its group."""
     plan = plan_of(f"{line} train.micro_batch_size=1 train.global_batch_size=84")
-    assert unknown(plan) is None
+    assert unknown_traffic(plan) is None
     seen = []
     rows: dict[object, object] = {}
     for (pp, parts), ranks in alike(plan).items():

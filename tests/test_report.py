@@ -1,4 +1,4 @@
-"""report.html: what its head says, that it needs no other file, and that what means nothing is not in it."""
+"""report.html: the facts at its top, that it is self-contained, and that it leaves out what has no meaning."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def test_the_head_says_what_was_trained_on_what_and_how(tmp_path):
         "machine": "a cpu",
         "software": "torch 2.13.0, commit 0123456789",
         "processes": "2",
-        "command": "one a run: see Environment",
+        "command": "one for each run: see Environment",
         "this page": "python scripts/compare.py runs --html report.html",
     }
 
@@ -80,7 +80,7 @@ def test_the_verdict_is_in_words(tmp_path):
     assert head.verdict(group) == f"{same}, and are (at most 5.3e-08 apart in the first steps, which is rounding)."
     make_run(tmp_path, "pp", off=0.5)
     (group,) = groups(tmp_path)
-    assert head.verdict(group).endswith("must be equal: those of pp are not, so it wins nothing below.")
+    assert head.verdict(group).endswith("must be equal: those of pp are not, so it is not ranked below.")
 
 
 def config_of(strategy, **keys):

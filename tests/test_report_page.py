@@ -1,4 +1,4 @@
-"""report.html in a browser, on a desk, on a phone and in the dark: that values can be seen, not that they are there."""
+"""report.html in a browser, on a desktop, on a phone and in dark mode: values must be visible, not only present."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def errors(page):  # noqa: F811
-    """What the page's scripts say that they should not; a script that the policy forbids says so here too."""
+    """Errors of the page's scripts, including those of a script that the policy forbids."""
     found = []
     page.on("pageerror", lambda error: found.append(str(error)))
     page.on("console", lambda message: found.append(message.text) if message.type in ("error", "warning") else None)

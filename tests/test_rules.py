@@ -1,4 +1,4 @@
-"""The rules, on configs that hypothesis draws: fixes mend, words are said where none does, and what is valid runs."""
+"""The rules, on configs drawn by hypothesis: fixes work, problems without a fix are explained, valid configs run."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from tests.drawn import NATIVE, Drawn, drawn
 from tests.rows import pairwise
 from tests.rows.base import F64, Row
+from tests.running import run_rows
 from tests.test_equivalence import assert_green
-from tests.worlds import prove
 from train.command.validate import validate
 from train.config.problems import Problem
 
@@ -47,7 +47,7 @@ def test_what_is_offered_leaves_no_problem(drawn: Drawn) -> None:
 
 
 def valid_configs(number: int, presets: list[str], largest: int, most_changes: int) -> list[Drawn]:
-    """So many different ones, drawn by a fixed seed."""
+    """This many different valid configs, drawn with a fixed seed."""
     chosen: dict[Drawn, None] = {}
 
     @settings(max_examples=4 * number, deadline=None, derandomize=True, database=None,
@@ -85,7 +85,7 @@ def run_fake(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(300)
 def test_what_is_valid_builds_and_steps():
-    """DeepSpeed's engines are left out: they want a process group that answers. Their rows are test_deepspeed.py's."""
+    """DeepSpeed's engines are left out, because they need a real process group. test_deepspeed.py has their rows."""
     configs = valid_configs(NUM_VALID, NATIVE, 64, 6)
     assert len(configs) == NUM_VALID
     assert {one.overrides[0] for one in configs} == {f"strategy={name}" for name in NATIVE}
@@ -118,7 +118,7 @@ def rows_of(size: int) -> list[Row]:
 @pytest.mark.parametrize(("size", "number"), [(2, 3), (4, 4), (8, 3)])
 def test_what_is_valid_equals_one_device(size, number, tmp_path):
     rows = random.Random(SEED).sample(rows_of(size), number)
-    results = prove(tmp_path, rows)
+    results = run_rows(tmp_path, rows)
     for row in rows:
         print(row.name)
         assert_green(results[row.name])

@@ -1,4 +1,4 @@
-"""A whole run, by the line that a user types: what it logs, where, and that the figures are right."""
+"""A complete run, started by the command that a user types: what it logs, where, and that the figures are right."""
 
 import json
 import math
@@ -43,7 +43,7 @@ def steps_of(path):
 
 
 def held_by_rank(strategy, size):
-    """Bytes of float32 parameters that each of four ranks should hold, counted from shapes alone."""
+    """The bytes of float32 parameters that each of four ranks should have, counted from the shapes."""
     model_config = cli.parse(cli.parser("test", ""), [])[0].model
     shapes = {n: p.shape for n, p in Transformer(model_config, **dtypes(cli.Config().precision)).named_parameters()}
     if strategy == "dp":

@@ -1,4 +1,4 @@
-"""What a recorded step shows: intervals, parts that do not overlap, collectives, memory by kind; then a real one."""
+"""What a recorded step shows: intervals, parts without overlap, collectives, memory by kind. Then a real recording."""
 
 import itertools
 import json
@@ -215,7 +215,7 @@ def test_out_of_memory_is_one_line_of_what_fills_it_and_what_helps():
     cpu = torch.device("cpu")
     with pytest.raises(OutOfMemory) as caught, out_of_memory.explained(config, cpu, 1) as watched:
         watched.train_step = mock.Mock(
-            held=lambda: {"parameters": [torch.ones(2**18)], "optimiser": [torch.ones(2**20)]}
+            state_tensors=lambda: {"parameters": [torch.ones(2**18)], "optimiser": [torch.ones(2**20)]}
         )
         torch.empty(2**62, dtype=torch.uint8)
     text = caught.value.report()

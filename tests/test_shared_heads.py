@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from tests.rows.base import BASE, F32, row
+from tests.running import job, run_jobs, run_rows
 from tests.test_deepspeed import needs_deepspeed
 from tests.test_equivalence import assert_green
 from tests.test_rules import run_fake
-from tests.worlds import job, prove, world
 from train.command import cli
 from train.command.validate import validate
 from train.config.plan import Plan
 from train.config.schema import Config
-from train.strategies.memory import held
+from train.strategies.memory import parameter_shapes
 
 ONE, TWO = "model.num_kv_heads=1", "model.num_kv_heads=2"
 RUNTIME = ["runtime.device=cpu", "runtime.timeout_s=60"]
@@ -29,11 +29,13 @@ def parse(*words: str) -> Config:
     [(("strategy=tp",), 2, 2), (("strategy=tp",), 8, 1), (("strategy=tp", ONE), 4, 1), (("strategy=tp_pp", TWO), 8, 1)],
 )
 def test_a_rank_holds_whole_kv_heads(words, size, heads):
-    """`heads` of them, each 16 rows of 128."""
+    """`heads` heads, each with 16 rows of 128 elements."""
     plan = Plan(parse(*words), size)
     assert validate(plan.config, size) == []
     for rank in range(size):
-        shapes = {shape for name, shape in held(plan, rank).items() if name.endswith(("wk.weight", "wv.weight"))}
+        shapes = {
+            shape for name, shape in parameter_shapes(plan, rank).items() if name.endswith(("wk.weight", "wv.weight"))
+        }
         assert shapes == {(16 * heads, 128)}
 
 
@@ -62,7 +64,7 @@ def test_ranks_that_share_a_head_stay_equal(tmp_path):
     """Weights and both moments of AdamW, bitwise, after three steps: wk and wv of 4 layers on 4 ranks."""
     configs = [("strategy=tp", TWO), ("strategy=fsdp_tp", ONE), ("strategy=tp_pp", ONE)]
     jobs = [job(" ".join(words), [*BASE, "model.num_layers=4", F32, *RUNTIME, *words]) for words in configs]
-    found = world(tmp_path, jobs, size=4, timeout_s=100, worker="tests.shared_heads_worker")
+    found = run_jobs(tmp_path, jobs, size=4, timeout_s=100, worker="tests.shared_heads_worker")
     stages = {"strategy=tp_pp": 2}
     for one, (strategy, _) in zip(jobs, configs, strict=True):
         result = found[one.name]
@@ -75,13 +77,13 @@ def test_ranks_that_share_a_head_stay_equal(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_autotp_equals_one_device(tmp_path):
-    """DeepSpeed would cut a head in two; the lab has it leave wk and wv whole."""
+    """DeepSpeed would split a head, so the lab makes it keep wk and wv unsharded."""
     full = "train.activation_checkpointing=full"
     rows = [
         row(2, "strategy=ds_autotp", options=(F32, ONE)),
         row(2, "strategy=ds_autotp", "strategy.zero_stage=3", options=(F32, ONE, "model.tie_embeddings=true", full)),
     ]
-    results = prove(tmp_path, rows)
+    results = run_rows(tmp_path, rows)
     for one in rows:
         assert_green(results[one.name])
 
@@ -89,7 +91,7 @@ def test_autotp_equals_one_device(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_products_send_and_hold_what_is_said():
-    """One rank of each, on a process group that sends nothing (tests/fake_worker.py)."""
+    """Tests one rank of each config on a fake process group (tests/fake_worker.py)."""
     configs: list[tuple[Any, ...]] = [
         (8, "strategy=3d", ONE, "precision=bf16"),
         (8, "strategy=fsdp_tp", "strategy.dp_replicate=2", ONE, F32),

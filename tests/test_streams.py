@@ -1,4 +1,4 @@
-"""Standard streams that are closed, full, or read by nobody: no tool ends in a traceback for them."""
+"""Standard streams that are closed, full, or without a reader: no tool ends with a traceback because of them."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What surrounds a run: variables of other launches, a machine without a name, odd paths."""
+"""The environment of a run: variables of other launches, a machine without a name, unusual paths."""
 
 import json
 import os
@@ -183,7 +183,7 @@ def test_a_folder_of_runs_behind_a_broken_link_is_refused(tmp_path):
 
 
 def nameless():
-    """The words that start a command on a machine whose name has no address; None where that cannot be had."""
+    """The words that start a command on a machine whose name has no address; None if this is not possible here."""
     for words in (["unshare", "--uts"], ["unshare", "--user", "--map-root-user", "--uts"]):
         line = [*words, "bash", "-c", 'hostname no-such-host.invalid && exec "$@"', "-"]
         with tempfile.TemporaryFile() as nowhere:
@@ -199,7 +199,7 @@ def nameless():
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("name", ["its own name", "no name"])
 def test_a_run_in_odd_surroundings(name, tmp_path):
-    """Left-over variables, a pipe that closes, odd paths, a value from the environment, and no name: all at once."""
+    """All at once: left-over variables, a closed pipe, unusual paths, a value from the environment, and no name."""
     before = [] if name == "its own name" else nameless()
     if before is None:
         pytest.skip("this machine lets nobody change its name")

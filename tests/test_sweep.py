@@ -1,4 +1,4 @@
-"""Sweeps: the grid, its checks before anything starts, what is remembered, fairness, and two real points."""
+"""Sweeps: the grid, its checks before the start, what is stored, fairness, and two real points."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TINY = ["train.steps=2", "model.num_layers=2", "train.eval_every=0", "train.eval
 
 
 class Fake:
-    """Stands for torchrun: notes what it is given, and leaves a run's directory as rank 0 does."""
+    """Imitates torchrun: it records its arguments, and creates the directory of a run as rank 0 does."""
 
     def __init__(self, bad=(), speed=lambda words: 100.0):
         self.bad, self.speed, self.started = bad, speed, []

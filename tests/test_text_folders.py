@@ -1,4 +1,4 @@
-"""Folders of text: what is read, what is left out, and that neither links nor size can make it hang or grow."""
+"""Folders of text: what is read, what is left out, and that links and size cannot cause a hang or much memory."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Token files of other trainers: each is known by its bytes and read with its own ids, or refused in one sentence."""
+"""Token files of other trainers: each is recognised by its bytes and read correctly, or refused in one sentence."""
 
 import struct
 from functools import cache
@@ -41,7 +41,7 @@ def refusal(path, *overrides, **options):
 
 
 def text_like(vocab, count=COUNT, seed=0):
-    """Ids whose frequencies fall as those of words do."""
+    """Ids with frequencies like those of words."""
     ranks = np.random.default_rng(seed).zipf(1.2, 4 * count)
     return (ranks[ranks < vocab] - 1)[:count]
 
@@ -61,7 +61,7 @@ def header(magic, version, count, width=0):
 )
 @pytest.mark.parametrize("draw", ["as words", "evenly"])
 def test_ids_without_a_header_are_told_by_their_bytes(vocab, dtype, draw, tmp_path):
-    """Right, or refused with the key that says it: never other ids."""
+    """The ids are right, or the file is refused with the key that would help; the ids are never wrong."""
     ids = text_like(vocab) if draw == "as words" else np.random.default_rng(1).integers(0, vocab, COUNT)
     ids.astype(dtype).tofile(tmp_path / "ids.bin")
     corpus = load(tmp_path / "ids.bin", vocab=max(vocab, 256))
@@ -173,7 +173,7 @@ def test_megatron(code, dtype, ending, tmp_path):
 
 
 def test_an_index_is_of_its_own_file_alone(tmp_path):
-    """A .npy beside a Megatron pair of the same name is what is read, and named."""
+    """If a .npy and a Megatron pair have the same name, the .npy is read and named."""
     mine, theirs = text_like(GPT2, seed=1), text_like(GPT2, seed=2)
     write_megatron(tmp_path / "corpus", theirs, 8, "<u2")
     np.save(tmp_path / "corpus.npy", mine.astype("<u2"))

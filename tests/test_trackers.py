@@ -1,4 +1,4 @@
-"""Trackers: one that is named gets the values, the hyperparameters and the summary; one that fails ends no training."""
+"""Trackers: a named tracker gets values, hyperparameters and summary; one that fails does not stop the training."""
 
 import importlib.util
 import sqlite3
@@ -95,7 +95,7 @@ def test_a_tracker_that_fails_is_left_out_and_said_once(capsys):
     sink.write(2, {"train/loss": 1.0})
     sink.close()
     assert sink.calls == 1
-    assert capsys.readouterr().err == "broken failed and is left out from here on: no route to host\n"
+    assert capsys.readouterr().err == "broken failed and is not used any more: no route to host\n"
 
 
 def test_one_that_cannot_start_or_is_not_installed_or_not_known(monkeypatch):

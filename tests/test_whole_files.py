@@ -1,4 +1,4 @@
-"""What runs and sweeps leave is written in one piece, and a torn, empty or older file costs its point alone."""
+"""Runs and sweeps write files atomically, and an incomplete, empty or older file affects only its own point."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def test_a_write_that_is_cut_off_leaves_the_old_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("what", ["summary", "sample", "points"])
 def test_no_reader_sees_a_part(what, tmp_path, monkeypatch):
-    """Until the file is whole, its name stands for nothing: the one step that gives it the name is a rename."""
+    """A file gets its name only when it is complete, by a rename."""
     renamed = []
 
     def replace(new, path):
@@ -136,4 +136,4 @@ def test_what_is_no_file_does_not_hold_a_sweep_up(capsys):
     again = Fake()
     assert main(WORDS, again) == 0
     assert [words[0] for words, _ in again.started] == ["strategy=dp"]
-    assert "no regular file" in capsys.readouterr().err
+    assert "not a regular file" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Texts as a run would load them, for tests: what a folder or a file comes to, and how a bad one is refused."""
+"""Loads texts as a run would, for tests: the content of a folder or a file, and the refusal of a bad one."""
 
 import dataclasses
 from functools import cache

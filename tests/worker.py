@@ -1,20 +1,20 @@
-"""What each rank of a test world runs: `train/proof/jobs.py` or the check that a job names, with its planted bug."""
+"""A rank of a test world: it runs `train/proof/jobs.py` or the check that a job names, with its planted bug."""
 
 import warnings
 from contextlib import nullcontext
 
 from tests import checks, planted
-from train.proof import jobs as prove
+from train.proof import jobs
 
 warnings.filterwarnings("error", category=DeprecationWarning, module="train")
 
 
-def run(job: prove.Job, site: prove.Site) -> prove.Result:
+def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     words = dict(word.split(":", 1) for word in job.name.split() if word.startswith(("CHECK:", "BUG:")))
     counter = planted.Counter()
     with planted.BUGS[words["BUG"]](counter) if "BUG" in words else nullcontext():
         if "CHECK" in words:
             result = getattr(checks, words["CHECK"])(job.config, site.mesh(job.config))
         else:
-            result = prove.run(job, site)
+            result = jobs.run(job, site)
     return {**result, "patched_calls": counter.calls}

@@ -38,8 +38,8 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
     from train.model.spans import span
     from train.model.transformer import Transformer, dtypes
     from train.ranks.distributed import build_mesh, choose_runtime, make_deterministic, own_rows, process_group
-    from train.ranks.lab import LabGroup
     from train.ranks.optim import lr_at
+    from train.ranks.side_group import SideGroup
     from train.record.report import Report
 
     runtime = choose_runtime(config.runtime, world)
@@ -57,10 +57,10 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
         size, steps = config.train.global_batch_size, config.train.steps
         rows = own_rows(mesh, size)
         report = Report.open(config, tree, corpus, world, runtime, num_parameters)
-        lab = LabGroup(world)
-        watched.run = Path(lab.share(str(report.path)))
-        sampler = Sampler(config, mesh, runtime.device, train_step, lab, watched.run)
-        metrics = opened.enter_context(closing(Metrics(config, lab, runtime.device, train_step, report.sinks)))
+        side_group = SideGroup(world)
+        watched.run = Path(side_group.share(str(report.path)))
+        sampler = Sampler(config, mesh, runtime.device, train_step, side_group, watched.run)
+        metrics = opened.enter_context(closing(Metrics(config, side_group, runtime.device, train_step, report.sinks)))
 
         def evaluate(step: int) -> float:
             metrics.flush()
@@ -79,7 +79,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
                 with span("data"):
                     tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
                 result = train_step(tokens, targets, lr=lr)
-            metrics.log(step, result, lr, sampler.take(step), any_target=corpus.any_target(step, size))
+            metrics.log(step, result, lr, sampler.collect(step), any_target=corpus.any_target(step, size))
             if step == 1:
                 result.loss.item()  # wait for the device, once
                 report.first_step_s = time.perf_counter() - started

@@ -93,11 +93,11 @@ class Step:
     def full_gradients(self) -> Iterator[tuple[str, Tensor]]:
         return self.state.full(lambda p: p.grad)
 
-    def held(self) -> dict[str, Iterable[Tensor]]:
-        return self.state.held()
+    def state_tensors(self) -> dict[str, Iterable[Tensor]]:
+        return self.state.state_tensors()
 
     def state_bytes(self) -> dict[str, int]:
-        return self.state.bytes_held()
+        return self.state.state_bytes()
 
 
 def accumulate(

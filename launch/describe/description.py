@@ -11,8 +11,8 @@ from train.config.schema import ModelConfig
 from train.config.shapes import chunk, coordinates, element_sizes, units
 from train.record.drawing import draw_mesh, ranges
 from train.strategies.expert.split import group_of
-from train.strategies.memory import Needs, num_parameters, whole_in_a_step
-from train.strategies.traffic import expected
+from train.strategies.memory import Needs, num_parameters, unsharded_in_a_step
+from train.strategies.traffic import expected_traffic
 
 MiB = 2**20
 MAX_LINES = 48  # of ranks that differ
@@ -59,9 +59,9 @@ def holdings(ranks: Ranks) -> list[str]:
         f"  {'ranks':<{width}}  {'of':<{of}}  {columns}",
     ]
     for name, (text, one) in zip(names[:MAX_LINES], groups, strict=False):
-        sizes = f"{gib(one.parameters):>10}  {gib(one.gradients):>9}  {gib(one.optimiser):>9}  {gib(one.held):>8}"
+        sizes = f"{gib(one.parameters):>10}  {gib(one.gradients):>9}  {gib(one.optimiser):>9}  {gib(one.state):>8}"
         share = f"{100 * one.parameters / everything:.1f} %"
-        lines.append(f"  {name:<{width}}  {text:<{of}}  {sizes}  {gib(one.whole):>15}  {share}")
+        lines.append(f"  {name:<{width}}  {text:<{of}}  {sizes}  {gib(one.unsharded):>15}  {share}")
     if len(names) > MAX_LINES:
         lines.append(f"  … and {len(names) - MAX_LINES:,} more groups of ranks")
     return lines + memory(ranks, named_device(plan.config) or machine())
@@ -70,7 +70,7 @@ def holdings(ranks: Ranks) -> list[str]:
 def memory(ranks: Ranks, room: Room) -> list[str]:
     """What is needed, beside what there is."""
     rank, most = ranks.largest
-    lines = [f"  whole in a step: {whole_in_a_step(ranks.plan)}"] if most.whole else []
+    lines = [f"  whole in a step: {unsharded_in_a_step(ranks.plan)}"] if most.unsharded else []
     needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
     if room.shared:
         needed = f"all {ranks.plan.world_size:,} process(es) together {gib(ranks.together)} GiB"
@@ -118,7 +118,7 @@ def sent(ranks: Ranks) -> list[str]:
 def merged(plan: Plan, rank: int) -> Rows:
     """What a rank sends, the layers together."""
     rows: Rows = {}
-    for row in expected(plan, rank):
+    for row in expected_traffic(plan, rank):
         kind, _, what = row.reason.rpartition(": ") if row.reason.startswith("layers.") else ("", "", row.reason)
         key = (row.axis, row.op, f"each layer: {what}" if kind else what, "~" if row.mean else " ")
         calls, size = rows.get(key, (0, 0))
@@ -132,7 +132,7 @@ def total_sent(ranks: Ranks) -> int:
     for (pp, parts), group in ranks.groups.items():
         key = (same_stages(ranks.plan, pp), parts)
         if key not in seen:
-            seen[key] = sum(row.bytes for row in expected(ranks.plan, group[0]))
+            seen[key] = sum(row.bytes for row in expected_traffic(ranks.plan, group[0]))
     return max(seen.values())
 
 

@@ -72,14 +72,14 @@ class Ranks:
     def largest(self) -> tuple[int, Needs]:
         """(The rank that needs most, its needs)."""
         pairs = zip(self.groups.values(), self.needs, strict=True)
-        ranks, most = max(pairs, key=lambda pair: pair[1].held + pair[1].whole)
+        ranks, most = max(pairs, key=lambda pair: pair[1].state + pair[1].unsharded)
         return ranks[0], most
 
     @cached_property
     def together(self) -> int:
         """Bytes of all ranks."""
         sizes = zip(self.groups.values(), self.needs, strict=True)
-        return sum(len(ranks) * (one.held + one.whole) for ranks, one in sizes)
+        return sum(len(ranks) * (one.state + one.unsharded) for ranks, one in sizes)
 
     def fit(self, room: Room) -> bool:
         return (self.together if room.shared else self.largest[1].on_device) <= room.bytes
@@ -103,8 +103,8 @@ def _too_much(ranks: Ranks, room: Room) -> str:
     if room.shared:
         holders = "1 process holds" if count == 1 else f"{count} processes together hold"
         return f"{holders} {gib(ranks.together)} {of}, but {room.where} has {gib(room.bytes)} GiB"
-    whole = f", and {gib(most.whole)} GiB that are put together within a step" if most.whole else ""
-    held = most.on_device - most.whole
+    whole = f", and {gib(most.unsharded)} GiB that are put together within a step" if most.unsharded else ""
+    held = most.on_device - most.unsharded
     return f"rank {rank} holds {gib(held)} {of}{whole}, but {room.where} has {gib(room.bytes)} GiB"
 
 

@@ -90,7 +90,7 @@ def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worke
 
 def _rank(rank: int, size: int, folder: Path, jobs: list[Job], runtime: RuntimeConfig, worker: str) -> None:
     """What a forked process does: it ends with the server, which ends with whoever started the world; its output goes
-    to its log; and `prove.main` does the rest."""
+    to its log; and `jobs.run_jobs` does the rest."""
     die_with(os.getppid())
     with (folder / f"rank_{rank}.log").open("w") as log:
         for stream in (sys.stdout, sys.stderr):
@@ -99,11 +99,11 @@ def _rank(rank: int, size: int, folder: Path, jobs: list[Job], runtime: RuntimeC
     faulthandler.enable()
     import torch
 
-    from train.proof import jobs as prove
+    from train.proof.jobs import run_jobs
 
     if "OMP_NUM_THREADS" not in os.environ:  # which torch has read
         torch.set_num_threads(int(threads(size)))
-    prove.main(rank, size, folder, jobs=jobs, config=runtime, run=importlib.import_module(worker).run)
+    run_jobs(rank, size, folder, jobs=jobs, config=runtime, run=importlib.import_module(worker).run)
 
 
 def _watch(ranks: list[ForkServerProcess], results: Path, timeout_s: float) -> str:

@@ -1,4 +1,4 @@
-"""In which keys the configs of runs differ, without those that a run did not read."""
+"""Finds the keys in which the configs of runs differ. Keys that a run did not read are ignored."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from train.strategies.techniques import TECHNIQUES
 
 Uses = Callable[[Record], bool]  # of the strategy's own keys
 STRATEGY = "strategy."
-MEANT = ("metrics.warmup_steps", "metrics.profile_every")  # of the metrics' keys, those that enter a figure
+MEANT = ("metrics.warmup_steps", "metrics.profile_every")  # the keys of `metrics` that affect a figure
 
 
 def _axis(name: str) -> Uses:
@@ -33,7 +33,7 @@ def _powersgd(keys: Record) -> bool:
 
 
 DEGREES = tuple(axis for technique in TECHNIQUES for axis in technique.axes)
-# the axes of the technique that an option belongs to, where it has axes: the option acts where one of them is named
+# option -> the axes of its technique, if that has axes: the option has an effect only if one of these axes is named
 AXES = {
     field.name: technique.axes
     for technique in TECHNIQUES
@@ -41,7 +41,7 @@ AXES = {
     for field in fields(technique.keys)
     if field.name not in ("name", *DEGREES)
 }
-NEEDS: dict[str, Uses] = {  # options that need something else
+NEEDS: dict[str, Uses] = {  # options that have an effect only under these conditions
     "zero_stage": _fsdp,
     "reshard_after_forward": lambda keys: _fsdp(keys) and keys.get("zero_stage") == 3,
     "cpu_offload": _fsdp,
@@ -51,12 +51,13 @@ NEEDS: dict[str, Uses] = {  # options that need something else
     "powersgd_start_step": _powersgd,
     "whole_below": lambda keys: keys.get("zero_stage") == 3,
 }
-METHODS = ("schedule", "cp_method", "zero_stage")  # told of the strategies that have it, others having none
+METHODS = ("schedule", "cp_method", "zero_stage")  # also shown if only some of the strategies have it
 
 
 def differences(configs: list[Record], *, between_strategies: bool = True) -> dict[str, list[Any]]:
-    """Keys that are not the same in all configs, with each one's value; None where it has no such key, or where its run
-    did not read the key. `between_strategies`: without their names and their degrees, which say the same."""
+    """The keys that differ between configs, with the value in each config. A value is None if the config does not have
+    the key, or the run did not read it. `between_strategies`: leave out names and degrees of strategies, which are
+    shown anyway."""
     names = dict.fromkeys(key for config in configs for key in config)
     idle = [unread(config, READ_WHEN) for config in configs]
     found = {}
@@ -77,7 +78,7 @@ def differences(configs: list[Record], *, between_strategies: bool = True) -> di
 
 
 def means(option: str, config: Record) -> bool:
-    """Whether the strategy of this config has the option, and uses it."""
+    """Whether the strategy of this config has the option and uses it."""
     keys = {key.removeprefix(STRATEGY): value for key, value in config.items() if key.startswith(STRATEGY)}
     if option not in keys or option in NEEDS:
         return option in keys and NEEDS[option](keys)

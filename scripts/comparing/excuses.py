@@ -1,7 +1,7 @@
-"""What a comparison may forgive a run, asked of the strategy that its config names, not of the run.
+"""The differences that a comparison allows a run. They depend on the strategy in its config, and not on what it says.
 
-A run writes down whether its strategy differs from one device and within which bound, for its readers. Here that word
-counts for nothing: the strategy is made again from config.yaml, by the classes of this source tree.
+The files of a run say whether its strategy differs from one device, and within which bound; this is for readers. It is
+not trusted here: the strategy is created again from config.yaml, with the classes of this source tree.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PREFIX = "strategy."
 
 @dataclass(frozen=True)
 class Excuse:
-    """`reasons`: why the loss may differ by any finite amount; `bound`: by how much of it otherwise."""
+    """`reasons`: why the loss may differ by any finite amount. `bound`: the relative difference allowed otherwise."""
 
     reasons: tuple[str, ...] = ()
     bound: float = 0.0
 
     @property
     def exact(self) -> bool:
-        """There is none: the run must compute what one device does."""
+        """Whether there is no excuse, so that the run must compute the same as one device."""
         return not self.reasons and not self.bound
 
 
@@ -42,13 +42,13 @@ def excuse_of(run: Run) -> Excuse:
 
 
 def strategy_of(values: Record) -> Strategy | None:
-    """The strategy that has these keys; None if there is none, or a value is not of its key's type."""
+    """The strategy with these keys; None if there is no such strategy, or a value has the wrong type."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     kinds = [kind for kind, names in _kinds().items() if values and set(values) <= names]
     if not kinds or any(isinstance(value, str) and "${" in value for value in values.values()):
-        return None  # an interpolation could read this machine's environment
+        return None  # an interpolation could read the environment of this machine
     kind = min(kinds, key=lambda kind: len(_kinds()[kind]))
     try:
         made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), values))
@@ -60,7 +60,7 @@ def strategy_of(values: Record) -> Strategy | None:
 
 @lru_cache(maxsize=1)
 def _kinds() -> dict[type, set[str]]:
-    """The strategies' classes with their keys."""
+    """The classes of strategies, with their keys."""
     from train.command.schemas import SCHEMAS
 
     return {

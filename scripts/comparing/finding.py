@@ -1,6 +1,6 @@
-"""Which folders are runs: those that were named, those below a folder that was, and those that a sweep names.
+"""Finds runs: folders that were named, those below a named folder, and those that a sweep names.
 
-A folder that cannot be read or compared costs itself, and a line that says why.
+A folder that cannot be read or compared is left out, and one line says why.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from scripts.comparing.sweeps import Sweep, entry_of, is_run, is_sweep
 from train.record.run_files import Unreadable, clean
 from train.record.run_folder import POINTS, PROBES
 
-DEEPEST = 3  # folders below one that was named: runs/sweep-x/dp-…
+DEEPEST = 3  # levels of folders below a named one: runs/sweep-x/dp-…
 MOST_FOLDERS = 20_000
 
 
 class Search:
-    """What was found, and in `said` a line for everything that was left out."""
+    """The runs that were found. `notes` has one line for each thing that was left out."""
 
     def __init__(self, paths: list[Path]) -> None:
-        self.said: list[str] = []
+        self.notes: list[str] = []
         self.seen = 0
         self.sweeps: dict[Path, Sweep] = {}
         self.beside: dict[Path, list[Sweep]] = {}
         self.roots = [Path(os.path.realpath(path)) for path in paths]
         self.runs = self._read(dict.fromkeys(run for root in self.roots for run in self._below(root, root, DEEPEST)))
         if self.seen > MOST_FOLDERS:
-            self.said.append(f"only the first {MOST_FOLDERS:,} folders are looked into: name fewer")
-        self.said += [line for sweep in self.sweeps.values() for line in sweep.said]
+            self.notes.append(f"only the first {MOST_FOLDERS:,} folders are searched: name fewer")
+        self.notes += [line for sweep in self.sweeps.values() for line in sweep.notes]
 
     def points_without_run(self) -> list[str]:
-        """A line for each point of the sweeps named, or in a folder named, that failed or could not be run."""
+        """A line for each failed or invalid point of the sweeps that were named, or that are in a named folder."""
         return [
             line
             for folder, sweep in self.sweeps.items()
@@ -41,7 +41,7 @@ class Search:
         ]
 
     def _below(self, path: Path, root: Path, depth: int) -> list[Path]:
-        """The path if it is a run, else the runs below it and those that its points.json names."""
+        """The path itself if it is a run, else the runs below it and those that its points.json names."""
         self.seen += 1
         if self.seen > MOST_FOLDERS:
             return []
@@ -53,16 +53,17 @@ class Search:
         return found + (self._sweep(path).runs if is_sweep(path) else [])
 
     def _folders(self, path: Path, root: Path) -> list[Path]:
-        """Those in it, without a sweep's probes: short runs that looked for a batch size."""
+        """The folders in it, without the probes of a sweep, which are short runs that searched for a batch size."""
         try:
             children = sorted(child for child in path.iterdir() if child.name != PROBES and child.is_dir())
         except OSError as error:
             if path != root:
-                self.said.append(f"{clean(path)}: skipped: {error.strerror}")
+                self.notes.append(f"{clean(path)}: skipped: {error.strerror}")
             return []
         outside = [child for child in children if not Path(os.path.realpath(child)).is_relative_to(root)]
-        self.said += [
-            f"{clean(child)}: skipped: a link out of {clean(root)}, name it to compare it" for child in outside
+        self.notes += [
+            f"{clean(child)}: skipped: a link that leads out of {clean(root)}: name it to compare it"
+            for child in outside
         ]
         return [Path(os.path.realpath(child)) for child in children if child not in outside]
 
@@ -72,10 +73,10 @@ class Search:
             try:
                 run = read_run(path)
             except Unreadable as error:
-                self.said.append(f"{clean(path)}: skipped: {error}")
+                self.notes.append(f"{clean(path)}: skipped: {error}")
                 continue
             except OSError as error:
-                self.said.append(f"{clean(path)}: skipped: {error.strerror}")
+                self.notes.append(f"{clean(path)}: skipped: {error.strerror}")
                 continue
             run.sweep = self._sweep_of(run)
             runs.append(run)
@@ -87,8 +88,9 @@ class Search:
         return self.sweeps[folder]
 
     def _sweep_of(self, run: Run) -> Sweep | None:
-        """The sweep in whose folder the run lies, or the one beside it that its work.json names. A run of an older
-        version names none: its sweep is the one beside it whose points name the run."""
+        """The sweep of the run: the one whose folder contains the run, or the one in the same folder that its work.json
+        names. A run of an older version does not name a sweep; then it is the one in the same folder whose points name
+        the run."""
         folder = run.path.parent
         if is_sweep(folder):
             return self._sweep(folder)

@@ -1,7 +1,8 @@
-"""Which runs may be compared: those of one work, and of them those whose loss is the same.
+"""Decides which runs may be compared: runs of the same work, and among these the runs with the same loss.
 
-Two runs of one work (model, data, optimiser, precision, seed, batch, steps) must have the same loss, up to the order of
-summation. A sweep that let the batch differ (fairness `micro` or `best`) is compared by speed alone.
+Two runs of the same work (model, data, optimiser, precision, seed, batch, steps) must have the same loss, except for
+the order of summation. A sweep whose points have different batches (fairness `micro` or `best`) is compared only by
+speed.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from train.measure.results import LOSS, has_no_target
 from train.record.run_files import clean, number
 from train.record.run_folder import deciding, flat
 
-# largest relative difference of train/loss in the first steps: far above what rounding was seen to do (docs), and
-# rounding grows with the steps, so later ones are shown and not judged
+# The largest relative difference of train/loss that is allowed in the first steps. It is far above the measured effect
+# of rounding (docs/reading-the-numbers.md). Rounding errors grow with the steps, so later steps are shown, not judged.
 BOUNDS = {"float64": 1e-6, "float32": 1e-3, "bf16": 5e-2}
-MOST_DIFFERENCES = 8  # of two works, in a heading
+MOST_DIFFERENCES = 8  # between two works, in a heading
 FIRST_STEPS = 20
-MOST_VOTERS = 100  # runs that a possible reference is held against
-MEASURES = {  # the best that every run of a group has: what it is called
+MOST_VOTERS = 100  # the most runs with which a possible reference is compared
+MEASURES = {  # measures of memory with their names, the best first; a group uses the first that all its runs have
     "allocated_mib": "allocated at the peak",
     "tensors_mib": "tensors at the peak, sampled",
     "state_mib": "parameters + gradients + optimiser state",
 }
 ENVIRONMENT = ("device", "world_size", "commit", "torch", "backend", "platform", "omp_threads")
 
-MEASURING = (  # keys that decide no number of the training, but how a figure of the table is measured or priced
+MEASURING = (  # keys that do not affect the training, but how a figure of the table is measured or priced
     "metrics.warmup_steps",
     "metrics.profile_every",
     "metrics.tensorboard",
@@ -49,27 +50,27 @@ MEASURING = (  # keys that decide no number of the training, but how a figure of
 
 @dataclass
 class Row:
-    """A run, its figures, and whether it computed what the group's reference did."""
+    """A run, its figures, and whether it computed the same as the reference of the group."""
 
     run: Run
     figures: Figures
     equal: str = "-"
-    good: bool = True  # False: its loss differs, so it wins nothing
-    excused: bool = False  # its loss differs, as it says beforehand
+    good: bool = True  # False: its loss differs, so it cannot be the best
+    excused: bool = False  # its loss differs, as its strategy declares in advance
 
 
 @dataclass
 class Group:
-    """Rows that may stand in one table."""
+    """Rows that may be in the same table."""
 
     heading: str
     rows: list[Row]
-    memory: str = ""  # what memory_mib is
+    memory: str = ""  # the measure in memory_mib
     notes: list[str] = field(default_factory=list)
 
 
 def groups_of(runs: list[Run]) -> list[Group]:
-    """The work that most runs share first; the others each under a heading that says what differs from it."""
+    """One group for each work. That of most runs is first; the headings of the others say how they differ from it."""
     by_work: dict[str, list[Run]] = {}
     for run in runs:
         by_work.setdefault(_key(run), []).append(run)
@@ -102,24 +103,24 @@ def _heading(run: Run, first: Run) -> str:
     if _speed_only(run) and run.sweep is not None:
         return f"Different batch: speed only ({clean(run.sweep.folder.name)}, batch={run.fairness})"
     if run.work_hash is None:
-        return "Work unknown (no work.json): not known to be comparable, losses not compared"
+        return "Work unknown (no work.json): these runs may not be comparable, so their losses are not compared"
     if run.work_hash == first.work_hash or first.work_hash is None:
         return f"Same work: {work_in_words(run)}"
     mine, theirs = flat(deciding(run.compared)), flat(deciding(first.compared))
     differ = [f"{key} {_short(mine.get(key))}, not {_short(theirs.get(key))}"
               for key in {**theirs, **mine} if mine.get(key) != theirs.get(key)]  # fmt: skip
-    why = "; ".join(differ[:MOST_DIFFERENCES]) or "work.json does not say in what"
+    why = "; ".join(differ[:MOST_DIFFERENCES]) or "work.json does not say what differs"
     more = f"; and {len(differ) - MOST_DIFFERENCES} more" if len(differ) > MOST_DIFFERENCES else ""
     return f"Other work, not comparable with the first table: {why}{more}"
 
 
 def _short(value: Any) -> str:
     text = "none" if value is None else clean(value)
-    return text if len(text) <= 16 else text[:8] + "…"  # of a sha256, as git does
+    return text if len(text) <= 16 else text[:8] + "…"  # shortens a sha256 as git does
 
 
 def judge(rows: Sequence[Row]) -> None:
-    """Set `equal`: each loss curve against the reference."""
+    """Set `equal` of each row: the result of comparing its losses with the reference."""
     usable = [row for row in rows if row.run.steps] if len(rows) > 1 else []
     reference = _reference(usable) if usable else None
     for row in rows:
@@ -130,8 +131,8 @@ def judge(rows: Sequence[Row]) -> None:
 
 
 def _reference(rows: list[Row]) -> Row:
-    """`single` if there, else the first of those that most others agree with; one that must be exact before one that
-    need not, so that neither a rounded run nor a single wrong one is what the others are held against."""
+    """The row with which the others are compared: `single` if there is one, else the first of the rows that agree with
+    most others. A row that must be exact is preferred, so that neither a lossy nor a wrong run is the reference."""
 
     def agreeing(row: Row) -> int:
         apart = [difference(other.run, row.run, FIRST_STEPS) for other in rows[:MOST_VOTERS]]
@@ -151,18 +152,18 @@ def _verdict(row: Row, reference: Row) -> tuple[str, bool]:
         return (f"yes ({found:.1e})" if found else "yes (0)"), True
     row.excused = bool(excuse.reasons) and math.isfinite(found)
     if row.excused:
-        return f"loss differs ({found:.1e}), as it may: {', '.join(excuse.reasons)}", True
+        return f"loss differs ({found:.1e}), which is allowed: {', '.join(excuse.reasons)}", True
     return f"loss differs ({found:.1e})", False
 
 
 def bound_of(run: Run) -> float:
-    """By the precision; one that is not known is held to float32's."""
+    """The bound for the run's precision. An unknown precision has the bound of float32."""
     return BOUNDS.get(run.precision, BOUNDS["float32"])
 
 
 def difference(run: Run, reference: Run, up_to: int | None = None) -> float | None:
-    """The largest |a - b| / |b| of train/loss over common steps; infinite if one is not a number; None of none.
-    Steps in which neither run had a valid token have no loss to compare."""
+    """The largest |a - b| / |b| of train/loss over common steps; infinite if a loss is not a finite number; None if
+    there is no common step. Steps in which neither run had a valid token are not compared."""
     theirs_by_step = {step["step"]: step for step in reference.steps}
     worst: float | None = None
     for record in run.steps:
@@ -181,7 +182,7 @@ def difference(run: Run, reference: Run, up_to: int | None = None) -> float | No
 
 
 def _choose_memory(group: Group) -> None:
-    """One measure for all rows: a peak of one beside the bare state of another would compare nothing."""
+    """Choose one measure of memory for all rows: the peak of one run cannot be compared with the state of another."""
     for column, name in MEASURES.items():
         if all(row.figures[column] is not None for row in group.rows if row.run.steps):
             group.memory = name
@@ -193,10 +194,10 @@ def _choose_memory(group: Group) -> None:
 def _note(group: Group) -> None:
     runs = [row.run for row in group.rows]
     group.notes += [f"{run.label}: {run.status}" for run in runs if run.status != "finished"]
-    group.notes += [f"{run.label}: {line}" for run in runs for line in run.said]
+    group.notes += [f"{run.label}: {line}" for run in runs for line in run.notes]
     for run in runs:
         if run.steps and not run.results.num_measured:
-            note = "no step after warm-up that was not recorded, so all steps are in its figures"
+            note = "there is no unrecorded step after warm-up, so its figures contain all steps"
             group.notes.append(f"{run.label}: {note}")
     group.notes += [f"not the same {name}: {', '.join(seen)}" for name, seen in unequal(runs).items()]
     if len(ends := {run.validations[-1]["step"] for run in runs if run.validations}) > 1:
@@ -206,7 +207,8 @@ def _note(group: Group) -> None:
 
 
 def unequal(runs: list[Run]) -> dict[str, list[str]]:
-    """What is no part of the work and yet enters a figure of the table, with its values, where runs do not share it."""
+    """Settings that are not part of the work but affect figures of the table, if runs differ in them, with their
+    values."""
     found: dict[str, list[str]] = {}
     for name in (*ENVIRONMENT, *MEASURING):
         values = [_setting(run, name) if name in MEASURING else run.facts.get(name) for run in runs]
@@ -216,7 +218,7 @@ def unequal(runs: list[Run]) -> dict[str, list[str]]:
 
 
 def _setting(run: Run, name: str) -> Any:
-    """The key's value, or those of the keys below it; None where the run did not read it."""
+    """The value of the key, or the values of the keys below it; None if the run did not read it."""
     if name in unread(run.config, READ_WHEN):
         return None
     below = {key.removeprefix(f"{name}."): value for key, value in run.config.items() if key.startswith(f"{name}.")}

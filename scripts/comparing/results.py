@@ -1,6 +1,6 @@
-"""One run's figures, the columns of the table, from the results of its records. None where unknown.
+"""The figures of one run for the columns of the table, from the results of its records. An unknown figure is None.
 
-What they mean and what they leave out: docs/reading-the-numbers.md. Which records count: train/measure/results.py.
+docs/reading-the-numbers.md explains the figures. train/measure/results.py defines which records count.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from train.measure.results import (
     VALIDATION_LOSS,
     by_axis,
     exposed_pct,
-    held_mib,
     state_by_rank,
+    state_mib,
 )
 from train.record.run_files import number
 
@@ -27,7 +27,7 @@ Figures = dict[str, float | None]
 
 
 def figures_of(run: Run) -> Figures:
-    """Every numeric column of the table, but those that need other runs."""
+    """Every numeric column of the table, except those that depend on other runs."""
     of, spread, sent = run.results, run.results.spread(), sent_by_axis(run)
     validations = [number(record.get(VALIDATION_LOSS)) for record in (*run.validations, run.summary)]
     return {
@@ -54,8 +54,8 @@ def figures_of(run: Run) -> Figures:
 
 
 def _memory(run: Run) -> Figures:
-    """MiB of the largest rank: three measures, of which `memory_mib` takes the best that all runs compared have."""
-    largest, held = run.results.settled, held_mib(run.results.latest)
+    """MiB of the largest rank by several measures. Later `memory_mib` gets the best measure that all runs have."""
+    largest, state_of_one = run.results.settled, state_mib(run.results.latest)
     state = [largest.get(f"{MEMORY}{kind}_mib") for kind in STATE_KINDS]
     known = [mib for mib in state if mib is not None]
     allocated, resident = largest.get("memory/peak_allocated_gib"), largest.get("memory/resident_gib")
@@ -63,33 +63,34 @@ def _memory(run: Run) -> Figures:
         "memory_mib": None,
         "allocated_mib": None if allocated is None else allocated * MIB_PER_GIB,
         "tensors_mib": quantile(run.results.recorded(AT_PEAK), 1.0),
-        # without the figures of single ranks: the largest of each kind, which may be different ranks'
-        "state_mib": held if held is not None else sum(known) if len(known) == len(state) else None,
+        # if values of single ranks are missing: the sum of the largest of each kind, which may be on different ranks
+        "state_mib": state_of_one if state_of_one is not None else sum(known) if len(known) == len(state) else None,
         "resident_mib": None if resident is None else resident * MIB_PER_GIB,
     }
 
 
 def time_parts(run: Run) -> dict[str, float]:
-    """ms of each part, mean over the recorded steps; empty if none was recorded. They add up to the recorded step."""
+    """The ms of each part, as means over the recorded steps; their sum is the time of a recorded step. Empty if no step
+    was recorded."""
     found = {part: run.results.recorded(f"time/{part}_ms").mean() for part in TIME_PARTS}
     return {part: ms for part, ms in found.items() if ms is not None} if found["forward"] is not None else {}
 
 
 def memory_by_rank(run: Run) -> dict[int, dict[str, float]]:
-    """MiB by rank and kind: at the peak of the last sampled step, else of state alone; empty if neither is known."""
+    """MiB by rank and kind at the peak of the last sampled step or, without one, between steps. Empty if unknown."""
     ranks: dict[int, dict[str, float]] = {}
     for rank in run.sample.get("ranks", []):
         kinds = rank["memory"]["at_peak_mib"]
         if known := {kind: mib for kind in MEMORY_KINDS if (mib := number(kinds.get(kind))) is not None}:
             ranks[rank["rank"]] = known
-    return ranks or held_by_rank(run)
+    return ranks or state_of_ranks(run)
 
 
-def held_by_rank(run: Run) -> dict[int, dict[str, float]]:
-    """MiB of parameters, gradients and optimiser state by rank, as of the last step that says it."""
+def state_of_ranks(run: Run) -> dict[int, dict[str, float]]:
+    """MiB of parameters, gradients and optimiser state by rank, from the last step that has them."""
     return state_by_rank(run.results.latest)
 
 
 def sent_by_axis(run: Run) -> dict[str, float]:
-    """MiB that rank 0 sends in a step, by mesh axis, as last counted; the lab's own traffic left out."""
+    """MiB that rank 0 sends in a step, by mesh axis, from the last count. Traffic of the measurements is left out."""
     return by_axis(run.results.latest)

@@ -1,6 +1,6 @@
-"""A run, finished or not, as its directory tells it; and the names that runs of one table have.
+"""A run, finished or not, as read from its directory; and the labels of the runs in a table.
 
-A run that goes on, or was killed, has no summary.json and may have half a last line: what is complete is read.
+A running or killed run has no summary.json, and its last line may be incomplete: all complete lines are read.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from train.record.run_files import Record, clean
 from train.record.run_folder import flat, hash_of, read_folder, warmup_steps
 
 LABEL_CHARS = 60
-LATER = ("eval_batches",)  # keys of `train` that came to the work after its first version
+LATER = ("eval_batches",)  # keys of `train` that were not yet part of the work in older versions
 
 
 @dataclass
 class Run:
-    """What one directory says."""
+    """The content of one run's directory."""
 
     path: Path
     config: dict[str, Any] = field(default_factory=dict)  # flat: "train.seed" -> 1234
@@ -33,19 +33,20 @@ class Run:
     steps: list[Record] = field(default_factory=list)  # lines with a training loss
     validations: list[Record] = field(default_factory=list)
     sample: Record = field(default_factory=dict)  # the last samples/step-N.json
-    said: list[str] = field(default_factory=list)  # what of the directory was left out
-    sweep: Sweep | None = None  # that it belongs to
+    notes: list[str] = field(default_factory=list)  # what was left out when the directory was read
+    sweep: Sweep | None = None  # the sweep that it belongs to
     label: str = ""  # unique among the runs of one table
 
     @property
     def facts(self) -> Record:
-        """summary.json over work.json: the first is written at the end, the second at the start."""
+        """The facts of work.json, which is written at the start, and of summary.json, which is written at the end and
+        has priority."""
         return self.work | self.summary
 
     @cached_property
     def compared(self) -> Record:
-        """Its work: that of work.json and, from config.yaml, what older versions did not yet count as work; empty
-        where work.json is missing, as then the text is not known."""
+        """The work that is compared: that of work.json and, from config.yaml, keys that older versions did not count as
+        work. Empty if work.json is missing, because then the text is unknown."""
         work = self.work.get("work")
         if not work:
             return {}
@@ -55,14 +56,14 @@ class Run:
 
     @cached_property
     def work_hash(self) -> str | None:
-        """Of the work, whatever the run says that its hash is; what it says, where a digest stands for a value from
-        the environment, or where there is no work.json."""
+        """The hash of the work, computed here and not taken from the run's files. It is taken from them only if
+        work.json is missing, or has digests instead of values from the environment."""
         hidden = any(isinstance(value, str) and DIGEST.fullmatch(value) for value in flat(self.compared).values())
         return hash_of(self.compared) if self.compared and not hidden else self.facts.get("work_hash")
 
     @property
     def fairness(self) -> str:
-        """Of its sweep: global, micro or best."""
+        """The fairness of its sweep: global, micro or best."""
         return self.sweep.fairness if self.sweep else "global"
 
     @property
@@ -90,24 +91,25 @@ class Run:
         if self.summary:
             return "finished"
         last, planned = self.steps[-1]["step"] if self.steps else 0, self.config.get("train.steps")
-        return f"running or cut off at step {last}" + (f" of {planned}" if planned else "")
+        return f"running or stopped at step {last}" + (f" of {planned}" if planned else "")
 
     @cached_property
     def results(self) -> Results:
-        """Medians, peaks and last values of its steps."""
+        """The medians, peaks and last values of its steps."""
         return Results.of(self.steps, warmup_steps(self.summary, self.config))
 
 
 def read_run(path: Path) -> Run:
-    """What stands in a run's directory. Raises Unreadable if it cannot be compared."""
+    """Read the directory of a run. Raises Unreadable if it cannot be compared."""
     folder = read_folder(path)
     steps = [record for record in folder.records if LOSS in record]
     validations = [record for record in folder.records if VALIDATION_LOSS in record]
-    return Run(path, folder.config, folder.work, folder.summary, steps, validations, folder.sample, folder.said)
+    return Run(path, folder.config, folder.work, folder.summary, steps, validations, folder.sample, folder.notes)
 
 
 def label(runs: list[Run]) -> None:
-    """Name each: the strategy, what sets it apart from others of the same strategy, a number if nothing does."""
+    """Give each run a label: the strategy, the keys in which it differs from runs of the same strategy, and a number if
+    there are none."""
     by_strategy: dict[str, list[Run]] = {}
     for run in runs:
         by_strategy.setdefault(run.strategy, []).append(run)

@@ -1,4 +1,4 @@
-"""Sweeps, by their points.json: which runs are theirs, and which of their points came to nothing."""
+"""Reads sweeps from their points.json: their runs, and their points that failed or were invalid."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ RUN_FILES = ("metrics.jsonl", "config.yaml", "work.json", "summary.json")
 class Sweep:
     folder: Path
     fairness: str = "global"
-    line: str = ""  # as it was typed, after `python -m launch.sweep`
+    line: str = ""  # the arguments of `python -m launch.sweep`, as typed
     points: list[Record] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)  # what of points.json was left out
+    notes: list[str] = field(default_factory=list)  # what was left out of points.json
 
     @classmethod
     def read(cls, folder: Path) -> Sweep:
-        """The sweep, without a point if its points.json cannot be read."""
+        """Read the sweep. It has no points if its points.json cannot be read."""
         try:
-            values, said = read_points(folder / POINTS)
+            values, notes = read_points(folder / POINTS)
         except Unreadable as error:
-            return cls(folder, said=[f"{clean(folder)}: the sweep is not known: {error}"])
+            return cls(folder, notes=[f"{clean(folder)}: the sweep cannot be read: {error}"])
         fairness = values.get("fairness")
         known = fairness if fairness in FAIRNESS else "global"
-        said = [f"{clean(folder)}: {line}" for line in said]
-        return cls(folder, known, values.get("line", ""), values["points"], said)
+        notes = [f"{clean(folder)}: {line}" for line in notes]
+        return cls(folder, known, values.get("line", ""), values["points"], notes)
 
     @cached_property
     def runs(self) -> list[Path]:
-        """The run directories that its points name and that lie in it or beside it, wherever the sweep is now."""
+        """The run directories that its points name, if they are in the sweep's folder or beside it. This works even if
+        the sweep was moved."""
         names = dict.fromkeys(point.get("run_dir") or "" for point in self.points)
         places = dict.fromkeys(entry_of(folder, name) for name in names for folder in (self.folder.parent, self.folder))
         runs = [place for place in places if place is not None and is_run(place) and not place.is_symlink()]
@@ -46,14 +47,15 @@ class Sweep:
         """A line for each point that failed or could not be run."""
         return [
             f"{point.get('label', 'a point')}: {point['status']}"
-            + (f", {'; '.join(said)}" if (said := point.get("problems")) else "")
+            + (f", {'; '.join(problems)}" if (problems := point.get("problems")) else "")
             for point in self.points
             if point.get("status") in (FAILED, INVALID)
         ]
 
 
 def entry_of(folder: Path, told: str) -> Path | None:
-    """What has the last part of a path that a file tells as its name in this folder; None of a name that leads out."""
+    """The entry of this folder with the same name as the last part of the path `told`, which comes from a file. None if
+    the name leads out of the folder."""
     name = os.path.basename(told)
     return None if name in ("", ".", "..") else folder / name
 
@@ -63,7 +65,7 @@ def is_run(path: Path) -> bool:
         return path.is_dir() and (
             any(exists(path / name) for name in RUN_FILES) or any(path.glob("events.out.tfevents.*"))
         )
-    except (OSError, ValueError):  # a name that no file can have, a folder that may not be read
+    except (OSError, ValueError):  # a name that no file can have, or a folder without permission to read
         return False
 
 

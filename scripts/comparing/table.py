@@ -1,4 +1,4 @@
-"""The table: which columns, how each is written, in what order; and the formats it is printed in."""
+"""The table of a comparison: its columns, how values are written, the order of rows, and the output formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scripts.comparing.gate import Group, Row
 METHOD = (
     "tokens/s: median after warm-up without sampled steps, and its 95 % interval by binomial order statistics (none "
     "under 6 steps). sent: bytes of messages. equal: the largest relative difference of the training loss "
-    "from the reference row in the first 20 steps. A dash: not measured. See docs/reading-the-numbers.md."
+    "from the reference row in the first 20 steps. A dash means: not measured. See docs/reading-the-numbers.md."
 )
 MORE_IS_BETTER = {
     "tokens_per_s",
@@ -29,7 +29,8 @@ PIPED_WIDTH = 150
 
 @dataclass(frozen=True)
 class Column:
-    """`key`: the figure in it. `rated`: one row is best. `optional`: left out where no row has the figure."""
+    """`key`: the figure in the column. `rated`: the best row is marked. `optional`: the column is left out if no row
+    has the figure."""
 
     title: str
     text: Callable[[Row], str]
@@ -38,8 +39,8 @@ class Column:
     optional: bool = False
 
 
-def figure(value: float | None, decimals: int | None = None) -> str:
-    """With so many decimals, else with about three significant digits; - if unknown."""
+def formatted(value: float | None, decimals: int | None = None) -> str:
+    """The value with this many decimals or, by default, with about three significant digits; - if unknown."""
     if value is None:
         return "-"
     if decimals is None:
@@ -51,21 +52,21 @@ def figure(value: float | None, decimals: int | None = None) -> str:
 
 def _speed(row: Row) -> str:
     low, high = row.figures["tokens_per_s_ci95_low"], row.figures["tokens_per_s_ci95_high"]
-    interval = "" if low is None else f" ({figure(low)} to {figure(high)})"
-    return figure(row.figures["tokens_per_s"]) + interval
+    interval = "" if low is None else f" ({formatted(low)} to {formatted(high)})"
+    return formatted(row.figures["tokens_per_s"]) + interval
 
 
 def _duration(row: Row) -> str:
     p50, p95 = row.figures["step_ms_p50"], row.figures["step_ms_p95"]
-    return "-" if p50 is None else f"{figure(p50)} / {figure(p95)}"
+    return "-" if p50 is None else f"{formatted(p50)} / {formatted(p95)}"
 
 
 def _loss(row: Row) -> str:
-    return figure(row.figures["validation_loss"], 10 if row.run.precision == "float64" else 6)
+    return formatted(row.figures["validation_loss"], 10 if row.run.precision == "float64" else 6)
 
 
 def _plain(title: str, key: str, decimals: int | None = None, *, rated: bool = True, optional: bool = False) -> Column:
-    return Column(title, lambda row: figure(row.figures[key], decimals), key, rated, optional)
+    return Column(title, lambda row: formatted(row.figures[key], decimals), key, rated, optional)
 
 
 COLUMNS = [
@@ -89,17 +90,18 @@ COLUMNS = [
 
 
 def columns_of(group: Group) -> list[Column]:
-    """All but the optional ones that no row has."""
+    """All columns, except optional ones for which no row has a figure."""
     return [c for c in COLUMNS if not c.optional or any(row.figures[c.key] is not None for row in group.rows)]
 
 
 def sortable(groups: list[Group]) -> list[str]:
-    """The names that --sort takes: every figure, whether in the table or in --csv and --json alone."""
+    """The names that --sort accepts: all figures, also those that are only in --csv and --json."""
     return list(dict.fromkeys(name for group in groups for row in group.rows for name in row.figures))
 
 
 def sort(groups: list[Group], key: str) -> None:
-    """Best first by this figure (most or least, as is better); unknown last."""
+    """Sort the rows by this figure, the best first (the largest or the smallest, depending on the figure). Rows without
+    the figure are last."""
     sign = -1 if key in MORE_IS_BETTER else 1
 
     def place(row: Row) -> tuple[bool, float]:
@@ -111,7 +113,8 @@ def sort(groups: list[Group], key: str) -> None:
 
 
 def best(group: Group, key: str) -> Row | None:
-    """The row that wins this figure, of two or more that have it and whose loss does not differ."""
+    """The best row by this figure, among the rows that have it and whose loss does not differ. None if there are fewer
+    than two of them."""
     known = [row for row in group.rows if row.good and row.figures.get(key) is not None]
     if len(known) < 2:
         return None
@@ -120,15 +123,15 @@ def best(group: Group, key: str) -> Row | None:
 
 
 def notes_of(group: Group) -> list[str]:
-    """What a reader of the group's table must know."""
+    """What a reader must know to understand the table of the group."""
     memory = [f"memory MiB: {group.memory}, of the largest rank"] if group.memory else []
     resident = any(row.figures["resident_mib"] is not None for row in group.rows)
-    whole = ["resident MiB: all that the process holds, Python and torch too"] if resident else []
+    whole = ["resident MiB: all memory of the process, including Python and torch"] if resident else []
     return [*memory, *whole, *group.notes]
 
 
 def to_terminal(groups: list[Group]) -> None:
-    """Print each group; a table wider than the terminal goes on below, strategies repeated."""
+    """Print each group. A table wider than the terminal is continued below, with the strategies repeated."""
     from rich.console import Console
     from rich.table import Table
 
@@ -150,7 +153,7 @@ def to_terminal(groups: list[Group]) -> None:
 
 
 def _packed(group: Group, first: Column, others: list[Column], width: int) -> list[list[Column]]:
-    """The columns in as few tables as fit into the width beside the first one."""
+    """Divide the columns into as few tables as possible, each with the first column, which fit into the width."""
 
     def needs(column: Column) -> int:
         return 3 + max(len(text) for text in [column.title, *(column.text(row) for row in group.rows)])
@@ -164,7 +167,7 @@ def _packed(group: Group, first: Column, others: list[Column], width: int) -> li
 
 
 def to_markdown(groups: list[Group]) -> str:
-    """Pipe tables under headings, to paste into a README."""
+    """Markdown tables under headings, to paste into a README."""
     blocks = []
     for group in groups:
         columns = columns_of(group)
@@ -176,7 +179,7 @@ def to_markdown(groups: list[Group]) -> str:
 
 
 def records(groups: list[Group]) -> list[dict[str, Any]]:
-    """One flat record a run, every figure in full, None where unknown."""
+    """One flat record for each run, with all figures at full precision. An unknown figure is None."""
     names = sortable(groups)
     return [
         {
@@ -201,7 +204,7 @@ def to_json(groups: list[Group]) -> str:
 
 
 def to_csv(groups: list[Group]) -> str:
-    """A header and a line a run; - where unknown."""
+    """A header and one line for each run; - marks an unknown figure."""
     out, rows = io.StringIO(), records(groups)
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()

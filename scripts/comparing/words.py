@@ -1,32 +1,32 @@
-"""What a table or a picture shows, in a sentence: which is fastest, which holds least, where the time goes."""
+"""Sentences about a table or a picture: which run is fastest, which needs least memory, where the time goes."""
 
 from __future__ import annotations
 
 from scripts.comparing.gate import Group, Row, difference
 from scripts.comparing.results import time_parts
-from scripts.comparing.table import best, figure
+from scripts.comparing.table import best, formatted
 from train.measure.results import TIME_PARTS
 
-TIE = 0.01  # of memory: within it two rows hold as much
+TIE = 0.01  # two rows whose memory differs by at most this fraction are equal
 PART_NAMES = {part: part for part in TIME_PARTS} | {
-    "communication": "communication that nothing hides",
+    "communication": "exposed communication",
     "data": "loading",
 }
 
 
 def summary(group: Group) -> list[str]:
-    """The sentences at the top of a report; what is not known is left out or said."""
+    """The sentences at the top of a report."""
     sentences = [speed(group), memory(group)]
     ranked = by_speed(group)
     if len(ranked) > 1:
         sentences += [shares(row) for row in (ranked[0], ranked[-1])]
         if not any(time_parts(row.run) for row in ranked):
-            sentences.append("No run has a sampled step (metrics.profile_every), so where the time goes is not known.")
+            sentences.append("No run has a sampled step (metrics.profile_every), so the parts of its time are unknown.")
     return [sentence for sentence in sentences if sentence]
 
 
 def verdicts(groups: list[Group]) -> list[str]:
-    """What the report says of each group: its summary, and of its losses; after its heading where there are several."""
+    """The summary of each group, and a sentence about its losses. If there are several groups, its heading is first."""
     judged = [any(row.equal == "reference" for row in group.rows) for group in groups]
     lines = [
         " ".join([*summary(group), *([losses(group)] if known else [])])
@@ -36,18 +36,18 @@ def verdicts(groups: list[Group]) -> list[str]:
 
 
 def by_speed(group: Group) -> list[Row]:
-    """The rows that can win, fastest first."""
+    """The rows whose losses are right, the fastest first."""
     known = [row for row in group.rows if row.good and row.figures["tokens_per_s"] is not None]
     return sorted(known, key=lambda row: -(row.figures["tokens_per_s"] or 0.0))
 
 
 def speed(group: Group) -> str:
-    """Who is fastest, by how much, and whether the intervals allow to say so."""
+    """Which run is fastest, by which factor, and whether the intervals support this."""
     ranked = by_speed(group)
     if not ranked:
-        return "No run has a step with a speed yet."
+        return "No run has measured its speed yet."
     first = ranked[0]
-    top = f"{figure(first.figures['tokens_per_s'])} tokens/s"
+    top = f"{formatted(first.figures['tokens_per_s'])} tokens/s"
     if len(ranked) == 1:
         return f"{first.run.label}: {top}."
     last = ranked[-1]
@@ -65,7 +65,7 @@ def speed(group: Group) -> str:
 
 
 def memory(group: Group) -> str:
-    """Whose largest rank holds least, ties included."""
+    """Which runs have the least memory on their largest rank, including ties."""
     winner = best(group, "memory_mib")
     if winner is None:
         return ""
@@ -74,13 +74,13 @@ def memory(group: Group) -> str:
         r.run.label for r in group.rows if r.good and (r.figures["memory_mib"] or float("inf")) <= least * (1 + TIE)
     ]
     if len(ties) == len(group.rows):
-        return f"All hold as much: {figure(least)} MiB on the largest rank ({group.memory})."
-    holds = "hold" if len(ties) > 1 else "holds"
-    return f"{listed(ties)} {holds} least: {figure(least)} MiB on the largest rank ({group.memory})."
+        return f"All need the same memory: {formatted(least)} MiB on the largest rank ({group.memory})."
+    needs = "need" if len(ties) > 1 else "needs"
+    return f"{listed(ties)} {needs} the least memory: {formatted(least)} MiB on the largest rank ({group.memory})."
 
 
 def shares(row: Row) -> str:
-    """The largest part of a sampled step; empty if none was sampled."""
+    """A sentence about the largest part of a sampled step; empty if no step was sampled."""
     parts = time_parts(row.run)
     if not parts:
         return ""
@@ -90,20 +90,20 @@ def shares(row: Row) -> str:
 
 
 def losses(group: Group) -> str:
-    """How far the farthest loss curve is from the reference's."""
+    """How far the loss curves are from the reference, with the run that is farthest."""
     reference = next((row for row in group.rows if row.equal == "reference"), None)
     if reference is None:
-        return "Loss curves: nothing to hold them against."
+        return "There is no reference with which the loss curves can be compared."
     apart = {row.run.label: found for row in group.rows if row is not reference
              if (found := difference(row.run, reference.run)) is not None}  # fmt: skip
     if not apart:
-        return f"Loss of {reference.run.label}: no other run of the same work."
+        return f"There is no other run of the same work with which the loss of {reference.run.label} can be compared."
     worst = max(apart, key=lambda label: apart[label])
     wrong = [row.run.label for row in group.rows if not row.good]
     excused = [row.run.label for row in group.rows if row.excused]
-    verdict = f"{listed(wrong)} computed something else" if wrong else "The loss curves lie on one another"
+    verdict = f"{listed(wrong)} computed something else" if wrong else "The loss curves are the same"
     if excused and not wrong:
-        verdict = f"The loss curve of {listed(excused)} lies apart, as it may"
+        verdict = f"The loss curve of {listed(excused)} differs, which is allowed"
     return f"{verdict}: at most {apart[worst]:.1e} of the loss from {reference.run.label} over all steps ({worst})."
 
 

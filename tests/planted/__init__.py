@@ -1,4 +1,4 @@
-"""Bugs that people really make, patched into the product's own functions where they make them."""
+"""Realistic bugs, patched into the product's own functions in the places where people make them."""
 
 from tests.planted import context, data, deepspeed, dropout, expert, pipeline, tensor
 from tests.planted.base import Bug, Counter

@@ -1,4 +1,4 @@
-"""What a planted bug needs."""
+"""The base of the planted bugs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Counter:
-    """How often the patched line ran: a bug that never ran proves nothing."""
+    """Counts how often the patched line ran, because a bug that never ran proves nothing."""
 
     calls: int = 0
 

@@ -14,7 +14,7 @@ from train.strategies.context import block_attention
 
 @contextmanager
 def rope_from_zero(counter: Counter) -> Iterator[None]:
-    """Every rank rotates its tokens as if they were 0, 1, 2, … of the sequence."""
+    """Every rank rotates its tokens as if their positions were 0, 1, 2, …"""
     original = context.shard_input
 
     def shard_input(model: Any, args: Any, *, positions: Any) -> Any:
@@ -28,7 +28,7 @@ def rope_from_zero(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def merge_without_weights(counter: Counter) -> Iterator[None]:
-    """Two blocks count the same, whatever their log-sum-exp."""
+    """Two blocks get the same weight, independent of their log-sum-exp."""
     original = block_attention.merge
 
     def merge(out: Any, lse: Any, block_out: Any, block_lse: Any) -> Any:
@@ -42,7 +42,7 @@ def merge_without_weights(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def backward_of_another_step(counter: Counter) -> Iterator[None]:
-    """The backward takes the keys and values at hand for those of the next step."""
+    """The backward uses the current keys and values as if they were those of the next step."""
     original = context._Ring.backward
 
     def backward(ctx: Any, grad: Any) -> Any:

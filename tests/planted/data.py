@@ -17,7 +17,7 @@ from train.strategies.data import apply as data
 
 @contextmanager
 def accumulation_scale(counter: Counter) -> Iterator[None]:
-    """Every microbatch's loss is divided by its own share of the tokens: gradients m times too large."""
+    """The loss of each microbatch is divided by its own number of tokens: gradients are m times too large."""
     original = distributed.count_valid
 
     def count_valid(targets: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
@@ -30,7 +30,7 @@ def accumulation_scale(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def mean_of_means(counter: Counter) -> Iterator[None]:
-    """Each data rank divides by its own number of valid tokens times the ranks, not by the number of all."""
+    """Each data rank divides by its own number of valid tokens times the number of ranks, not by the global number."""
 
     def count_valid(targets: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
         counter.calls += 1
@@ -43,7 +43,7 @@ def mean_of_means(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def shards_do_not_decay(counter: Counter) -> Iterator[None]:
-    """A shard is judged flat, as ZeRO's and the first FSDP's are, and lands in the group without weight decay."""
+    """A shard counts as one-dimensional, as in ZeRO and in FSDP1, and so gets no weight decay."""
 
     def decays(parameter: nn.Parameter) -> bool:
         counter.calls += 1
@@ -55,7 +55,7 @@ def shards_do_not_decay(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def rank_left_out(counter: Counter) -> Iterator[None]:
-    """The last data-parallel rank's gradients never reach the sum."""
+    """The gradients of the last data-parallel rank are left out of the sum."""
     original = data.sum_bucket
 
     def sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Bugs at the border between the lab's sums and DeepSpeed's means."""
+"""Bugs where the lab uses sums and DeepSpeed uses means."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tests.planted.base import Counter
 
 @contextmanager
 def averaged_over_ranks(counter: Counter) -> Iterator[None]:
-    """DeepSpeed's mean over the data ranks is left as it is: gradients too small by their number."""
+    """DeepSpeed's mean over the data ranks is not turned into a sum: gradients are too small by the number of ranks."""
     from train.strategies.deepspeed import engine as deepspeed_engine
     from train.strategies.deepspeed import pipe as deepspeed_pipe
 
@@ -26,7 +26,7 @@ def averaged_over_ranks(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def tensor_ranks_averaged(counter: Counter) -> Iterator[None]:
-    """The mean over all ranks is undone, where DeepSpeed's is over the data ranks: gradients too large by tp."""
+    """Gradients are multiplied by all ranks, but DeepSpeed's mean is over data ranks: they are tp times too large."""
     from train.strategies.deepspeed import engine as deepspeed_engine
 
     def summed(loss: Tensor, data_ranks: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bugs of random numbers: masks that are equal, other, or drawn again where they must not be."""
+"""Bugs of random numbers: masks that are equal, different, or drawn again where they must not be."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from train.strategies.recompute import apply as recompute
 
 @contextmanager
 def masks_equal_on_all_ranks(counter: Counter) -> Iterator[None]:
-    """Every rank seeds its masks with the run's seed alone, also ranks that hold other tokens or other layers."""
+    """Every rank seeds its masks only with the seed of the run, also ranks with other tokens or other layers."""
 
     def seed_dropout(mesh: Any, config: Any, apart: Any) -> None:
         counter.calls += 1
@@ -41,7 +41,7 @@ def masks_start_anew(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def masks_not_replayed(counter: Counter) -> Iterator[None]:
-    """What is recomputed in the backward draws masks of its own."""
+    """Recomputation in the backward draws new masks."""
     original = recompute.checkpoint
 
     def checkpoint(*args: Any, **options: Any) -> Any:

@@ -18,7 +18,7 @@ from train.strategies.tensor import apply as tensor
 
 @contextmanager
 def expert_gradients_times_ep(counter: Counter) -> Iterator[None]:
-    """Experts' gradients, complete over `ep` by the all-to-all's backward, are scaled by `ep` once more."""
+    """The gradients of experts are complete after the backward of the all-to-all, but are multiplied by `ep` again."""
     original = data.sum_gradients
 
     def sum_gradients(model: nn.Module) -> None:
@@ -36,7 +36,7 @@ def expert_gradients_times_ep(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def aux_loss_of_local_sequences(counter: Counter) -> Iterator[None]:
-    """The auxiliary loss is divided by the sequences of this data rank, not of the global batch."""
+    """The auxiliary loss is divided by the number of sequences of this data rank, not of the global batch."""
     original = expert.scale_aux_loss
 
     def scale_aux_loss(model: Any, *, num_sequences: int) -> None:
@@ -49,7 +49,7 @@ def aux_loss_of_local_sequences(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def aux_loss_on_every_tp_rank(counter: Counter) -> Iterator[None]:
-    """Every tp rank puts the whole auxiliary loss into the sum of the router's gradient."""
+    """Every tp rank adds the full auxiliary loss to the sum of the router's gradient."""
     original = tensor.split_mixture
 
     def split_mixture(moe: Any, mesh: Any, **options: Any) -> None:

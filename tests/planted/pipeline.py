@@ -12,7 +12,7 @@ from train.strategies.pipeline import stages
 
 @contextmanager
 def pipeline_scale(counter: Counter) -> Iterator[None]:
-    """The loss is divided by the global number of tokens, and gradients by the number of microbatches once more."""
+    """The loss is divided by the global number of tokens, and then gradients also by the number of microbatches."""
     original = stages.build_schedule
 
     def build_schedule(*args: Any, **kwargs: Any) -> Any:
@@ -27,7 +27,7 @@ def pipeline_scale(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def tied_gradients_not_summed(counter: Counter) -> Iterator[None]:
-    """The first stage updates its embedding by the look-up alone, the last one its head by the logits alone."""
+    """Tied weights: the first stage uses only the gradient of the embedding, the last one only that of the logits."""
 
     def sum_shared(shared: Any, device: Any) -> None:
         counter.calls += len(shared)

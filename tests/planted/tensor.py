@@ -15,7 +15,7 @@ from train.strategies.tensor import layers as tensor
 
 @contextmanager
 def norm_gradient_not_summed(counter: Counter) -> Iterator[None]:
-    """Under sequence parallelism a norm sees a shard of the tokens, but its gradient is taken for whole."""
+    """Under sequence parallelism a norm sees only a shard of the tokens, but its gradient is not summed over ranks."""
 
     def forward(self: Any, x: Any) -> Any:
         counter.calls += 1
@@ -27,7 +27,7 @@ def norm_gradient_not_summed(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def norm_counts_replicas(counter: Counter) -> Iterator[None]:
-    """The global norm sums every gradient's squares over the tp ranks, those that all of them hold too."""
+    """The global norm sums the squares of all gradients over the tp ranks, also of those that all ranks have."""
 
     def shard_groups(grad: Any) -> tuple[Any, ...]:
         counter.calls += 1
@@ -39,7 +39,7 @@ def norm_counts_replicas(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def masks_differ_where_tokens_are_replicated(counter: Counter) -> Iterator[None]:
-    """Every rank draws dropout masks of its own, also the tp ranks that hold the same activations."""
+    """Every rank draws its own dropout masks, also tp ranks with the same activations."""
     original = apply.seed_dropout
 
     def seed_dropout(mesh: Any, *args: Any) -> None:
@@ -53,7 +53,7 @@ def masks_differ_where_tokens_are_replicated(counter: Counter) -> Iterator[None]
 
 @contextmanager
 def maximum_of_own_shard(counter: Counter) -> Iterator[None]:
-    """The vocabulary-parallel loss subtracts each shard's own maximum before it adds the shards' exponentials."""
+    """The vocabulary-parallel loss subtracts a different maximum in each shard before it sums the exponentials."""
 
     def max_of(x: Any, group: Any) -> Any:
         counter.calls += 1
@@ -65,7 +65,7 @@ def maximum_of_own_shard(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def shared_head_gradient_not_summed(counter: Counter) -> Iterator[None]:
-    """Ranks that share a KV head use it for different query heads, but each takes its own gradient for the whole."""
+    """Ranks that share a KV head use it for different query heads, but their gradients are not summed."""
 
     def forward(self: Any, x: Any) -> Any:
         counter.calls += 1

@@ -1,8 +1,8 @@
 """The equivalence table: each row is a config that must equal one device, on a world of the given size.
 
-All rows train two layers (a pipeline one a stage at least) on real text, with accumulation (two microbatches, in a
-pipeline as many as there are sequences), and with a masked token (the space), so that ranks and microbatches have
-unequal numbers of valid tokens.
+All rows train two layers (a pipeline at least one for each stage) on real text. They use accumulation: two
+microbatches, or in a pipeline as many as there are sequences. One token (the space) is masked, so that ranks and
+microbatches have different numbers of valid tokens.
 """
 
 from tests.rows import context, data, expert, pairwise, pipeline, products, tensor

@@ -1,7 +1,7 @@
-"""What has a row in the equivalence table: python -m tests.rows
+"""Print what the equivalence table covers: python -m tests.rows
 
-Prints, by preset, the sizes and dtypes of its rows (those of `make test`; in brackets those that `make test-all` adds),
-the planted bugs, and how many pairs of the pairwise table are covered.
+It prints the sizes and dtypes of the rows of each preset (those of `make test`, and in brackets those that
+`make test-all` adds), the planted bugs, and how many pairs the pairwise table covers.
 """
 
 from collections import defaultdict

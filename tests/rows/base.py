@@ -1,4 +1,4 @@
-"""What a row of the equivalence table is."""
+"""Defines a row of the equivalence table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ COMPILED = "compile.enabled=true"
 class Row:
     """A config that must equal one device, on a world of `size` ranks.
 
-    `strategy`: overrides of this row alone; `options`: overrides of the row and of its single-device reference.
-    `bug` names a planted bug; then the row must be red.
+    `strategy`: overrides only of this row. `options`: overrides of the row and of its reference on one device.
+    `bug` names a planted bug, with which the row must fail.
     """
 
     size: int
@@ -40,11 +40,11 @@ class Row:
 
     @property
     def reference(self) -> list[str]:
-        """The same work on one device."""
+        """The overrides of the same work on one device."""
         return self._of(1, "strategy=single")
 
     def _of(self, size: int, *strategy: str) -> list[str]:
-        """Microbatches are as large as give each data rank NUM_MICROBATCHES; a pipeline's are of one sequence."""
+        """The microbatch size gives each data rank NUM_MICROBATCHES; in a pipeline it is one sequence."""
         words = [*BASE, *self._shape, *strategy, *self.options]
         plan = Plan(configured(words), size)
         if "pp" not in plan.axes and not any(word.startswith("train.micro_batch_size=") for word in self.strategy):
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def _shape(self) -> tuple[str, ...]:
-        """As few layers and sequences as the layout needs; `options` may say otherwise."""
+        """As few layers and sequences as the layout needs. `options` may set others."""
         plan = Plan(configured([*BASE, *self.strategy]), self.size)
         return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={4 if self.size < 4 else 8}"
 
@@ -65,7 +65,7 @@ def _composed(*presets: str) -> Config:
 
 
 def configured(overrides: Sequence[str]) -> Config:
-    """What `cli.configured` gives, sooner: COMPOSED is composed once, and keys of plain values are set in that."""
+    """The same as `cli.configured`, but faster: COMPOSED is composed once, and keys with plain values are set in it."""
     first = [word for word in overrides if word.partition("=")[0] in COMPOSED]
     return Plan(_composed(*first), 1).override(" ".join(word for word in overrides if word not in first)).config
 
@@ -76,17 +76,18 @@ def row(
     options: tuple[str, ...] = (F64,),
     bug: str | None = None,
 ) -> Row:
-    """`row(2, "strategy=tp")`: float64 unless `options` says otherwise."""
+    """A row, for example `row(2, "strategy=tp")`. It is float64 unless `options` names another precision."""
     return Row(size, tuple(strategy), options, bug)
 
 
 def presets(*names: str, sizes: tuple[int, ...], single: int, options: tuple[str, ...] = ()) -> list[Row]:
-    """float64 at every size; float32, which could hide little that float64 shows, at the size `single` alone."""
+    """Rows in float64 for every size, and in float32 only for the size `single`, because float32 rows rarely show an
+    error that float64 rows do not."""
     rows = [row(size, f"strategy={name}", options=(F64, *options)) for name in names for size in sizes]
     return rows + [row(single, f"strategy={name}", options=(F32, *options)) for name in names]
 
 
 def checkpointed(size: int, *strategy: str) -> list[Row]:
-    """With each kind of activation checkpointing; the reference recomputes nothing."""
+    """A row for each kind of activation checkpointing. The reference does not recompute."""
     modes = ("full", "selective")
     return [row(size, *strategy, f"train.activation_checkpointing={mode}") for mode in modes]

@@ -1,4 +1,4 @@
-"""DeepSpeed's engines, float32 at most. They have worlds of their own, as DeepSpeed's process state does not mix."""
+"""DeepSpeed's engines, in float32 at most. They run in separate worlds, because DeepSpeed changes the process state."""
 
 from tests.rows.base import BF16, COMPILED, F32, TIED, Row, row
 

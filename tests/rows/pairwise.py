@@ -1,6 +1,6 @@
-"""Rows that cover every pair of levels of these factors, of all pairs that the rules allow: two techniques that do not
-go together show in some row. The rows are a text, so that a run selects among the same ones; `python -m
-tests.rows.pairwise` draws them anew, and tests/test_rules.py shows that no pair is left out.
+"""Rows that cover every pair of levels of these factors that the rules allow, so that two techniques that do not work
+together make some row fail. The rows are stored as text, so that every run has the same ones. `python -m
+tests.rows.pairwise` draws new ones, and tests/test_rules.py checks that no pair is left out.
 """
 
 import random
@@ -71,7 +71,7 @@ def all_pairs() -> set[tuple[tuple[str, str], ...]]:
 
 
 def with_pair(pair: tuple[tuple[str, str], ...], tries: int, draw: random.Random) -> list[Levels]:
-    """Valid ones among so many that have this pair and the rest at random."""
+    """The valid rows among this many random rows with this pair."""
     found = []
     for _ in range(tries):
         chosen = {name: draw.choice(list(levels)) for name, levels in FACTORS.items()} | dict(pair)
@@ -82,7 +82,7 @@ def with_pair(pair: tuple[tuple[str, str], ...], tries: int, draw: random.Random
 
 
 def draw_rows(seed: int = 0) -> list[Levels]:
-    """Greedy: for a pair that is left out, the candidate that covers most that are."""
+    """Greedy choice: for a pair that is not covered yet, the candidate that covers most such pairs."""
     draw, missing, rows = random.Random(seed), sorted(all_pairs()), list[Levels]()
     while missing:
         pair = missing[0]

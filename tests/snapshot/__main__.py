@@ -1,10 +1,10 @@
-"""Prove that a restructure changed nothing: what runs compute and send, and what bad command lines are answered.
+"""Check that a restructure changed nothing: what runs compute and send, and the answers to bad command lines.
 
     python -m tests.snapshot record FOLDER            on the code before, and on the code after, on one machine
     python -m tests.snapshot record FOLDER --only runs      or refusals; what FOLDER has already is not recorded again
     python -m tests.snapshot compare BEFORE AFTER     lists every difference; exit code 1 if there is one
 
-It uses the commands alone (launch.local, launch.explain, launch.sweep, train/main.py), whose names stay, and imports
+It uses only the commands (launch.local, launch.explain, launch.sweep, train/main.py), whose names stay, and imports
 nothing of the product by a path that may move.
 """
 
@@ -20,7 +20,7 @@ REFUSALS = "refusals.jsonl"
 
 
 def record(folder: Path, only: str | None) -> bool:
-    """Whether everything that was asked for is recorded."""
+    """Whether everything that was requested is recorded."""
     folder.mkdir(parents=True, exist_ok=True)
     complete = True
     if only != "runs":

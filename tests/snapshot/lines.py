@@ -221,7 +221,7 @@ VALID = f"""
 
 
 def drawn(table: str, draw: random.Random) -> list[str]:
-    """The command lines of a table: so many different ones of each pattern, or all if there are fewer."""
+    """The command lines of a table: the given number of different ones for each pattern, or all if there are fewer."""
     lines: dict[str, None] = {}
     for row in table.strip().splitlines():
         count, pattern = row.split(maxsplit=1)
@@ -245,5 +245,5 @@ def bad_lines() -> list[str]:
 
 
 def valid_lines() -> list[str]:
-    """Lines that are accepted, and must still be."""
+    """Lines that are accepted, and must still be accepted."""
     return drawn(VALID, random.Random(SEED))

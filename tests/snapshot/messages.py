@@ -1,5 +1,5 @@
-"""What a message says, whatever its words are: the keys that it names, their values, and the overrides that it offers.
-And whether the messages of two records say the same."""
+"""The content of a message, independent of its wording: the keys that it names, their values, and proposed overrides.
+Also whether the messages of two records have the same content."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def offers(text: str) -> list[str]:
 
 
 def mended(line: str, offer: str) -> str:
-    """The command line with an offer's words, in the place of those that were given for their keys."""
+    """The command line in which the proposed overrides replace those of the same keys."""
     tool, *words = line.split(" ")
     keys = {_key(word) for word in offer.split()}
     kept = [word for word in words if _key(word) not in keys]
@@ -58,7 +58,7 @@ def values(text: str) -> set[str]:
 
 
 def lost(before: str, after: str) -> list[str]:
-    """What the one message says, and the other does not. What is offered is left out."""
+    """What one message contains and the other does not, without the proposed overrides."""
     one, other = without_offers(before), without_offers(after)
     gone = [f"the key {key}" for key in sorted(keys(one) - keys(other))]
     for value in sorted(values(one)):
@@ -69,7 +69,7 @@ def lost(before: str, after: str) -> list[str]:
 
 @dataclass
 class Outcome:
-    """`differences`: what must not be. `notes`: what is so before and after."""
+    """`differences`: changes, which must not exist. `notes`: what is the same before and after."""
 
     same_code: int = 0
     same_words: int = 0
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> Outcome:
-    """Of two records of refusals.py."""
+    """Compare two records of refusals.py."""
     result = Outcome()
     for line, old in before.items():
         new = after.get(line)

@@ -1,4 +1,4 @@
-"""What the commands answer to the lines of lines.py, and whether the overrides that they offer work.
+"""The answers of the commands to the lines of lines.py, and whether the overrides that they propose work.
 
 One process imports the commands and torch once, and answers each line in a forked child, in a folder of its own, with
 the command's module run as `python -m` runs it. Nothing is trained: a child ends with code 0 where a run would start.
@@ -42,7 +42,7 @@ class Answer(NamedTuple):
 
 
 class Answers:
-    """Answers lines, in a folder with files that they name and a port that is taken. A context manager."""
+    """Runs the lines in a folder with the files that they name, while a port is in use. A context manager."""
 
     def __enter__(self) -> Answers:
         self.folder = Path(tempfile.mkdtemp()).resolve()
@@ -89,7 +89,7 @@ class Answers:
 
 
 class Started(BaseException):
-    """The command would start a run now."""
+    """Raised when the command would start a run."""
 
 
 def run(tool: str, words: list[str]) -> int:
@@ -119,7 +119,7 @@ def started(*_: object) -> NoReturn:
 
 
 def not_python(start: Callable[..., None]) -> Callable[..., None]:
-    """Popen's start, for all but Python, as which a sweep starts its runs."""
+    """Popen's start for all programs except Python, with which a sweep starts its runs."""
 
     def checked(self: Any, args: Any, *rest: Any, **options: Any) -> None:
         if sys.executable in args:

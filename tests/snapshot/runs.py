@@ -1,4 +1,4 @@
-"""A short run of every strategy preset on CPU, and which of its values two records must share, to the bit."""
+"""A short run of every strategy preset on the CPU, and the values that must be bitwise equal in two records."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def presets() -> list[str]:
 
 
 def record(folder: Path) -> bool:
-    """Whether every preset has its file, <preset>.json. One that is there is not run again."""
+    """Whether every preset has its file, <preset>.json. A preset that has one is not run again."""
     folder.mkdir(parents=True, exist_ok=True)
     complete = True
     for preset in presets():
@@ -93,12 +93,12 @@ def logged(directory: Path) -> dict[str, Any]:
 
 
 def reason(tag: str) -> str | None:
-    """Why a tag is not compared; None of one that is."""
+    """The reason why a tag is not compared; None if it is compared."""
     return next((why for pattern, why in DROPPED.items() if re.search(pattern, tag)), None)
 
 
 def flat(found: dict[str, Any]) -> dict[tuple[str, str], str]:
-    """{(place, tag): value} of all values, written out so that equal words are equal bits."""
+    """{(place, tag): value} of all values, as text that is equal only if the bits are equal."""
     rows = {f"step {step}": values for step, values in found["steps"].items()} | {"summary": found["summary"]}
     result = {
         (place, tag): json.dumps(value, sort_keys=True) for place, row in rows.items() for tag, value in row.items()

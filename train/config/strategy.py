@@ -56,7 +56,7 @@ class TrainStep(Protocol):
 
     def full_gradients(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
-    def held(self) -> dict[str, Iterable[torch.Tensor]]:
+    def state_tensors(self) -> dict[str, Iterable[torch.Tensor]]:
         """The tensors behind `state_bytes` that there are now, under the same names: gradients from `on_gradients`."""
         ...
 

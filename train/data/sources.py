@@ -10,7 +10,7 @@ from train.config.problems import BadInput, Problem
 from train.config.schema import Config, DataSource
 from train.data import text, token_files
 from train.data.text import Source
-from train.data.tokens import Held, shown
+from train.data.tokens import InMemory, shown
 
 NUM_SYNTHETIC_TOKENS = 2**20
 
@@ -31,7 +31,7 @@ def read(config: Config) -> Source:
     if source is DataSource.synthetic:
         vocab_size = config.model.vocab_size
         ids = np.random.default_rng(0).integers(0, vocab_size, NUM_SYNTHETIC_TOKENS).astype(np.uint32)
-        return Source(Held(ids), f"{len(ids):,} random ids below {vocab_size:,}", is_bytes=False)
+        return Source(InMemory(ids), f"{len(ids):,} random ids below {vocab_size:,}", is_bytes=False)
     path = _checked_path(config)
     if source is DataSource.tokens:
         return token_files.token_file(path, config)

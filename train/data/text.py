@@ -15,7 +15,7 @@ from train.config.problems import BadInput, Problem
 from train.config.schema import Config
 from train.data.folder import JSON_LINES, Folder, find, head_of
 from train.data.formats import MEGATRON, NPY, foreign, is_binary
-from train.data.tokens import Held, Joined, Stored, Tokens, shown
+from train.data.tokens import InFile, InMemory, JoinedFiles, Tokens, shown
 
 MOST_JSON_LINES = 2**28  # bytes of files: their text is held in memory, in every rank
 
@@ -48,7 +48,7 @@ def text(path: Path, config: Config) -> Source:
     """A file, or the files of a folder, read when they are needed. Raises BadInput for what is no text."""
     if path.is_dir():
         found = find(path, config.data.glob, json_lines=False, runs=Path(config.metrics.dir))
-        return Source(Joined.of(found.files), f"{shown(path)}: {found.says()}")
+        return Source(JoinedFiles.of(found.files), f"{shown(path)}: {found.says()}")
     _check_glob(config)
     head, name = head_of(path), f"data.path={shown(path)}"
     if path.suffix.lower() in JSON_LINES:
@@ -57,7 +57,7 @@ def text(path: Path, config: Config) -> Source:
     _refuse_others(name, head)
     size = path.stat().st_size
     looks = ", which look binary" if is_binary(head) else ""
-    return Source(Stored(path, np.dtype(np.uint8), 0, 0, size), f"{shown(path)}: {size:,} bytes{looks}")
+    return Source(InFile(path, np.dtype(np.uint8), 0, 0, size), f"{shown(path)}: {size:,} bytes{looks}")
 
 
 def json_lines(path: Path, config: Config) -> Source:
@@ -80,7 +80,7 @@ def json_lines(path: Path, config: Config) -> Source:
             whole += b"\n" * bool(documents) + document
             documents += 1
     says = f"{shown(path)}: {found.says()}; {documents:,} documents, {len(whole):,} bytes in their field {field!r}"
-    return Source(Held(np.frombuffer(bytes(whole), np.uint8)), says)
+    return Source(InMemory(np.frombuffer(bytes(whole), np.uint8)), says)
 
 
 def _documents(path: Path, field: str) -> Iterator[bytes]:
@@ -124,5 +124,5 @@ def _check_glob(config: Config) -> None:
         raise BadInput(Problem("data_glob", message, "use data.glob=null, or a folder", ("data.glob=null",)))
 
 
-def _joined(parts: Iterable[bytes]) -> Held:
-    return Held(np.frombuffer(b"\n".join(parts), dtype=np.uint8))
+def _joined(parts: Iterable[bytes]) -> InMemory:
+    return InMemory(np.frombuffer(b"\n".join(parts), dtype=np.uint8))

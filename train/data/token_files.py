@@ -21,12 +21,12 @@ from train.data.evidence import dtype_of
 from train.data.folder import head_of
 from train.data.formats import MEGATRON, NPY, OLD_MEGATRON, foreign, is_text
 from train.data.text import Source
-from train.data.tokens import Stored, shown
+from train.data.tokens import InFile, shown
 
 HEADER_BYTES = 1024  # 256 int32
 HEADERS = {20240520: "uint16", 20240801: "uint32"}
 AUTOMODEL = 278895051
-NO_STREAMS = {  # llm.c's other files
+OTHER_LLMC_FILES = {  # llm.c's other files
     20240522: "an evaluation file of llm.c (HellaSwag, MMLU)",
     20240326: "a model of llm.c",
     20240803: "a model of llm.c",
@@ -40,13 +40,13 @@ MEGATRON_HEAD = struct.Struct("<9sQBQQ")  # magic, version, dtype, sequences, do
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the ids are. `told`: how that is known."""
+    """Where the ids are. `known_by`: how that is known."""
 
     path: Path
     dtype: np.dtype
     offset: int
     count: int
-    told: str
+    known_by: str
 
 
 def token_file(path: Path, config: Config) -> Source:
@@ -57,8 +57,8 @@ def token_file(path: Path, config: Config) -> Source:
         raise BadInput(Problem("token_type", message, "save token ids as a whole-number type, such as uint16"))
     if found.count == 0:
         raise BadInput(Problem("data_path", f"data.path={shown(path)} is empty", "use a file with token ids in it"))
-    ids = Stored(found.path, found.dtype, found.offset, 0, found.count)
-    return Source(ids, f"{shown(found.path)}: {found.count:,} ids of {found.dtype} ({found.told})", is_bytes=False)
+    ids = InFile(found.path, found.dtype, found.offset, 0, found.count)
+    return Source(ids, f"{shown(found.path)}: {found.count:,} ids of {found.dtype} ({found.known_by})", is_bytes=False)
 
 
 def layout(path: Path, asked: TokenType) -> Layout:
@@ -69,7 +69,7 @@ def layout(path: Path, asked: TokenType) -> Layout:
         if found is None:
             continue
         if asked is not TokenType.auto and np.dtype(asked.value) != found.dtype.newbyteorder("<"):
-            message = f"data.dtype={asked.value}, but data.path={shown(path)} holds {found.dtype} ({found.told})"
+            message = f"data.dtype={asked.value}, but data.path={shown(path)} holds {found.dtype} ({found.known_by})"
             raise BadInput(Problem("token_type", message, "use data.dtype=auto", ("data.dtype=auto",)))
         return found
     size, told = path.stat().st_size, "no header, as data.dtype says"
@@ -104,7 +104,7 @@ def _npy(path: Path, head: bytes) -> Layout | None:
             shape, _, dtype = read(file)
             offset = file.tell()
     except ValueError as error:
-        raise _cut_off(path, f"its .npy header cannot be read: {str(error).splitlines()[0][:100]}") from error
+        raise _damaged(path, f"its .npy header cannot be read: {str(error).splitlines()[0][:100]}") from error
     if len(shape) != 1:
         message = f"data.path={shown(path)} holds an array of shape {shape}, but data=tokens reads one of one dimension"
         raise BadInput(Problem("token_file", message, "save array.reshape(-1) if its rows do follow one another"))
@@ -112,7 +112,7 @@ def _npy(path: Path, head: bytes) -> Layout | None:
         message = f"data.path={shown(path)} holds an array of {dtype}, not token ids"
         raise BadInput(Problem("token_type", message, "save token ids as a whole-number type, such as uint16"))
     if shape[0] < 0 or path.stat().st_size < offset + shape[0] * dtype.itemsize:
-        raise _cut_off(path, f"its header says {shape[0]:,} ids of {dtype}, and it ends before the last")
+        raise _damaged(path, f"its header says {shape[0]:,} ids of {dtype}, and it ends before the last")
     return Layout(path, dtype, offset, shape[0], ".npy")
 
 
@@ -122,8 +122,8 @@ def _header(path: Path, head: bytes) -> Layout | None:
     numbers = np.frombuffer(head[:HEADER_BYTES], "<i4").tolist()
     magic, version, count, width = numbers[:4]
     size = path.stat().st_size - HEADER_BYTES
-    if magic in NO_STREAMS and not any(numbers[16:]):
-        message = f"data.path={shown(path)} is {NO_STREAMS[magic]} (magic {magic}), not a stream of token ids"
+    if magic in OTHER_LLMC_FILES and not any(numbers[16:]):
+        message = f"data.path={shown(path)} is {OTHER_LLMC_FILES[magic]} (magic {magic}), not a stream of token ids"
         raise BadInput(Problem("token_file", message, "use the .bin file that its tokens were written to"))
     if magic == AUTOMODEL:
         name = {2: "uint16", 4: "uint32"}.get(width, f"ids of {width} bytes")
@@ -134,7 +134,7 @@ def _header(path: Path, head: bytes) -> Layout | None:
     else:
         return None
     if name not in ("uint16", "uint32") or size != count * np.dtype(name).itemsize:
-        raise _cut_off(path, f"its header (magic {magic}) says {count:,} {name}, but {size:,} bytes follow it")
+        raise _damaged(path, f"its header (magic {magic}) says {count:,} {name}, but {size:,} bytes follow it")
     dtype = np.dtype(name).newbyteorder("<")
     return Layout(path, dtype, HEADER_BYTES, count, f"after a header of 1,024 bytes with magic {magic}")
 
@@ -153,16 +153,16 @@ def _megatron(path: Path, head: bytes) -> Layout | None:
     if not start.startswith(MEGATRON):
         return None
     if len(start) < MEGATRON_HEAD.size:
-        raise _cut_off(index, "it ends inside its header")
+        raise _damaged(index, "it ends inside its header")
     _, version, code, sequences, _ = MEGATRON_HEAD.unpack_from(start)
     if version != 1 or code not in MEGATRON_TYPES:
-        raise _cut_off(index, f"version {version}, dtype code {code} is no Megatron index that is known")
+        raise _damaged(index, f"version {version}, dtype code {code} is no Megatron index that is known")
     if not data.is_file():
         message = f"{shown(index)} is a Megatron index, but {shown(data)} is missing"
         raise BadInput(Problem("token_file", message, "put the .bin file beside its .idx"))
     dtype = np.dtype(MEGATRON_TYPES[code]).newbyteorder("<")
     if index.stat().st_size < MEGATRON_HEAD.size + 12 * sequences:
-        raise _cut_off(index, f"it says {sequences:,} sequences, and ends before the last")
+        raise _damaged(index, f"it says {sequences:,} sequences, and ends before the last")
     size = data.stat().st_size
     if _length(index, sequences, dtype.itemsize) != size:
         message = f"{shown(index)} names sequences that are not the {size:,} bytes of {shown(data)}, one after another"
@@ -187,6 +187,6 @@ def _length(index: Path, sequences: int, itemsize: int) -> int:
     return end
 
 
-def _cut_off(path: Path, why: str) -> BadInput:
+def _damaged(path: Path, why: str) -> BadInput:
     fix = "copy or download it again, or write it again"
     return BadInput(Problem("token_file", f"{shown(path)} is damaged: {why}", fix))

@@ -58,7 +58,7 @@ class Tokens(ABC):
 
 
 @dataclass(frozen=True)
-class Held(Tokens):
+class InMemory(Tokens):
     """An array in memory."""
 
     array: np.ndarray
@@ -70,8 +70,8 @@ class Held(Tokens):
     def __len__(self) -> int:
         return len(self.array)
 
-    def part(self, start: int, stop: int) -> Held:
-        return Held(self.array[start:stop])
+    def part(self, start: int, stop: int) -> InMemory:
+        return InMemory(self.array[start:stop])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.array[start:stop]
@@ -81,7 +81,7 @@ class Held(Tokens):
 
 
 @dataclass(frozen=True)
-class Stored(Tokens):
+class InFile(Tokens):
     """The ids in a file, from byte `offset` on: read when they are asked for.
 
     Not mapped: that reads much around each window, counts as the process' memory, and kills it if the file is cut.
@@ -96,7 +96,7 @@ class Stored(Tokens):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def part(self, start: int, stop: int) -> Stored:
+    def part(self, start: int, stop: int) -> InFile:
         return replace(self, start=self.start + start, stop=self.start + stop)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -111,7 +111,7 @@ class Stored(Tokens):
 
 
 @dataclass(frozen=True)
-class Joined(Tokens):
+class JoinedFiles(Tokens):
     """The bytes of files, one after the other with a line feed between two: read when they are asked for, never held.
 
     `places[i]` is where file i begins; the last entry is one past the line feed that would follow the last file.
@@ -123,7 +123,7 @@ class Joined(Tokens):
     stop: int
 
     @classmethod
-    def of(cls, files: list[tuple[Path, int]]) -> Joined:
+    def of(cls, files: list[tuple[Path, int]]) -> JoinedFiles:
         """`files`: with their sizes."""
         places = np.cumsum([0, *(size + 1 for _, size in files)])
         return cls(tuple(path for path, _ in files), places, 0, int(places[-1]) - 1)
@@ -135,7 +135,7 @@ class Joined(Tokens):
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def part(self, start: int, stop: int) -> Joined:
+    def part(self, start: int, stop: int) -> JoinedFiles:
         return replace(self, start=self.start + start, stop=self.start + stop)
 
     def read(self, start: int, stop: int) -> np.ndarray:

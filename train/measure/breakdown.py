@@ -1,18 +1,20 @@
-"""Where a recorded step's time went: from one rank's `Recording` the parts that do not overlap and each collective,
-from all ranks' forwards and backwards a pipeline's bubble.
+"""Where the time of a recorded step went.
 
-communication is exposed only: something is in flight or waited for, and the device works on nothing. The other parts
-are without it. data, forward, backward and optimiser are the regions' own time on a CPU (Python between operators
-included), the kernels that they launched on a GPU (and of data the host's time, where the device has nothing to do).
-other is the rest of the step.
+One rank's `Recording` gives the parts of the step, which do not overlap, and the cost of each collective. The forwards
+and backwards of all ranks give the bubble of a pipeline.
 
-A pipeline's bubble:
-measured      1 - (what the ranks' forwards and backwards take) / (ranks x the time from the first to the last of them)
-theory        the same of the schedule replayed with the mean time that each kind of work took on each stage, sending
-              nothing: what remains is the schedule's own, and that of uneven stages
-closed form   of equal stages and equal halves of a backward (strategies/pipeline/timetable.py)
+The part `communication` is exposed communication only: a message is in flight or awaited, and the device does no other
+work. This time is in no other part. On a CPU, `data`, `forward`, `backward` and `optimiser` are the time of their
+regions, with the Python code between operators. On a GPU they are the time of the kernels that these regions launched;
+`data` also has the host's time while the device is idle. `other` is the rest of the step.
 
-Measured less theory is what sending, and waiting that the schedule does not ask for, cost.
+The bubble of a pipeline has three values:
+measured      1 - (time in forwards and backwards, summed over ranks) / (ranks x time from the first to the last one)
+theory        the bubble of the schedule, replayed without any sending, with the mean time of each kind of work on each
+              stage: it contains the schedule's own bubble and the effect of uneven stages
+closed form   the bubble for equal stages and equal halves of a backward (strategies/pipeline/timetable.py)
+
+The measured value minus the theory is the cost of sending, and of waiting that the schedule does not require.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ Timeline = list[list[Any]]  # [kind, stage, microbatch, start ms, end ms]
 
 
 def parts(recording: Recording) -> dict[str, Intervals]:
-    """By name, as TIME_PARTS: disjoint, and together the step."""
+    """The intervals of each part in TIME_PARTS. They do not overlap, and together they cover the step."""
     whole: Intervals = [(0.0, recording.step_ms)]
     exposed = intersect(whole, subtract(recording.in_flight, recording.work))
     found: dict[str, Intervals] = {"communication": exposed}
@@ -56,8 +58,9 @@ def _phase(recording: Recording, name: str) -> Intervals:
 
 
 def collectives(recording: Recording, exposed: Intervals) -> dict[str, dict[str, float]]:
-    """By `axis/op`: calls, mib, ms (of the transfers), exposed_ms. An exposed instant belongs to the earliest in
-    flight; in between, as a wait may outlast its transfer, to the one that was asked for last."""
+    """Calls, mib, ms (of the transfers) and exposed_ms for each `axis/op`. Exposed time is counted for the earliest
+    message in flight. If none is in flight, because a wait can last longer than its transfer, it is counted for the
+    message that was requested last."""
     rows: dict[str, dict[str, float]] = {}
     cursor, row = 0.0, None
     for message in sorted(recording.messages, key=lambda m: m.interval):
@@ -86,8 +89,8 @@ BUS_FACTORS = {"all_reduce": lambda n: 2 * (n - 1) / n, "all_gather": lambda n: 
 
 
 def bandwidths(row: dict[str, float], op: str, size: int | None) -> dict[str, float]:
-    """Algorithm and bus bandwidth in GB/s (10^9) over the time of the transfers, by nccl-tests' factors; none of a
-    send, whose time is that of a peer that is not ready."""
+    """Algorithm and bus bandwidth in GB/s (10^9) over the time of the transfers, with the factors of nccl-tests. A send
+    has no bandwidth here, because its time includes the wait for a peer that is not ready."""
     if row["ms"] <= 0 or op == "send":
         return {}
     algorithm = row["mib"] * MiB / (row["ms"] * 1e6)
@@ -97,13 +100,13 @@ def bandwidths(row: dict[str, float], op: str, size: int | None) -> dict[str, fl
 
 
 def actions(recording: Recording) -> Timeline:
-    """[kind, stage, microbatch, start ms, end ms] of every forward and backward, in order of time."""
+    """[kind, stage, microbatch, start ms, end ms] of every forward and backward, sorted by start."""
     rows = [(r.words[0], int(r.words[1]), int(r.words[2]), *r.interval) for r in recording.actions]
     return [list(row) for row in sorted(rows, key=lambda row: row[3])]
 
 
 def measured_bubble(timelines: Iterable[Timeline]) -> float:
-    """The measured bubble of ranks whose times have one zero, as a share."""
+    """The measured bubble as a fraction. The times of all ranks must have the same zero."""
     rows = [row for row in timelines if row]
     total = max(end for row in rows for *_, end in row) - min(start for row in rows for *_, start, _ in row)
     busy = sum(length(union((start, end) for *_, start, end in row)) for row in rows)
@@ -111,7 +114,7 @@ def measured_bubble(timelines: Iterable[Timeline]) -> float:
 
 
 def theory_bubble(timelines: Iterable[Timeline], order: Order) -> float:
-    """The bubble of the schedule replayed with these ranks' mean times, as a share."""
+    """The bubble, as a fraction, of the schedule replayed with the mean times of these ranks."""
     times: dict[tuple[str, int], list[float]] = defaultdict(list)
     for timeline in timelines:
         for kind, stage, _, start, end in timeline:
@@ -119,7 +122,7 @@ def theory_bubble(timelines: Iterable[Timeline], order: Order) -> float:
     means = {key: mean(values) for key, values in times.items()}
 
     def duration(action: Action) -> float:
-        # torch runs a backward whole where it can put both halves together, or in halves where it cannot
+        # torch runs both halves of a backward as one where it can, and separately where it cannot
         whole = means.get((action.kind, action.stage))
         if whole is not None:
             return whole

@@ -1,8 +1,9 @@
-"""Energy and money: what the devices' own counters say that steps used, and what that and a price come to.
+"""Energy and cost of training: the energy that the devices' own counters report, and the cost at a given price.
 
-A reading is of a whole device, so that ranks which share one must not add it twice: the first of them reads, the
-others answer for nothing. The counter moves every 20 to 100 ms, so a figure is a mean since the end of warm-up,
-evaluations left out, and is given once that is long enough. Without a sensor or a price nothing is made up.
+A counter measures a whole device. If several ranks share a device, only the first of them reads the counter, so that
+its energy is not added twice. The counter changes every 20 to 100 ms, so each value is a mean over the steps since the
+end of warm-up, without evaluations, and is reported only when these steps have taken long enough. Without a sensor or a
+price there is no value.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import Any
 import torch
 
 from train.config.schema import Config
-from train.measure.hardware import device_name, known
-from train.ranks.lab import LabGroup
+from train.measure.hardware import device_name, hardware_of
+from train.ranks.side_group import SideGroup
 
 MIN_WINDOW_MS = 1000.0  # ten updates of the slowest counter
 JOULES_PER_KWH = 3.6e6
 
 
 class Meter:
-    """No sensor: reads nothing. `note` says why, in a line."""
+    """A device without a sensor: it has no readings. `note` says why, in one line."""
 
     def __init__(self, note: str) -> None:
         self.note = note
@@ -33,14 +34,15 @@ class Meter:
 
 
 class NvmlMeter(Meter):
-    """The energy counter of an NVIDIA board (Volta and later): GPU, memory and the rest of it, all processes' use."""
+    """The energy counter of an NVIDIA board (Volta and later). It counts the energy of the whole board (GPU, memory and
+    the rest) for all processes that use it, and not the energy of the host."""
 
     def __init__(self, nvml: Any, handle: Any, note: str) -> None:
         super().__init__(note)
         self.nvml, self.handle = nvml, handle
 
     def read_joules(self) -> float | None:
-        """Since the driver was loaded; only differences mean anything."""
+        """Joules since the driver was loaded, so only the difference of two readings is useful."""
         try:
             return float(self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1e3
         except self.nvml.NVMLError:
@@ -48,14 +50,14 @@ class NvmlMeter(Meter):
 
 
 class SharedMeter(Meter):
-    """Another rank reads this device."""
+    """The meter of a rank whose device another rank reads: it always reads 0."""
 
     def read_joules(self) -> float | None:
         return 0.0
 
 
 def device_id(device: torch.device) -> str:
-    """A name that no other device has, whatever CUDA_VISIBLE_DEVICES says; empty where torch gives none."""
+    """A unique name of the device, which does not depend on CUDA_VISIBLE_DEVICES; empty if torch gives none."""
     if device.type != "cuda":
         return ""
     uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
@@ -63,27 +65,27 @@ def device_id(device: torch.device) -> str:
 
 
 def open_meter(device: torch.device) -> Meter:
-    """The device's counter, or a `Meter` that says why there is none."""
+    """The meter of the device, or a plain `Meter` that says why there is no counter."""
     if device.type != "cuda":
-        return Meter(f"none: NVIDIA GPUs are read (by NVML), and the run is on {device.type}")
+        return Meter(f"none: only NVIDIA GPUs can be read (by NVML), and the run is on {device.type}")
     try:
         import pynvml
     except ImportError:
-        return Meter('none: NVML\'s Python module is not installed (pip install "strategy-lab[gpu]")')
+        return Meter('none: the Python module of NVML is not installed (pip install "strategy-lab[gpu]")')
     try:
         pynvml.nvmlInit()
-        # by identity, as torch counts only the visible devices; a slice of a GPU (MIG) is not found, which is right:
-        # the counter is the whole board's
+        # by UUID, because torch numbers only the visible devices. A MIG slice of a GPU is not found, as intended: the
+        # counter measures the whole board
         handle = pynvml.nvmlDeviceGetHandleByUUID(device_id(device))
         pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         driver = pynvml.nvmlSystemGetDriverVersion()
     except pynvml.NVMLError as error:
-        return Meter(f"none: NVML answers '{error}' for {device_name(device)}")
+        return Meter(f"none: NVML reports '{error}' for {device_name(device)}")
     return NvmlMeter(pynvml, handle, f"NVML's energy counter of the board, driver {driver}")
 
 
 def first_of_each(ids: Sequence[str]) -> list[bool]:
-    """By rank: whether it is the first of those on its device. An unnamed device is its rank's own."""
+    """For each rank, whether it is the first rank on its device. A device without a name counts as not shared."""
     return [not name or name not in ids[:rank] for rank, name in enumerate(ids)]
 
 
@@ -96,7 +98,8 @@ def costs(
     price_usd_per_hour: float | None,
     grid_gco2_per_kwh: float | None,
 ) -> dict[str, float]:
-    """By tag; what would need a figure that is not known is left out. All devices together; the price is of one."""
+    """Values by tag, for all devices together; the price is that of one device. A value is left out if something that
+    it needs is unknown."""
     values: dict[str, float] = {}
     if price_usd_per_hour is not None:
         values["cost/usd_per_million_tokens"] = price_usd_per_hour * num_devices / 3600 / tokens_per_s * 1e6
@@ -110,14 +113,14 @@ def costs(
 
 
 class Energy:
-    """What this rank's device used in the steps after warm-up. Collective: every rank makes one."""
+    """The energy that this rank's device used in the steps after warm-up. Collective: every rank creates one."""
 
-    def __init__(self, config: Config, device: torch.device, lab: LabGroup) -> None:
+    def __init__(self, config: Config, device: torch.device, lab: SideGroup) -> None:
         ids = json.loads(lab.share(json.dumps(lab.gather_json(device_id(device)))))
         firsts = first_of_each(ids)
         self.num_devices = sum(firsts)
         self.meter = open_meter(device) if firsts[lab.world.rank] else SharedMeter("read by another rank")
-        self.hardware = known(config, device)
+        self.hardware = hardware_of(config, device)
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.warmup_steps = config.metrics.warmup_steps
         self.joules = self.window_ms = 0.0
@@ -125,12 +128,12 @@ class Energy:
         self.resume()
 
     def resume(self) -> None:
-        """What was used before this call is in no step's energy."""
+        """Start counting here: energy used before this call belongs to no step."""
         self.last = self._read()
 
     def step_done(self, step: int, step_ms: float, *, counted: bool = True) -> float:
-        """Joules since the end of warm-up that this rank answers for, NaN if not known; called when the step has
-        just ended on the device. `counted`: not of a recorded step, after which its recording was read."""
+        """The joules since the end of warm-up that this rank reports, or NaN if unknown. Call it when the step has just
+        ended on the device. `counted`: False if a recording was read since the last call, which also used energy."""
         if step < self.warmup_steps:
             return math.nan
         now = self._read()
@@ -142,7 +145,7 @@ class Energy:
         return self.joules
 
     def values(self, joules_by_rank: Sequence[float], tokens_per_s: float) -> dict[str, float]:
-        """By tag, of all devices together: those that are known by now."""
+        """The values that are known so far, by tag, for all devices together."""
         joules = sum(joules_by_rank)
         measured = self.window_ms >= MIN_WINDOW_MS and math.isfinite(joules) and joules > 0
         return costs(

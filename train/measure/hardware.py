@@ -1,4 +1,4 @@
-"""A device's published figures, from `configs/hardware/`. An unknown device has none, and nothing is made up."""
+"""The published figures of a device, from `configs/hardware/`. An unknown device has none: they are not guessed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from train.config.schema import Config, HardwareConfig
 
 
 def device_name(device: torch.device) -> str:
-    """What the driver calls the device; `cpu` for a CPU."""
+    """The driver's name of the device; `cpu` for a CPU."""
     if device.type == "cpu":
         return "cpu"
     return str(torch.get_device_module(device).get_device_name(device))
 
 
-def known(config: Config, device: torch.device) -> HardwareConfig:
-    """Figures of the named hardware, or by the device's name; under `auto` what the user gives goes first."""
+def hardware_of(config: Config, device: torch.device) -> HardwareConfig:
+    """The figures of the hardware that the config names or, under `auto`, of the file that matches the device's name.
+    Under `auto`, values that the user gives replace those of the file."""
     given = config.hardware
     if given.name != "auto":
         return given
@@ -38,8 +39,8 @@ def known(config: Config, device: torch.device) -> HardwareConfig:
 
 
 def peak_tflops(config: Config, device: torch.device) -> float | None:
-    """Dense peak for the run's precision in TFLOP/s, or None."""
-    return known(config, device).peak_tflops.get(config.precision.value)
+    """The dense peak for the run's precision in TFLOP/s, or None if unknown."""
+    return hardware_of(config, device).peak_tflops.get(config.precision.value)
 
 
 def _load(path: Path) -> HardwareConfig:

@@ -1,14 +1,16 @@
-"""What a step sends: calls and bytes of every collective, by mesh axis.
+"""What a step sends: the number of calls and the bytes of every collective, by mesh axis.
 
     with Ledger(mesh) as ledger:
         train_step(tokens, targets, lr=lr)
     ledger.totals  # {("tp", "all_gather"): Total(calls=34, bytes=…), …}
 
-Bytes are the message of this rank by nccl-tests' convention: all_gather and reduce_scatter count the unsharded tensor,
-all_reduce, broadcast and send the tensor, all_to_all its input. Receives are counted by their sender; groups of one
-rank send nothing and are left out. A dispatch mode sees each operator before it runs, also those of DDP's reducer and
-of autograd's threads. It slows an eager step and makes compiled blocks run eagerly, so it belongs to warm-up
-and to steps that are recorded whole, never to a timed one.
+Bytes are the size of this rank's message by the convention of nccl-tests: all_gather and reduce_scatter count the
+unsharded tensor; all_reduce, broadcast and send count the tensor; all_to_all counts its input. A receive is counted by
+its sender. Groups of one rank send nothing and are left out.
+
+The ledger is a dispatch mode: it sees each operator before it runs, also those of DDP's reducer and of autograd's
+threads. It slows down an eager step and makes compiled blocks run eagerly. So it is used in warm-up and in recorded
+steps, and never in a step whose time is measured.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from train.measure.results import MiB
 from train.model.spans import span
 from train.ranks.collectives import group_named
 
-# operator -> (what it is, which arguments are the message): torch 2.11 to 2.13
+# operator -> (its name in the ledger, which argument is the message); for torch 2.11 to 2.13
 _C10D = {
     "allreduce_": ("all_reduce", 0),
     "allreduce_coalesced_": ("all_reduce", 0),
@@ -62,20 +64,20 @@ _FUNCTIONAL = {
     "all_to_all_single": "all_to_all",
     "broadcast": "broadcast",
     "broadcast_": "broadcast",
-    "all_gather": "all_gather",  # strategy_lab: how train/ranks/collectives.py gathers on gloo
+    "all_gather": "all_gather",  # library strategy_lab: the gather on gloo in train/ranks/collectives.py
     "reduce_scatter": "reduce_scatter",
 }
 _FUNCTIONAL_LIBRARIES = ("_c10d_functional", "strategy_lab")
 REDUCTIONS = {"sum", "avg", "max", "min", "product"}  # the other words among a functional operator's arguments
-PARTS = ("ep", "efsdp", "kv_shard", "kv_replicate")  # axes of their own over ranks of the mesh's, by their group's name
+PARTS = ("ep", "efsdp", "kv_shard", "kv_replicate")  # axes that are not in the mesh; their groups have these names
 _SILENT = {"barrier", "monitored_barrier_", "recv_", "recv_any_source_", "wait_tensor", "_wrap_tensor_autograd"}
 
 
 class Ledger(TorchDispatchMode):
-    """Counts while it is entered. Every rank may enter it or only some: nothing is sent."""
+    """Counts inside its `with` block. It sends nothing, so all ranks or only some may use it."""
 
     def __init__(self, mesh: DeviceMesh, *, named: bool = False) -> None:
-        """`named`: make every operator a region of a profile too, `lab:comm axis op bytes`."""
+        """`named`: also make every operator a region of the profile, named `lab:comm axis op bytes`."""
         super().__init__()
         self.mesh, self.named = mesh, named
         self.totals: dict[tuple[str, str], Total] = {}
@@ -85,11 +87,11 @@ class Ledger(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # it unwraps itself, and its collectives come here one by one
+            return NotImplemented  # the DTensor unwraps itself, and then each of its collectives comes here
         library, _, name = func._schema.name.partition("::")
         region: AbstractContextManager[Any] = nullcontext()
         if library == "c10d" and name not in _SILENT:
-            op, message = _C10D.get(name, (name, 0))  # an operator that is not known shows under its own name
+            op, message = _C10D.get(name, (name, 0))  # an unknown operator is counted under its own name
             region = self._note(op, next(_groups(args)), sum(map(_num_bytes, _tensors(args[message]))))
         elif library in _FUNCTIONAL_LIBRARIES and name not in _SILENT:
             op = _FUNCTIONAL.get(name, name)
@@ -100,7 +102,7 @@ class Ledger(TorchDispatchMode):
             return func(*args, **(kwargs or {}))
 
     def _note(self, op: str, group: dist.ProcessGroup, num_bytes: int) -> AbstractContextManager[Any]:
-        """Count it. Returns its region."""
+        """Count one operator. Returns its region."""
         if group.size() == 1:
             return nullcontext()
         if group.group_name not in self._axes:
@@ -110,7 +112,7 @@ class Ledger(TorchDispatchMode):
         return span("comm", *key, num_bytes) if self.named else nullcontext()
 
     def values(self) -> dict[str, float]:
-        """By the tags that metrics use: `comm/<axis>/<op>_mib` and `comm/<axis>/<op>_calls`."""
+        """The totals under the tags of the metrics: `comm/<axis>/<op>_mib` and `comm/<axis>/<op>_calls`."""
         tags: dict[str, float] = {}
         for (axis, op), total in sorted(self.totals.items()):
             tags[f"comm/{axis}/{op}_mib"] = total.bytes / MiB
@@ -119,7 +121,8 @@ class Ledger(TorchDispatchMode):
 
 
 def axis_of(group: dist.ProcessGroup, mesh: DeviceMesh) -> str:
-    """The mesh axes along which the group's ranks differ, joined by dots, outer first; `lab` for the lab's own."""
+    """The mesh axes along which the ranks of the group differ, joined by dots, the outer axis first; `lab` for the
+    group with which the lab gathers its measurements."""
     description = group.group_desc
     if description == LAB:
         return LAB
@@ -138,13 +141,14 @@ def axis_of(group: dist.ProcessGroup, mesh: DeviceMesh) -> str:
 
 
 def axis_size(axis: str, mesh: DeviceMesh) -> int | None:
-    """Ranks in a group named by `axis_of`; None of a group that is not of the mesh's axes, as `ep`."""
+    """The number of ranks in a group named by `axis_of`; None if it is not made of mesh axes, for example `ep`."""
     names, parts = mesh.mesh_dim_names or (), axis.split(".")
     return math.prod(mesh[part].size() for part in parts) if set(parts) <= set(names) else None
 
 
 def _groups(args: Any) -> Iterator[dist.ProcessGroup]:
-    """Process groups among an operator's arguments: objects, boxed objects or, in functional ones, names."""
+    """The process groups among the arguments of an operator: objects, boxed objects or, for a functional operator,
+    names."""
     for arg in args:
         if isinstance(arg, dist.ProcessGroup):
             yield arg

@@ -1,8 +1,8 @@
-"""What a step cost, logged at every step, one step late, so that the loop never waits for the device it measures.
+"""Logs what every step cost. It logs one step late, so that the loop never waits for the device that it measures.
 
-A step's time runs from the end of the step before (or from the end of an evaluation) to its own end, by device events
-on an accelerator: whatever logging costs is in it. Each rank's figures travel to rank 0 as one small tensor on a gloo
-group of the lab's own. `metrics.jsonl` is the source of truth; TensorBoard gets the same values.
+The time of a step runs from the end of the previous step (or of an evaluation) to its own end; on an accelerator it is
+measured by device events. It includes the cost of logging. Each rank sends its figures to rank 0 as one small tensor,
+over a separate gloo group. `metrics.jsonl` is the source of truth; TensorBoard gets the same values.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from train.measure.results import (
     Results,
 )
 from train.measure.sampling import Sampled
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 
 class Sink(Protocol):
-    """Somewhere that values go. One that inherits from this need only write and close."""
+    """A destination of values. A class that inherits from this one must define only `write` and `close`."""
 
     def write(self, step: int, values: Record) -> None: ...
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
-        """Take a sampled step's timelines and memory of all ranks: what samples/step-<N>.json holds."""
+        """Store the timelines and the memory of all ranks in a sampled step: the content of samples/step-<N>.json."""
         return None
 
     def summary(self, values: dict[str, Any]) -> None:
-        """Take what summary.json holds: the run is complete, and nothing but `close` follows."""
+        """Store the content of summary.json. The run is complete, and only `close` follows."""
         return None
 
     def close(self) -> None: ...
 
 
 class NonFinite(Reported):
-    """The loss or the gradient norm is no longer a number."""
+    """The loss or the gradient norm is NaN or infinite."""
 
 
 class Clock:
-    """Marks on the device's own time line, or on the host's for a CPU."""
+    """Measures time by events of the device or, for a CPU, by the host's clock."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -71,7 +71,7 @@ class Clock:
         return event
 
     def elapsed_ms(self, start: Any, end: Any) -> float:
-        """Waits for `end` if it has not happened yet."""
+        """The time between two marks. Waits for `end` if it has not happened yet."""
         if self.device.type == "cpu":
             return (end - start) * 1e3
         end.synchronize()
@@ -84,19 +84,19 @@ class _Pending:
     lr: float
     start: Any
     end: Any
-    scalars: torch.Tensor  # loss, gradient norm, extras; on the host once `end` has happened
+    scalars: torch.Tensor  # loss, gradient norm, extras; they are on the host when `end` has happened
     extras: tuple[str, ...]  # tags
     memory: list[float]
     sampled: Sampled
     any_target: bool
-    counted: bool = True  # in the mean energy: not where a recording was read before the next reading
+    counted: bool = True  # whether it enters the mean energy; False if a recording was read before the next reading
 
 
 class Metrics:
-    """Collective: every rank makes one and calls the same methods; `sinks` is empty on all ranks but 0."""
+    """Collective: every rank creates one and calls the same methods. Only rank 0 has sinks."""
 
     def __init__(
-        self, config: Config, lab: LabGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+        self, config: Config, lab: SideGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
     ) -> None:
         self.config, self.lab, self.device, self.train_step, self.sinks = config, lab, device, train_step, sinks
         self.world_size = lab.world.world_size
@@ -111,14 +111,15 @@ class Metrics:
         self.start = self.clock.mark()
 
     def resume_clock(self) -> None:
-        """What came before this call is in no step's time."""
+        """Start the clock of the next step here: time before this call belongs to no step."""
         self.flush()
         self.energy.resume()
         self.start = self.clock.mark()
 
     def log(self, step: int, result: StepResult, lr: float, sampled: Sampled, *, any_target: bool = True) -> None:
-        """Take the step's figures, and write those of the step before; a recorded step's at once, as reading what was
-        recorded took time that is no step's. `any_target`: whether any of the batch's targets carries loss."""
+        """Keep the figures of this step, and write those of the previous one. A recorded step is written at once,
+        because reading its recording took time that belongs to no step. `any_target`: whether any target of the batch
+        contributes to the loss."""
         scalars = torch.stack([x.double() for x in (result.loss, result.grad_norm, *result.extras.values())])
         if self.device.type != "cpu":
             host = torch.empty(len(scalars), dtype=torch.float64, pin_memory=True)
@@ -139,17 +140,17 @@ class Metrics:
         self._write(step, {VALIDATION_LOSS: loss})
 
     def flush(self) -> None:
-        """Write the step that is still held back. Raises NonFinite on every rank if its loss or norm is."""
+        """Write the step that is not written yet. Raises NonFinite on every rank if its loss or norm is not finite."""
         if self.pending is None:
             return
         pending, self.pending = self.pending, None
-        elapsed_ms = self.clock.elapsed_ms(pending.start, pending.end)  # waits, so that the scalars are there
+        elapsed_ms = self.clock.elapsed_ms(pending.start, pending.end)  # waits, so the scalars are on the host now
         step_ms = pending.sampled.step_ms or elapsed_ms
         loss, norm, *extras = pending.scalars.tolist()
         joules = self.energy.step_done(pending.step, step_ms, counted=pending.counted)
         by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
         values = {LOSS: loss, "train/grad_norm": norm, "train/lr": pending.lr}
-        if not pending.any_target:  # the sum of no losses is no loss of 0
+        if not pending.any_target:  # a step without a target has no loss, and not a loss of 0
             values |= {LOSS: math.nan, VALID_TOKENS: 0.0}
         values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
         if by_rank is not None:
@@ -175,7 +176,8 @@ class Metrics:
             sink.write(step, values)
 
     def _memory(self) -> list[float]:
-        """Bytes: peak allocated and reserved by the device's allocator during the step; resident memory on a CPU."""
+        """In bytes: the peaks that the device's allocator allocated and reserved in the step; resident memory on a
+        CPU."""
         if self.device.type == "cpu":
             return [float(self.process.memory_info().rss)]
         peaks = [torch.accelerator.max_memory_allocated(), torch.accelerator.max_memory_reserved()]
@@ -194,7 +196,7 @@ class Metrics:
         return values | ({} if self.peak_tflops is None else {"perf/mfu_pct": 100 * tflops / self.peak_tflops})
 
     def _memory_values(self, by_rank: list[list[float]]) -> Record:
-        """The largest over ranks under `memory/`, each rank's under `memory_by_rank/`."""
+        """The largest value of all ranks under `memory/`, and the value of each rank under `memory_by_rank/`."""
         device = ("resident_gib",) if self.device.type == "cpu" else ("peak_allocated_gib", "peak_reserved_gib")
         names = (*device, *(f"{kind}_mib" for kind in STATE_KINDS))
         values: Record = {}

@@ -1,7 +1,9 @@
-"""When memory runs out: one message that says what fills it and what would help; and snapshots of a GPU's memory.
+"""What happens when memory runs out: one message says what fills the memory and what would help. Also snapshots of a
+GPU's memory.
 
-A snapshot is torch's own (`torch.cuda.memory`; private functions, torch 2.11 to 2.13): a pickle for the viewer at
-pytorch.org/memory_viz, which reads it in the browser. As every pickle, open only your own.
+A snapshot is made by torch (`torch.cuda.memory`; private functions, torch 2.11 to 2.13). It is a pickle file for the
+viewer at pytorch.org/memory_viz, which reads it in the browser. Open only snapshots that you made: a pickle can run
+code.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class OutOfMemory(Reported):
 
 @dataclass
 class Watched:
-    """What is known of the run by the time that memory runs out."""
+    """What is known about the run when memory runs out."""
 
     config: Config
     device: torch.device
@@ -40,7 +42,7 @@ class Watched:
     run: Path | None = None  # its directory, the same on every rank
 
     def snapshot(self) -> Path | None:
-        """Write one into the run's directory; None where there is no such directory, or no GPU."""
+        """Write a snapshot into the run's directory. Returns None if there is no such directory, or no GPU."""
         if self.run is None or self.device.type != "cuda":
             return None
         path = self.run / "memory" / f"rank-{self.rank}.pickle"
@@ -51,8 +53,8 @@ class Watched:
 
 @contextmanager
 def explained(config: Config, device: torch.device, rank: int) -> Iterator[Watched]:
-    """Turns torch's error into OutOfMemory, after a snapshot. Raises BadInput (exit code 3) if a snapshot is asked for
-    of a device that has none."""
+    """Turn torch's error into OutOfMemory, after a snapshot. Raises BadInput (exit code 3) if a snapshot is requested
+    on a device that is not a CUDA device."""
     if config.metrics.memory_snapshot and device.type != "cuda":
         needs = f"metrics.memory_snapshot=true needs a CUDA device, but the run is on {device.type}"
         fix = "use metrics.memory_snapshot=false"
@@ -62,7 +64,7 @@ def explained(config: Config, device: torch.device, rank: int) -> Iterator[Watch
         torch.cuda.memory._record_memory_history(max_entries=MAX_EVENTS)
     try:
         yield watched
-    except RuntimeError as error:  # torch.OutOfMemoryError is one; a CPU's is a plain one
+    except RuntimeError as error:  # its subclass torch.OutOfMemoryError on a GPU; a plain RuntimeError on a CPU
         if not isinstance(error, torch.OutOfMemoryError) and NO_MEMORY_ON_CPU not in str(error):
             raise
         raise OutOfMemory(message(watched, kinds(watched), watched.snapshot())) from None
@@ -71,9 +73,10 @@ def explained(config: Config, device: torch.device, rank: int) -> Iterator[Watch
 
 
 def kinds(watched: Watched) -> dict[str, int]:
-    """Bytes by kind, largest first. What the allocator holds beyond the known tensors is activations and temporary."""
+    """Bytes by kind, the largest first. What the allocator holds beside the known tensors counts as activations and
+    temporary."""
     device_type = watched.device.type
-    held = {} if watched.train_step is None else watched.train_step.held()
+    held = {} if watched.train_step is None else watched.train_step.state_tensors()
     sizes = {name: sum(storages(tensors, device_type).values()) for name, tensors in held.items()}
     if device_type != "cpu":
         rest = torch.accelerator.memory_allocated() - sum(sizes.values())
@@ -82,7 +85,7 @@ def kinds(watched: Watched) -> dict[str, int]:
 
 
 def message(watched: Watched, sizes: dict[str, int], snapshot: Path | None) -> str:
-    """One line: what fills the memory, and three overrides that would help."""
+    """One line that says what fills the memory, and names up to three changes that would help."""
     fills = ", ".join(f"{name} {size / GiB:.2f} GiB" for name, size in list(sizes.items())[:3])
     kept = f" (snapshot: {snapshot})" if snapshot else ""
     where = f"out of memory on rank {watched.rank} ({watched.device})"
@@ -91,7 +94,8 @@ def message(watched: Watched, sizes: dict[str, int], snapshot: Path | None) -> s
 
 
 def remedies(config: Config, *, built: bool) -> list[str]:
-    """What takes less memory, that which changes least first. Before the model is built nothing of the batch does."""
+    """Changes that need less memory, the smallest change first. Before the model is built, a smaller batch does not
+    help."""
     train, axes = config.train, config.strategy.mesh_axes()
     found = []
     if not built:

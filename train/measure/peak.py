@@ -1,11 +1,12 @@
-"""What fills a rank's memory at the fullest moment of a recorded step, by kind, from the allocator's own events.
+"""What fills the memory of a rank at the peak of a recorded step, by kind, from the events of the allocator.
 
-parameters, gradients, optimiser   by the addresses of their storages
-communication                      allocated while a collective was being asked for, or by FSDP for what it gathers
-activations                        allocated in a forward, and not yet given back
-temporary                          allocated elsewhere
-untracked                          there before the step, and none of the known tensors (GPU); unknown on a CPU, whose
-                                   allocator does not say what it held before: its curve starts at the known tensors
+parameters, gradients, optimiser   known by the addresses of their storages
+communication                      allocated while a collective was requested, or by FSDP for tensors that it gathers
+activations                        allocated in a forward, and not freed yet
+temporary                          allocated elsewhere in the step
+untracked                          allocated before the step, and not one of the known tensors (on a GPU). On a CPU it
+                                   is unknown, because the allocator does not report what was allocated before the step:
+                                   the curve of a CPU starts at the size of the known tensors
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from train.ranks.gradients import local
 
 CURVE_POINTS = 400
 
-Addresses = dict[int, int]  # of storages: their bytes
+Addresses = dict[int, int]  # address of a storage -> its bytes
 
 
 def storages(tensors: Iterable[Tensor | None], device_type: str) -> Addresses:
-    """The storages behind tensors that live on devices of this type, once each."""
+    """The storages of the tensors that are on a device of this type, each storage once."""
     own = (local(t).untyped_storage() for t in tensors if t is not None and local(t).device.type == device_type)
     return {storage.data_ptr(): storage.nbytes() for storage in own if storage.nbytes()}
 
 
 def at_peak(recording: Recording, known: dict[str, Addresses]) -> dict[str, Any]:
-    """{"at_peak_mib": {kind: MiB}, "curve": [[ms, MiB], …]} of the memory that the recording's device allocated.
+    """{"at_peak_mib": {kind: MiB}, "curve": [[ms, MiB], …]} of the memory that was allocated on the recorded device.
 
-    `known`: parameters and optimiser state as they were before the step, gradients as they were complete.
+    `known`: the parameters and the optimiser state before the step, and the gradients when they were complete.
     """
     born = {e.address for e in recording.allocations if e.bytes > 0}
     kinds = {address: kind for kind, addresses in known.items() for address in addresses}
-    # of blocks that are held, by address; a gradient that is not born in the step was there before it
+    # the kind of each allocated block, by address; a gradient that was not allocated in the step existed before it
     kinds = {address: kind for address, kind in kinds.items() if kind != "gradients" or address not in born}
     held = {kind: sum(known[kind][a] for a, k in kinds.items() if k == kind) for kind in MEMORY_KINDS}
     before = recording.allocations[0].total - recording.allocations[0].bytes if recording.allocations else 0
@@ -55,7 +56,7 @@ def at_peak(recording: Recording, known: dict[str, Addresses]) -> dict[str, Any]
         else:
             kind = kinds.pop(event.address, "untracked")
             if kind == "untracked" and not event.total:
-                continue  # of a CPU: it was never counted
+                continue  # on a CPU, where it was never counted
         held[kind] += event.bytes
         total += event.bytes
         curve.append((event.at, total))
@@ -68,7 +69,7 @@ def at_peak(recording: Recording, known: dict[str, Addresses]) -> dict[str, Any]
 
 
 def _that_became_gradients(recording: Recording, addresses: Addresses) -> set[int]:
-    """Which allocations, by index, are the gradients that there are when the update begins."""
+    """The indices of the allocations that hold gradients when the update begins."""
     updates = [r.interval[0] for r in recording.regions if r.words[0] == "optimiser"]
     last: dict[int, int] = {}
     for i, event in enumerate(recording.allocations):
@@ -86,7 +87,7 @@ def _kind(at: float, forward: Intervals, asking: Intervals) -> str:
 
 
 def thinned(curve: list[tuple[float, int]]) -> list[tuple[float, int]]:
-    """At most CURVE_POINTS of the points: of every stretch the highest."""
+    """At most CURVE_POINTS of the points: the highest point of each of that many stretches."""
     if len(curve) <= CURVE_POINTS:
         return curve
     stretch = -(-len(curve) // CURVE_POINTS)

@@ -1,4 +1,4 @@
-"""Order statistics of measured values; what a run's summary and a comparison say is computed here, once."""
+"""Order statistics of measured values, for the summary of a run and for a comparison."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ EXACT, DIGITS = 20_000, 4
 
 
 class Tally:
-    """How often each value came: what order statistics need of a run, however long it is.
+    """Counts how often each value occurred. This is all that order statistics need, and it stays small in a long run.
 
-    Exact up to `EXACT` different values. Beyond, values are rounded to `DIGITS` significant digits, by 5e-4 of
-    themselves at most, so that there are never many more.
+    It is exact for up to `EXACT` different values. Beyond that, values are rounded to `DIGITS` significant digits (a
+    relative error of 5e-4 at most), so that the number of different values stays bounded.
     """
 
     def __init__(self, values: Iterable[float] = ()) -> None:
@@ -32,11 +32,11 @@ class Tally:
                 self._count(one, times)
 
     def mean(self) -> float | None:
-        """None of none."""
+        """None if there are no values."""
         return math.fsum(v * n for v, n in self.counts.items()) / sum(self.counts.values()) if self.counts else None
 
     def ranked(self) -> Ranked:
-        """The values in order."""
+        """All values, sorted."""
         values = sorted(self.counts)
         return Ranked(values, list(accumulate(self.counts[value] for value in values)))
 
@@ -46,7 +46,7 @@ class Tally:
 
 
 class Ranked:
-    """`ranked[k]` is the k-th value from below, counted from 0. `up_to[i]`: how many values are at most `values[i]`."""
+    """`ranked[k]` is the k-th smallest value, counted from 0. `up_to[i]` values are at most `values[i]`."""
 
     def __init__(self, values: Sequence[float], up_to: Sequence[int]) -> None:
         self.values, self.up_to = values, up_to
@@ -59,7 +59,7 @@ class Ranked:
 
 
 def quantile(of: Sequence[float] | Tally, share: float) -> float | None:
-    """Linear between the two values nearest in rank, as numpy does; None of none."""
+    """Interpolated linearly between the two nearest values, as numpy does. None if there are no values."""
     ordered = _ordered(of)
     if not len(ordered):
         return None
@@ -70,14 +70,15 @@ def quantile(of: Sequence[float] | Tally, share: float) -> float | None:
 
 
 def median_interval(of: Sequence[float] | Tally) -> tuple[float | None, float | None]:
-    """At least 95 % confidence for the median, whatever the distribution: two of the values, by the binomial.
+    """An interval that contains the median with at least 95 % confidence, for any distribution of the values.
 
-    The k-th value from either end: the median lies beyond them with probability 2 P(Bin(n, 1/2) <= k - 1), and k is the
-    largest that keeps it under 5 %. Fewer than 6 values cannot give 95 %: (None, None).
+    Its ends are the k-th values from either end. The median lies outside them with probability
+    2 P(Bin(n, 1/2) <= k - 1), and k is the largest for which this is at most 5 %. Fewer than 6 values cannot give
+    95 %, and then the result is (None, None).
     """
     ordered = _ordered(of)
     n, tail = len(ordered), 0.0
-    k = max(0, int(n / 2 - 5 * math.sqrt(n)))  # ten standard deviations: what lies below adds nothing to the tail
+    k = max(0, int(n / 2 - 5 * math.sqrt(n)))  # ten standard deviations below the mean: the tail before it is 0
     while n and (tail := tail + _binomial(n, k)) <= (1 - CONFIDENCE) / 2:
         k += 1
     if k == 0:
@@ -86,7 +87,7 @@ def median_interval(of: Sequence[float] | Tally) -> tuple[float | None, float | 
 
 
 def _binomial(n: int, k: int) -> float:
-    """P(Bin(n, 1/2) = k), at once for a large n too."""
+    """P(Bin(n, 1/2) = k), computed by logarithms, so that a large n is fast too."""
     return math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
 
 

@@ -1,14 +1,15 @@
-"""One recorded step of this rank: torch's profiler's events, sorted into what the lab asks of them.
+"""One recorded step of this rank: the events of torch's profiler, sorted by what they mean.
 
-    with record(device, mesh, named=True) as recorded:
-        ...                       # one step, its regions named by `spans.span`
-    recorded.take()               # -> Recording
+    with Recorder(device, mesh) as recorder:
+        ...                        # one step, whose regions are named by `spans.span`
+    recorder.recording()           # -> Recording
 
-Times are milliseconds from the step's start, on the host's clock for a CPU, on the device's for an accelerator.
+Times are milliseconds since the start of the step, by the host's clock for a CPU and by the device's clock for an
+accelerator.
 
-A CPU works where an operator runs (gaps under PYTHON_GAP_MS between two are Python's, and work too), unless it is
-inside a wait. What gloo does has an event of its own, in a thread of its own; which group and how many bytes says the
-region that the ledger puts round the operator. A GPU: recording_gpu.py.
+A CPU works while an operator runs, except inside a wait. Gaps under PYTHON_GAP_MS between two operators are Python
+code, and count as work too. Each transfer of gloo has its own event, in gloo's thread. Its group and bytes are known
+from the region that the ledger puts around the operator. recording_gpu.py reads the events of a GPU.
 """
 
 from __future__ import annotations
@@ -31,20 +32,20 @@ from train.model.spans import PREFIX, Interval, Intervals, span, subtract, union
 
 PYTHON_GAP_MS = 0.2
 WAITS = ("_c10d_functional::wait_tensor", PREFIX + "wait")
-# where buffers of communication are allocated; FSDP's gathered parameters are among them
+# regions in which communication buffers are allocated, among them the parameters that FSDP gathers
 SENDING = ("FSDP::all_gather", "FSDP::post_backward_reduce", "c10d::", "_c10d_functional::", "strategy_lab::")
 
 
 class Region(NamedTuple):
-    """What ran under one `span`. `words`: its name's."""
+    """What ran under one `span`. `words` are the words of its name."""
 
     words: tuple[str, ...]
     interval: Interval
 
 
 class Message(NamedTuple):
-    """One collective, from where it was asked for (CPU) or began (GPU) to its end. `ran`: in it, the transfer alone.
-    A receive is an operation `send` that its sender counts."""
+    """One collective, from its request (CPU) or its start (GPU) to its end. `ran`: the ms of the transfer alone. A
+    receive is a `send` here, with `counted=False`, because its sender counts it."""
 
     axis: str
     op: str
@@ -55,7 +56,7 @@ class Message(NamedTuple):
 
 
 class Allocation(NamedTuple):
-    """`bytes` are negative where memory is given back. `total`: the allocator's after it; 0 of a CPU."""
+    """`bytes` is negative when memory is freed. `total`: the allocator's total after it; 0 on a CPU."""
 
     at: float
     address: int
@@ -67,23 +68,23 @@ class Allocation(NamedTuple):
 class Recording:
     step_ms: float
     regions: list[Region]
-    work: Intervals  # of the device, without communication
-    phase_work: dict[str, Intervals] = field(default_factory=dict)  # on a GPU: by the region that launched it
-    actions: list[Region] = field(default_factory=list)  # F, B, I, W as the device ran them
+    work: Intervals  # when the device works, communication not included
+    phase_work: dict[str, Intervals] = field(default_factory=dict)  # on a GPU: work by the region that launched it
+    actions: list[Region] = field(default_factory=list)  # F, B, I, W at the times when the device ran them
     messages: list[Message] = field(default_factory=list)
-    in_flight: Intervals = field(default_factory=list)  # something is sent or waited for
+    in_flight: Intervals = field(default_factory=list)  # when a message is sent or awaited
     allocations: list[Allocation] = field(default_factory=list)
 
 
 class Recorder:
-    """Around one step; `take` reads what it saw, `export` keeps the profiler's own file."""
+    """Records one step, inside its `with` block. Afterwards `recording` returns what it saw."""
 
     def __init__(self, device: torch.device, mesh: DeviceMesh) -> None:
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if device.type != "cpu":
             kinds.append(getattr(torch.profiler.ProfilerActivity, device.type.upper()))
         self.device, self.mesh = device, mesh
-        # shapes come with what NCCL's kernels say of themselves; a CPU's events are read faster without
+        # record_shapes adds the description of NCCL's kernels; without it, the events of a CPU are read faster
         self.profiler = torch.profiler.profile(
             activities=kinds, record_shapes=device.type != "cpu", profile_memory=True
         )
@@ -91,7 +92,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         self.wait = dist.Work.wait
         dist.Work.wait = self._recorded_wait(self.wait)  # type: ignore[method-assign]
-        with warnings.catch_warnings():  # that a second recording would forget the first: there is none
+        with warnings.catch_warnings():  # it warns that a second recording clears the first, which is not needed
             warnings.filterwarnings("ignore", ".*Profiler clears events")
             self.profiler.__enter__()
         self.step = span("step")
@@ -107,7 +108,7 @@ class Recorder:
 
     @staticmethod
     def _recorded_wait(wait: Any) -> Any:
-        """The profiler sees no wait for a send or a receive; this one it sees."""
+        """The profiler does not see a wait for a send or a receive, so this wait adds a region."""
 
         def recorded(work: dist.Work, *args: Any, **kwargs: Any) -> Any:
             with span("wait"):
@@ -115,8 +116,8 @@ class Recorder:
 
         return recorded
 
-    def take(self, keep: Path | None = None) -> Recording:
-        """`keep`: where the profiler's file stays (.json or .json.gz, for chrome://tracing or Perfetto)."""
+    def recording(self, keep: Path | None = None) -> Recording:
+        """`keep`: a file for the profiler's trace (.json.gz, for chrome://tracing or Perfetto)."""
         with TemporaryDirectory() as folder:
             path = Path(folder) / "events.json"
             self.profiler.export_chrome_trace(str(path))
@@ -127,14 +128,14 @@ class Recorder:
             keep.parent.mkdir(parents=True, exist_ok=True)
             with gzip.open(keep, "wt", compresslevel=3) as file:
                 file.write(text)
-        with uncollected():
+        with without_garbage_collection():
             events = [event for event in json.loads(text)["traceEvents"] if "ts" in event]
             return read(events, self.device.type, self.mesh)
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Without garbage collection, which would look through a hundred thousand new objects again and again."""
+def without_garbage_collection() -> Iterator[None]:
+    """Switches off garbage collection, which would scan a hundred thousand new objects again and again."""
     gc.disable()
     try:
         yield
@@ -143,7 +144,7 @@ def uncollected() -> Iterator[None]:
 
 
 def read(events: list[dict[str, Any]], device_type: str, mesh: DeviceMesh | None) -> Recording:
-    """The events of a Chrome trace, of a step under the region `lab:step`. `mesh` names groups of NCCL's kernels."""
+    """Read the events of a Chrome trace whose step is the region `lab:step`. `mesh` names the groups of NCCL."""
     (step,) = (event for event in events if event["name"] == PREFIX + "step" and event["cat"] == "user_annotation")
     start, end = step["ts"], step["ts"] + step["dur"]
     inside = [event for event in events if start <= event["ts"] <= end]
@@ -192,8 +193,9 @@ def _read_cpu(recording: Recording, timed: Timed) -> None:
 
 
 def _matched(asked: list[Region], transfers: list[tuple[Interval, str]]) -> Iterator[Message]:
-    """Each region that asked for a collective with gloo's event of it: the first that begins after it was asked for.
-    The ledger has no region for a receive: those are on the axis of the sends, as all are of one pipeline."""
+    """Match each region that requested a collective with gloo's event of it: the first one that begins after the
+    request. The ledger has no region for a receive. Its axis is that of the sends, because all belong to one pipeline.
+    """
     sends = [interval for interval, name in transfers if name == "send"]
     others = [interval for interval, name in transfers if name not in ("send", "recv")]
     for (_, axis, op, num_bytes), (start, end) in asked:

@@ -1,5 +1,5 @@
-"""A GPU's part of a recording: work is a kernel, a copy or a fill; NCCL's kernels are communication, and carry their
-group, operation and size. A kernel belongs to the region of the host that launched it.
+"""Reads the events of a GPU. Kernels, copies and fills are work. NCCL's kernels are communication; their events name
+the group, the operation and the size. A kernel belongs to the region of the host that launched it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def read_gpu(recording: Recording, timed: Timed, mesh: DeviceMesh | None) -> Non
 
 
 class _Axes(dict[str, str]):
-    """Mesh axes by the name of a process group."""
+    """The mesh axes of a process group, by its name."""
 
     def __init__(self, mesh: DeviceMesh | None) -> None:
         super().__init__()
@@ -84,7 +84,8 @@ class _Axes(dict[str, str]):
 
 
 def _nccl_message(args: dict[str, Any], interval: Interval, axes: _Axes, sending: str) -> Message:
-    """Of a kernel. One that says nothing of itself is a batch of sends and receives, which the host's events count."""
+    """The message of a kernel. A kernel without a description is a batch of sends and receives, whose bytes are counted
+    by the events of the host."""
     ran = interval[1] - interval[0]
     if "Collective name" not in args:
         return Message(sending, "send", 0, interval, ran, counted=False)
@@ -93,7 +94,7 @@ def _nccl_message(args: dict[str, Any], interval: Interval, axes: _Axes, sending
 
 
 def _nccl_send(args: dict[str, Any], interval: Interval, axes: _Axes) -> Message:
-    """Of the host's request: its bytes, no time. A receive is counted by its sender."""
+    """The message of a request by the host: it has bytes, but no time. A receive is counted by its sender."""
     at, sent = interval[0], args["Collective name"] == "send"
     num_bytes = _nccl_bytes(args) if sent else 0
     return Message(axes[args["Process Group Name"]], "send", num_bytes, (at, at), 0.0, counted=sent)

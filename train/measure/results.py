@@ -1,11 +1,11 @@
-"""A run's results: the names of what its records hold, which records count, and how one figure is taken of many.
+"""The results of a run: the names of the values in its records, and how many records become one figure.
 
-A record is a line of metrics.jsonl, or the same values while the run goes on. Four readers ask here and nowhere else:
-the summary of a run, TensorBoard's board, scripts/compare.py and scripts/bench_results.py.
+A record is a line of metrics.jsonl, or the same values while the run is going on. Four readers use only this module:
+the summary of a run, the board of TensorBoard, scripts/compare.py and scripts/bench_results.py.
 
-step       every record but that of an evaluation
-recorded   a step that was recorded whole (`metrics.profile_every`), which slows it
-measured   a step after warm-up that was not recorded; all steps count while there is no such step
+step       every record except that of an evaluation
+recorded   a step that was recorded by the profiler (`metrics.profile_every`), which makes it slower
+measured   a step after warm-up that was not recorded; as long as there is none, all steps count as measured
 
 Torch is not imported.
 """
@@ -19,7 +19,7 @@ from train.config.traffic import LAB
 from train.measure.quantiles import Tally, median_interval, quantile
 
 Record = dict[str, float]
-Values = Mapping[str, float | None]  # None: what was no finite number
+Values = Mapping[str, float | None]  # None: the number was not finite
 
 MiB, GiB = 2**20, 2**30
 STATE_KINDS = ("parameters", "gradients", "optimiser")
@@ -29,42 +29,42 @@ TIME_PARTS = ("data", *COMPUTE_PARTS, "communication", "other")
 
 LOSS, VALIDATION_LOSS, VALID_TOKENS = "train/loss", "validation/loss", "train/valid_tokens"
 RECORDED = "time/step_ms"  # a step has this tag if it was recorded
-SPEEDS = ("perf/", "cost/")  # tags of which order statistics are taken
+SPEEDS = ("perf/", "cost/")  # tags that are summarised by order statistics
 MEMORY, PEAK, BY_RANK, AT_PEAK = "memory/", "memory/peak_", "memory_by_rank/", "memory_at_peak/"
-OF_RECORDED = ("time/", "pipeline/", AT_PEAK)  # tags that recorded steps alone have
+OF_RECORDED = ("time/", "pipeline/", AT_PEAK)  # tags that only recorded steps have
 STATE_TAG = re.compile(rf"{BY_RANK}({'|'.join(STATE_KINDS)})_mib/rank_(\d{{1,6}})")
 TRAFFIC_TAG = re.compile(r"comm/([\w.]+)/\w+_(mib|exposed_ms)", re.ASCII)
 
 
 class Results:
-    """Every record is added once, in order; what is kept does not grow with the number of steps.
+    """Every record is added once, in order. The memory that this needs does not grow with the number of steps.
 
-    `step`: the values of the last step. `latest`: the newest value of each tag. `largest`: of each tag of peak memory,
-    over all steps, as a device must have room for the first ones too. `settled`: the largest value of each tag of
-    memory over the steps after warm-up, or over all steps while there is none.
+    `step`: the values of the last step. `latest`: the newest value of each tag. `largest`: the largest value of each
+    tag of peak memory over all steps, because a device must have room for the first steps too. `settled`: the largest
+    value of each tag of memory over the steps after warm-up, or over all steps as long as there are none.
     """
 
     def __init__(self, warmup_steps: int) -> None:
         self.warmup_steps, self.num_steps = warmup_steps, 0
-        self.num_measured = self.num_recorded = 0  # of the steps: those measured, and those recorded at any time
+        self.num_measured = self.num_recorded = 0  # measured steps; recorded steps, also those in warm-up
         self.step: Values = {}
         self.latest: Record = {}
         self.largest: Record = {}
         self.settled: Record = {}
         self._speeds: dict[str, Tally] = {}
         self._recorded: dict[str, Tally] = {}
-        self._recorded_when_warm = False  # whether `_recorded` is of steps after warm-up
+        self._recorded_when_warm = False  # whether `_recorded` is from steps after warm-up
 
     @classmethod
     def of(cls, records: Iterable[Values], warmup_steps: int) -> Results:
-        """The results of records that are all there."""
+        """The results of these records."""
         results = cls(warmup_steps)
         for values in records:
             results.add(values)
         return results
 
     def add(self, values: Values) -> None:
-        """Take the next record."""
+        """Add the next record."""
         known = {tag: value for tag, value in values.items() if value is not None}
         self.latest |= known
         if VALIDATION_LOSS in values:
@@ -83,7 +83,7 @@ class Results:
             self._add_recorded(known, warm=warm)
 
     def _add_speeds(self, known: Record, *, measured: bool) -> None:
-        if measured and self.num_measured == 0:  # what came before counts only while there is nothing better
+        if measured and self.num_measured == 0:  # earlier values count only until the first measured step
             self._speeds.clear()
         self.num_measured += measured
         if measured or self.num_measured == 0:
@@ -92,7 +92,7 @@ class Results:
                     self._speeds.setdefault(tag, Tally()).add(value)
 
     def _add_recorded(self, known: Record, *, warm: bool) -> None:
-        """Of the recorded steps in warm-up only the last one counts, and only until there is one after warm-up."""
+        """In warm-up only the last recorded step counts, and only until a step after warm-up is recorded."""
         self.num_recorded += 1
         if not (warm and self._recorded_when_warm):
             self._recorded.clear()
@@ -104,16 +104,16 @@ class Results:
             self._recorded.setdefault(AT_PEAK, Tally()).add(sum(kinds.values()))
 
     def measured(self, tag: str) -> Tally:
-        """The tag's values in the measured steps: of a speed or a price."""
+        """The values of a tag of speed or cost in the measured steps."""
         return self._speeds.get(tag, Tally())
 
     def median(self, tag: str) -> float | None:
-        """Of the measured steps."""
+        """The median of the tag's values in the measured steps."""
         return quantile(self.measured(tag), 0.5)
 
     def spread(self) -> dict[str, float]:
-        """How steady the measured steps were: percentiles of their time, and a 95 % interval of the median throughput,
-        which six steps give at the least. What is not known is left out."""
+        """How much the measured steps varied: percentiles of their time, and a 95 % interval of the median throughput,
+        which needs at least six steps. Unknown values are left out."""
         times = self.measured("perf/step_ms")
         low, high = median_interval(self.measured("perf/tokens_per_s"))
         figures = {
@@ -126,12 +126,12 @@ class Results:
         return {name: value for name, value in figures.items() if value is not None}
 
     def recorded(self, tag: str) -> Tally:
-        """The tag's values in the recorded steps after warm-up, or in the last one before if there are none; under
-        AT_PEAK all kinds of memory together."""
+        """The values of a tag in the recorded steps after warm-up or, if there are none, in the last recorded step of
+        the warm-up. The tag AT_PEAK gives the sum over all kinds of memory."""
         return self._recorded.get(tag, Tally())
 
     def last(self, *prefixes: str) -> Record:
-        """The newest value of every tag with such a beginning."""
+        """The newest value of every tag that begins with one of these prefixes."""
         return {tag: value for tag, value in self.latest.items() if tag.startswith(prefixes)}
 
 
@@ -149,32 +149,32 @@ def state_by_rank(values: Values) -> dict[int, Record]:
     return dict(sorted(ranks.items()))
 
 
-def held_mib(values: Values) -> float | None:
-    """What the rank that holds most holds between steps: parameters, gradients and optimiser state together."""
+def state_mib(values: Values) -> float | None:
+    """The sum of parameters, gradients and optimiser state between steps, on the rank where it is largest."""
     return max((sum(kinds.values()) for kinds in state_by_rank(values).values()), default=None)
 
 
 def memory_at_peak(values: Values) -> Record:
-    """MiB by kind at the peak of the fullest rank, of a recorded step."""
+    """MiB by kind at the peak of a recorded step, on the rank whose peak is highest."""
     found = {kind: values.get(f"{AT_PEAK}{kind}_mib") for kind in MEMORY_KINDS}
     return {kind: mib for kind, mib in found.items() if mib is not None}
 
 
 def time_parts(values: Values) -> Record:
-    """ms by part, which together are the recorded step."""
+    """The ms of each part of a recorded step. Their sum is the time of the step."""
     found = {part: values.get(f"time/{part}_ms") for part in TIME_PARTS}
     return {part: ms for part, ms in found.items() if ms is not None}
 
 
 def exposed_pct(parts: Record) -> float | None:
-    """The share of exposed communication in a recorded step, in percent, from its `time_parts`."""
+    """The percentage of exposed communication in a recorded step, from its `time_parts`."""
     whole = sum(parts.values())
     return 100 * parts["communication"] / whole if whole and "communication" in parts else None
 
 
 def by_axis(values: Values, unit: str = "mib") -> Record:
-    """What rank 0 sends in a step by mesh axis, over all operations, without the lab's own traffic: `unit` is mib, or
-    exposed_ms of a recorded step."""
+    """What rank 0 sends in a step, by mesh axis, summed over operations. The traffic of the measurements themselves is
+    left out. `unit` is mib or, for a recorded step, exposed_ms."""
     axes: Record = {}
     for tag, value in values.items():
         match = TRAFFIC_TAG.fullmatch(tag) if value is not None and tag.startswith("comm/") else None

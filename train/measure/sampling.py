@@ -1,10 +1,12 @@
-"""Sampled steps: now and then a step is recorded whole, and what it shows is logged beside the other figures.
+"""Sampled steps: from time to time a step is recorded by the profiler, and what it shows is logged with the step.
 
-The first is step FIRST (or the last, if there are fewer), then every `metrics.profile_every` steps. Before it all ranks
-wait for each other, so that their timelines have one zero. Recording slows a step, and reading its file takes time: the
-latter is in no step's time, and the comparison leaves sampled steps out of throughput. What steps send is counted by
-the ledger in step COUNTED, in warm-up; compiled for a GPU it is taken from a recording, as the ledger would make
-compiled blocks run eagerly.
+The first sampled step is FIRST (or the last step of a shorter run); then one follows every `metrics.profile_every`
+steps. All ranks wait for each other before it, so that their timelines have the same zero. Recording makes a step
+slower, so a comparison does not use sampled steps for the throughput. The time of reading the recording belongs to no
+step.
+
+The ledger counts what a step sends, in step COUNTED, which is in warm-up. For code that is compiled for a GPU, a
+recording gives the traffic instead, because the ledger would make compiled blocks run eagerly.
 """
 
 from __future__ import annotations
@@ -29,15 +31,16 @@ from train.measure.ledger import Ledger, axis_size
 from train.measure.recording import Recorder, Recording
 from train.measure.results import AT_PEAK, COMPUTE_PARTS, RECORDED, TIME_PARTS, Record
 from train.model.spans import length
-from train.ranks.lab import LabGroup
+from train.ranks.side_group import SideGroup
 
 FIRST, COUNTED = 10, 3
 
 
 @dataclass
 class Sampled:
-    """What a step shows beyond its own figures. `values`: to log with it, on rank 0. `step_ms`: as recorded, None of an
-    ordinary step. `ranks`: every rank's part of samples/step-N.json, on rank 0."""
+    """What is known of a step beside its ordinary figures. `values`: values to log with it, on rank 0. `step_ms`: its
+    recorded time, or None if it was not recorded. `ranks`: the parts of all ranks for samples/step-N.json, on rank 0.
+    """
 
     values: Record = field(default_factory=dict)
     step_ms: float | None = None
@@ -45,7 +48,7 @@ class Sampled:
 
 
 class Sampler:
-    """Collective: every rank makes one, enters `watch` for each step, and then calls `take`."""
+    """Collective: every rank creates one, runs each step inside `watch`, and then calls `collect`."""
 
     def __init__(
         self,
@@ -53,13 +56,14 @@ class Sampler:
         mesh: DeviceMesh,
         device: torch.device,
         train_step: TrainStep,
-        lab: LabGroup,
+        lab: SideGroup,
         run: Path | None = None,
     ) -> None:
-        """`run`: the run's directory, where traces go if `metrics.trace` says so."""
+        """`run`: the run's directory, where traces are stored if `metrics.trace` is true."""
         self.config, self.mesh, self.device, self.train_step, self.lab = config, mesh, device, train_step, lab
-        self.sent: Record = {}  # by comm/… tags, from the step that was counted
-        # compiled blocks run eagerly under the ledger: harmless on gloo, too large and too slow on a GPU
+        self.sent: Record = {}  # under the tags comm/…, from the step that was counted
+        # compiled blocks run eagerly under the ledger. This is harmless on a CPU, but needs too much memory and time on
+        # a GPU
         self.counts = not (config.compile.enabled and device.type != "cpu")
         self.recorder: Recorder | None = None
         self.known: dict[str, peak.Addresses] = {}
@@ -71,7 +75,7 @@ class Sampler:
 
     @contextmanager
     def watch(self, step: int) -> Iterator[None]:
-        """Round one step, the fetching of its batch included."""
+        """Runs around one step, including the fetching of its batch."""
         recorded = self.due(step)
         counted = self.counts and (recorded or step == min(COUNTED, self.config.train.steps))
         ledger = Ledger(self.mesh, named=recorded) if counted else None
@@ -82,17 +86,17 @@ class Sampler:
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        held, kind = self.train_step.held(), self.device.type
+        held, kind = self.train_step.state_tensors(), self.device.type
         self.known = {name: peak.storages(held[name], kind) for name in ("parameters", "optimiser")}
         before: Callable[[], None] | None = self.train_step.on_gradients
 
         def note_gradients() -> None:
-            self.known["gradients"] = peak.storages(self.train_step.held()["gradients"], kind)
+            self.known["gradients"] = peak.storages(self.train_step.state_tensors()["gradients"], kind)
 
         self.train_step.on_gradients = note_gradients
         self.recorder = Recorder(self.device, self.mesh)
         if self.device.type != "cpu":
-            torch.accelerator.synchronize()  # the tail of the step before is not this one's
+            torch.accelerator.synchronize()  # work of the previous step does not belong to this one
         self.lab.barrier()
         try:
             with self.recorder:
@@ -100,12 +104,12 @@ class Sampler:
         finally:
             self.train_step.on_gradients = before
 
-    def take(self, step: int) -> Sampled:
-        """Of the step that was just watched. Collective if it was recorded."""
+    def collect(self, step: int) -> Sampled:
+        """What the step that just ran inside `watch` showed. Collective if it was recorded."""
         if self.recorder is None:
             return Sampled(dict(self.sent))
         keep = self.traces / f"step-{step}-rank-{self.lab.world.rank}.json.gz" if self.traces else None
-        recording, self.recorder = self.recorder.take(keep), None
+        recording, self.recorder = self.recorder.recording(keep), None
         give_back_memory()
         if not self.counts:
             self.sent = sent(recording)
@@ -125,7 +129,8 @@ class Sampler:
         }
 
     def _values(self, ranks: list[dict[str, Any]]) -> Record:
-        """The tags of a sampled step: means over ranks, but for memory, which is the fullest rank's."""
+        """The tags of a sampled step. They are means over ranks, except memory, which is that of the rank whose peak is
+        highest."""
         values = {f"time/{part}_ms": mean(r["parts_ms"][part] for r in ranks) for part in TIME_PARTS}
         values[RECORDED] = mean(r["step_ms"] for r in ranks)
         values |= self._collectives(ranks) | self._pipeline([r["timeline"] for r in ranks])
@@ -161,13 +166,14 @@ class Sampler:
 
 
 def give_back_memory() -> None:
-    """What reading a recording took, to the system, or the process' resident memory would show it for ever after."""
+    """Return the memory that reading a recording needed to the system. Otherwise it would stay in the resident memory
+    of the process."""
     gc.collect()
     with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)  # only glibc has it
 
 
 def sent(recording: Recording) -> Record:
-    """What `Ledger.values` gives, from the messages of a recording."""
+    """The same values as `Ledger.values`, from the messages of a recording."""
     rows = breakdown.collectives(recording, [])
     return {f"comm/{name}_{key}": row[key] for name, row in sorted(rows.items()) for key in ("mib", "calls")}

@@ -158,7 +158,7 @@ def _grouped(x: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     return F.grouped_mm(x, weight_EOI.transpose(-2, -1), offs=ends_E)
 
 
-class _Take(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """Row i is row order[i] // k of x; `inverse` is the inverse permutation, so the backward adds nothing by chance
     of timing, as an index_add would."""
 
@@ -174,9 +174,9 @@ class _Take(torch.autograd.Function):
         return grad[inverse].unflatten(0, (-1, ctx.k)).sum(1), None, None, None
 
 
-def take(x: Tensor, order: Tensor, inverse: Tensor, k: int = 1) -> Tensor:
+def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, k: int = 1) -> Tensor:
     """x's rows, k times each, in the given order."""
-    return _Take.apply(x, order, inverse, k)
+    return _GatherRows.apply(x, order, inverse, k)
 
 
 def sorted_by_expert(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,8 +193,8 @@ class LocalDispatch(nn.Module):
     def forward(self, x_ND: Tensor, chosen_NK: Tensor, experts: nn.Module) -> Tensor:
         k = chosen_NK.shape[1]
         order, inverse, num_rows_E = sorted_by_expert(chosen_NK, experts.num_experts)  # type: ignore[arg-type]
-        y = experts(take(x_ND, order, inverse, k), num_rows_E)
-        return take(y, inverse, order).unflatten(0, (-1, k))
+        y = experts(gather_rows(x_ND, order, inverse, k), num_rows_E)
+        return gather_rows(y, inverse, order).unflatten(0, (-1, k))
 
 
 class MixtureOfExperts(nn.Module):

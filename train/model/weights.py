@@ -51,10 +51,10 @@ def global_name(name: str, config: ModelConfig) -> str:
 
 def global_parameters(model: nn.Module, config: ModelConfig) -> dict[str, nn.Parameter]:
     """The parameters that are held, once each, by global name. Of two copies of a tied weight, the embedding's."""
-    held: dict[str, nn.Parameter] = {}
+    found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        held.setdefault(global_name(name, config), parameter)
-    return held
+        found.setdefault(global_name(name, config), parameter)
+    return found
 
 
 def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: int, device: torch.device) -> None:

@@ -1,1 +1,1 @@
-"""The proof that a strategy computes what one device computes."""
+"""The proof that a strategy computes the same as one device."""

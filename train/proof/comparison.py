@@ -1,10 +1,16 @@
-"""Evidence that a strategy computes what one device computes, from identical weights on the same global batch.
+"""Evidence that a strategy computes the same as one device, from identical weights on the same global batch.
 
-Five columns: the loss, every gradient as it is before clipping, the global gradient norm, every weight after a clipped
-SGD step whose rate makes a factor of two visible (so that a wrong norm shows in the weights), and the loss over a few
-AdamW steps. Loss under AdamW alone would prove little: with every gradient four times too large it moves by 2e-5 in
-six steps. A mixture of experts has two more, over the AdamW steps: the experts that every token chose, and the
-routers' biases.
+It has five columns:
+- the loss
+- every gradient, before clipping
+- the global gradient norm
+- every weight after one clipped SGD step, whose learning rate is so large that a factor of two is visible; so a wrong
+  norm is visible in the weights
+- the loss over a few AdamW steps
+
+The loss under AdamW alone proves little: if every gradient is four times too large, it changes by 2e-5 in six steps. A
+mixture of experts has two more columns over the AdamW steps: the experts that every token chose, and the biases of the
+routers.
 """
 
 from __future__ import annotations
@@ -27,11 +33,12 @@ from train.ranks.distributed import own_device, own_rows
 from train.strategies.expert.balance import RoutingRecord
 
 SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
-# bf16 rounds at 2^-8, and sums of rounded terms in another order differ by some of these
+# bf16 rounds with a relative error of 2^-8; sums of rounded terms in another order differ by a few of these errors
 BOUNDS = {Precision.float64: 1e-9, Precision.float32: 1e-5, Precision.bf16: 3e-2}
-# A tensor this small beside the global gradient norm is rounding: it is judged against the norm.
+# A tensor that is smaller than this part of the global gradient norm is rounding noise: its error is relative to the
+# norm.
 NEGLIGIBLE = 1e-6
-# Under rounding, a choice between experts closer than this is chance, and so is what follows from it.
+# If the scores of two experts are closer than this, rounding decides between them, and all that follows is random.
 LEAST_MARGIN = {Precision.float64: 1e-8, Precision.float32: 1e-4, Precision.bf16: 3e-2}
 
 Named = dict[str, Tensor]
@@ -39,7 +46,7 @@ Named = dict[str, Tensor]
 
 @dataclass
 class Evidence:
-    """Whole tensors on the CPU, by column and then by name."""
+    """Full (unsharded) tensors on the CPU, by column and then by name."""
 
     loss: Named
     gradients: Named
@@ -52,8 +59,8 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The worst tensor of a column. `error`: max|a-b| / max|b|, infinite for NaN. `differs`: why the strategy is
-    expected to differ here; empty where it must be equal."""
+    """The tensor of a column with the largest error. `error`: max|a-b| / max|b|, infinite for NaN. `differs`: the
+    reason why the strategy is expected to differ in this column; empty if it must be equal."""
 
     column: str
     name: str
@@ -71,8 +78,8 @@ class Verdict:
 
 
 def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) -> Evidence:
-    """Run the strategy's own step. Collective; `corpus` must hold the same text everywhere. `phases`: where the time
-    of building, of steps, and of gathering whole tensors is counted."""
+    """Run steps of the strategy and gather the evidence. Collective; `corpus` must be the same on every rank. `phases`
+    measures the time of building, of the steps, and of gathering full tensors."""
     device, size = own_device(mesh), config.train.global_batch_size
     rows = own_rows(mesh, size)
 
@@ -106,14 +113,14 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
     for i in range(1, ADAMW_STEPS + 1):
         with phases("steps"):
             losses.append(step(*batch(i), lr=ADAMW_LR).loss)
-        chosen, held, margin = record.take()
+        chosen, router_biases, margin = record.collect()
         routing |= {f"step {i} {name}": choice for name, choice in chosen.items()}
-        biases |= {f"step {i} {name}": bias for name, bias in held.items()}
+        biases |= {f"step {i} {name}": bias for name, bias in router_biases.items()}
         if margin < LEAST_MARGIN[config.precision]:
             raise ValueError(
-                f"step {i}: a token's last chosen expert beats the next by {margin:.1e} only, less than "
-                f"{LEAST_MARGIN[config.precision]:.0e}: rounding decides. Use another train.seed, fewer tokens, or "
-                "precision=float64"
+                f"step {i}: the scores of a token's last chosen expert and of the next one differ by {margin:.1e}, "
+                f"less than {LEAST_MARGIN[config.precision]:.0e}, so rounding decides between them. Use another "
+                "train.seed, fewer tokens, or precision=float64"
             )
     return Evidence(
         loss={"loss": result.loss.cpu()},
@@ -136,7 +143,7 @@ _COLUMNS = dataclasses.fields(Evidence)
 def compare(
     found: Evidence, reference: Evidence, bound: float, differs: Mapping[str, str] = MappingProxyType({})
 ) -> list[Verdict]:
-    """The worst error of every column that either side fills. `differs`: the strategy's own, by column."""
+    """The largest error of every column that either side has. `differs`: the reasons of the strategy, by column."""
     norm = float(reference.grad_norm["norm"])
     columns = [(field.name, *(getattr(side, field.name) for side in (found, reference))) for field in _COLUMNS]
     verdicts = [_worst(name, a, b, norm, bound) for name, a, b in columns if a or b]
@@ -145,7 +152,7 @@ def compare(
 
 def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
     if missing := found.keys() ^ reference.keys():
-        return Verdict(column, f"{min(missing)} is on one side only", float("inf"), bound)
+        return Verdict(column, f"{min(missing)} is only on one side", float("inf"), bound)
     errors = []
     for name, b in reference.items():
         a = found[name].double()

@@ -1,8 +1,8 @@
-"""What each rank of a proving world runs: a list of jobs, one after the other, in one process group.
+"""What each rank of the proof runs: a list of jobs, one after the other, in one process group.
 
-Started by `launch/start/forked.py`. The folder holds the references; results.jsonl is written there, by rank 0,
-and by any rank for an error. A job that raises ends its world: the other ranks may be waiting inside one of its
-collectives. Jobs of one layout that follow one another share their mesh.
+`launch/start/forked.py` starts the ranks. The folder has the references. Rank 0 writes the results to results.jsonl in
+this folder, and any rank writes its error there. A job that raises ends all ranks, because others may be waiting inside
+one of its collectives. Consecutive jobs with the same layout share their mesh.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """One config to run. `save`: keep its evidence in this file; else it is compared with the one in `reference`."""
+    """One config to run. `save`: the file in which its evidence is stored; without it, the evidence is compared with
+    that in the file `reference`."""
 
     name: str
     config: Config
@@ -44,7 +45,7 @@ class Job:
 
 
 class Site:
-    """Where the jobs of one rank run: its world, the folder of results, and the mesh of the present layout."""
+    """What the jobs of one rank share: its world, the folder of results, and the mesh of the current layout."""
 
     def __init__(self, world: World, folder: Path, runtime: Runtime) -> None:
         self.world, self.folder, self.runtime = world, folder, runtime
@@ -53,8 +54,9 @@ class Site:
         self._mesh: DeviceMesh | None = None
 
     def mesh(self, config: Config) -> DeviceMesh:
-        """The mesh of the config's layout: the last job's, if that had the same; else a new one, once the groups of the
-        old are closed (each costs a connection to every peer, and a thread). Collective over the world."""
+        """The mesh of the config's layout. If the previous job had the same layout, its mesh is used again. Otherwise
+        the old groups, each with a connection to every peer and a thread, are closed, and a new mesh is made.
+        Collective over the world."""
         layout = resolve_degrees(config.strategy.mesh_axes(), self.world.world_size)
         if self._mesh is None or layout != self._layout:
             close_groups()
@@ -63,7 +65,7 @@ class Site:
 
 
 def run(job: Job, site: Site) -> Result:
-    """Collective; the verdicts are rank 0's."""
+    """Run one job. Collective; only rank 0 returns verdicts."""
     config, phases = job.config, site.phases
     cli.check(config, site.world.world_size)
     with phases("corpus"):
@@ -84,7 +86,7 @@ def run(job: Job, site: Site) -> Result:
     return {"verdicts": [dataclasses.astuple(v) for v in verdicts]}
 
 
-def main(
+def run_jobs(
     rank: int,
     size: int,
     folder: Path,
@@ -93,8 +95,8 @@ def main(
     config: RuntimeConfig,
     run: Callable[[Job, Site], Result] = run,
 ) -> None:
-    """`config`: of the process group itself."""
-    torch.set_float32_matmul_precision("highest")  # float32 means float32: no TF32
+    """Run the jobs on this rank. `config`: the configuration of the process group."""
+    torch.set_float32_matmul_precision("highest")  # no TF32
     world = World(rank, rank, size, size, from_torchrun=True)
     runtime = choose_runtime(config, world)
     store = dist.FileStore(str(folder / "store"), size)

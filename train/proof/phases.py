@@ -1,4 +1,4 @@
-"""How long the parts of a job took."""
+"""Measures how long the parts of a job take."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 class Phases:
-    """`with phases("steps"): …` adds the seconds of the block to `phases.seconds["steps"]`. One inside another counts
-    in both."""
+    """`with phases("steps"): …` adds the seconds of the block to `phases.seconds["steps"]`. A block inside another one
+    counts for both."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

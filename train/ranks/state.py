@@ -20,7 +20,7 @@ def num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(local(t).numel() * t.element_size() for t in tensors)
 
 
-def whole(x: Tensor) -> Tensor:
+def full_tensor(x: Tensor) -> Tensor:
     """A DTensor's full value on every rank of its mesh. Collective: an all-reduce over each axis that shards it.
 
     `DTensor.full_tensor` would gather, by a collective that gloo has for CPU tensors only (it crashes on CUDA ones).
@@ -59,7 +59,7 @@ class ShardedState:
         """Take the size of the gradients, where they are complete and not yet freed."""
         self.gradient_bytes = num_bytes(p.grad for p in self.parameters.values() if p.grad is not None)
 
-    def held(self) -> dict[str, Iterable[Tensor]]:
+    def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         """What there is now; gradients only between backward and update."""
         return {
             "parameters": self.parameters.values(),
@@ -69,12 +69,12 @@ class ShardedState:
             ],
         }
 
-    def bytes_held(self) -> dict[str, int]:
-        held = self.held()
+    def state_bytes(self) -> dict[str, int]:
+        tensors = self.state_tensors()
         return {
-            "parameters": num_bytes(held["parameters"]),
+            "parameters": num_bytes(tensors["parameters"]),
             "gradients": self.gradient_bytes,
-            "optimiser": num_bytes(held["optimiser"]),
+            "optimiser": num_bytes(tensors["optimiser"]),
         }
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
@@ -84,12 +84,12 @@ class ShardedState:
         """
         skeleton = Transformer(self.config, param_dtype=torch.float32, compute_dtype=torch.float32)
         for name, shape in ((name, p.shape) for name, p in skeleton.named_parameters()):
-            held = self.parameters.get(name)
+            parameter = self.parameters.get(name)
             full = None
-            if held is not None:
-                value = of(held)
-                full = torch.zeros_like(held) if value is None else value
-                full = whole(full.detach())
+            if parameter is not None:
+                value = of(parameter)
+                full = torch.zeros_like(parameter) if value is None else value
+                full = full_tensor(full.detach())
             yield name, self._from_its_stage(full, shape)
 
     def _from_its_stage(self, full: Tensor | None, shape: torch.Size) -> Tensor:

@@ -1,1 +1,1 @@
-"""Where measurements go: run directories, sinks, TensorBoard, pictures."""
+"""Stores what is measured: run directories, sinks, TensorBoard, pictures."""

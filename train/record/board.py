@@ -1,15 +1,16 @@
-"""What TensorBoard is told beside the scalars, so that `tensorboard --logdir runs` alone says which run is fastest,
-which fits, and why: hyperparameters with the same columns for every strategy, results, and a page of charts, "Compare".
+"""What TensorBoard gets beside the scalars: hyperparameters, results, and a page of charts named "Compare". With them
+`tensorboard --logdir runs` shows which run is fastest, which fits into memory, and why.
 
-TensorBoard takes the columns from the first run that it reads, so they are the same for all. A result that is not known
-is absent, which shows as an empty cell; NaN would show as a number. Results are written at every step, of the run so
-far, so that a run that is killed or still going has them too; they end as the figures of summary.json.
+TensorBoard takes the columns of its table from the first run that it reads, so all runs have the same columns. An
+unknown result is not written, and its cell is empty; NaN would be shown as a number. Results of the run so far are
+written at every step, so that a running or killed run has them too. The last ones equal the figures of summary.json.
 
-Three habits of TensorBoard decide the rest. It lists groups of tags by name, so what explains a result stands under
-`why`, behind the results. The axis of a chart leaves out what is below the 5th or above the 95th percentile of all
-values drawn, so a chart has one line a run, and a sampled step's values are written for the steps before it too: one
-point among many would be left out. It smooths all charts but those "with margins", so Compare has these, which show
-the last value as it is.
+Three properties of TensorBoard decide the rest:
+1. It sorts groups of tags by name. So the tags that explain a result are under `why`, after the results.
+2. The axis of a chart omits values below the 5th and above the 95th percentile of all values in it. A single point
+   among many would be omitted. So a chart has one line for each run, and the values of a sampled step are also written
+   for the steps before it.
+3. It smooths all charts except those "with margins". So Compare uses these, and shows the true last value.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from train.measure.results import (
     Results,
     by_axis,
     exposed_pct,
-    held_mib,
     memory_at_peak,
+    state_mib,
     time_parts,
 )
 from train.record.tags import shown_as
 
 Hparams = dict[str, str | float]
 
-# tag -> the column's title; TensorBoard shows five columns of results at first, so the first five must say the most
+# tag -> title of the column; TensorBoard shows five columns of results at first, so the most important are first
 RESULTS = {
     "result/tokens_per_s": "tokens/s",
     "result/memory_gib": "memory, GiB",
@@ -49,21 +50,21 @@ RESULTS = {
     "result/mfu_pct": "MFU, %",
     "result/peak_tensors_mib": "tensors at the peak, MiB",
 }
-RESULT_OF_VALIDATION = "result/validation_loss"  # written with the loss that it is, not at every step
-# The same of hyperparameters: those said to differ come first, the others after them by name.
+RESULT_OF_VALIDATION = "result/validation_loss"  # written when there is a new validation loss, not at every step
+# Columns of hyperparameters: those marked as differing come first, then the others by name.
 FIRST_COLUMNS = ("layout", "micro_batch", "schedule", "strategy", "world_size")
 
 MEDIANS = ("perf/tokens_per_s", "perf/step_ms", "perf/mfu_pct")
 
-# Of a sampled step, for which they stand together with the steps since the sample before. Not time/step_ms, which says
-# that a step was sampled.
+# Tags of a sampled step that are also written for the steps since the previous sample. time/step_ms is not one of them,
+# because it marks the steps that were sampled.
 OF_SAMPLES = r"(time/(?!step_ms)|pipeline/)"
-MOST_POINTS = 10  # for one sample
+MOST_POINTS = 10  # written for one sample
 
-# Title -> tags of metrics.jsonl and results: a line, or a line and the two edges of a band.
+# Title -> tags of metrics.jsonl and results: one tag for a line, or three for a line and the two edges of a band.
 BUBBLE = "pipeline bubble, %: the line is measured, the band reaches to what the schedule alone costs"
 CHARTS: dict[str, tuple[str, ...]] = {
-    BUBBLE: ("pipeline/bubble_pct", "pipeline/bubble_theory_pct", "pipeline/bubble_pct"),  # only of pipelines
+    BUBBLE: ("pipeline/bubble_pct", "pipeline/bubble_theory_pct", "pipeline/bubble_pct"),  # only pipelines have it
     "throughput: tokens per second, median so far": ("result/tokens_per_s",),
     "throughput: step, ms, median so far": ("result/step_ms",),
     "loss: training": ("train/loss",),
@@ -80,7 +81,8 @@ CHARTS: dict[str, tuple[str, ...]] = {
 
 
 def hparams(config: Config, world_size: int, device: str) -> Hparams:
-    """The same keys for every strategy: degrees are 1, and the schedule "-", where a strategy has none."""
+    """The hyperparameters, with the same keys for every strategy. An axis that a strategy does not have has degree 1,
+    and a missing schedule is "-"."""
     plan, train = Plan(config, world_size), config.train
     degrees = plan.degrees | {"ep": plan.ep}
     return {
@@ -103,22 +105,23 @@ def hparams(config: Config, world_size: int, device: str) -> Hparams:
 
 
 def steps_of_sample(before: int, step: int) -> list[int]:
-    """The steps that the sample of this one stands for, of those since the sample `before`: this one is the last."""
+    """The steps for which the values of the sample at `step` are written: some of those after the previous sample, at
+    step `before`, and `step` itself as the last."""
     points = min(step - before, MOST_POINTS)
     return [before + (step - before) * i // points for i in range(1, points + 1)]
 
 
-class Standing:
-    """The results of a run so far: medians of the measured steps, peaks, and the newest of everything else (which
-    records count says train/measure/results.py). Medians are found anew whenever there is 1 % more to find them of, so
-    that a long run does not sort all of its steps at each."""
+class ResultsSoFar:
+    """The results of a run so far: medians of the measured steps, peaks, and the newest value of everything else.
+    train/measure/results.py defines which records count. The medians are computed again only when there are 1 % more
+    steps, so that a long run does not sort all of its steps at every step."""
 
     def __init__(self, warmup_steps: int) -> None:
         self.of_run, self.due = Results(warmup_steps), 0
         self.medians: Record = {}
 
     def add(self, values: Record) -> Record:
-        """The results after these values."""
+        """Add the values of a record. Returns the results with them."""
         self.of_run.add(values)
         if self.of_run.num_steps >= self.due:
             self.due = self.of_run.num_steps + max(self.of_run.num_steps // 100, 1)
@@ -127,17 +130,17 @@ class Standing:
         return self.results({})
 
     def results(self, known: dict[str, Any]) -> Record:
-        """The results, with figures that are known better put in for those of the steps."""
+        """The results. The `known` values replace those from the steps."""
         return results(self.of_run.latest | self.of_run.largest | self.medians | known)
 
 
 def results(values: dict[str, Any]) -> Record:
-    """Those of RESULTS that are known from a run's figures, under the tags of metrics.jsonl and summary.json."""
+    """The known values of RESULTS, from a run's figures under the tags of metrics.jsonl and summary.json."""
     sent, at_peak = by_axis(values), memory_at_peak(values)
     found = {
         "tokens_per_s": values.get("perf/tokens_per_s"),
         "step_ms": values.get("perf/step_ms"),
-        "held_mib": held_mib(values),
+        "held_mib": state_mib(values),
         "memory_gib": values.get("memory/peak_allocated_gib", values.get("memory/resident_gib")),
         "exposed_communication_pct": exposed_pct(time_parts(values)),
         "bubble_pct": values.get("pipeline/bubble_pct"),
@@ -151,7 +154,8 @@ def results(values: dict[str, Any]) -> Record:
 
 
 def start_summary(values: Hparams) -> Any:
-    """A Summary with the columns, this run's hyperparameters, and the charts: all that a run that is killed needs."""
+    """A Summary with the columns, the hyperparameters of this run, and the charts. It is written at the start, so that
+    a killed run has it too."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionStartInfo
@@ -176,9 +180,10 @@ def start_summary(values: Hparams) -> Any:
             _without_value(metadata.SESSION_START_INFO_TAG, session),
         ]
     )
-    # One category, as others start folded. Backwards, as the page puts each chart "with margins" before the one that it
-    # drew last. TensorBoard merges the layouts of all runs and appends what the first run lacks: so the chart that only
-    # pipelines have is the last one in every layout, and the first on the page.
+    # There is one category, because further ones would be closed at first. The order is reversed, because the page puts
+    # each chart "with margins" before the previous one. TensorBoard merges the layouts of all runs, and appends charts
+    # that the first run does not have. So the chart that only pipelines have is last in the layout, and first on the
+    # page.
     charted = [title for title in CHARTS if title != BUBBLE or values.get("schedule", "-") != "-"]
     charts = {title: ["Margin", _edges(*map(shown_as, CHARTS[title]))] for title in reversed(charted)}
     summary.MergeFrom(custom_scalars({"Compare": charts}))
@@ -190,13 +195,13 @@ def _edges(value: str, lower: str | None = None, upper: str | None = None) -> li
 
 
 def as_text(value: str | float) -> str:
-    """A number as TensorBoard's table must have it: as a number, 4 ranks would be 4.0000; as text, 16 would be sorted
-    before 4, but for the blanks in front, which the page does not show."""
+    """A value as text for TensorBoard's table. As a number, 4 ranks would be shown as 4.0000. As plain text, 16 would
+    be sorted before 4; the blanks in front prevent this, and the page does not show them."""
     return f"{value:>8}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
 
 
 def end_summary() -> Any:
-    """A Summary that says that the run is complete; without it, it is running or was ended."""
+    """A Summary that marks the run as complete. A run without it is still running or was stopped."""
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.plugins.hparams import api_pb2, metadata
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
@@ -207,7 +212,7 @@ def end_summary() -> Any:
 
 
 def _without_value(tag: str, data: Any) -> Any:
-    """The hparams plug-in keeps what it knows in a tag's metadata."""
+    """A tag without a value: the hparams plug-in stores its data in the metadata of the tag."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams.metadata import PLUGIN_NAME
 

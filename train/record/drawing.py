@@ -1,4 +1,4 @@
-"""Layouts as pictures in text. Torch is not imported."""
+"""Draws layouts as text. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 
 from train.config.strategy import MESH_AXES
 
-MAX_ROWS = 32  # ranks, or runs, that a picture has room for
+MAX_ROWS = 32  # the most ranks or runs in one picture
 
 
 def draw_mesh(degrees: dict[str, int]) -> str:
-    """Ranks by axis: the innermost axis left to right, the next one down, and outer axes as blocks.
+    """Ranks by axis: the innermost axis from left to right, the next one downwards, and each outer axis as blocks.
 
     pp=0
       dp_shard \\ tp   0  1
@@ -36,9 +36,9 @@ def draw_mesh(degrees: dict[str, int]) -> str:
 
 
 def mesh_blocks(degrees: dict[str, int]) -> tuple[str, str, list[tuple[str, list[list[int]]]]]:
-    """(The axis down, the axis across, tables of ranks), each table with its place on the outer axes: `pp=1`.
+    """(The axis downwards, the axis across, tables of ranks). Each table has its place on the outer axes: `pp=1`.
 
-    An axis that there is not, as no degree is above 1, is the empty string.
+    An axis is the empty string if too few axes have a degree above 1.
     """
     used = [axis for axis in MESH_AXES if degrees[axis] > 1]
     *outer, row, column = ["", "", *used] if not used else ["", *used] if len(used) == 1 else used
@@ -52,7 +52,7 @@ def mesh_blocks(degrees: dict[str, int]) -> tuple[str, str, list[tuple[str, list
 
 
 def ranges(numbers: list[int]) -> str:
-    """`0-3, 6` for 0, 1, 2, 3, 6, and every third rank as `0, 3 … 21`."""
+    """`0-3, 6` for 0, 1, 2, 3, 6. Ranks at equal distances are written as `0, 3 … 21`."""
     if len(numbers) > 3 and len({b - a for a, b in itertools.pairwise(numbers)}) == 1 and numbers[1] - numbers[0] > 1:
         return f"{numbers[0]}, {numbers[1]} … {numbers[-1]}"
     parts = []

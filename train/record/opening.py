@@ -1,4 +1,4 @@
-"""The first lines of a run: what it is, where its files are, and in what it may differ from one device."""
+"""The first lines that a run prints: what it is, where its files are, and how it may differ from one device."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from train.record.drawing import draw_mesh
 def opening(
     config: Config, corpus: Corpus, runtime: Runtime, degrees: dict[str, int], world_size: int, num_parameters: int
 ) -> str:
-    """Layout and device, data, model, batch and precision. `num_parameters`: of the whole model, whatever a rank holds
-    of it."""
+    """Layout and device, data, model, batch and precision. `num_parameters` counts the whole model, not the part of one
+    rank."""
     train, training, held_out = config.train, len(corpus.training), len(corpus.validation)
     used = f"{device_name(runtime.device)}, {runtime.backend}, torch {torch.__version__}"
     tokens = train.global_batch_size * train.seq_len
@@ -35,7 +35,7 @@ def opening(
 
 
 def announcement(path: Path, facts: dict[str, Any]) -> str:
-    """The run's directory, and in what the strategy says beforehand that it will not equal one device."""
+    """The run's directory, and the differences from one device that the strategy declares in advance."""
     lines = [f"run: {path}"]
     if facts["differs"]:
         lines.append(f"expected to differ from one device in {', '.join(facts['differs'])}")

@@ -1,7 +1,9 @@
-"""One colour for one thing, in TensorBoard's pictures and in the report's. What has no colour here is drawn in grey.
+"""The colours of the pictures in TensorBoard and in the report: a thing has the same colour everywhere. What has no
+colour here is drawn in grey.
 
-Kinds of work and memory have Paul Tol's "bright" and "muted" colours, strategies Okabe and Ito's and darker and lighter
-shades of them: colour-blind readers tell neighbours apart. Two kinds share a colour only if they have one name.
+Kinds of work and memory have Paul Tol's "bright" and "muted" colours. Strategies have the colours of Okabe and Ito, and
+darker and lighter shades of them. Colour-blind readers can tell neighbours apart. Two kinds have the same colour only
+if they have the same name.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ MEMORY_COLOURS = {"parameters": RED, "gradients": "#EE8866", "optimiser": GREEN,
                   "communication": YELLOW, "temporary": "#AAAA00"}  # fmt: skip
 AXIS_COLOURS = {"pp": "#7266C9", "dp_replicate": "#117733", "dp_shard": "#CC6677", "cp": "#DDCC77", "tp": "#A0522D",
                 "ep": "#88CCEE"}  # fmt: skip
-# A piece of a pipeline's work: (what the legend says, colour, colour of the number in it).
+# Kinds of a pipeline's work: (text in the legend, colour, colour of the number in the bar).
 WORK = {
     "F": ("forward", BLUE, "#ffffff"),
     "B": ("backward", PURPLE, "#ffffff"),
@@ -28,10 +30,11 @@ STRATEGIES = {
     "cp_tp": "#7A86D1", "3d": "#6B4226", "4d": "#2F4858", "moe_3d": "#FF9E7A",
     "ds_zero1": "#8FB8DE", "ds_zero2": "#5C7A99", "ds_zero3": "#B7A800", "ds_pp": "#66C2A5", "ds_autotp": "#E78AC3",
 }  # fmt: skip
-OTHER_STRATEGIES = ("#999999", "#A05195", "#F95D6A", "#2F9C95", "#665191", "#D4A017")  # of one's own, in turn
+OTHER_STRATEGIES = ("#999999", "#A05195", "#F95D6A", "#2F9C95", "#665191", "#D4A017")  # for the user's own, in turn
 
 
 def strategy_colours(names: list[str]) -> dict[str, str]:
-    """Of each strategy; a preset's is the same in every report, one's own follows from the others that are there."""
+    """The colour of each strategy. A preset has the same colour in every report. The colour of a user's own strategy
+    depends on which others are in the report."""
     own = [name for name in dict.fromkeys(names) if name not in STRATEGIES]
     return STRATEGIES | {name: OTHER_STRATEGIES[i % len(OTHER_STRATEGIES)] for i, name in enumerate(own)}

@@ -1,4 +1,4 @@
-"""A sampled step as pictures: what each rank did when, what it held at its peak, and where it stands in the mesh.
+"""Pictures of a sampled step: what each rank did at which time, its memory at the peak, and its place in the mesh.
 
 Needs matplotlib (the extra `plot`). The record is that of samples/step-<N>.json.
 """
@@ -19,16 +19,16 @@ from train.record.drawing import MAX_ROWS, mesh_blocks
 from train.record.palette import GREY, MEMORY_COLOURS, WORK
 from train.record.tags import WHY_PICTURES
 
-# TensorBoard shows a picture 350 pixels wide, and a larger one with pixels left out: letters would lose strokes
-WIDTH, DPI = 3.5, 100  # inches and dots an inch
+# TensorBoard shows a picture 350 pixels wide. It leaves out pixels of a wider one, which makes text hard to read.
+WIDTH, DPI = 3.5, 100  # inches and dots per inch
 SMALL, NORMAL = 7.0, 8.0  # points
 MEMORY = MEMORY_COLOURS | {"untracked": GREY}
 LEGEND: dict[str, Any] = {"frameon": False, "fontsize": SMALL, "handlelength": 1.0, "handletextpad": 0.4,
                           "columnspacing": 1.0}  # fmt: skip
 
 
-def figures(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> dict[str, Figure]:
-    """By tag; without `degrees`, those of every axis of the mesh, there is no picture of the mesh."""
+def draw_sample(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> dict[str, Figure]:
+    """Pictures by tag. `degrees`: those of every axis of the mesh; without them there is no picture of the mesh."""
     ranks = sample["ranks"]
     drawn = {"timeline": timeline(sample["step"], ranks), "memory": memory(sample["step"], ranks)}
     if degrees is not None:
@@ -37,7 +37,7 @@ def figures(sample: dict[str, Any], degrees: dict[str, int] | None = None) -> di
 
 
 def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
-    """A row for each rank, a bar for each piece of work, numbered by microbatch where there is room."""
+    """A row for each rank, with a bar for each piece of work. A bar shows the number of its microbatch if it fits."""
     shown = ranks[:MAX_ROWS]
     pieces = [piece for rank in shown for piece in rank["timeline"]]
     if not pieces:
@@ -64,7 +64,8 @@ def timeline(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
 
 
 def memory(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
-    """What each rank held at its peak, by kind, and the whole over the step, where it was sampled: on one scale."""
+    """The memory of each rank at its peak, by kind, and below it the total over the time of the step, if it was
+    sampled. Both have the same scale."""
     shown = [rank for rank in ranks[:MAX_ROWS] if rank["memory"]["at_peak_mib"]]
     curves = [rank for rank in shown if rank["memory"]["curve"]]
     if not shown:
@@ -101,13 +102,13 @@ def memory(step: int, ranks: list[dict[str, Any]]) -> Figure | None:
 
 
 def scale_end(largest: float) -> float:
-    """1, 2 or 5 times a power of ten: steps of a run, and runs of like size, have the same scale."""
+    """1, 2 or 5 times a power of ten, so that the steps of a run, and runs of similar size, have the same scale."""
     power = 10.0 ** math.floor(math.log10(largest)) if largest > 0 else 1.0
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= largest or factor == 10)
 
 
 def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Figure:
-    """Where each rank stands, and how long it computed: the slowest is the darkest."""
+    """The place of each rank in the mesh, and how long it computed: the slowest rank is the darkest."""
     computed = {
         rank["rank"]: sum(ms for part, ms in rank["parts_ms"].items() if part in COMPUTE_PARTS) for rank in ranks
     }
@@ -118,7 +119,7 @@ def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Fig
     down = math.ceil(len(blocks) / across)
     figure = Figure(figsize=(WIDTH, 0.6 + down * (0.35 + 0.35 * rows)), dpi=DPI, layout="constrained")
     low, high = min(computed.values()), max(computed.values())
-    scale = Normalize(min(low, 0.9 * high), max(high, 1e-9))  # ranks within a tenth of one another look alike
+    scale = Normalize(min(low, 0.9 * high), max(high, 1e-9))  # ranks whose times differ by under 10 % look similar
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat[len(blocks) :]:
         axes.set_axis_off()
@@ -143,7 +144,7 @@ def mesh(step: int, ranks: list[dict[str, Any]], degrees: dict[str, int]) -> Fig
 
 
 def _figure(title: str, heights: list[float]) -> tuple[Figure, list[Axes]]:
-    """One above the other, in inches, with room for a title above and a legend below."""
+    """A figure with axes of these heights (in inches), one above the other, with room for a title and a legend."""
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.5), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)
     for axes in grid.flat:

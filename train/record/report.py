@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its metrics: a directory with its config, a summary, a few lines on the terminal."""
+"""What a run writes beside its metrics: a directory with its config, a summary, and some lines on the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_devi
 
 @dataclass
 class Report:
-    """Rank 0's; on the other ranks `path` is None and nothing is written."""
+    """The report of a run. Only rank 0 writes it; on the other ranks `path` is None."""
 
     config: Config
     path: Path | None = None
@@ -39,13 +39,13 @@ class Report:
     def open(
         cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, num_parameters: int
     ) -> Report:
-        """Announce the run, make its directory, and open its sinks. Only rank 0 does anything."""
+        """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing."""
         if world.rank > 0:
             return cls(config)
         from train.record.sinks import open_sinks
 
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
-        # said before the text is hashed, which takes a while if it is large
+        # printed before the text is hashed, because this takes time if the text is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
         path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees)
         sinks = open_sinks(path, config, tree, facts, degrees, world.world_size)
@@ -55,14 +55,14 @@ class Report:
         return cls(config, path, facts, sinks, baseline)
 
     def finish(self, metrics: Metrics, validation_loss: float) -> None:
-        """Write summary.json, tell the sinks and print the table."""
+        """Write summary.json, pass the summary to the sinks, and print the table."""
         if self.path is None:
             return
         from train.record.sinks import print_summary
 
         results = metrics.results
         medians = {tag: median for tag in SUMMARY_TAGS if (median := results.median(tag)) is not None}
-        held = self._held(results)
+        costs = self._memory_and_cost(results)
         summary = self.facts | {
             "steps": self.config.train.steps,
             LOSS: results.latest[LOSS],
@@ -74,26 +74,26 @@ class Report:
             **medians,
             **results.spread(),
             **results.last(*OF_RECORDED, "comm/", "stragglers/", "moe/"),
-            **held,
+            **costs,
         }
         write_summary(self.path, summary)
         for sink in self.sinks:
             sink.summary(summary)
-        rows = self._rows(summary, medians, held, empty=has_no_target(results.step))
+        rows = self._rows(summary, medians, costs, empty=has_no_target(results.step))
         print_summary(rows, then=f"tensorboard --logdir {self.config.metrics.dir}")
 
-    def _held(self, results: Results) -> dict[str, float]:
-        """Memory, at its peak where the tag is one, and energy and money."""
-        values = results.last(MEMORY, "energy/", "cost/") | results.largest  # energy: means so far
+    def _memory_and_cost(self, results: Results) -> dict[str, float]:
+        """Values of memory, energy and cost. A tag of peak memory has its largest value."""
+        values = results.last(MEMORY, "energy/", "cost/") | results.largest  # the last energy is the mean of the run
         for tag in values:
             if "usd" in tag and (median := results.median(tag)) is not None:
-                values[tag] = median  # follows from a step's own speed
+                values[tag] = median  # each step has its own cost, which depends on its speed
         return values
 
     def _rows(
-        self, summary: dict[str, Any], medians: dict[str, float], held: dict[str, float], *, empty: bool
+        self, summary: dict[str, Any], medians: dict[str, float], costs: dict[str, float], *, empty: bool
     ) -> dict[str, str]:
-        """What the terminal shows. `empty`: the last step had no valid token."""
+        """The rows that the terminal shows. `empty`: the last step had no valid token."""
         from train.record.sinks import NO_VALID_TOKEN
 
         precise = 10 if self.config.precision.value == "float64" else 6
@@ -105,7 +105,7 @@ class Report:
         if self.baseline is not None:
             rows["  of a byte-bigram model"] = f"{self.baseline:.{precise}f}"
         rows |= {tag: f"{value:,.1f}  (median)" for tag, value in medians.items()}
-        for tag, value in held.items():
+        for tag, value in costs.items():
             if tag.startswith(MEMORY):
                 rows[f"{tag}, largest of the ranks"] = f"{value:.3f}"
             else:

@@ -1,4 +1,4 @@
-"""A run's directory and what stands in it beside the metrics: config, versions, summary."""
+"""The directory of a run, and its files beside the metrics: config, facts of the run, summary."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from train.record.run_folder import hash_of
 
 
 def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int, told: str = "") -> Path:
-    """`<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second start adds -2. Its name
-    is written to the file `told`, if one is named, before anything else. Raises BadInput (exit code 3) if it cannot be
-    made."""
+    """Create `<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second run of the same
+    config adds -2. If a file `told` is given, the name of the directory is written to it first. Raises BadInput (exit
+    code 3) if the directory cannot be created."""
     shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
     digest = hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()[:6]
     name = "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
@@ -58,11 +58,11 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
 
 
 def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
-    """What decides the numbers that training computes, and so what two runs must share to be compared.
+    """The keys that decide which numbers training computes. Two runs can be compared only if they share them.
 
-    A strategy, a micro batch, compilation and a place only decide how fast. A text is known by its kind (`data.source`)
-    and the hash of its bytes, not by where it lies; how many validation batches there are decides the validation loss.
-    Plain JSON values.
+    Strategy, micro batch, compilation and device decide only the speed. A text is identified by its kind
+    (`data.source`) and the hash of its bytes, not by its path. The number of validation batches is included because it
+    decides the validation loss. All values are plain JSON values.
     """
     data = {name: getattr(config.data, name) for name in ("source", "validation_fraction", "ignore_token")}
     names = ("seed", "seq_len", "global_batch_size", "steps", "clip_norm", "eval_batches")
@@ -79,12 +79,12 @@ def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
 
 
 def work_hash(config: Config, corpus_sha256: str) -> str:
-    """Of the run's `work`."""
+    """The hash of the run's `work`."""
     return hash_of(work(config, corpus_sha256))
 
 
-def expected(strategy: Strategy) -> dict[str, Any]:
-    """What a comparison may find in which the strategy is not one device, by its own word."""
+def declared_differences(strategy: Strategy) -> dict[str, Any]:
+    """How the strategy declares that its results differ from those of one device."""
     lossy = strategy.lossy()
     return {
         "differs": strategy.differs(),
@@ -95,8 +95,8 @@ def expected(strategy: Strategy) -> dict[str, Any]:
 def open_run_dir(
     config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, degrees: dict[str, int]
 ) -> tuple[Path, dict[str, Any]]:
-    """Make the directory with config.yaml and work.json. Returns its path and the facts that the run's summary begins
-    with."""
+    """Create the directory with config.yaml and work.json. Returns its path and the facts that become part of the
+    summary."""
     path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
     machine = environment(runtime.device, runtime.backend, world.world_size)
     facts = {
@@ -106,11 +106,11 @@ def open_run_dir(
         **machine,
         "corpus_sha256": corpus.sha256,
         "work_hash": work_hash(config, corpus.sha256),
-        **expected(config.strategy),
+        **declared_differences(config.strategy),
         "energy_sensor": open_meter(runtime.device).note,
     }
     size = {"tokens": len(corpus.training) + len(corpus.validation)}
-    more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine has the world's size
+    more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine includes world_size
     write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), **more)
     return path, facts
 
@@ -125,11 +125,11 @@ def write_work(
     world_size: int,
     **facts: Any,
 ) -> None:
-    """`work.json`, when the run starts: a running or killed run, which has no summary, can be compared too.
+    """Write `work.json` when the run starts, so that a running or killed run, without a summary, can be compared too.
 
-    `typed`: values from the environment, for which their hashes stand. `work_hash` is of the values themselves, so that
-    it does not matter how they were given. `facts`: the environment, the size of the text, the command, and the name of
-    the sweep that started the run.
+    `typed`: values from the environment, which are replaced by their hashes. `work_hash` is the hash of the values
+    themselves, so it does not depend on how they were given. `facts`: the environment, the size of the text, the
+    command, and the name of the sweep that started the run.
     """
     shown = work(config, corpus_sha256)
     for one in typed:
@@ -140,26 +140,26 @@ def write_work(
         "strategy": config.strategy.name,
         "degrees": degrees,
         "world_size": world_size,
-        **expected(config.strategy),
+        **declared_differences(config.strategy),
         "work": shown,
     }
     write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")
 
 
 def sweep_of(world: World) -> str | None:
-    """The name of the sweep's folder if a sweep started this run: there it asks for the name of the run's directory."""
+    """The name of the sweep's folder if a sweep started this run. The sweep's run_file is in this folder."""
     return Path(world.run_file).parent.name if world.run_file else None
 
 
 def command(world: World) -> str:
-    """What was typed, or what the launcher became, as a line to type again."""
+    """The command of this run, as a line that can be typed again."""
     nodes = world.world_size // world.local_world_size
     words = ["torchrun", *([f"--nnodes={nodes}"] if nodes > 1 else []), f"--nproc_per_node={world.local_world_size}"]
     return shlex.join([*words, *words_of("train/main.py"), *sys.argv[1:]])
 
 
 def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
-    """What a figure must travel with."""
+    """The versions and the device, which must be known to interpret a figure."""
     return {
         "commit": _commit(),
         "torch": torch.__version__,
@@ -177,8 +177,9 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
 
 
 def _commit() -> str:
-    """The commit of this source tree, with + if it was changed since; empty where the program is not the root of a git
-    repository: one that merely surrounds it, as a project does its virtual environment, has other commits."""
+    """The commit of this source tree, with + if files have changed since. It is empty if the program's folder is not
+    the root of a git repository: a repository around it, for example around a virtual environment, has other commits.
+    """
     if not (ROOT / ".git").exists():
         return ""
     try:
@@ -194,4 +195,4 @@ def _commit() -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
-    raise TypeError(f"{value!r} is no JSON value")
+    raise TypeError(f"{value!r} is not a JSON value")

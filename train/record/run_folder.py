@@ -1,7 +1,7 @@
-"""What a run's folder says, and a sweep's, with its types checked. Torch is not imported.
+"""Reads the folder of a run or a sweep, and checks the types of its values. Torch is not imported.
 
-Every key may be missing, as in folders of older versions; one that is there must be of its type, or the file that it
-stands in raises `Unreadable`. Compare, sweep and the benchmarks read runs by this module and by nothing else.
+Any key may be missing, as in folders of older versions. If a key has a value of another type, its file raises
+`Unreadable`. Compare, sweep and the benchmarks read runs only with this module.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from train.record.run_files import (
     Record,
     Unreadable,
     clean,
+    entries,
     exists,
-    inside,
     is_count,
     number,
     read_json,
@@ -31,12 +31,12 @@ from train.record.run_files import (
 )
 from train.record.tags import read_events
 
-DEFAULT_WARMUP = 5  # steps, of a run that does not say it
-MOST_RANKS, MOST_PIECES = 4096, 100_000  # of a sample
-POINTS, PROBES = "points.json", "probes"  # of a sweep's folder; in the second are the short runs of `batch=best`
-WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"  # a point's states
+DEFAULT_WARMUP = 5  # steps, for a run whose files do not name the number
+MOST_RANKS, MOST_PIECES = 4096, 100_000  # in a sample
+POINTS, PROBES = "points.json", "probes"  # in a sweep's folder; `probes` has the short runs of `batch=best`
+WAITING, RUNNING, DONE, FAILED, INVALID = "waiting", "running", "done", "failed", "invalid"  # states of a point
 SAMPLE = re.compile(r"step-(\d{1,12})\.json")
-Kind = tuple[str, Callable[[Any], bool]]  # what a value must be, in words and as a test
+Kind = tuple[str, Callable[[Any], bool]]  # what a value must be: in words, and as a test
 
 
 def is_text(value: Any) -> bool:
@@ -44,7 +44,7 @@ def is_text(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return value is None or number(value) is not None or value != value  # null, and NaN of older runs
+    return value is None or number(value) is not None or value != value  # a number, null, or NaN from older runs
 
 
 TEXT: Kind = ("a text", is_text)
@@ -106,89 +106,91 @@ POINT: dict[str, Kind] = {
 
 @dataclass
 class Folder:
-    """A run's. `said`: what was left out of it, a line each."""
+    """The content of a run's folder. `notes`: one line for each thing that was left out."""
 
     config: Record = field(default_factory=dict)  # flat: "train.seed" -> 1234
     work: Record = field(default_factory=dict)  # work.json
     summary: Record = field(default_factory=dict)  # empty until the run has ended
     records: list[Record] = field(default_factory=list)  # lines of metrics.jsonl
     sample: Record = field(default_factory=dict)  # the last samples/step-N.json that can be read
-    said: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_folder(path: Path) -> Folder:
-    """All of a run's folder. Raises Unreadable if what decides the comparison cannot be read: all but a sample."""
+    """Read the folder of a run. Raises Unreadable if a file cannot be read, except a sample, which gives a note."""
     folder = Folder(read_config(path), read_facts(path / "work.json"), read_facts(path / "summary.json"))
     if exists(path / "metrics.jsonl"):
-        folder.records, folder.said = read_records(path / "metrics.jsonl")
+        folder.records, folder.notes = read_records(path / "metrics.jsonl")
     else:
         folder.records = read_events(path)
-    samples = {int(match[1]): file for file in inside(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
+    samples = {int(match[1]): file for file in entries(path / "samples") if (match := SAMPLE.fullmatch(file.name))}
     for step in sorted(samples, reverse=True):
         try:
             folder.sample = read_sample(samples[step])
             break
         except Unreadable as error:
-            folder.said.append(f"samples/{error}; it is left out")
+            folder.notes.append(f"samples/{error}; it is left out")
     return folder
 
 
 def warmup_steps(summary: Record, config: Record) -> int:
-    """How many of the run's first steps its medians leave out, from summary.json or the flat config."""
+    """The number of first steps that the medians of the run leave out, from summary.json or the flat config."""
     own: int = config.get("metrics.warmup_steps", DEFAULT_WARMUP)
     steps: int = summary.get("warmup_steps", own)
     return steps
 
 
 def read_facts(path: Path) -> Record:
-    """Of work.json or summary.json; empty if there is no such file."""
+    """The facts in work.json or summary.json; empty if there is no such file."""
     facts = read_json(path) or {}
     check(facts, FACTS, path.name)
     return facts
 
 
 def read_config(path: Path) -> Record:
-    """config.yaml, flat: `train.seed` -> 1234."""
+    """The config in config.yaml, flat: `train.seed` -> 1234."""
     tree = read_yaml(path / "config.yaml") or {}
     check(tree, CONFIG, "config.yaml")
     config = flat(tree)
     for key in CONFIG_KEYS:
-        if "${" in str(config.get(key)):  # as it was typed: what it came to says summary.json
+        if "${" in str(config.get(key)):  # an interpolation, whose result is in summary.json
             del config[key]
     check(config, CONFIG_KEYS, "config.yaml")
     return config
 
 
 def read_points(path: Path) -> tuple[Record, list[str]]:
-    """A sweep's points.json, with the points that are whole, and a line for each other; empty if there is no such file.
-    A point need not have every key."""
+    """The content of a sweep's points.json with its valid points, and a note for each point that is not valid. Empty if
+    there is no such file. A point may lack keys."""
     values = read_json(path) or {}
     check(values, {"points": ("a list", lambda v: isinstance(v, list)), "fairness": TEXT, "line": TEXT}, path.name)
-    whole, said = [], []
+    whole, notes = [], []
     for place, point in enumerate(values.get("points", []), start=1):
         try:
             if not isinstance(point, dict):
-                raise Unreadable("no object")
+                raise Unreadable("it is not an object")
             check(point, POINT, "it")
             whole.append(point)
         except Unreadable as error:
-            said.append(f"{path.name}: point {place} is left out ({error})")
-    return values | {"points": whole}, said
+            notes.append(f"{path.name}: point {place} is left out ({error})")
+    return values | {"points": whole}, notes
 
 
 def read_sample(path: Path) -> Record:
-    """`ranks`, each with its number, its memory at the peak and its timeline, as far as they are of their types."""
+    """The `ranks` of a sample: the number, the memory at the peak and the timeline of each. Values of other types are
+    left out."""
     sample = read_json(path) or {}
     ranks = sample.get("ranks")
     if not isinstance(ranks, list) or not 0 < len(ranks) <= MOST_RANKS:
         raise Unreadable(f"{path.name}: ranks is not a list of 1 to {MOST_RANKS:,} ranks")
     numbers = [rank.get("rank") if isinstance(rank, dict) else None for rank in ranks]
     if not all(map(is_count, numbers)) or len(set(numbers)) < len(numbers):
-        raise Unreadable(f"{path.name}: ranks are not each an object with a number of its own")
+        raise Unreadable(f"{path.name}: ranks are not all objects with different numbers")
     pieces = [piece for rank in ranks for piece in _list(rank.get("timeline"))]
     if len(pieces) > MOST_PIECES or not all(map(_is_piece, pieces)):
         raise Unreadable(
-            f"{path.name}: a timeline is not at most {MOST_PIECES:,} of [kind, stage, microbatch, from, to]"
+            f"{path.name}: a timeline is not a list of [kind, stage, microbatch, from, to], or all together are longer "
+            f"than {MOST_PIECES:,}"
         )
     whole = []
     for rank in ranks:
@@ -202,19 +204,19 @@ def read_sample(path: Path) -> Record:
 
 
 def check(values: Record, kinds: dict[str, Kind], name: str) -> None:
-    """Raise Unreadable for the first key that is there and not of its type."""
+    """Raise Unreadable for the first key whose value has another type."""
     for key, (words, good) in kinds.items():
         if key in values and not good(values[key]):
             raise Unreadable(f"{name}: {key} is {clean(values[key], 40)}, not {words}")
 
 
 def hash_of(work: Record) -> str:
-    """8 hex digits of what decides a run's numbers: runs that have them in common are comparable."""
+    """8 hex digits of the hash of what decides a run's numbers. Runs with the same hash can be compared."""
     return hashlib.sha256(json.dumps(deciding(work), sort_keys=True).encode()).hexdigest()[:8]
 
 
 def deciding(work: Record) -> Record:
-    """The work without the keys that its run did not read, or that decide no number."""
+    """The work without the keys that the run did not read, or that do not affect the numbers."""
     idle = unread(flat(work), READ_WHEN, DECIDES_NUMBERS_WHEN)
     return {
         group: {name: value for name, value in keys.items() if f"{group}.{name}" not in idle}

@@ -1,4 +1,4 @@
-"""Where values go: a line-buffered JSON file, TensorBoard, and the reader's terminal. Only rank 0 makes these."""
+"""The destinations of values: a line-buffered JSON file, TensorBoard, and the terminal. Only rank 0 creates them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from train.record.tags import shown_as
 from train.record.trackers import open_trackers
 
 NUM_PLAIN_LINES = 10
-NO_VALID_TOKEN = "no valid token"  # in place of a loss: there was nothing to predict
+NO_VALID_TOKEN = "no valid token"  # shown instead of a loss if there was nothing to predict
 
 
 class JsonLines(Sink):
-    """One object a line, complete after every write: a killed run loses at most the step that was in flight."""
+    """One JSON object per line, written at once, so that a killed run loses only the step that was going on."""
 
     def __init__(self, directory: Path) -> None:
         self.samples = directory / "samples"
@@ -50,8 +50,8 @@ class JsonLines(Sink):
 
 
 class TensorBoard(Sink):
-    """The same values, under the tags of tags.py; texts (config, versions, mesh); hyperparameters, results and charts;
-    figures. No tag has two values at one step."""
+    """The same values, under the tags of tags.py, with texts (config, versions, mesh), hyperparameters, results, charts
+    and pictures. No tag gets two values at the same step."""
 
     def __init__(
         self,
@@ -66,21 +66,21 @@ class TensorBoard(Sink):
         from torch.utils.tensorboard import SummaryWriter
 
         self.proto, self.degrees = Summary, degrees
-        self.standing, self.step = board.Standing(warmup_steps), 0
-        self.results: Record = {}  # as last written
-        self.sampled = self.num_samples = 0  # the last sampled step, and how many there were
-        self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it was not drawn
+        self.results_so_far, self.step = board.ResultsSoFar(warmup_steps), 0
+        self.results: Record = {}  # the results that were written last
+        self.sampled = self.num_samples = 0  # the last sampled step, and the number of samples
+        self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it is not drawn yet
         self.writer = SummaryWriter(str(directory))
         for name, text in texts.items():
             self.writer.add_text(name, f"```\n{text}\n```", 0)
         self._add(board.start_summary(hparams or {}), 0)
 
     def write(self, step: int, values: Record) -> None:
-        # one event a step, not one a tag: 40 tags cost as much as one
+        # one event for all tags of a step: so 40 tags cost as little as one
         if has_no_target(values):
             values = {tag: value for tag, value in values.items() if tag != LOSS}
-        self.step, results = step, self.standing.add(values)
-        validates = VALIDATION_LOSS in values  # after the step's own values, which have the other results
+        self.step, results = step, self.results_so_far.add(values)
+        validates = VALIDATION_LOSS in values  # this record follows that of the step, which had the other results
         written = {tag: value for tag, value in results.items() if (tag == board.RESULT_OF_VALIDATION) == validates}
         self.results |= written
         if RECORDED in values:
@@ -93,7 +93,7 @@ class TensorBoard(Sink):
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
         self.num_samples += 1
-        if self.num_samples & (self.num_samples - 1):  # drawing takes a moment: the 1st, 2nd, 4th, 8th …, and the last
+        if self.num_samples & (self.num_samples - 1):  # drawing is slow: only the 1st, 2nd, 4th, 8th … and the last
             self.undrawn = (step, record)
         else:
             self.undrawn = None
@@ -102,7 +102,7 @@ class TensorBoard(Sink):
     def summary(self, values: dict[str, Any]) -> None:
         if self.undrawn is not None:
             self._draw(*self.undrawn)
-        final = self.standing.results(values)
+        final = self.results_so_far.results(values)
         self._add_scalars({tag: value for tag, value in final.items() if self.results.get(tag) != value}, self.step)
         self._add(board.end_summary(), self.step)
 
@@ -112,10 +112,10 @@ class TensorBoard(Sink):
     def _draw(self, step: int, record: dict[str, Any]) -> None:
         if find_spec("matplotlib") is None:  # the extra `plot`
             return
-        from train.record.pictures import figures
+        from train.record.pictures import draw_sample
 
         images = []
-        for tag, figure in figures(record, self.degrees).items():
+        for tag, figure in draw_sample(record, self.degrees).items():
             figure.savefig(png := BytesIO(), format="png")
             width, height = figure.canvas.get_width_height()
             image = self.proto.Image(width=width, height=height, encoded_image_string=png.getvalue())
@@ -127,13 +127,13 @@ class TensorBoard(Sink):
         self._add(self.proto(value=shown), step)
 
     def _add(self, summary: Any, step: int) -> None:
-        """Written through at once, as a killed process loses what is queued."""
+        """Write it at once, because a killed process loses what is still queued."""
         self.writer._get_file_writer().add_summary(summary, step)
         self.writer.flush()
 
 
 class Terminal(Sink):
-    """A progress bar on a terminal; elsewhere a line now and then."""
+    """A progress bar on a terminal; if the output is not a terminal, some lines."""
 
     def __init__(self, num_steps: int) -> None:
         self.num_steps, self.every = num_steps, max(num_steps // NUM_PLAIN_LINES, 1)
@@ -177,7 +177,7 @@ class Terminal(Sink):
 def open_sinks(
     path: Path, config: Config, tree: DictConfig, facts: dict[str, Any], degrees: dict[str, int], world_size: int
 ) -> list[Sink]:
-    """All that the config asks for, in the run's directory `path`. Raises BadInput for a tracker that cannot start."""
+    """The sinks that the config requests, in the run's directory `path`. Raises BadInput if a tracker cannot start."""
     sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
     flat = board.hparams(config, world_size, facts["device"])
     if config.metrics.tensorboard:
@@ -191,7 +191,7 @@ def open_sinks(
 
 
 def print_summary(rows: dict[str, str], *, then: str) -> None:
-    """The table at the end of a run, and what to type next."""
+    """Print the table at the end of a run, and the command to type next."""
     table = Table(show_header=False, title="summary", title_justify="left")
     for name, value in rows.items():
         table.add_row(name, value)

@@ -1,7 +1,7 @@
-"""What the tags of metrics.jsonl are called in TensorBoard, and how its event files are read back.
+"""The names of the tags of metrics.jsonl in TensorBoard, and how its event files are read.
 
-TensorBoard lists groups by name: results and training as they are, what explains them behind them under `why`, and the
-figures of single ranks apart. Torch is not imported.
+TensorBoard sorts groups of tags by name. Results and training keep their names. The tags that explain them are under
+`why`, and so come after them; values of single ranks have a group of their own. Torch is not imported.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from train.record.run_files import (
     Record,
     Unreadable,
     clean,
-    inside,
+    entries,
     is_count,
     number,
     opened,
@@ -29,22 +29,22 @@ WHY, WHY_BY_RANK, WHY_PICTURES = "why/", "why_by_rank/", "why_pictures/"
 
 
 def shown_as(tag: str) -> str:
-    """The tag in TensorBoard of one in metrics.jsonl."""
+    """The tag in TensorBoard for a tag of metrics.jsonl."""
     if tag.startswith(BY_RANK):
         return WHY_BY_RANK + tag.removeprefix(BY_RANK)
     return tag if tag.split("/")[0] in FIRST_GROUPS else WHY + tag
 
 
 def logged_as(tag: str) -> str:
-    """The tag in metrics.jsonl of one in TensorBoard."""
+    """The tag in metrics.jsonl for a tag of TensorBoard."""
     if tag.startswith(WHY_BY_RANK):
         return BY_RANK + tag.removeprefix(WHY_BY_RANK)
     return tag.removeprefix(WHY)
 
 
 def read_events(path: Path) -> list[Record]:
-    """The same records from TensorBoard's event files, in float32; none if there is no such file."""
-    files = [file for file in inside(path) if EVENTS in file.name]
+    """The records from TensorBoard's event files, whose values are float32. Empty if there is no such file."""
+    files = [file for file in entries(path) if EVENTS in file.name]
     if not files:
         return []
     total = 0
@@ -61,10 +61,10 @@ def read_events(path: Path) -> list[Record]:
         for tag in filter(TAG.fullmatch, events.Tags()["scalars"]):
             for event in events.Scalars(tag):
                 if not 0 <= event.wall_time <= LAST_TIME:
-                    raise Unreadable(f"the event files have a time of {clean(event.wall_time, 40)}")
+                    raise Unreadable(f"the event files have the invalid time {clean(event.wall_time, 40)}")
                 key = (int(event.step), tag == VALIDATION_LOSS)
                 record = steps.setdefault(key, {"step": int(event.step), "time": event.wall_time})
                 record[logged_as(tag)] = number(event.value)
-    except Exception as error:  # it is another package's reader, of bytes that may be anything
+    except Exception as error:  # another package reads bytes that may be anything, so any exception is possible
         raise Unreadable(f"the event files cannot be read ({clean(error, 80)})") from error
     return [steps[key] for key in sorted(steps) if is_count(key[0], LAST_STEP)]

@@ -1,8 +1,9 @@
 """Experiment trackers beside TensorBoard: metrics.trackers=[mlflow]. Each is imported only when it is named.
 
-They take the finite values of every step but `memory_by_rank/`, the flat hyperparameters of board.py, and at the end
-the numbers of the summary. Where they write is theirs to say: MLFLOW_TRACKING_URI, WANDB_MODE=offline, TRACKIO_DIR and
-the like. One that fails in the middle of a run is left out from then on, said once: a lost server ends no training.
+They get the finite values of every step except `memory_by_rank/`, the flat hyperparameters of board.py, and at the end
+the numbers of the summary. Their own settings decide where they write: MLFLOW_TRACKING_URI, WANDB_MODE=offline,
+TRACKIO_DIR and the like. If a tracker fails during a run, one line says so and it is not used any more: a lost server
+does not stop the training.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ PROJECT, MAX_MESSAGE = "strategy-lab", 160
 
 
 class TrackerSink(ABC):
-    """The sink of one tracker: a subclass opens a run of that name, logs numbers to it, and ends it."""
+    """The sink of one tracker. A subclass opens a run with the given name, logs numbers to it, and ends it."""
 
     name: ClassVar[str]
 
@@ -42,7 +43,7 @@ class TrackerSink(ABC):
 
     @abstractmethod
     def end(self) -> None:
-        """`self.completed`: whether the run came to its end."""
+        """End the tracker's run. `self.completed`: whether the training finished."""
 
     def write(self, step: int, values: Record) -> None:
         shown = {tag: v for tag, v in values.items() if math.isfinite(v) and not tag.startswith(BY_RANK)}
@@ -65,9 +66,9 @@ class TrackerSink(ABC):
             return
         try:
             call(*arguments)
-        except Exception as error:  # of any kind: these are other people's networks and servers
+        except Exception as error:  # any exception is possible, because it depends on networks and servers
             self.failed = True
-            print(f"{self.name} failed and is left out from here on: {_line(error)}", file=sys.stderr, flush=True)
+            print(f"{self.name} failed and is not used any more: {_line(error)}", file=sys.stderr, flush=True)
 
 
 class Mlflow(TrackerSink):
@@ -85,7 +86,7 @@ class Mlflow(TrackerSink):
     def log(self, step: int, values: Record) -> None:
         now = int(time.time() * 1e3)
         metrics = [self.mlflow.entities.Metric(tag, value, now, step) for tag, value in values.items()]
-        self.client.log_batch(self.run_id, metrics=metrics, synchronous=False)  # the loop waits for no server
+        self.client.log_batch(self.run_id, metrics=metrics, synchronous=False)  # so the loop does not wait for a server
 
     def log_summary(self, values: Record) -> None:
         self.log(0, {f"summary/{tag}": value for tag, value in values.items()})
@@ -136,7 +137,7 @@ SINKS: dict[Tracker, type[TrackerSink]] = {Tracker.mlflow: Mlflow, Tracker.wandb
 
 
 def open_trackers(config: Config, run: str, hparams: Hparams) -> list[TrackerSink]:
-    """Those that the config names. Raises BadInput (exit code 3) for one that cannot start."""
+    """The trackers that the config names. Raises BadInput (exit code 3) if one cannot start."""
     sinks = []
     for tracker in dict.fromkeys(config.metrics.trackers):
         try:
@@ -149,6 +150,6 @@ def open_trackers(config: Config, run: str, hparams: Hparams) -> list[TrackerSin
 
 
 def _line(error: Exception) -> str:
-    """The start of what went wrong: some of these messages fill a page."""
+    """The start of the error's first line, because some of these messages are very long."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} …"

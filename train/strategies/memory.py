@@ -35,11 +35,11 @@ class Needs:
     parameters: int
     gradients: int
     optimiser: int
-    whole: int
+    unsharded: int
     on_host: frozenset[str] = field(default_factory=frozenset)
 
     @property
-    def held(self) -> int:
+    def state(self) -> int:
         return self.parameters + self.gradients + self.optimiser
 
     @property
@@ -48,7 +48,7 @@ class Needs:
 
     @property
     def on_device(self) -> int:
-        return self.held + self.whole - self.offloaded
+        return self.state + self.unsharded - self.offloaded
 
 
 def unknown_needs(plan: Plan) -> str | None:
@@ -64,10 +64,10 @@ def needs(plan: Plan, rank: int) -> Needs:
         return of_deepspeed(plan, strategy, rank)
     offloads = isinstance(strategy, FsdpKeys) and strategy.cpu_offload
     host = frozenset({"parameters", "gradients", "optimiser"} if offloads else ())
-    return Needs(**state_bytes(plan, rank), whole=whole(plan, rank), on_host=host)
+    return Needs(**state_bytes(plan, rank), unsharded=unsharded_bytes(plan, rank), on_host=host)
 
 
-def held(plan: Plan, rank: int) -> Shapes:
+def parameter_shapes(plan: Plan, rank: int) -> Shapes:
     """The shapes of this rank's parameters between steps, by global name."""
     here = rank_of(plan, rank)
     return {name: here.holds(name, shape) for _, unit in units(plan, here.place["pp"]) for name, shape in unit.items()}
@@ -76,7 +76,7 @@ def held(plan: Plan, rank: int) -> Shapes:
 def state_bytes(plan: Plan, rank: int) -> dict[str, int]:
     """What `TrainStep.state_bytes` reports on this rank after a step."""
     kept, _ = element_sizes(plan.config.precision)
-    shapes = held(plan, rank).values()
+    shapes = parameter_shapes(plan, rank).values()
     parameters = kept * sum(math.prod(shape) for shape in shapes)
     optim = plan.config.optim
     if optim.name is Optimiser.adamw:
@@ -96,7 +96,7 @@ def num_parameters(model: ModelConfig) -> tuple[int, int]:
     return ends + model.num_layers * total, ends + model.num_layers * (total - idle)
 
 
-def whole(plan: Plan, rank: int) -> int:
+def unsharded_bytes(plan: Plan, rank: int) -> int:
     """Bytes of what FSDP puts together within a step; nothing where it shards over one rank."""
     here = rank_of(plan, rank)
     if not plan.config.strategy.uses_fsdp():
@@ -125,7 +125,7 @@ def keeps_parameters_sharded(plan: Plan) -> bool:
     return not isinstance(strategy, FsdpKeys | DeepSpeed) or strategy.zero_stage == 3
 
 
-def whole_in_a_step(plan: Plan) -> str:
+def unsharded_in_a_step(plan: Plan) -> str:
     """Which of what is sharded an engine puts together within a step, in words."""
     if isinstance(plan.config.strategy, DeepSpeed):
         return "parameters, up to 10^9 elements of them"
@@ -153,7 +153,7 @@ def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
         parameters=-(-(total - small) // ranks) + small if stage == 3 else total,
         gradients=sharded if stage >= 2 else total,
         optimiser=copies * (sharded if stage >= 1 else total),
-        whole=min(total, 4 * LIVE) if stage == 3 and ranks > 1 else 0,
+        unsharded=min(total, 4 * LIVE) if stage == 3 and ranks > 1 else 0,
         on_host=frozenset({"optimiser"} if strategy.offload_optimizer else ()),
     )
 

@@ -16,7 +16,7 @@ from train.strategies.scalars import scalars
 from train.strategies.techniques import rank_of
 
 
-def expected(plan: Plan, rank: int = 0) -> list[Traffic]:
+def expected_traffic(plan: Plan, rank: int = 0) -> list[Traffic]:
     """Everything that this rank sends in one optimiser step. Axes of degree 1 send nothing."""
     here = rank_of(plan, rank)
     rows = [row for technique in here.techniques if technique.traffic for row in technique.traffic(here)]
@@ -28,8 +28,8 @@ def depends_on_schedule(plan: Plan) -> bool:
     return gathers_by_schedule(plan) or (recomputes(plan) and plan.config.strategy.splits_backward())
 
 
-def unknown(plan: Plan) -> str | None:
-    """Why this plan has no closed form: then `expected` must not be asked."""
+def unknown_traffic(plan: Plan) -> str | None:
+    """Why this plan has no closed form: then `expected_traffic` must not be asked."""
     strategy = plan.config.strategy
     if not strategy.closed_form:
         return f"what strategy={strategy.name} sends is not known before it runs"

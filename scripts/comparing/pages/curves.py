@@ -1,6 +1,6 @@
-"""Curves of the training loss: over the steps, over the time and over what was sent; as a picture and as data.
+"""Curves of the training loss over steps, time and bytes sent, as pictures and as data.
 
-The data (`Picture.panels`) is for the report's charts, which can be pointed at; both show the same lines.
+The data (`Picture.panels`) is for the interactive charts of the report. Both show the same lines.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from scripts.comparing.pages.style import WIDTH_IN, Colours, Picture, drawable, 
 from scripts.comparing.results import sent_by_axis
 from train.measure.results import LOSS
 
-MOST_POINTS = 1000  # of a line in the report: more cannot be seen
+MOST_POINTS = 1000  # of a line in the report; more points could not be seen
 Line = tuple[list[float], list[float]]  # x, y
 
 
 def loss(group: Group, colours: Colours) -> Picture | None:
-    """The training loss over one another, and below it how far each is from the reference."""
+    """The training losses in one picture, and below them the distance of each from the reference."""
     lines = {id(row): _line(list(losses(row)), list(losses(row).values())) for row in group.rows}
     rows, more = drawable([row for row in group.rows if lines[id(row)][0]])
     if not rows:
@@ -43,32 +43,32 @@ def loss(group: Group, colours: Colours) -> Picture | None:
         panels.append(_draw(distances, others, apart, colours, what, log=True))
         shown = [y for _, ys in apart.values() for y in ys]
         distances.set(yscale="log", ylabel=f"distance from\n{reference.run.label} (relative)")
-        if shown:  # whole decades, so that one at least has a label
+        if shown:  # whole decades, so that at least one of them has a label
             distances.set_ylim(10 ** math.floor(math.log10(min(shown))), 10 ** math.ceil(math.log10(max(shown) * 1.01)))
         else:
             panels.pop()
     (distances or curves).set_xlabel("step")
     (distances or curves).xaxis.set_major_locator(MaxNLocator(integer=True))
-    note = "Below: no mark where two losses are the same to the last bit." if distances is not None else ""
+    note = "Below: there is no mark if two losses are bitwise equal." if distances is not None else ""
     return Picture("loss", words.losses(group), figure, note + more, panels=[panel | {"x": "step"} for panel in panels])
 
 
 def loss_over_time(group: Group, colours: Colours) -> Picture | None:
-    """The training loss over the seconds since the first step began."""
+    """The training loss over the seconds since the start of the first step."""
     lines = {id(row): _line(*_timed(row)) for row in group.rows}
-    note = "By rank 0's clock; evaluations and recorded steps are in it, the start is not."
+    note = "Time on the clock of rank 0, including evaluations and recorded steps, but not the start of the run."
     return _over("loss-time", group, lines, colours, "seconds", "s", note)
 
 
 def loss_over_bytes(group: Group, colours: Colours) -> Picture | None:
-    """The training loss over what rank 0 has sent."""
+    """The training loss over the bytes that rank 0 has sent."""
     lines = {}
     for row in group.rows:
         sent = sum(sent_by_axis(row.run).values())
         lines[id(row)] = _line([n * sent for n in losses(row)], list(losses(row).values())) if sent else ([], [])
     quiet = [row.run.label for row in group.rows if row.run.steps and not lines[id(row)][0]]
-    note = "Message bytes of one counted step, times the steps."
-    note += f" {words.listed(quiet)}: sends nothing, or was not counted." if quiet else ""
+    note = "Message bytes of one counted step, multiplied by the number of steps."
+    note += f" {words.listed(quiet)}: nothing was sent, or it was not counted." if quiet else ""
     return _over("loss-bytes", group, lines, colours, "MiB sent by rank 0", "MiB", note)
 
 
@@ -77,7 +77,7 @@ def _over(
 ) -> Picture | None:
     rows, more = drawable([row for row in group.rows if lines[id(row)][0]])
     if len(rows) < 2:
-        return None  # there is nothing to compare
+        return None  # one line has no other to be compared with
     figure = Figure(figsize=(WIDTH_IN, 2.8 + legend_in(len(rows))), layout="constrained")
     axes = figure.subplots()
     panel = _draw(axes, rows, lines, colours, "training loss")
@@ -87,7 +87,7 @@ def _over(
 
 
 def _race(rows: list[Row], lines: dict[int, Line], unit: str) -> str:
-    """Where the first line ends, how far the others have come."""
+    """A sentence that compares the losses at the place where the first line ends."""
     first = min(rows, key=lambda row: lines[id(row)][0][-1])
     end = lines[id(first)][0][-1]
     reached = {}
@@ -96,13 +96,13 @@ def _race(rows: list[Row], lines: dict[int, Line], unit: str) -> str:
         reached[row.run.label] = come[-1] if come else None
     last = max((row for row in rows if row is not first), key=lambda row: reached[row.run.label] or math.inf)
     there = reached[last.run.label]
-    behind = "has not done a step" if there is None else f"is at a loss of {there:.3g}"
+    behind = "has not finished a step" if there is None else f"has a loss of {there:.3g}"
     ends = f"{first.run.label} ends with a loss of {reached[first.run.label]:.3g}"
     return f"At {end:.3g} {unit} {ends}; {last.run.label} {behind}."
 
 
 def losses(row: Row) -> dict[int, float]:
-    """By step; a step whose loss is no number is left out."""
+    """The losses by step. A step whose loss is not a finite number is left out."""
     return {record["step"]: record[LOSS] for record in row.run.steps if record[LOSS] is not None}
 
 
@@ -115,7 +115,8 @@ def _timed(row: Row) -> Line:
 
 
 def _apart(row: Row, reference: Row) -> Line:
-    """How far the loss is from the reference's, relative; nothing where it is equal, as no logarithm shows 0."""
+    """The relative distance of the loss from the reference. Steps with equal losses have no point, because a
+    logarithmic axis cannot show 0."""
     theirs = losses(reference)
     apart = {n: abs(x - theirs[n]) / abs(theirs[n]) for n, x in losses(row).items() if theirs.get(n)}
     seen = {n: x for n, x in apart.items() if 0 < x < math.inf}
@@ -123,7 +124,7 @@ def _apart(row: Row, reference: Row) -> Line:
 
 
 def _line(xs: list[Any], ys: list[float]) -> Line:
-    """So many points that all of the line can be seen, the first and the last among them."""
+    """A line of at most about MOST_POINTS points, including the first and the last."""
     every = math.ceil(len(xs) / MOST_POINTS) or 1
     kept = [i for i in range(len(xs)) if i % every == 0 or i == len(xs) - 1]
     return [float(xs[i]) for i in kept], [ys[i] for i in kept]
@@ -132,7 +133,8 @@ def _line(xs: list[Any], ys: list[float]) -> Line:
 def _draw(
     axes: Axes, rows: list[Row], lines: dict[int, Line], colours: Colours, what: str, *, log: bool = False
 ) -> dict[str, Any]:
-    """Draw the lines and give the same as data. The first is thick and each next one thinner: equal curves all show."""
+    """Draw the lines, and return them as data. The first line is thick and each next one thinner, so that equal curves
+    are all visible."""
     axes.set_ylabel(what)
     series = []
     for i, row in enumerate(rows):

@@ -1,4 +1,4 @@
-"""What stands at the top of a report: what was trained, on what, by which command; and whether it is one work."""
+"""The top of a report: what was trained, on which machine, by which command; and whether the runs did the same work."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scripts.comparing.work import facts_of
 from train.command.resources import words_of
 from train.record.run_files import clean
 
-MOST_SHOWN = 3  # values of one fact that the head has room for
+MOST_SHOWN = 3  # the most values of one fact that are shown
 MACHINE = ("device", "platform")
 SOFTWARE = {"torch": "torch {}", "python": "Python {}", "commit": "commit {}"}
 
 
 def facts(groups: list[Group], argv: list[str]) -> dict[str, str]:
-    """Name and value; where runs do not share a value, the values, or how many there are."""
+    """The names and values of the facts. If runs differ, all values are shown or, if there are many, their number."""
     runs = [row.run for group in groups for row in group.rows]
     found = {name: _each([facts_of(run).get(name) for run in runs]) for name in _names(runs)}
     found["machine"] = _each([_machine(run) for run in runs])
@@ -30,16 +30,19 @@ def facts(groups: list[Group], argv: list[str]) -> dict[str, str]:
 
 
 def command(runs: list[Run]) -> str:
-    """The sweep's line if all runs are of one sweep; the run's if there is one; else where each run's stands."""
+    """The command of the sweep if all runs belong to one sweep; of the run if there is only one; else a hint where the
+    commands are listed."""
     sweeps = {run.sweep.line if run.sweep else "" for run in runs}
     if len(sweeps) == 1 and (line := sweeps.pop()):
         return f"python -m launch.sweep {line}"
     commands = list(dict.fromkeys(clean(run.facts["command"]) for run in runs if "command" in run.facts))
-    return commands[0] if len(commands) == 1 and len(runs) == 1 else "one a run: see Environment" if commands else ""
+    if len(commands) == 1 and len(runs) == 1:
+        return commands[0]
+    return "one for each run: see Environment" if commands else ""
 
 
 def verdict(group: Group) -> str:
-    """Whether the runs of a table did the same work and came to the same losses, in a sentence."""
+    """A sentence that says whether the runs of a table did the same work and have the same losses."""
     count = len(group.rows)
     if not group.heading.startswith("Same work") or count < 2:
         return ""
@@ -48,10 +51,10 @@ def verdict(group: Group) -> str:
     work = "the same model on the same tokens with the same optimiser"
     same = f"{'Both' if count == 2 else f'All {count}'} runs train {work}, so their losses must be equal"
     if wrong:
-        they = "they win" if len(wrong) > 1 else "it wins"
-        return f"{same}: those of {words.listed(wrong)} are not, so {they} nothing below."
+        they = "they are" if len(wrong) > 1 else "it is"
+        return f"{same}: those of {words.listed(wrong)} are not, so {they} not ranked below."
     if excused:
-        return f"{same}, and are, but for {words.listed(excused)}, which may differ by a lossy option."
+        return f"{same}, and are, except those of {words.listed(excused)}, which a lossy option allows to differ."
     apart = [row.figures.get("loss_difference") for row in group.rows]
     largest = max((value for value in apart if value is not None), default=0.0)
     return f"{same}, and are (at most {largest:.1e} apart in the first steps, which is rounding)."

@@ -1,6 +1,6 @@
 "use strict";
-// Headings sort by key too; pictures that have data become charts that can be pointed at. Without scripts the page is
-// whole: the table in its first order, and the pictures as they were drawn.
+// Tables can be sorted with the keyboard too, and pictures with data become interactive charts. Without scripts the page
+// is still complete: the table has its first order, and the pictures are static.
 
 for (const heading of document.querySelectorAll("table.sortable thead th")) {
   heading.tabIndex = 0;
@@ -28,7 +28,7 @@ function mark(value, log) {
   return log ? value.toExponential(0) : String(+value.toPrecision(4));
 }
 
-// of each line the point nearest to the cursor, as lines over time and bytes have points at places of their own
+// the point of each line that is nearest to the cursor, because lines over time and bytes have points at different places
 function nearest(chart, line, hovered) {
   const values = chart.data[line];
   for (let away = 0; away < values.length; away++) {

@@ -1,4 +1,4 @@
-"""The report: one HTML file that holds everything, opens offline, on a phone, and in the dark."""
+"""The report: one self-contained HTML file, which can be read offline, on a phone, and in dark mode."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from scripts.comparing.table import METHOD, Column, best, columns_of, notes_of
 from train.record.run_files import clean
 
 ENVIRONMENT = ("commit", "torch", "python", "device", "platform", "backend", "world_size", "omp_threads", "command")
-TITLE_IN, PANEL_IN = 1.1, 2.4  # about what a title with its note takes, and a panel of a chart with its legend
+TITLE_IN, PANEL_IN = 1.1, 2.4  # the approximate heights of a title with its note, and of a chart with its legend
 
 
 def report(groups: list[Group], argv: list[str]) -> str:
-    """The whole page. `argv`: the words that it was asked for with."""
+    """The whole page. `argv`: the arguments of the command that makes it."""
     runs = [row.run for group in groups for row in group.rows]
     colours = Colours(groups)
     sections = [_section(group, pictures, i, colours) for i, (group, pictures) in
@@ -66,7 +66,7 @@ def _section(group: Group, pictures: list[Picture], index: int, colours: Colours
 
 
 def _arranged(pictures: list[Picture], index: int) -> str:
-    """Two columns of about one length, the next picture in the shorter one; below them what needs the whole width."""
+    """Two columns of about the same length: each picture is added to the shorter one. Wide pictures are below them."""
     columns: tuple[list[str], list[str]] = ([], [])
     heights = [0.0, 0.0]
     for picture in (picture for picture in pictures if not picture.wide):
@@ -120,7 +120,8 @@ def _figure(picture: Picture, prefix: str) -> str:
 
 
 def svg(picture: Picture, prefix: str) -> str:
-    """The picture as inline SVG: transparent, black as the text's colour, ids of its own, no address of anything."""
+    """The picture as inline SVG: transparent, with black replaced by the colour of the text, with unique ids, and
+    without links to other files."""
     out = io.StringIO()
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", NOT_DRAWN_WELL)
@@ -128,11 +129,11 @@ def svg(picture: Picture, prefix: str) -> str:
     text = out.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    text = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", text)  # HTML knows what an svg is
+    text = re.sub(r'\s(?:xmlns(?::\w+)?|version)="[^"]*"', "", text)  # not needed inside HTML
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = text.replace("xlink:href=", "href=").replace("#000000", "currentColor")
-    text = re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", text)  # browsers show it where one points
+    text = re.sub(rf'<g id="{TIP}([^"]*)">', r"<g><title>\1</title>", text)  # browsers show it as a tooltip
     text = re.sub(r'\bid="', f'id="{prefix}-', text)
     text = re.sub(r'(href="|url\()#', rf"\1#{prefix}-", text)
     label = escape(picture.title, quote=True)
@@ -140,7 +141,7 @@ def svg(picture: Picture, prefix: str) -> str:
 
 
 def _environment(runs: list[Run]) -> str:
-    """One line for what is the same everywhere, a column for each run where it is not."""
+    """One line for each fact that all runs share, and a table with a column for each run for the other facts."""
     facts: dict[str, list[Any]] = {name: [run.facts.get(name) for run in runs] for name in ENVIRONMENT}
     facts["started (UTC)"] = [_date(run) for run in runs]
     facts["folder"] = [clean(run.path) for run in runs]
@@ -155,8 +156,8 @@ def _date(run: Run) -> str | None:
 
 def _configs(runs: list[Run]) -> str:
     if len(runs) < 2:
-        return "<p>One run, nothing to hold it against.</p>"
-    note = "<p>A dash: the strategy has no such key, or the key means nothing for it.</p>"
+        return "<p>There is only one run, so there is nothing to compare.</p>"
+    note = "<p>A dash: the strategy does not have the key, or does not use it.</p>"
     return note + _matrix(differences([run.config for run in runs]), runs)
 
 
@@ -164,7 +165,7 @@ def _matrix(facts: dict[str, list[Any]], runs: list[Run]) -> str:
     same = {name: values[0] for name, values in facts.items() if all(value == values[0] for value in values)}
     common = _list(same) if same else ""
     if len(same) == len(facts):
-        return common or "<p>Nothing.</p>"
+        return common or "<p>No difference.</p>"
     works = {run.work_hash for run in runs}
     names = [f"{run.label} ({run.work_hash})" if len(works) > 1 else run.label for run in runs]
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)

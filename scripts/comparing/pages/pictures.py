@@ -1,4 +1,4 @@
-"""The pictures of a comparison, by matplotlib: a title that says what it shows, units, one colour for one thing."""
+"""The pictures of a comparison, drawn with matplotlib. Each title says what its picture shows."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from scripts.comparing.gate import Group
 from scripts.comparing.pages.curves import loss, loss_over_bytes, loss_over_time
 from scripts.comparing.pages.style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture, bars, drawable, legend, stack
 from scripts.comparing.pages.timelines import timelines
-from scripts.comparing.results import held_by_rank, memory_by_rank, sent_by_axis, time_parts
+from scripts.comparing.results import memory_by_rank, sent_by_axis, state_of_ranks, time_parts
 from train.measure.results import MEMORY_KINDS, STATE_KINDS, TIME_PARTS
 from train.record.drawing import MAX_ROWS
 from train.record.palette import AXIS_COLOURS, MEMORY_COLOURS, PART_COLOURS
 
 
 def pictures_of(groups: list[Group]) -> list[list[Picture]]:
-    """Those of each group that its runs have the figures for."""
+    """The pictures of each group, as far as its runs have the figures."""
     with matplotlib.rc_context(STYLE):
         colours = Colours(groups)
         makers: tuple[Callable[[Group, Colours], Picture | None], ...] = (
@@ -38,7 +38,7 @@ def pictures_of(groups: list[Group]) -> list[list[Picture]]:
 
 
 def save_all(groups: list[Group], folder: Path) -> list[Path]:
-    """Write every picture as PNG; those of a second table end in -2."""
+    """Write every picture as a PNG file. The names of those of a second table end in -2."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
@@ -54,7 +54,7 @@ def save_all(groups: list[Group], folder: Path) -> list[Path]:
 
 
 def throughput(group: Group, colours: Colours) -> Picture | None:
-    """Median tokens/s with its interval."""
+    """The median tokens/s with its interval."""
     rows, more = drawable([row for row in group.rows if (row.figures["tokens_per_s"] or 0.0) > 0])
     if not rows:
         return None
@@ -77,7 +77,7 @@ def throughput(group: Group, colours: Colours) -> Picture | None:
 
 
 def step_time(group: Group, colours: Colours) -> Picture | None:
-    """The median step, divided as the recorded steps were."""
+    """The time of the median step, divided into parts in the same proportions as the recorded steps."""
     medians = {id(row): row.figures["step_ms_p50"] or 0.0 for row in group.rows}
     rows, more = drawable([row for row in group.rows if sum(time_parts(row.run).values()) > 0 < medians[id(row)]])
     if not rows:
@@ -96,24 +96,25 @@ def step_time(group: Group, colours: Colours) -> Picture | None:
     title = " ".join(words.shares(row) for row in ([ranked[0], ranked[-1]] if len(ranked) > 1 else ranked or rows[:1]))
     took = " to ".join(dict.fromkeys(f"{factor:.2g}" for factor in (min(slower), max(slower))))
     note = (
-        "A bar is as long as the median step, which is not recorded, and divided as the recorded steps were; these "
-        f"took {took} times as long. Means of the ranks; communication is what no computing hides.{more}"
+        "A bar is as long as the median step, which is not recorded. It is divided in the proportions of the recorded "
+        f"steps; these took {took} times as long. Values are means over ranks; communication is only the exposed part, "
+        f"which does not overlap with computation.{more}"
     )
     return Picture("step-time", title, figure, note)
 
 
 def memory(group: Group, colours: Colours) -> Picture | None:
-    """Each rank's memory by kind: at the peak if every run has a sample of it, else state alone."""
+    """The memory of each rank by kind: at the peak if every run has a sample, else the state between steps."""
     with_steps, more = drawable([row for row in group.rows if row.run.steps])
     sampled = all(set(kinds) - set(STATE_KINDS) for row in with_steps for kinds in memory_by_rank(row.run).values())
-    of = memory_by_rank if sampled else held_by_rank
+    of = memory_by_rank if sampled else state_of_ranks
     by_run = {row.run.label: ranks for row in with_steps if (ranks := of(row.run))}
     if not by_run:
         return None
     few = sum(map(len, by_run.values())) <= MAX_ROWS
     lines: list[tuple[str, dict[str, float]]] = []
     for name, ranks in by_run.items():
-        lines += [(name, {}), *_named(ranks, few)]  # the run's name on a line of its own
+        lines += [(name, {}), *_named(ranks, few)]  # the name of the run has its own line
     figure, axes = bars([name for name, _ in lines], each_in=0.22, wrap=False)
     for text in axes.get_yticklabels():
         text.set_fontweight("bold" if text.get_text() in by_run else "normal")
@@ -122,12 +123,12 @@ def memory(group: Group, colours: Colours) -> Picture | None:
     stack(axes, named, MEMORY_KINDS, MEMORY_COLOURS, "MiB")
     axes.set_xlabel("MiB at the peak of a sampled step" if sampled else "MiB of state held between steps")
     legend(axes)
-    note = ("" if sampled else "No sample of every run: activations and buffers are not in it.") + more
+    note = ("" if sampled else "Not every run has a sample, so activations and buffers are not shown.") + more
     return Picture("memory", words.memory(group) or "Memory by kind and rank.", figure, note)
 
 
 def wire(group: Group, colours: Colours) -> Picture | None:
-    """What rank 0 sends in a step, by mesh axis."""
+    """The bytes that rank 0 sends in a step, by mesh axis."""
     rows, more = drawable([row for row in group.rows if sum(sent_by_axis(row.run).values()) > 0])
     sent = {row.run.label: sent_by_axis(row.run) for row in rows}
     if not sent:
@@ -145,7 +146,7 @@ def wire(group: Group, colours: Colours) -> Picture | None:
 
 
 def _named(ranks: dict[int, dict[str, float]], few: bool) -> list[tuple[str, dict[str, float]]]:
-    """All ranks if there are few bars, else those that hold most and least."""
+    """All ranks if there are few bars, else the two with the most and the least memory."""
     if few or len(ranks) <= 2:
         return [(f"rank {rank}", kinds) for rank, kinds in ranks.items()]
     ordered = sorted(ranks, key=lambda rank: sum(ranks[rank].values()))

@@ -1,4 +1,5 @@
-"""The report's scripts: two small libraries and page.js, all in the page, each allowed by its hash, and no other."""
+"""The scripts of the report: two small libraries and page.js. All are inside the page, and its policy allows only them,
+by their hashes."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ STYLES = "\n".join(path.read_text(encoding="utf-8") for path in (VENDOR / "uPlot
 
 
 def scripts() -> list[str]:
-    """Their text, libraries first, each below its licence."""
+    """The text of the scripts. The libraries are first, each after its licence."""
     parts = [
         f"/*! {name}\n{(VENDOR / licence).read_text(encoding='utf-8')}*/\n{(VENDOR / name).read_text(encoding='utf-8')}"
         for name, licence in LIBRARIES.items()
@@ -27,12 +28,12 @@ def scripts() -> list[str]:
 
 
 def policy(parts: list[str]) -> str:
-    """What a browser lets the page do: its own scripts, its own styles, and no request to anywhere."""
+    """The policy for the browser: only the page's own scripts and styles, and no network requests."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts)
     return f"default-src 'none'; style-src 'unsafe-inline'; script-src {hashes}"
 
 
 def data(picture: Picture) -> str:
-    """A chart's lines, as an element that no browser runs."""
+    """The lines of a chart as JSON, in an element that browsers do not execute."""
     text = json.dumps(picture.panels, allow_nan=False).replace("<", "\\u003c")
     return f'<script type="application/json">{text}</script>'

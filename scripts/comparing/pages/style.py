@@ -1,4 +1,4 @@
-"""How the pictures of a comparison look: colours, horizontal bars, legends, and what a bar says when pointed at."""
+"""The style of the pictures of a comparison: colours, horizontal bars, legends and tooltips."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from train.record.run_files import clean
 LEGEND_COLUMNS = 3
 ABOVE: Any = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "borderpad": 0}
 LINES = ("-", "--", ":", "-.")
-WIDTH_IN, LABEL_CHARS, LINE_CHARS = 5.0, 15, 40  # characters of a label, wrapped and on one line
+WIDTH_IN, LABEL_CHARS, LINE_CHARS = 5.0, 15, 40  # characters of a label per line if it is wrapped, and if it is not
 LEGEND_ROW_IN = 0.17
 NOT_DRAWN_WELL = (
-    "(Glyph .* missing from font|constrained_layout not applied)"  # a name that is not readable, or too long
+    "(Glyph .* missing from font|constrained_layout not applied)"  # warnings for names with rare letters, or too long
 )
-TIP = "tip: "  # how the id of a bar begins that has something to say: page.py makes a title of the rest
+TIP = "tip: "  # the prefix of a bar's id that contains a tooltip; page.py makes a title from the rest of the id
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "strategy-lab",
     "font.family": "sans-serif",
     "font.size": 9.5,
-    "text.parse_math": False,  # names may have a $
+    "text.parse_math": False,  # names may contain a $
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -39,8 +39,8 @@ STYLE: Any = {
 
 @dataclass
 class Picture:
-    """`name` is a file's; `wide` is for pictures that cannot be read when narrow. `panels`: the same as data, for a
-    chart that can be pointed at; empty if there is no such chart."""
+    """`name`: the name of its file. `wide`: it needs the full width of the page. `panels`: the same lines as data, for
+    an interactive chart; empty if there is no such chart."""
 
     name: str
     title: str
@@ -51,7 +51,7 @@ class Picture:
 
 
 class Colours:
-    """One colour for each strategy, in every report; a line style for each run of it."""
+    """A colour for each strategy, the same in every report, and a line style for each run of the strategy."""
 
     def __init__(self, groups: list[Group]) -> None:
         runs = [row.run for group in groups for row in group.rows]
@@ -67,18 +67,18 @@ class Colours:
 
 
 def drawable(rows: list[Row]) -> tuple[list[Row], str]:
-    """As many rows as a picture has room for, and a sentence that says so."""
+    """The rows that fit into a picture, and a sentence about the others, if any."""
     left = len(rows) - MAX_ROWS
-    return rows[:MAX_ROWS], f" {left} more runs stand in the table alone." if left > 0 else ""
+    return rows[:MAX_ROWS], f" {left} more runs are only in the table." if left > 0 else ""
 
 
 def legend_in(count: int) -> float:
-    """The height of so many entries above one row of them."""
+    """The height that a legend of this many entries needs beyond its first row."""
     return LEGEND_ROW_IN * max(math.ceil(count / LEGEND_COLUMNS) - 1, 0)
 
 
 def bars(labels: list[str], each_in: float = 0.42, wrap: bool = True) -> tuple[Figure, Axes]:
-    """Axes with a named place for each horizontal bar, the first on top."""
+    """Axes with a labelled row for each horizontal bar, the first at the top."""
     figure = Figure(figsize=(WIDTH_IN, 1.2 + each_in * max(len(labels), 2)), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(
@@ -95,7 +95,7 @@ def bars(labels: list[str], each_in: float = 0.42, wrap: bool = True) -> tuple[F
 def stack(
     axes: Axes, rows: list[tuple[str, dict[str, float]]], kinds: Iterable[str], colours: dict[str, str], unit: str
 ) -> None:
-    """Stacked horizontal bars from 0 of named rows; a kind that no bar has is not in the legend."""
+    """Stacked horizontal bars for labelled rows. A kind that no bar has is not in the legend."""
     ends = [0.0] * len(rows)
     for kind in kinds:
         lengths = [max(parts.get(kind, 0.0), 0.0) for _, parts in rows]
@@ -113,9 +113,9 @@ def stack(
 
 
 def legend(axes: Axes) -> None:
-    """Above the axes, in rows."""
+    """A legend above the axes, filled row by row."""
     handles, labels = axes.get_legend_handles_labels()
-    # matplotlib fills columns, readers read rows
+    # matplotlib fills a legend column by column, but people read it row by row
     order = [i for column in range(LEGEND_COLUMNS) for i in range(column, len(labels), LEGEND_COLUMNS)]
     shown = [handles[i] for i in order], [clean(labels[i], LINE_CHARS // 2) for i in order]
     if handles:

@@ -74,15 +74,15 @@ def gathers_of_stage(
 ) -> int:
     """How often torch's schedules gather a stage: they hold those that come next, MAX_WHOLE of them, and no others."""
     actions = actions_by_rank(schedule, num_stages, num_ranks, num_microbatches)[rank]
-    gathers, held, whole = 0, False, False
+    gathers, is_next, unsharded = 0, False, False
     for i, action in enumerate(actions):
-        was, held = held, stage in next_stages(actions, i)
-        whole = whole and held
-        needed = (held and not was) or action.stage == stage
-        gathers += needed and not whole
-        whole = whole or needed
+        was_next, is_next = is_next, stage in next_stages(actions, i)
+        unsharded = unsharded and is_next
+        needed = (is_next and not was_next) or action.stage == stage
+        gathers += needed and not unsharded
+        unsharded = unsharded or needed
         if action.stage == stage and action.kind == "F" and freed:
-            whole = False
+            unsharded = False
     return gathers
 
 

@@ -73,8 +73,8 @@ class AutoTpStep(ZeroStep):
         self.model.config = model
         self.cut = {p: dims[name.split(".")[-2]] for name, p in self.parameters.items() if name.split(".")[-2] in dims}
         for p, shape in whole.items():  # a pattern that matches nothing is silent
-            held = torch.Size(getattr(p, "ds_shape", p.shape))
-            assert held == torch.Size(n // tp if self.cut.get(p) == dim else n for dim, n in enumerate(shape))
+            local_shape = torch.Size(getattr(p, "ds_shape", p.shape))
+            assert local_shape == torch.Size(n // tp if self.cut.get(p) == dim else n for dim, n in enumerate(shape))
 
     def share_heads(self, sharing: int) -> None:
         """Have `sharing` neighbouring ranks of tp compute the same KV head."""

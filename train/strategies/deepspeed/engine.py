@@ -107,7 +107,7 @@ class EngineStep:
         """`ShardedState.full` of what DeepSpeed has put together over its data ranks."""
         return self.state.full(of)
 
-    def held(self) -> dict[str, Iterable[Tensor]]:
+    def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         """`optimiser` has the partition of master weights in it that DeepSpeed keeps beside the parameters."""
         optimiser = self.engine.optimizer
         inner = getattr(optimiser, "optimizer", optimiser)
@@ -125,11 +125,11 @@ class EngineStep:
         }
 
     def state_bytes(self) -> dict[str, int]:
-        held = self.held()
+        tensors = self.state_tensors()
         return {
-            "parameters": bytes_of(held["parameters"]),
+            "parameters": bytes_of(tensors["parameters"]),
             "gradients": self.gradient_bytes,
-            "optimiser": bytes_of(held["optimiser"]),
+            "optimiser": bytes_of(tensors["optimiser"]),
         }
 
     def _parameters(self) -> Iterator[Tensor]:

@@ -26,7 +26,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from train.config.strategy import MESH_AXES, folded_ranks
 from train.config.technique import Target
-from train.model.moe import Experts, MixtureOfExperts, routers, sorted_by_expert, take
+from train.model.moe import Experts, MixtureOfExperts, gather_rows, routers, sorted_by_expert
 from train.model.transformer import Transformer
 from train.ranks import collectives
 from train.ranks.gradients import local
@@ -58,13 +58,13 @@ class ExpertParallelDispatch(nn.Module):
         coming = collectives.exchange(leaving.contiguous(), self.group)  # [from rank, own experts]
         # the one wait for the device: the sizes of what is sent
         send, receive = torch.stack((leaving.sum(1), coming.sum(1))).tolist()
-        rows = collectives.all_to_all(take(x_ND, order, inverse, k), send, receive, self.group)
+        rows = collectives.all_to_all(gather_rows(x_ND, order, inverse, k), send, receive, self.group)
         own = torch.arange(coming.shape[1], device=coming.device).repeat(size)
         expert = own.repeat_interleave(coming.flatten(), output_size=sum(receive))  # they came by sender, then expert
         by_expert, by_sender, num_rows = sorted_by_expert(expert, coming.shape[1])
-        y = take(experts(take(rows, by_expert, by_sender), num_rows), by_sender, by_expert)
+        y = gather_rows(experts(gather_rows(rows, by_expert, by_sender), num_rows), by_sender, by_expert)
         y = collectives.all_to_all(y, receive, send, self.group)
-        return take(y, inverse, order).unflatten(0, (-1, k))
+        return gather_rows(y, inverse, order).unflatten(0, (-1, k))
 
 
 def apply_experts(target: Target) -> None:

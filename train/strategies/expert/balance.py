@@ -74,7 +74,7 @@ class RoutingRecord:
         for layer, router in self.routers.items():
             router.on_choice = lambda *choice, layer=layer: self.seen[layer].append(choice)
 
-    def take(self) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
+    def collect(self) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
         """Since the last call: the chosen experts of the global batch (each token's in rising order) and the biases,
         by layer, and the least margin. Collective over the token axes and `pp`."""
         model, train = self.config.model, self.config.train
@@ -99,6 +99,6 @@ class RoutingRecord:
         sum_over(chosen, self.mesh, "pp", *TOKEN_AXES)
         sum_over(biases, self.mesh, "pp")
         names = [f"layers.{layer}.feed_forward.router" for layer in range(model.num_layers)]
-        held = {f"{name}.bias": bias.cpu() for name, bias in zip(names, biases, strict=True)}
+        named_biases = {f"{name}.bias": bias.cpu() for name, bias in zip(names, biases, strict=True)}
         routing = {name: choice.cpu() for name, choice in zip(names, chosen, strict=True)}
-        return routing, held if any_router.bias is not None else {}, float(least)
+        return routing, named_biases if any_router.bias is not None else {}, float(least)

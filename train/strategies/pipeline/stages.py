@@ -72,7 +72,9 @@ def build_stages(
         wrapped[stage] = apply_techniques(part, mesh, config, meshes)
     model.layers = nn.ModuleDict({name: layer for part in parts.values() for name, layer in part.layers.items()})
     for end in ("embed", "norm", "head"):
-        setattr(model, end, next((held for part in parts.values() if (held := getattr(part, end)) is not None), None))
+        setattr(
+            model, end, next((module for part in parts.values() if (module := getattr(part, end)) is not None), None)
+        )
     model.rope = next(iter(parts.values())).rope
     return Stages(len(layers), num_ranks, rank, keys.facts().v_shaped, parts, wrapped)
 
@@ -88,7 +90,7 @@ def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) ->
 
 
 @dataclass(frozen=True)
-class Wires:
+class StageShapes:
     """What passes between stages, as meta tensors of one microbatch: tokens in, hidden states between, logits out."""
 
     tokens: Tensor
@@ -96,7 +98,7 @@ class Wires:
     logits: Tensor
 
 
-def wires(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> Wires:
+def stage_shapes(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> StageShapes:
     """Shapes are declared, so that no rank asks its neighbour: cp shards the sequence, tp the residual stream over
     the sequence and the logits over the vocabulary."""
     rows, tp = config.train.micro_batch_size, mesh["tp"].size()
@@ -105,7 +107,7 @@ def wires(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> Wires:
     vocab_size = config.model.vocab_size
     if config.strategy.shards_logits():
         vocab_size = len(chunk(vocab_size, tp, mesh["tp"].get_local_rank()))
-    return Wires(
+    return StageShapes(
         torch.empty(rows, config.train.seq_len, dtype=torch.long, device="meta"),
         torch.empty(rows, hidden_len, config.model.dim, dtype=dtype, device="meta", requires_grad=True),
         torch.empty(rows, seq_len, vocab_size, dtype=dtype, device="meta", requires_grad=True),
@@ -120,7 +122,7 @@ def pipelined(
     any_part = next(iter(stages.parts.values()))
     loss = stages.parts[last].loss if last in stages.parts else any_part.loss
     device, loss_dtype = any_part.rope.device, any_part.rope.dtype
-    shapes = wires(config, mesh, any_part.compute_dtype)
+    shapes = stage_shapes(config, mesh, any_part.compute_dtype)
     num_microbatches = Plan(config, mesh.size()).num_microbatches
     weight = torch.ones((), dtype=loss_dtype, device=device)
 
@@ -171,7 +173,7 @@ class RecordedStage(PipelineStage):
 def build_schedule(
     facts: ScheduleFacts,
     stages: Stages,
-    shapes: Wires,
+    shapes: StageShapes,
     group: dist.ProcessGroup,
     num_microbatches: int,
     loss_fn: Callable[[Tensor, Tensor], Tensor],

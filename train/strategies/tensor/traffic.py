@@ -66,8 +66,8 @@ def shared_heads(rank: Rank) -> Iterator[Traffic]:
     plan = rank.plan
     if degree_of(plan, "kv_replicate") == 1:
         return
-    held = [item for _, unit in units(plan, rank.place["pp"]) for item in unit.items()]
-    shapes = [rank.computes(name, shape) for name, shape in held if name.split(".")[-2] in KV_MODULES]
+    parameters = [item for _, unit in units(plan, rank.place["pp"]) for item in unit.items()]
+    shapes = [rank.computes(name, shape) for name, shape in parameters if name.split(".")[-2] in KV_MODULES]
     yield completed(plan, "kv_replicate", shapes, "shared KV heads")
 
 

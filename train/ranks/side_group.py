@@ -12,7 +12,7 @@ from train.config.traffic import LAB
 from train.config.world import World
 
 
-class LabGroup:
+class SideGroup:
     """Collective: every rank makes one and calls the same methods. In a world of one nothing is sent."""
 
     def __init__(self, world: World) -> None:

@@ -1,4 +1,4 @@
-"""Worlds of processes on this machine: one per size, started once, running all rows of that size."""
+"""Runs jobs and rows in worlds of processes on this machine: one world for each size, with all rows of that size."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def job(name: str, overrides: Sequence[str], **files: str) -> Job:
     return Job(name, configured(overrides), **files)
 
 
-def world(
+def run_jobs(
     folder: Path,
     jobs: Sequence[Job],
     *,
@@ -29,7 +29,7 @@ def world(
     timeout_s: float = SECONDS_PER_ROW,
     worker: str = "tests.worker",
 ) -> dict[str, dict[str, Any]]:
-    """`run_world` with the time-outs of the jobs. Leaves world.json behind, which says where the time went."""
+    """`run_world` with the time-outs of the jobs. Writes world.json, which says where the time went."""
     runtime, started = jobs[0].config.runtime, time.perf_counter()
     results = run_world(folder, jobs, size=size, runtime=runtime, timeout_s=timeout_s, worker=worker)
     rows = {name: {key: result.get(key) for key in ("seconds", "phases")} for name, result in results.items()}
@@ -39,9 +39,9 @@ def world(
     return results
 
 
-def prove(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str, dict[str, Any]]:
-    """Run rows of one size after the references that they need, on the CPU or, over this backend, on a GPU. Returns
-    results by row name. A reference is made once: all tables and sizes of a run of the tests find it in one folder."""
+def run_rows(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str, dict[str, Any]]:
+    """Run the rows of one size, after the references that they need, on the CPU or with this backend on a GPU. Returns
+    the results by row name. A reference is made once, and all tables and sizes of a test run use it from one folder."""
     runtime = [TIMEOUT_S, *(["runtime.device=cuda", f"runtime.backend={cuda_backend}"] if cuda_backend else [])]
     references = {" ".join([*row.reference, *runtime]): row.reference for row in rows}
     kept = folder.parent / "references"
@@ -52,11 +52,11 @@ def prove(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str
         for key, overrides in references.items()
         if not files[key].exists()
     ]
-    made = world(folder / "one", saves, size=1) if saves else {}
+    made = run_jobs(folder / "one", saves, size=1) if saves else {}
     if errors := [result["error"] for result in made.values() if "error" in result]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
     jobs = [
         job(row.name, [*row.overrides, *runtime], reference=str(files[" ".join([*row.reference, *runtime])]))
         for row in rows
     ]
-    return world(folder / "rows", jobs, size=rows[0].size)
+    return run_jobs(folder / "rows", jobs, size=rows[0].size)
