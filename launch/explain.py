@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.describe.description import degrees, holdings, mesh, parameters, sent, total_sent
-from launch.describe.memory import Ranks, Room, gib, machine, named_device, shortage
+from launch.describe.memory import Capacity, Ranks, gib, machine, named_device, shortage
 from launch.describe.schedule import picture, step_bubble
 from launch.local import check_folder, check_text
 from launch.sweeping.grid import Point, expand
@@ -22,7 +22,7 @@ from train.command import cli, options
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
 from train.config.plan import Plan
-from train.config.problems import BadInput, Problem, said
+from train.config.problems import BadInput, Problem, problem_lines
 from train.config.rules import batch
 from train.config.schema import Config
 from train.config.world import World
@@ -62,8 +62,8 @@ def problems(config: Config, nproc: int) -> list[Problem]:
             check()
         except BadInput as error:
             found += error.problems
-    plan, room = Plan(config, nproc), named_device(config)
-    if room is not None and can_say(plan, found) and (problem := shortage(Ranks(plan), room)):
+    plan, capacity = Plan(config, nproc), named_device(config)
+    if capacity is not None and can_say(plan, found) and (problem := shortage(Ranks(plan), capacity)):
         found.append(problem)
     return found
 
@@ -95,7 +95,7 @@ def explained(plan: Plan, found: list[Problem]) -> list[str]:
         why = unknown_traffic(plan)
         lines += ["", *([f"sent: {why}"] if why else sent(ranks))]
     if found:
-        lines += ["", "problems", *(f"  {line}" for line in said(found))]
+        lines += ["", "problems", *(f"  {line}" for line in problem_lines(found))]
     return lines
 
 
@@ -112,15 +112,19 @@ def side_by_side(points: Sequence[Point], plans: Sequence[Plan], found: Sequence
         "  ".join(f"{cell:<{width}}" if i < 2 else f"{cell:>{width}}" for i, (cell, width) in enumerate(pairs)).rstrip()
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     ]
-    room = {named.where if (named := named_device(plan.config)) else here.where for plan in plans}
-    lines.insert(0, f"GiB of the rank that holds most; fits: in the memory of {', '.join(sorted(room))}")
+    capacity = {named.where if (named := named_device(plan.config)) else here.where for plan in plans}
+    lines.insert(0, f"GiB of the rank that holds most; fits: in the memory of {', '.join(sorted(capacity))}")
     for point, wrong in zip(points, found, strict=True):
         if wrong:
-            lines += ["", f"problems of {point.label} nproc={point.nproc}", *(f"  {line}" for line in said(wrong))]
+            lines += [
+                "",
+                f"problems of {point.label} nproc={point.nproc}",
+                *(f"  {line}" for line in problem_lines(wrong)),
+            ]
     return lines
 
 
-def figures(plan: Plan, found: list[Problem], here: Room) -> list[str]:
+def figures(plan: Plan, found: list[Problem], here: Capacity) -> list[str]:
     if not can_say(plan, found):
         return ["-"] * 8
     ranks = Ranks(plan)

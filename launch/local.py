@@ -29,7 +29,7 @@ from train.data.corpus import load_corpus
 def main() -> None:
     with reported_once(World.single()):
         argv = sys.argv[1:]
-        nproc, port, force = options.NPROC.take(argv), options.PORT.take(argv), options.FORCE.take(argv)
+        nproc, port, force = options.NPROC.pop(argv), options.PORT.pop(argv), options.FORCE.pop(argv)
         config, _, args = cli.parse(cli.parser(options.LOCAL, __doc__ or ""), argv)
         cli.check(config, nproc)
         check_text(config, nproc)

@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch.start.alive import held, wait_for_ranks
+from launch.start.alive import sweep_lock, wait_for_ranks
 from launch.start.environment import local_environment
 from launch.start.torchrun import Start, last_words, torchrun
-from launch.sweeping.grid import SCALED, Checked, InvalidPoints, check_all, expand, said
+from launch.sweeping.grid import SCALED, Checked, InvalidPoints, check_all, expand, invalid_lines
 from launch.sweeping.points import Entry, State
 from train.command import cli, options
 from train.command.overrides import with_quotes
@@ -74,11 +74,11 @@ def main(argv: list[str], start: Start = torchrun) -> int:
         plan = next(one.plan for one in task.checked if one.plan and not one.problems)
         bound = task.bound if task.fairness == "best" else None
         state = State.of(Path(plan.config.metrics.dir), task.checked, task.fairness, shlex.join(argv), bound)
-        with held(state.folder):
+        with sweep_lock(state.folder):
             wait_for_ranks(state.folder)
             state.forget() if task.fresh else state.resume()
             if invalid:
-                print("\n".join(["skipped", *said(invalid)]))
+                print("\n".join(["skipped", *invalid_lines(invalid)]))
             try:
                 run_all(state, task, start)
             except KeyboardInterrupt:
@@ -91,8 +91,8 @@ def main(argv: list[str], start: Start = torchrun) -> int:
 def read(argv: list[str]) -> Task:
     """Everything that can be known before a process is started. Raises BadInput."""
     argv = list(argv)
-    fairness, bound = options.BATCH.take(argv), options.MAX_MICRO_BATCH_SIZE.take(argv)
-    fresh, skip, force = (one.take(argv) for one in (options.FRESH, options.SKIP_INVALID, options.FORCE))
+    fairness, bound = options.BATCH.pop(argv), options.MAX_MICRO_BATCH_SIZE.pop(argv)
+    fresh, skip, force = (one.pop(argv) for one in (options.FRESH, options.SKIP_INVALID, options.FORCE))
     parser = cli.parser(options.SWEEP, __doc__ or "")
     args = parser.parse_intermixed_args(argv)
     if args.help:
@@ -191,11 +191,11 @@ def _run(state: State, entry: Entry, start: Start) -> None:
     wait_for_ranks(state.folder)
     entry.discard(state.folder)
     entry.status, entry.run_dir, entry.exit_code = RUNNING, None, None
-    (state.folder / entry.told).unlink(missing_ok=True)
+    (state.folder / entry.run_file).unlink(missing_ok=True)
     state.save()
     began = time.monotonic()
     words = [*entry.overrides, *entry.chosen]
-    entry.exit_code = start(words, entry.nproc, state.folder / entry.log, state.folder / entry.told)
+    entry.exit_code = start(words, entry.nproc, state.folder / entry.log, state.folder / entry.run_file)
     entry.seconds = time.monotonic() - began
     entry.settle(state.folder)
     if entry.status != DONE:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from train.command import cli, options
 from train.command.process.exits import reported_once
-from train.command.process.parent import tie
+from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
 from train.config import plain_json
 from train.config.schema import Config, Precision
@@ -138,9 +138,9 @@ def bare_step_ms(steps: int = 9) -> float:
 def main() -> None:
     with reported_once(World.single()):
         world, argv = World.from_env(), sys.argv[1:]
-        tie(world)
+        bind_to_parents(world)
     with reported_once(world), tempfile.TemporaryDirectory() as folder:
-        pairs = options.STEPS.take(argv)
+        pairs = options.STEPS.pop(argv)
         default = [] if any(arg.startswith("strategy=") for arg in argv) else ["strategy=single"]
         config, _, _ = cli.parse(cli.parser(options.BENCH_STEP, __doc__ or ""), [*default, *argv], world.rank)
         cli.check(config, world.world_size)

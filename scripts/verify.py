@@ -65,7 +65,7 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
 def read(argv: list[str]) -> Task:
     """Read the command line, and check all that can be checked before a process is started. Raises BadInput."""
     argv = list(argv)
-    nproc, force = options.NPROC.take(argv), options.FORCE.take(argv)
+    nproc, force = options.NPROC.pop(argv), options.FORCE.pop(argv)
     parser = cli.parser(options.VERIFY, __doc__ or "")
     given = [arg for arg in argv if arg.startswith("strategy=")]
     others = [arg for arg in argv if arg not in given]

@@ -21,16 +21,16 @@ NO_GPU = not torch.accelerator.is_available()
 
 # arguments -> (exit code, what the message says, what the fix says)
 COMMAND_LINES = {
-    "strategy=foo": (2, "strategy=foo names no preset", "strategy=3d|"),
+    "strategy=foo": (2, "strategy=foo does not name a preset", "strategy=3d|"),
     "train.stepss=3": (2, "train.stepss is not a key", "--help"),
     "+train.stepss=3": (2, "train.stepss is not a key", "--help"),
     "+strategy.typo=1": (2, "strategy.typo is not a key", "--help"),
-    "~strategy": (2, "~strategy names no preset", "strategy="),
+    "~strategy": (2, "~strategy does not name a preset", "strategy="),
     "train.steps=abc": (2, "train.steps: Value 'abc'", "--help"),
     "train.steps=1e3": (2, "train.steps: Value '1000.0'", "--help"),
     "train.steps=-5": (2, "train.steps=-5 is out of range", ">= 1"),
     "optim.lr=nan": (2, "optim.lr=nan is out of range", "finite"),
-    "strategy=null": (2, "strategy=null names no preset", "strategy="),
+    "strategy=null": (2, "strategy=null does not name a preset", "strategy="),
     "precision=fp7": (2, "precision: Invalid value 'fp7'", "bf16"),
     "nproc=4 strategy.tp=2": (2, "tp 2 needs 2 processes, but there are 4", "nproc=2"),
     "nproc=6 strategy=fsdp_tp strategy.tp=4": (2, "does not divide 6 processes", "nproc=4"),
@@ -145,7 +145,7 @@ def torchrun(*arguments, nproc, cwd):
 @pytest.mark.parametrize(
     ("line", "code", "says", "fix"),
     [
-        ("strategy=foo", 2, "strategy=foo names no preset", "strategy=3d|"),
+        ("strategy=foo", 2, "strategy=foo does not name a preset", "strategy=3d|"),
         ("strategy.tp=3 train.steps=0", 2, "train.steps=0 is out of range", ">= 1"),
         ("-m strategy=dp", 2, "-m/--multirun", "one torchrun a run"),
         ("runtime.device=teapot", 3, "no teapot device", "runtime.device=auto"),

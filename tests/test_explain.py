@@ -62,7 +62,7 @@ def test_problems_and_what_can_still_be_said():
 
 def test_bad_words_are_answered_as_everywhere():
     run = explain("strategy=foo")
-    assert (run.returncode, run.stdout) == (2, "") and "names no preset" in run.stderr
+    assert (run.returncode, run.stdout) == (2, "") and "does not name a preset" in run.stderr
 
 
 def test_it_does_not_load_torch():

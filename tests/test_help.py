@@ -113,7 +113,7 @@ def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("--help strategy=foo", "strategy=foo names no preset"),
+        ("--help strategy=foo", "strategy=foo does not name a preset"),
         ("train.stepss=3 --help", "did you mean train.steps"),
         ("-h train.steps=abc", "Value 'abc'"),
     ],
@@ -127,7 +127,7 @@ def test_a_bad_override_beside_help_has_its_usual_message(tool, line, says, monk
 @pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY])
 def test_a_bad_value_among_several_has_its_usual_message(tool, monkeypatch, capsys):
     code, out, err = answer(tool, "strategy=dp,foo --help", monkeypatch, capsys)
-    assert (code, out) == (2, "") and "strategy=foo names no preset" in err
+    assert (code, out) == (2, "") and "strategy=foo does not name a preset" in err
 
 
 def test_help_needs_no_torch(tmp_path):
@@ -204,7 +204,7 @@ SWITCHES = dict.fromkeys(("force", "fresh", "skip_invalid"), ("yes", "", "1", "T
 def test_a_wrong_value_of_an_option_is_refused(option, text):
     argv = ["strategy=tp", f"{option.name}={text}", f"{option.name}={option.example}"]
     with pytest.raises(BadInput) as refused:
-        option.take(argv)
+        option.pop(argv)
     (problem,) = refused.value.problems
     assert problem.message.startswith(f"{option.name}={text[:60]}") and f"{option.name} must be" in problem.message
     assert option.read(problem.fix.split("=")[1].split(",")[0]) is not None, "what it proposes is valid"
@@ -213,6 +213,6 @@ def test_a_wrong_value_of_an_option_is_refused(option, text):
 
 def test_the_last_value_of_an_option_counts():
     argv = ["nproc=2", "strategy=tp", "nproc=4", "force=true", "force=false"]
-    assert options.NPROC.take(argv) == 4 and options.FORCE.take(argv) is False
+    assert options.NPROC.pop(argv) == 4 and options.FORCE.pop(argv) is False
     assert argv == ["strategy=tp"]
-    assert options.PORT.take(argv) is None and options.BATCH.take(argv) == "global"
+    assert options.PORT.pop(argv) is None and options.BATCH.pop(argv) == "global"

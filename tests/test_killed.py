@@ -13,7 +13,7 @@ import pytest
 
 from launch.start.alive import RANKS, StillAlive, wait_for_ranks
 from launch.sweeping.points import Entry
-from train.command.process.parent import hold
+from train.command.process.parent import share_lock
 from train.config.world import LOCK
 
 REPO = Path(__file__).resolve().parent.parent
@@ -146,7 +146,7 @@ def test_a_child_whose_parent_has_ended_already_does_not_start():
 @pytest.mark.timeout(60)
 def test_what_still_lives_is_named_and_nothing_is_measured_beside_it(tmp_path):
     lock = str((tmp_path / RANKS).resolve())
-    code = "import sys, time; from train.command.process.parent import hold; hold(sys.argv[1])"
+    code = "import sys, time; from train.command.process.parent import share_lock; share_lock(sys.argv[1])"
     code += "; print(1, flush=True); time.sleep(60)"
     rank = subprocess.Popen([sys.executable, "-c", code, lock], env=ENV | {LOCK: lock}, stdout=subprocess.PIPE)
     assert rank.stdout is not None
@@ -160,7 +160,7 @@ def test_what_still_lives_is_named_and_nothing_is_measured_beside_it(tmp_path):
         rank.wait()
         rank.stdout.close()
     wait_for_ranks(tmp_path)
-    os.close(hold(lock))  # the sweep's own is given back
+    os.close(share_lock(lock))  # the sweep's own is given back
 
 
 @pytest.mark.timeout(60)
@@ -180,10 +180,10 @@ def test_only_the_folder_of_a_run_that_was_cut_off_is_removed(tmp_path):
     (done / "summary.json").write_text("{}")
     entry = Entry("dp", [], 2, "dp.log")
     for path in (cut_off, probe):
-        (sweep / entry.told).write_text(f"{path}\n")
+        (sweep / entry.run_file).write_text(f"{path}\n")
         assert entry.discard(sweep) == path
         assert not path.exists()
     for path in (done, foreign, outside, sweep.parent, tmp_path / "nothing"):
-        (sweep / entry.told).write_text(f"{path}\n")
+        (sweep / entry.run_file).write_text(f"{path}\n")
         assert entry.discard(sweep) is None
     assert done.exists() and foreign.exists() and outside.exists()

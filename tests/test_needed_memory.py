@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from launch.describe.description import holdings, memory
-from launch.describe.memory import GiB, Ranks, Room, check_memory, gib, machine, room_here, shortage
+from launch.describe.memory import Capacity, GiB, Ranks, capacity_here, check_memory, gib, machine, shortage
 from launch.explain import explained, problems
 from tests.plans import plan_of
 from train.config.problems import BadInput
@@ -76,12 +76,12 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
     lines = explained(plan, [problem])
     assert "70,553,706,496 parameters" in lines[0] and any("so it cannot fit" in line for line in lines)
     two, three = (plan_of(f"{card} strategy={name} nproc=64 train.global_batch_size=128") for name in ("zero2", "fsdp"))
-    assert "rank 0 holds 16.4 GiB" in str(shortage(Ranks(two), Room("l40s", int(44.99 * GiB), shared=False)))
+    assert "rank 0 holds 16.4 GiB" in str(shortage(Ranks(two), Capacity("l40s", int(44.99 * GiB), shared=False)))
     assert "and 135 GiB that are put together within a step" in str(
-        shortage(Ranks(two), Room("l40s", 2**35, shared=False))
+        shortage(Ranks(two), Capacity("l40s", 2**35, shared=False))
     )
-    assert shortage(Ranks(three), Room("l40s", int(44.99 * GiB), shared=False)) is None
-    here = Room("this machine", 2**34, shared=True)
+    assert shortage(Ranks(three), Capacity("l40s", int(44.99 * GiB), shared=False)) is None
+    here = Capacity("this machine", 2**34, shared=True)
     small = plan_of("model=llama_1b strategy=dp nproc=2 train.global_batch_size=8 train.micro_batch_size=1")
     wanting = shortage(Ranks(small), here)
     assert wanting is not None
@@ -100,8 +100,8 @@ def test_the_memory_of_the_devices_that_there_are(devices, fits, monkeypatch):
     monkeypatch.setattr("torch.get_device_module", lambda _: module)
     monkeypatch.setattr("torch.accelerator.device_count", lambda: devices)
     plan = plan_of("model=llama_1b strategy=tp nproc=2 train.micro_batch_size=1")
-    room = room_here(plan.config, 2)
-    assert room == Room("a card", 8 * GiB * devices // 2, shared=False)
+    capacity = capacity_here(plan.config, 2)
+    assert capacity == Capacity("a card", 8 * GiB * devices // 2, shared=False)
     if fits:
         check_memory(plan.config, 2)
     else:

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from launch.describe.alike import alike, same_stages
 from launch.describe.description import merged
+from launch.describe.equal_ranks import groups_of_equal_ranks, sending_key
 from launch.describe.schedule import listed, picture, replayed, step_bubble
 from launch.explain import problems, side_by_side
 from launch.sweeping.grid import expand
 from tests.plans import plan_of
 from train.command import presets
-from train.command.validate import completed, mending, validate
+from train.command.validate import completed, find_fixes, validate
 from train.config.flops import flops_per_token
-from train.config.problems import Problem, said
+from train.config.problems import Problem, problem_lines
 from train.config.rule import below
 from train.config.shapes import block
 from train.strategies.memory import num_parameters, parameter_shapes, state_bytes
@@ -114,12 +114,12 @@ def test_ranks_of_a_group_hold_and_send_the_same(line):
     assert unknown_traffic(plan) is None
     seen = []
     rows: dict[object, object] = {}
-    for (pp, parts), ranks in alike(plan).items():
+    for (pp, parts), ranks in groups_of_equal_ranks(plan).items():
         seen += ranks
         for rank in ranks:
             assert state_bytes(plan, rank) == state_bytes(plan, ranks[0])
             sent = merged(plan, rank)
-            assert rows.setdefault((same_stages(plan, pp), parts), sent) == sent
+            assert rows.setdefault((sending_key(plan, pp), parts), sent) == sent
     assert sorted(seen) == [*range(plan.world_size)]
 
 
@@ -141,8 +141,8 @@ def test_several_rules_are_mended_together():
     plan = plan_of("strategy=tp nproc=7")
     found = validate(plan.config, 7)
     assert {problem.fix for problem in found} == {"use nproc=8, nproc=4 or nproc=2"}
-    assert len(found) >= 3 and [*said(found)][-1].endswith("together: use nproc=8, nproc=4 or nproc=2")
-    assert mending(plan_of("strategy=single nproc=1")) == [""]
+    assert len(found) >= 3 and [*problem_lines(found)][-1].endswith("together: use nproc=8, nproc=4 or nproc=2")
+    assert find_fixes(plan_of("strategy=single nproc=1")) == [""]
     assert below(12) == [11, 10, 9, 8, 7, 6, 5, 4, 3, 1] and below(1) == []
 
 
@@ -161,7 +161,7 @@ def test_what_a_text_asks_for_keeps_the_other_rules(tmp_path):
     assert completed(offer, plan).overrides == ("model.vocab_size=5", "nproc=2")
     assert "model.vocab_size=5 nproc=2 or more" in completed(offer, plan).fix
     nothing = completed(Problem("x", "y", "use model.dim=3", ("model.dim=3",)), plan_of("strategy=single"))
-    assert nothing.overrides == () and nothing.fix.endswith("and change what does not go with it")
+    assert nothing.overrides == () and nothing.fix.endswith("and change the keys that are not supported with it")
 
 
 def test_numbers_of_microbatches_that_a_schedule_accepts_are_near():

@@ -1,6 +1,7 @@
 """The comparison of tests/snapshot finds what changed, and only that."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,12 @@ def test_runs_differ_by_a_bit_and_not_by_time(tmp_path):
     values = {"time": 1.0, "train/loss": 5.5, "perf/step_ms": 3.0, "comm/tp/all_gather_ms": 1.0, "comm/tp/x_mib": 1.5}
     for name, loss, wall in (("before", 5.5, 1.0), ("after", 5.500000000000001, 2.0)):
         steps = {"1": values | {"train/loss": loss, "time": wall, "comm/tp/all_gather_ms": wall}}
-        found = {"words": ["nproc=2"], "files": ["a"], "steps": steps, "summary": summary | {"first_step_s": wall}}
+        found: dict[str, Any] = {
+            "words": ["nproc=2"],
+            "files": ["a"],
+            "steps": steps,
+            "summary": summary | {"first_step_s": wall},
+        }
         (tmp_path / name).mkdir()
         (tmp_path / name / "tp.json").write_text(json.dumps(found))
     assert runs.compare(tmp_path / "before", tmp_path / "before") == []

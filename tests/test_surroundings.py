@@ -43,15 +43,15 @@ def config_of(*overrides):
         ({"RANK": "0"}, "RANK=0, but no WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
         ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0, but no RANK"),
         ({"RANK": "0", "WORLD_SIZE": "1"}, "but no MASTER_ADDR, MASTER_PORT"),
-        (WHOLE | {"RANK": "two"}, "RANK=two, which is no number"),
-        (WHOLE | {"RANK": ""}, "RANK=, which is no number"),
-        (WHOLE | {"RANK": "-1"}, "RANK=-1, which is no number"),
+        (WHOLE | {"RANK": "two"}, "RANK=two, which is not a number"),
+        (WHOLE | {"RANK": ""}, "RANK=, which is not a number"),
+        (WHOLE | {"RANK": "-1"}, "RANK=-1, which is not a number"),
         (WHOLE | {"WORLD_SIZE": "0"}, "RANK=0, WORLD_SIZE=0, but ranks count"),
         (WHOLE | {"RANK": "2"}, "RANK=2, WORLD_SIZE=2, but ranks count"),
-        (WHOLE | {"MASTER_PORT": "tcp"}, "MASTER_PORT=tcp, which is no number"),
-        (WHOLE | {"MASTER_PORT": "70000"}, "MASTER_PORT=70000, which is no port"),
-        (TORCHRUN | {"LOCAL_RANK": "2"}, "no place on a machine"),
-        (TORCHRUN | {"LOCAL_WORLD_SIZE": "3"}, "no place on a machine"),
+        (WHOLE | {"MASTER_PORT": "tcp"}, "MASTER_PORT=tcp, which is not a number"),
+        (WHOLE | {"MASTER_PORT": "70000"}, "MASTER_PORT=70000, which is not a port"),
+        (TORCHRUN | {"LOCAL_RANK": "2"}, "LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE must hold"),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "3"}, "LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE must hold"),
     ],
 )
 def test_half_an_environment_is_refused(env, says):
@@ -162,7 +162,7 @@ def test_an_address_is_no_path():
             def at(path, group=group, section=section, field=field):
                 return replace(config, **{group: replace(section, **{field: path})})
 
-            assert found(at(place)) == [f"{key}={place} is an address, but only files of this machine are used"]
+            assert found(at(place)) == [f"{key}={place} is an address, but only local files can be used"]
             assert found(at(f"./{place}")) == found(at("C:/x")) == []
 
 

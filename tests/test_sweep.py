@@ -65,7 +65,10 @@ def test_every_invalid_point_is_told_and_nothing_started(capsys):
     assert said.count("nothing was trained") == 1
     assert "5 of 6 point(s)" in said
     assert "  dp train.global_batch_size=5\n    train.global_batch_size=5 is not divisible by" in said
-    assert "  foo train.global_batch_size=4, foo train.global_batch_size=5\n    strategy=foo names no preset" in said
+    assert (
+        "  foo train.global_batch_size=4, foo train.global_batch_size=5\n    strategy=foo does not name a preset"
+        in said
+    )
     assert "strategy=single runs on 1 process" in said
     assert not start.started
     assert not Path("runs").exists()
@@ -73,7 +76,7 @@ def test_every_invalid_point_is_told_and_nothing_started(capsys):
     assert main([*words, "skip_invalid=true"], start) == 0
     assert [words[0] for words, _ in start.started] == ["strategy=dp"]
     assert sorted(statuses().values()) == ["done", *["invalid"] * 5]
-    assert "strategy=foo names no preset" in capsys.readouterr().out
+    assert "strategy=foo does not name a preset" in capsys.readouterr().out
 
 
 @pytest.mark.timeout(120)

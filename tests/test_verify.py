@@ -64,8 +64,8 @@ def test_a_lost_rank_ends_the_command(kind, message):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ("nproc=2 strategy=dp,", "strategy= names no preset"),
-        ("nproc=2 strategy=dp,foo", "strategy=foo names no preset"),
+        ("nproc=2 strategy=dp,", "strategy= does not name a preset"),
+        ("nproc=2 strategy=dp,foo", "strategy=foo does not name a preset"),
         ("nproc=4 strategy=dp,tp model.ffn_dim=350", "model.ffn_dim=350 is not divisible by strategy.tp=4"),
         ("nproc=2 strategy=single", "strategy=single runs on 1 process"),
         ("nproc=2 strategy=tp model.dropout=0.1", "model.dropout=0.1 draws masks that differ"),

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from train.command import cli
 from train.command.process.exits import reported_once
-from train.command.process.parent import tie
+from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
 from train.config.schema import Config
 from train.config.world import World, quiet_profiler
@@ -22,7 +22,7 @@ def main() -> None:
     started = time.perf_counter()
     with reported_once(World.single()):
         world = World.from_env()
-        tie(world)
+        bind_to_parents(world)
     with reported_once(world):
         config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), sys.argv[1:], world.rank)
         cli.check(config, world.world_size)

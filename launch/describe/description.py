@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from launch.describe.alike import same_stages
-from launch.describe.memory import Ranks, Room, gib, machine, named_device
+from launch.describe.equal_ranks import sending_key
+from launch.describe.memory import Capacity, Ranks, gib, machine, named_device
 from train.config.plan import Plan
 from train.config.schema import ModelConfig
 from train.config.shapes import chunk, coordinates, element_sizes, units
@@ -67,17 +67,17 @@ def holdings(ranks: Ranks) -> list[str]:
     return lines + memory(ranks, named_device(plan.config) or machine())
 
 
-def memory(ranks: Ranks, room: Room) -> list[str]:
+def memory(ranks: Ranks, capacity: Capacity) -> list[str]:
     """What is needed, beside what there is."""
     rank, most = ranks.largest
     lines = [f"  whole in a step: {unsharded_in_a_step(ranks.plan)}"] if most.unsharded else []
     needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
-    if room.shared:
+    if capacity.shared:
         needed = f"all {ranks.plan.world_size:,} process(es) together {gib(ranks.together)} GiB"
-    if most.on_host and not room.shared:
+    if most.on_host and not capacity.shared:
         lines.append(f"  {', '.join(sorted(most.on_host))} wait in the host's memory: {gib(most.offloaded)} GiB a rank")
-    verdict = "so the state fits; activations come on top" if ranks.fit(room) else "so it cannot fit"
-    return [*lines, f"  {needed}; {room.where} has {gib(room.bytes)} GiB, {verdict}"]
+    verdict = "so the state fits; activations come on top" if ranks.fit(capacity) else "so it cannot fit"
+    return [*lines, f"  {needed}; {capacity.where} has {gib(capacity.bytes)} GiB, {verdict}"]
 
 
 def modules(plan: Plan, place: dict[str, int]) -> str:
@@ -97,7 +97,7 @@ def sent(ranks: Ranks) -> list[str]:
     known: dict[Hashable, Rows] = {}
     groups: dict[tuple[tuple[tuple[str, str, str, str], tuple[int, int]], ...], list[int]] = {}
     for (pp, parts), group in ranks.groups.items():
-        key = (same_stages(plan, pp), parts)
+        key = (sending_key(plan, pp), parts)
         if key not in known:
             known[key] = merged(plan, group[0])
         groups.setdefault(tuple(known[key].items()), []).extend(group)
@@ -130,7 +130,7 @@ def total_sent(ranks: Ranks) -> int:
     """Bytes of a step of the rank that sends most."""
     seen: dict[Hashable, int] = {}
     for (pp, parts), group in ranks.groups.items():
-        key = (same_stages(ranks.plan, pp), parts)
+        key = (sending_key(ranks.plan, pp), parts)
         if key not in seen:
             seen[key] = sum(row.bytes for row in expected_traffic(ranks.plan, group[0]))
     return max(seen.values())

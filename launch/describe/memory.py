@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from launch.describe.alike import alike
-from train.command.validate import NUM_FIXES, mending, validate
+from launch.describe.equal_ranks import groups_of_equal_ranks
+from train.command.validate import NUM_FIXES, find_fixes, validate
 from train.config.plan import Plan
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Config
@@ -25,7 +25,7 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     """`where` the memory is; `shared` by all ranks of this machine, as a CPU's is, or else each rank's own."""
 
     where: str
@@ -40,17 +40,17 @@ def gib(size: float) -> str:
     return f"{rounded:,.{digits}f}"
 
 
-def machine() -> Room:
+def machine() -> Capacity:
     """This machine's memory, or what its container may use of it."""
     size = psutil.virtual_memory().total
     limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
-    return Room("this machine", min(size, int(limit)) if limit.isdigit() else size, shared=True)
+    return Capacity("this machine", min(size, int(limit)) if limit.isdigit() else size, shared=True)
 
 
-def named_device(config: Config) -> Room | None:
+def named_device(config: Config) -> Capacity | None:
     """That of `hardware=NAME`, or of hardware.memory_gib."""
     size = config.hardware.memory_gib
-    return None if size is None else Room(f"hardware={config.hardware.name}", int(size * GiB), shared=False)
+    return None if size is None else Capacity(f"hardware={config.hardware.name}", int(size * GiB), shared=False)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Ranks:
 
     @cached_property
     def groups(self) -> dict[tuple[int, Hashable], list[int]]:
-        return alike(self.plan)
+        return groups_of_equal_ranks(self.plan)
 
     @cached_property
     def needs(self) -> list[Needs]:
@@ -81,34 +81,36 @@ class Ranks:
         sizes = zip(self.groups.values(), self.needs, strict=True)
         return sum(len(ranks) * (one.state + one.unsharded) for ranks, one in sizes)
 
-    def fit(self, room: Room) -> bool:
-        return (self.together if room.shared else self.largest[1].on_device) <= room.bytes
+    def fit(self, capacity: Capacity) -> bool:
+        return (self.together if capacity.shared else self.largest[1].on_device) <= capacity.bytes
 
 
-def shortage(ranks: Ranks, room: Room) -> Problem | None:
+def shortage(ranks: Ranks, capacity: Capacity) -> Problem | None:
     """Why the ranks cannot run there, and what would fit."""
-    if ranks.fit(room):
+    if ranks.fit(capacity):
         return None
-    plan, message = ranks.plan, _too_much(ranks, room)
-    lines = [*dict.fromkeys(line for one in _smaller(plan, room) if (line := _fitting(plan, one, room)))][:NUM_FIXES]
-    words = ["a smaller model"] if room.shared else ["a smaller model", "devices with more memory"]
+    plan, message = ranks.plan, _too_much(ranks, capacity)
+    lines = [*dict.fromkeys(line for one in _smaller(plan, capacity) if (line := _fitting(plan, one, capacity)))][
+        :NUM_FIXES
+    ]
+    words = ["a smaller model"] if capacity.shared else ["a smaller model", "devices with more memory"]
     fix = f"use {' or '.join([*lines, *words])}"
     overrides = tuple(lines[0].split()) if lines else ()
     return Problem("memory", message, fix, overrides, exit_code=EXIT_ENVIRONMENT)
 
 
-def _too_much(ranks: Ranks, room: Room) -> str:
+def _too_much(ranks: Ranks, capacity: Capacity) -> str:
     (rank, most), count = ranks.largest, ranks.plan.world_size
     of = "GiB of parameters, gradients and optimiser state"
-    if room.shared:
+    if capacity.shared:
         holders = "1 process holds" if count == 1 else f"{count} processes together hold"
-        return f"{holders} {gib(ranks.together)} {of}, but {room.where} has {gib(room.bytes)} GiB"
+        return f"{holders} {gib(ranks.together)} {of}, but {capacity.where} has {gib(capacity.bytes)} GiB"
     whole = f", and {gib(most.unsharded)} GiB that are put together within a step" if most.unsharded else ""
     held = most.on_device - most.unsharded
-    return f"rank {rank} holds {gib(held)} {of}{whole}, but {room.where} has {gib(room.bytes)} GiB"
+    return f"rank {rank} holds {gib(held)} {of}{whole}, but {capacity.where} has {gib(capacity.bytes)} GiB"
 
 
-def _smaller(plan: Plan, room: Room) -> Iterator[str]:
+def _smaller(plan: Plan, capacity: Capacity) -> Iterator[str]:
     """Lines of overrides that make a rank's state smaller: never of the batch, which is no part of it."""
     if plan.world_size > MAX_TRIED:
         return
@@ -119,21 +121,21 @@ def _smaller(plan: Plan, room: Room) -> Iterator[str]:
     elif "dp_shard" in axes and not keeps_parameters_sharded(plan):
         sharded = "strategy.zero_stage=3"
         yield sharded
-    if room.shared:
+    if capacity.shared:
         return
     for nproc in (plan.world_size * factor for factor in (2, 4, 8, 16, 32, 64)):
         yield f"{sharded} nproc={nproc}".strip()
 
 
-def _fitting(plan: Plan, line: str, room: Room) -> str:
+def _fitting(plan: Plan, line: str, capacity: Capacity) -> str:
     """The line, with what must change beside it for a plan without problems; empty if that does not fit either."""
     there = plan.override(line)
     if validate(there.config, there.world_size):
-        more = next(iter(mending(there)), None)
+        more = next(iter(find_fixes(there)), None)
         if more is None or "nproc=" in more:
             return ""
         line, there = f"{line} {more}", there.override(more)
-    return line if Ranks(there).fit(room) else ""
+    return line if Ranks(there).fit(capacity) else ""
 
 
 def check_memory(config: Config, nproc: int) -> None:
@@ -142,12 +144,12 @@ def check_memory(config: Config, nproc: int) -> None:
     plan = Plan(config, nproc)
     if unknown_needs(plan) or Ranks(plan).together <= SMALL:
         return
-    problem = shortage(Ranks(plan), room_here(config, nproc))
+    problem = shortage(Ranks(plan), capacity_here(config, nproc))
     if problem is not None:
         raise BadInput(dataclasses.replace(problem, fix=f"{problem.fix}; force=true starts it nevertheless"))
 
 
-def room_here(config: Config, nproc: int) -> Room:
+def capacity_here(config: Config, nproc: int) -> Capacity:
     if config.runtime.device == "cpu":
         return machine()
     import torch
@@ -162,4 +164,4 @@ def room_here(config: Config, nproc: int) -> Room:
         return machine()
     size = module.get_device_properties(device).total_memory
     ranks = -(-nproc // max(torch.accelerator.device_count(), 1))  # that share a device, over gloo
-    return Room(str(module.get_device_name(device)), size // ranks, shared=False)
+    return Capacity(str(module.get_device_name(device)), size // ranks, shared=False)

@@ -10,14 +10,14 @@ import sys
 
 from launch.start.environment import become_torchrun
 from train.command.process.exits import reported_once
-from train.command.process.parent import die_with, hold
+from train.command.process.parent import die_with, share_lock
 from train.config.world import World
 
 
 def main(parent: str, lock: str, *line: str) -> None:
     with reported_once(World.single()):
         die_with(int(parent))
-        os.set_inheritable(hold(lock), True)  # torchrun closes it in its ranks, which take the lock themselves
+        os.set_inheritable(share_lock(lock), True)  # torchrun closes it in its ranks, which take the lock themselves
     become_torchrun(line, os.environ)
 
 

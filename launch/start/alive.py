@@ -24,7 +24,7 @@ class StillAlive(Reported):
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def sweep_lock(folder: Path) -> Iterator[None]:
     """The sweep's folder, for one process. Raises BadInput (exit code 3) if another runs this sweep."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

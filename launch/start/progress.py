@@ -14,10 +14,10 @@ HEAD = 2**16  # bytes of the log
 
 
 class Progress:
-    """`told`: where rank 0 names its run's directory. `log`: the run's output."""
+    """`run_file`: where rank 0 names its run's directory. `log`: the run's output."""
 
-    def __init__(self, told: Path, log: Path) -> None:
-        self.told, self.log = told, log
+    def __init__(self, run_file: Path, log: Path) -> None:
+        self.run_file, self.log = run_file, log
         self.in_place = sys.stdout.isatty()
         self.shown, self.since = "", time.monotonic()
 
@@ -46,7 +46,7 @@ class Progress:
         """`step 40/100`; empty before the first step."""
         with suppress(OSError, ValueError):
             steps = re.findall(
-                rb'^\{"step": (\d+),', _end_of(Path(self.told.read_text().strip()) / "metrics.jsonl"), re.M
+                rb'^\{"step": (\d+),', _end_of(Path(self.run_file.read_text().strip()) / "metrics.jsonl"), re.M
             )
             with self.log.open("rb") as log:
                 total = re.search(rb"^step +\d+/(\d+) ", log.read(HEAD), re.MULTILINE)

@@ -25,14 +25,14 @@ NUM_LINES, WIDTH = 8, 200  # of what is shown of a log
 Start = Callable[[Sequence[str], int, Path, Path], int]
 
 
-def torchrun(overrides: Sequence[str], nproc: int, log: Path, told: Path) -> int:
+def torchrun(overrides: Sequence[str], nproc: int, log: Path, run_file: Path) -> int:
     """The exit code. Whatever ends this process (ctrl-C, TERM, KILL) ends the ranks; call it from the main thread."""
-    lock = str((told.parent / RANKS).resolve())
+    lock = str((run_file.parent / RANKS).resolve())
     env, _ = local_environment(nproc, os.environ)
-    env |= {RUN_FILE: str(told.resolve()), LOCK: lock} | source_path()
+    env |= {RUN_FILE: str(run_file.resolve()), LOCK: lock} | source_path()
     # -P: a module in the working directory, for example somebody's train.py, must not replace one of this program
     agent = [sys.executable, "-P", "-m", "launch.start.agent", str(os.getpid()), lock]
-    progress = Progress(told, log)
+    progress = Progress(run_file, log)
     with log.open("w") as output:
         # a session of its own: a terminal's ctrl-C reaches this process alone, which then ends torchrun in order
         process = subprocess.Popen(

@@ -75,7 +75,7 @@ class InvalidPoints(Reported):
     def report(self) -> str:
         total, good = len(self.checked), len(self.checked) - len(self.invalid)
         lines = [f"{len(self.invalid)} of {total} point(s) cannot be run, nothing was trained:"]
-        lines += said(self.invalid, "every point" if not good and total > 1 else "")
+        lines += invalid_lines(self.invalid, "every point" if not good and total > 1 else "")
         first = next((one for one in self.checked if one.microbatches), None)
         if self.fairness != "global" and first:
             lines.append(
@@ -98,7 +98,7 @@ def expand(words: Sequence[str]) -> list[Point]:
     points = []
     for combination in itertools.product(*axes):
         overrides = [word for word, _ in combination]
-        nproc = options.NPROC.take(overrides)
+        nproc = options.NPROC.pop(overrides)
         shown = [word.removeprefix("strategy=") for word, named in combination if named]
         points.append(Point(" ".join(shown) or "run", tuple(overrides), nproc))
     return list(dict.fromkeys(points))
@@ -119,7 +119,7 @@ def check_all(parser: ArgumentParser, points: Sequence[Point], fairness: str, *,
     return checked
 
 
-def said(invalid: Sequence[Checked], everything: str = "") -> list[str]:
+def invalid_lines(invalid: Sequence[Checked], everything: str = "") -> list[str]:
     """Lines that say every problem once, under the points that have it (`everything`: a name for all of them)."""
     labels: dict[str, list[str]] = {}
     for one in invalid:

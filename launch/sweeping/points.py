@@ -44,7 +44,7 @@ class Entry:
         """Remove the directory of a run of this point that did not come to its end, so that the point has one. Returns
         what was removed. Raises BadInput (exit code 3) if it cannot be."""
         try:
-            path = Path(read_text(folder / self.told).strip()) if exists(folder / self.told) else None
+            path = Path(read_text(folder / self.run_file).strip()) if exists(folder / self.run_file) else None
         except Unreadable:
             return None
         if path is None or path.is_symlink() or not path.is_dir() or (path / "summary.json").exists():
@@ -60,10 +60,10 @@ class Entry:
 
     def settle(self, folder: Path) -> None:
         """Take over what rank 0 said of its run's directory: a run with a summary is done, whoever watched it."""
-        told = folder / self.told
+        run_file = folder / self.run_file
         try:
-            if exists(told):
-                self.run_dir = read_text(told).strip() or None
+            if exists(run_file):
+                self.run_dir = read_text(run_file).strip() or None
             done = self._summary() is not None
         except Unreadable as error:
             print(f"{self.label}: not counted as done: {error}", file=sys.stderr)
@@ -79,7 +79,7 @@ class Entry:
         self.tried = {size: speed for size, speed in old.get("tried", {}).items() if self.chosen or speed is not None}
 
     @property
-    def told(self) -> str:
+    def run_file(self) -> str:
         """The file in which rank 0 names its run's directory."""
         return Path(self.log).stem + ".run"
 
@@ -146,8 +146,8 @@ class State:
         """Nothing of an earlier start is taken for this one's. What came to its end is kept, and no longer named."""
         for entry in self.entries:
             entry.discard(self.folder)
-        for told in self.folder.glob("*.run"):
-            told.unlink()
+        for run_file in self.folder.glob("*.run"):
+            run_file.unlink()
 
     def save(self) -> None:
         values = {"fairness": self.fairness, "line": self.line, "points": [dataclasses.asdict(e) for e in self.entries]}

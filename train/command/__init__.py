@@ -1,1 +1,1 @@
-"""How a process begins, reads its command line, and ends. Torch is not imported."""
+"""How a process starts, reads its command line, and ends. Torch is not imported."""

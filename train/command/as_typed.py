@@ -1,7 +1,8 @@
-"""The config as it may be written down: what comes from the environment stays as it was typed.
+"""The config as it may be recorded: values from the environment stay as they were typed.
 
-`data.path=${oc.env:HOME}/text` is resolved for the run, but a run's directory, TensorBoard and trackers are shown to
-others, and an environment holds what is nobody else's. Other interpolations (`${train.seq_len}`) are resolved.
+The run itself uses the resolved value of `data.path=${oc.env:HOME}/text`. But run directories, TensorBoard and trackers
+are shown to other people, and environment variables may be private, so the resolved value is not recorded. Other
+interpolations, such as `${train.seq_len}`, are resolved.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{12}")
 
 @dataclass(frozen=True)
 class Typed:
-    """A value that comes from the environment. `path`: keys and indices, as ("data", "path")."""
+    """A value that comes from the environment. `path`: its keys and indices, for example ("data", "path")."""
 
     path: tuple[Any, ...]
     text: str  # as it was typed
@@ -33,12 +34,12 @@ class Typed:
 
     @property
     def digest(self) -> str:
-        """What stands for the value where two runs are compared: text as of DIGEST."""
+        """A hash that replaces the value when two runs are compared; it matches DIGEST."""
         return f"sha256:{hashlib.sha256(repr(self.value).encode()).hexdigest()[:12]}"
 
 
 def yaml(tree: DictConfig) -> str:
-    """The tree in YAML."""
+    """The tree as YAML, with values from the environment as they were typed."""
     container = OmegaConf.to_container(tree, resolve=True, enum_to_str=True)
     for typed in from_environment(tree):
         put(container, typed.path, typed.text)
@@ -79,7 +80,7 @@ def _typed(path: tuple[Any, ...], node: DictConfig | ListConfig) -> Iterator[Typ
 
 @contextmanager
 def _asked() -> Iterator[list[str]]:
-    """The variables of which a value is asked meanwhile, however deep in an interpolation."""
+    """The names of the environment variables that are read within this context, by interpolations of any depth."""
     names: list[str] = []
 
     def env(name: str, *default: Any) -> Any:

@@ -1,7 +1,8 @@
-"""From a command line to a checked `Config`, by Hydra's compose API. Torch is not imported.
+"""Make a checked `Config` from a command line, by Hydra's compose API. Torch is not imported.
 
-`@hydra.main` is not used: under torchrun it runs in every rank, where its output folders race and its errors are
-printed once a rank. Composing is the same grammar without these: group=option, key=value, +key=value, ~key.
+`@hydra.main` is not used: under torchrun it would run in every rank, so that ranks would compete for output folders and
+every rank would print the same error. The compose API has the same grammar without these problems: group=option,
+key=value, +key=value, ~key.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from train.command import as_typed
 from train.command.help import page
 from train.command.help.hints import NO_DASHES, unknown_key
 from train.command.overrides import HOW_TO_QUOTE, quoted
-from train.command.presets import chosen, groups, names
+from train.command.presets import groups, names, preset_values
 from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Composed, Config
 
-MAX_COMPOSED = 16  # of the command lines that a sweep's --help stands for
+MAX_COMPOSED = 16  # command lines of a sweep that --help checks
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(tool: str, description: str) -> argparse.ArgumentParser:
-    """The flags that every entry point takes beside its overrides; its own options are in options.py, by `tool`."""
+    """A parser of overrides and of the flags that all entry points have. options.py has the other options of `tool`."""
     result = _Parser(prog=tool, description=description, allow_abbrev=False, add_help=False)
     result.add_argument("overrides", nargs="*")
     result.add_argument("--cfg", choices=["job"])
@@ -54,14 +55,15 @@ def parser(tool: str, description: str) -> argparse.ArgumentParser:
 def parse(
     parser: argparse.ArgumentParser, argv: list[str], rank: int = 0
 ) -> tuple[Config, DictConfig, argparse.Namespace]:
-    """Compose and type-check. Raises BadInput; exits 0 after --help or --cfg, which rank 0 alone answers."""
+    """Compose the config and check its types. Raises BadInput. Exits with code 0 after --help or --cfg, which only rank
+    0 answers."""
     args = parser.parse_intermixed_args(argv)
     if args.multirun:
         raise BadInput(
             Problem(
                 "multirun",
                 "-m/--multirun starts several runs, but these processes are one run",
-                "start one torchrun a run, as python -m launch.sweep does",
+                "start one torchrun per run, as python -m launch.sweep does",
             )
         )
     tree = _compose(args.overrides, parser.prog)
@@ -75,8 +77,8 @@ def parse(
 
 
 def show_help(parser: argparse.ArgumentParser, lines: Iterable[Sequence[str]]) -> NoReturn:
-    """Answer --help where a command line stands for several: for the first of them, if those with further words can be
-    composed too."""
+    """Answer --help for a command line that expands to several: show the first of them. The others, if they have words
+    that are new, are composed too, so that an error in them is reported."""
     composed: list[tuple[list[str], DictConfig]] = []
     seen: set[str] = set()
     for line in lines:
@@ -95,26 +97,26 @@ def _help(parser: argparse.ArgumentParser, overrides: list[str], tree: DictConfi
 
 
 def configured(overrides: Sequence[str]) -> Config:
-    """The config that these overrides compose, where no entry point's own options are read. Raises BadInput."""
+    """The config that these overrides compose, without options of an entry point. Raises BadInput."""
     return _to_config(_compose(list(overrides), ""), overrides, "")
 
 
 def _check_names(tree: DictConfig) -> None:
-    """Names are shown everywhere, so they are no place for what an environment holds."""
+    """Names are shown everywhere, so they must not contain values from the environment."""
     for typed in as_typed.from_environment(tree):
         if typed.key in ("strategy.name", "model.name"):
-            message = f"{typed.key}={typed.text} would name a run by what the environment holds"
-            raise BadInput(Problem("name_from_environment", message, "write the name out"))
+            message = f"{typed.key}={typed.text} would name a run with a value from the environment"
+            raise BadInput(Problem("name_from_environment", message, "type the name itself"))
 
 
 def check(config: Config, world_size: int) -> None:
-    """Raise BadInput if there are any `problems`."""
+    """Raise BadInput if the config has `problems`."""
     if found := problems(config, world_size):
         raise BadInput(*found)
 
 
 def problems(config: Config, world_size: int) -> list[Problem]:
-    """Every rule that the config breaks, and every optional package that it needs in vain."""
+    """Every rule that the config breaks, and every optional package that it needs and that is not installed."""
     found = validate(config, world_size)
     needed = {} if config.strategy.extra is None else {f"strategy={config.strategy.name}": config.strategy.extra}
     needed |= {f"metrics.trackers=[{tracker.value}]": tracker.value for tracker in config.metrics.trackers}
@@ -126,7 +128,7 @@ def problems(config: Config, world_size: int) -> list[Problem]:
 
 
 def _compose(overrides: list[str], tool: str) -> DictConfig:
-    """`tool`: what hints name as the tool that was started."""
+    """Compose the tree. `tool`: the name of the started tool, for hints."""
     overrides = [quoted(override) for override in overrides]
     _store_schemas()
     for override in overrides:
@@ -137,7 +139,7 @@ def _compose(overrides: list[str], tool: str) -> DictConfig:
             return compose("config", overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(_explain(error, tool)) from error
-    except Exception as error:  # Hydra lets some bad overrides through to its own assertions
+    except Exception as error:  # for some bad overrides Hydra fails in its own assertions
         raise BadInput(
             Problem("override", f"{' '.join(overrides)} cannot be composed ({error})", "see --help")
         ) from error
@@ -145,7 +147,7 @@ def _compose(overrides: list[str], tool: str) -> DictConfig:
 
 @cache
 def _store_schemas() -> None:
-    """Once a process: Hydra composes over these."""
+    """Register the schemas with Hydra, once per process."""
     store = ConfigStore.instance()
     for (group, name), schema in SCHEMAS.items():
         store.store(group=group, name=name, node=schema)
@@ -161,12 +163,12 @@ def _check_group(override: str) -> None:
         near = difflib.get_close_matches(value, names(group), n=1)
         meant = f"use {group}={near[0]}, or another of" if near else "use"
         raise BadInput(
-            Problem("unknown_option", f"{override} names no preset", f"{meant} {group}={'|'.join(names(group))}")
+            Problem("unknown_option", f"{override} does not name a preset", f"{meant} {group}={'|'.join(names(group))}")
         )
 
 
 def _explain(error: Exception, tool: str) -> Problem:
-    """One line out of Hydra's or OmegaConf's exception chain, innermost cause first."""
+    """A problem in one line, from the innermost cause of an exception of Hydra or OmegaConf."""
     if isinstance(error, OverrideParseException):
         return Problem(
             "grammar", f"{error.override} is not a valid override", f"use group=preset or key=value; {HOW_TO_QUOTE}"
@@ -186,7 +188,7 @@ def _explain(error: Exception, tool: str) -> Problem:
         return Problem("environment", f"the environment has no {found[1]}", fix, exit_code=EXIT_ENVIRONMENT)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     first = lines[0] if lines else str(error)
-    return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their defaults")
+    return Problem("wrong_type", f"{key}: {first}" if key else first, "see --help for the keys and their types")
 
 
 def _to_config(tree: DictConfig, overrides: Sequence[str], tool: str) -> Config:
@@ -195,7 +197,7 @@ def _to_config(tree: DictConfig, overrides: Sequence[str], tool: str) -> Config:
         for name in sorted(keys ^ fields):
             key = f"{path}.{name}".lstrip(".")
             if name in fields:
-                raise BadInput(Problem("missing_key", f"{key} was taken out of the config", "leave it in"))
+                raise BadInput(Problem("missing_key", f"{key} was removed from the config", "do not remove it"))
             raise BadInput(unknown_key(key, tool))
     try:
         for key in sorted(OmegaConf.missing_keys(tree)):
@@ -204,7 +206,7 @@ def _to_config(tree: DictConfig, overrides: Sequence[str], tool: str) -> Config:
     except OmegaConfBaseException as error:
         raise BadInput(_explain(error, tool)) from error
     assert isinstance(config, Config)
-    return Composed(**vars(config), preset=chosen(overrides))
+    return Composed(**vars(config), preset=preset_values(overrides))
 
 
 def _nodes(path: str, schema: type, node: DictConfig) -> Any:

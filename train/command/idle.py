@@ -1,6 +1,6 @@
-"""Options of a strategy that have no effect, as the technique that they belong to is not used: they are refused.
+"""Options of a strategy without effect are refused: the strategy does not use the technique that they belong to.
 
-The degrees of the mesh are no options: they decide which techniques are used.
+The degrees of the mesh do not count as options: they decide which techniques are used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MAX_NAMED = 8  # presets in a message
 
 
 def idle_options(plan: Plan) -> dict[str, Finding]:
-    """One finding for each option that is not at its default and whose technique does not apply, by a rule's name."""
+    """One finding, by the name of its rule, for each option that does not have its default and whose technique does not
+    apply."""
     strategy, found = plan.config.strategy, {}
     for technique, option in options(strategy):
         value = getattr(strategy, option.name)
@@ -47,16 +48,16 @@ def options(strategy: Strategy) -> Iterator[tuple[Technique, dataclasses.Field[A
                     yield technique, own[field.name]
 
 
-def takers(option: str) -> list[str]:
-    """The presets that use the technique which the option belongs to."""
+def presets_with(option: str) -> list[str]:
+    """The presets that use the technique to which the option belongs."""
     owners = [one for one in TECHNIQUES if option in {field.name for field in dataclasses.fields(one.keys)}]
     plans = {name: Plan(Config(strategy=strategy, model=ModelConfig()), 1) for name, strategy in strategies().items()}
     return [name for name, plan in plans.items() if any(one.applies(plan) for one in owners)]
 
 
 def listed(option: str) -> str:
-    """`takers`, as a message has them."""
-    names = takers(option)
+    """`presets_with` as text for a message."""
+    names = presets_with(option)
     return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
 
 

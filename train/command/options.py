@@ -1,7 +1,7 @@
-"""The words that a tool takes beside the overrides of the config, as `nproc=4`: each is declared here, and only here.
+"""The options of the tools, such as `nproc=4`, which are not keys of the config. Each is declared only here.
 
-Tools read them, `--help` and docs/configuration.md show them, and a word that is typed to the wrong tool is answered
-with the tools that take it. Torch is not imported.
+The tools read them, and `--help` and docs/configuration.md show them. If an option is given to a wrong tool, the
+message names the tools that have it. Torch is not imported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Option(Generic[T]):
-    """`read`: a value from its text, or None for a wrong text. `must`: what a value has to be, after "must be"."""
+    """An option. `read` returns the value of a text, or None if the text is wrong. `must` completes the message "must
+    be …"."""
 
     name: str
     default: T
@@ -32,9 +33,9 @@ class Option(Generic[T]):
     read: Callable[[str], T | None]
     example: str
     help: str
-    unset: str = ""  # what happens where the default is None
+    unset: str = ""  # the meaning of None as the default, for --help
 
-    def take(self, argv: list[str]) -> T:
+    def pop(self, argv: list[str]) -> T:
         """Remove every `name=value` from argv and return the last value. Raises BadInput if one of them is wrong."""
         given = [word for word in argv if word.startswith(f"{self.name}=")]
         argv[:] = [word for word in argv if word not in given]
@@ -65,7 +66,7 @@ def named(name: str) -> Option[Any] | None:
 
 def _positive(most: int) -> tuple[str, Callable[[str], int | None]]:
     def read(text: str) -> int | None:
-        # by its length first: Python refuses to convert thousands of digits
+        # the length is checked first, as Python refuses to convert thousands of digits
         right = re.fullmatch(r"[1-9][0-9]*", text) and len(text) <= len(str(most)) and int(text) <= most
         return int(text) if right else None
 
@@ -109,9 +110,9 @@ BATCH: Option[str] = Option(
     (SWEEP,),
     *_one_of("global", "micro", "best"),
     example="micro",
-    help="How the points are made comparable: the global batch is as given (global); train.micro_batch_size is as "
-    "given, and the global batch is scaled so that each data rank has as many microbatches as in the first point "
-    "(micro); or as micro, with the largest micro batch per point that runs, which short runs find (best).",
+    help="How the points are made comparable. global: the global batch is as given. micro: train.micro_batch_size is "
+    "as given, and the global batch is scaled so that each data rank has as many microbatches as in the first point. "
+    "best: as micro, with the largest micro batch of each point that runs, which short runs find.",
 )
 MAX_MICRO_BATCH_SIZE: Option[int | None] = Option(
     "max_micro_batch_size",
@@ -144,6 +145,6 @@ STEPS: Option[int] = Option(
     (BENCH_STEP,),
     *_positive(MAX_STEPS),
     example="40",
-    help="The number of steps of each loop that are timed.",
+    help="The number of timed steps of each loop.",
 )
 OPTIONS: tuple[Option[Any], ...] = (NPROC, PORT, FORCE, BATCH, MAX_MICRO_BATCH_SIZE, SKIP_INVALID, FRESH, STEPS)

@@ -1,8 +1,8 @@
-"""Words of a command line as they are typed, in Hydra's grammar.
+"""Translate the words of a command line, as they are typed, into Hydra's grammar.
 
-Hydra's grammar takes no `=`, `(`, `~`, `#` or letter beyond ASCII in a value, and reads 007 and 1e3 as numbers. A key
-that holds text takes its value as it was typed, but for what quotes, commas (several values), `null` and `${…}` mean
-to Hydra. A path may begin with `~`, which stands for the user's home folder.
+Hydra's grammar does not allow `=`, `(`, `~`, `#` or letters beyond ASCII in a value, and reads 007 and 1e3 as numbers.
+Here the value of a text key is used as it was typed. Only quotes, commas (several values), `null` and `${…}` keep their
+meaning in Hydra. A path may begin with `~`, which means the user's home folder.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from train.command.schemas import SCHEMAS
 from train.config.problems import BadInput, Problem
 
 PATHS = ("data.path", "metrics.dir")
-GRAMMAR = re.compile(r"^\w+\s*\(|['\"\[{]")  # choice(a,b), 'a,b', [a,b]: commas within one value or function
+GRAMMAR = re.compile(r"^\w+\s*\(|['\"\[{]")  # in choice(a,b), 'a,b' and [a,b] the comma is inside one value or function
 HOW_TO_QUOTE = "a value with commas or brackets needs two pairs of quotes: \"key='a,b'\""
 
 
 def quoted(word: str) -> str:
-    """The word for Hydra. Raises BadInput for one that could not be written to a file or shown on a terminal, and for
-    one that sets what Hydra itself would do, which is switched off here."""
+    """The word in Hydra's grammar. Raises BadInput if it has characters that cannot be written to a file or shown on a
+    terminal, and if it configures Hydra itself, which has no effect here."""
     _check_characters(word)
     _check_hydra(word)
     key, equals, value = word.partition("=")
@@ -49,7 +49,7 @@ def text_keys() -> frozenset[str]:
 
 
 def keys(schema: type, path: str) -> Iterator[tuple[str, object]]:
-    """The dotted keys of a dataclass and of those in it, with their types."""
+    """The dotted keys of a dataclass and of the dataclasses in it, with their types."""
     types = get_type_hints(schema)
     for field in dataclasses.fields(schema):
         key = f"{path}.{field.name}".lstrip(".")
@@ -70,7 +70,7 @@ def _as_text(key: str, value: str) -> str:
 
 
 def with_quotes(value: str) -> str:
-    """The value as an override writes a text that has signs of the grammar in it."""
+    """A text in quotes, so that Hydra reads it as text."""
     return QuotedString(value, Quote.single).with_quotes()
 
 

@@ -1,4 +1,4 @@
-"""The presets of the config groups, as they stand in `configs/`, and the values that the chosen ones give."""
+"""The presets of the config groups in `configs/`, and the values that the chosen presets set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def groups() -> list[str]:
 
 @cache
 def strategies() -> dict[str, Strategy]:
-    """Every preset of a strategy, by name. Not to be changed: the answer is kept."""
+    """Every preset of a strategy, by name. The result is cached, so callers must not change it."""
     found: dict[str, Strategy] = {}
     for name in names("strategy"):
         values = dict(_file(CONFIG_DIR / "strategy" / f"{name}.yaml"))
@@ -36,9 +36,9 @@ def strategies() -> dict[str, Strategy]:
     return found
 
 
-def chosen(overrides: Sequence[str]) -> dict[str, Any]:
-    """By dotted key, the values that a run has where its command line sets no key: those of the presets that the line
-    chooses, then those of the root file."""
+def preset_values(overrides: Sequence[str]) -> dict[str, Any]:
+    """The values, by dotted key, before the overrides of single keys: those of the presets that the command line
+    chooses, then those of the root file, which take precedence."""
     root = _file(CONFIG_DIR / f"{ROOT}.yaml")
     names = {group: name for one in root["defaults"] if isinstance(one, dict) for group, name in one.items()}
     words = (word.lstrip("+").partition("=") for word in overrides)
@@ -49,11 +49,12 @@ def chosen(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _preset(group: str, name: str) -> dict[str, Any]:
-    """Its keys, over those of the presets that it inherits from; without interpolations, which are no values yet."""
+    """The keys of a preset, which take precedence over those of the presets that it inherits from. Interpolations are
+    left out, as they are not resolved yet."""
     content = _file(CONFIG_DIR / group / f"{name}.yaml")
     values: dict[str, Any] = {}
     for parent in content["defaults"]:
-        if isinstance(parent, str) and not parent.startswith("_"):  # else a schema, or Hydra's _self_
+        if isinstance(parent, str) and not parent.startswith("_"):  # otherwise it is a schema, or Hydra's _self_
             values |= _preset(group, parent)
     return values | {key: value for key, value in content.items() if key != "defaults" and "${" not in str(value)}
 

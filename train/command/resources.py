@@ -1,8 +1,7 @@
-"""Where the files of this program are: in its source tree, or in the environment that it is installed in.
+"""Where the files of this program are: in its source tree, or in the environment where it is installed.
 
-A wheel holds the folder `configs` as `train/configs`: a folder `configs` of its own, beside all other installed
-packages, could be overwritten by one of them. `pyproject.toml` says so to setuptools. An editable installation runs
-from the source tree. Torch is not imported.
+In a wheel the folder `configs` is `train/configs`, as another installed package could overwrite a top-level folder
+`configs`. `pyproject.toml` configures this. An editable installation runs from the source tree. Torch is not imported.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ CONFIG_DIR = (TRAIN if INSTALLED else ROOT) / "configs"
 
 
 def path_of(script: str) -> str:
-    """The path of one of this program's scripts, as short as it can be typed in the working directory."""
+    """The path of one of this program's scripts: relative if it is below the working directory."""
     path, here = ROOT / script, Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def words_of(script: str) -> list[str]:
-    """A script as a command line that is kept names it after `python` or `torchrun`: the path within the source tree,
-    or the module where the program is installed. Neither is a path of this machine."""
+    """The words for a script after `python` or `torchrun` in a command line that is recorded: its path in the source
+    tree, or `-m` and its module if the program is installed. Neither contains a path of this machine."""
     return ["-m", script.removesuffix(".py").replace("/", ".")] if INSTALLED else [script]

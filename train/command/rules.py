@@ -1,4 +1,4 @@
-"""Every rule between the values of a config and the size of the world. Pure functions of a `Plan`."""
+"""All rules about the values of a config and the number of processes. They are pure functions of a `Plan`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ AFTER: tuple[Rule, ...] = (*batch.RULES, *places.RULES)
 
 
 def rules(plan: Plan) -> Iterator[Rule]:
-    """Those that are asked of the plan: of no technique, and of the techniques that it uses."""
+    """The rules that hold for the plan: the general ones, and those of the techniques that it uses."""
     yield from BEFORE
     yield from (rule for technique in used(plan) for rule in technique.rules)
     yield from AFTER

@@ -1,6 +1,6 @@
-"""All that is wrong with a config in a world of a given size, with overrides that mend all of it together.
+"""All problems of a config with a given number of processes, with overrides that fix all of them together.
 
-Pure functions of (config, world_size): no process group, no files, no torch. The rules themselves are in `rules/`.
+These are pure functions of (config, world_size): no process group, no files, no torch. `rules.py` collects the rules.
 """
 
 from __future__ import annotations
@@ -15,23 +15,24 @@ from train.config.rule import Finding
 from train.config.rules.ranges import OutOfRange, out_of_range, too_many_processes
 from train.config.schema import Config
 
-NUM_FIXES = 3  # shown; the first is the problem's own
-MAX_DEPTH = 6  # lines of overrides that are put together
-MAX_WIDTH = 8  # configs of a depth that are mended further: those that break the fewest rules
-MAX_TRIES = 24  # lines of one rule that are tried on a config
+NUM_FIXES = 3  # fixes that a message shows
+MAX_DEPTH = 6  # fixes of rules that are combined
+MAX_WIDTH = 8  # configs per depth to which further fixes are applied: those that break the fewest rules
+MAX_TRIES = 24  # fixes of one rule that are tried on a config
 
 
 def validate(config: Config, world_size: int) -> list[Problem]:
-    """All problems at once, none of them caused by another: rules see values out of range as if they were mended.
+    """All problems at once. Values out of range are corrected before the rules are checked, so that they cause no
+    further problems.
 
-    Each problem carries the same fix: overrides with which the whole has no problem. Where none was found the fix is
+    Every problem has the same fix: overrides with which no problem is left. If no such overrides were found, the fix is
     the rule's own advice in words.
     """
     plan = Plan(config, world_size)
     ranges, found = findings(plan)
     if not ranges and not found:
         return []
-    lines = mending(plan)
+    lines = find_fixes(plan)
     shown = ", ".join(lines[:-1]) + (" or " if len(lines) > 1 else "") + lines[-1] if lines else ""
     overrides = tuple(lines[0].split()) if lines else ()
     broken = [(one.rule, one.message, "use a value in its range") for one in ranges]
@@ -40,7 +41,7 @@ def validate(config: Config, world_size: int) -> list[Problem]:
 
 
 def findings(plan: Plan) -> tuple[list[OutOfRange], dict[str, Finding]]:
-    """(Values out of range; the broken rules by name)."""
+    """(values out of range, broken rules by name)."""
     many = too_many_processes(plan.world_size)
     ranges = [*([many] if many else []), *out_of_range(plan.config)]
     if many:
@@ -52,7 +53,7 @@ def findings(plan: Plan) -> tuple[list[OutOfRange], dict[str, Finding]]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """Overrides by key, the plan with them, whether a value in it is out of range, and the rules that it breaks."""
+    """Overrides by key, the plan with them, whether it has a value out of range, and the rules that it breaks."""
 
     words: dict[str, str]
     plan: Plan
@@ -69,15 +70,15 @@ class Candidate:
         return Candidate(self.words | dict(word.split("=", 1) for word in line.split()), plan, bool(ranges), found)
 
     def lines(self, *, of_all: bool) -> Iterator[str]:
-        """What the broken rules propose, or the first of them alone."""
+        """The fixes that the broken rules propose: of all rules, or of the first one."""
         for finding in [*self.found.values()][: None if of_all else 1]:
             yield from finding.fixes[:MAX_TRIES]
 
 
-def mending(plan: Plan) -> list[str]:
-    """Up to NUM_FIXES lines of overrides, each of which leaves no problem; the shortest, and what rules name first.
+def find_fixes(plan: Plan) -> list[str]:
+    """Up to NUM_FIXES lines of overrides, each of which leaves no problem, in the rules' order of preference.
 
-    Lines that one rule proposes are tried alone, then together with those of the rules that are still broken.
+    The fixes of each rule are tried alone first, then together with fixes of the rules that are still broken.
     """
     ranges, found = findings(plan)
     start = Candidate({}, plan, bool(ranges), found)
@@ -95,20 +96,21 @@ def mending(plan: Plan) -> list[str]:
 
 
 def completed(problem: Problem, plan: Plan) -> Problem:
-    """A problem that was found elsewhere, as in a text: its override, of one key, as the rules allow it, with what must
-    change beside it; without an override where nothing was found."""
+    """A problem that was found elsewhere, for example in a text, with a fix that breaks no rule. `problem` proposes one
+    override; its value may be changed, and overrides of other keys may be added. If no valid fix is found, the result
+    has no overrides."""
     if not problem.overrides:
         return problem
     (word,) = problem.overrides
     key, _, value = word.partition("=")
     values = [value]
-    if key == "train.seq_len":  # a shorter one will do, and what splits sequences wants multiples
+    if key == "train.seq_len":  # shorter sequences are possible too, and techniques that split sequences need multiples
         values = [*dict.fromkeys(str(int(value) >> k << k) for k in range(int(value).bit_length()))]
     lines = [f"{key}={one}" for one in values if not _broken(plan.override(f"{key}={one}"))]
-    others = [] if lines else [line for line in mending(plan.override(word)) if f"{key}=" not in line]
+    others = [] if lines else [line for line in find_fixes(plan.override(word)) if f"{key}=" not in line]
     lines += [f"{word} {line}" for line in others]
     if not lines:
-        fix = f"{problem.fix}, and change what does not go with it"
+        fix = f"{problem.fix}, and change the keys that are not supported with it"
         return replace(problem, fix=fix, overrides=())
     return replace(problem, fix=problem.fix.replace(word, lines[0]), overrides=tuple(lines[0].split()))
 
@@ -130,7 +132,7 @@ def _next_level(level: list[Candidate], *, of_all: bool) -> Iterator[Candidate]:
 
 
 def _without_longer(working: Iterable[Candidate]) -> list[Candidate]:
-    """The first NUM_FIXES that do not hold another's words and more."""
+    """The first NUM_FIXES, without those that contain all overrides of another one and more."""
     kept: list[Candidate] = []
     for one in working:
         if not any(other.words.items() <= one.words.items() for other in kept):
@@ -141,7 +143,7 @@ def _without_longer(working: Iterable[Candidate]) -> list[Candidate]:
 
 
 def _shortest(plan: Plan, one: Candidate) -> Candidate:
-    """Without the words that a later one has made needless."""
+    """The candidate without overrides that became unnecessary because of later ones."""
     for key in [*one.words] if len(one.words) > 1 else []:
         words = {name: value for name, value in one.words.items() if name != key}
         fewer = replace(one, words=words)

@@ -1,1 +1,1 @@
-"""What a run is, said before torch is loaded: schema, plan, shapes, and the types of rules and traffic."""
+"""The description of a run, which needs no torch: schema, plan, shapes, and the types of rules and traffic."""

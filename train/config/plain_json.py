@@ -1,4 +1,4 @@
-"""JSON that every reader takes: NaN and infinities, which JSON does not have, are written as null."""
+"""Standard JSON: NaN and infinities, which JSON does not have, are written as null."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def dumps(value: Any, indent: int | None = None) -> str:
     """`value` as JSON text."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False)
-    except ValueError:  # looked for only where there are some: samples are large
+    except ValueError:  # only then replace them, as this takes long for large samples
         return json.dumps(finite(value), indent=indent, allow_nan=False)
 
 
 def finite(value: Any) -> Any:
-    """The same with None for every number that is not finite."""
+    """`value` with None in place of every number that is not finite."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

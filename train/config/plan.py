@@ -1,4 +1,4 @@
-"""What a config comes to in a world of a given size: degrees, data ranks, microbatches. Torch is not imported."""
+"""What follows from a config and the number of processes: degrees, data ranks, microbatches. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Plan:
 
     @cached_property
     def axes(self) -> dict[str, int]:
-        """The axes that the strategy names, as given: -1 is the ranks that are left."""
+        """The axes that the strategy names, with their degrees as given: -1 means all ranks that are left."""
         return self.config.strategy.mesh_axes()
 
     @cached_property
@@ -34,22 +34,22 @@ class Plan:
 
     @property
     def data_ranks(self) -> int:
-        """Ranks that read different rows of the global batch."""
+        """The number of ranks that read different rows of the global batch."""
         return math.prod(self.degrees[axis] for axis in BATCH_AXES)
 
     @property
     def num_microbatches(self) -> int:
-        """Forwards per data rank and optimiser step; 0 if not even one fits."""
+        """The microbatches of a data rank per optimiser step; 0 if the global batch is too small for one."""
         return self.config.train.global_batch_size // (self.config.train.micro_batch_size * self.data_ranks)
 
     @property
     def num_stages(self) -> int:
-        """Of the pipeline; 1 without one."""
+        """The number of pipeline stages; 1 without a pipeline."""
         return self.degrees["pp"] * max(self.config.strategy.num_chunks(), 1)
 
     @cached_property
     def layers_of_stages(self) -> list[range]:
-        """The layers of every stage of a pipeline; without one they are all in one stage."""
+        """The layers of every pipeline stage; without a pipeline, all layers are in one stage."""
         return self.config.strategy.layers_of(self.config.model, self.config.train.seq_len, self.degrees["pp"])
 
     @property
@@ -58,25 +58,27 @@ class Plan:
 
     @property
     def ep(self) -> int:
-        """Ranks that share a layer's experts; 1 where the strategy names none or no valid number."""
+        """The number of ranks over which a layer's experts are split; 1 if the strategy does not name `ep` or its value
+        is not valid."""
         ep = self.config.strategy.expert_degree() or 1
         return folded_ranks(self.degrees) if ep == -1 else max(ep, 1)
 
     @property
     def splits_experts(self) -> bool:
-        """Whether experts are units of FSDP of their own: where the strategy names `ep`, at degree 1 too."""
+        """Whether FSDP wraps the experts as separate units: if the strategy names `ep`, even at degree 1."""
         return self.config.strategy.expert_degree() is not None and self.config.model.num_experts > 0
 
     def keys(self, kind: type[Keys]) -> Keys:
-        """The strategy as the dataclass of one technique's keys. TypeError for a strategy that has none of them: this
-        is asked only where the technique applies."""
+        """The strategy, typed as the dataclass of one technique's keys. Call it only where the technique applies: it
+        raises TypeError if the strategy does not have these keys."""
         strategy = self.config.strategy
         if not isinstance(strategy, kind):
             raise TypeError(f"strategy={strategy.name} has no {kind.__name__}")
         return strategy
 
     def override(self, line: str) -> Plan:
-        """The plan after overrides such as "strategy.tp=2 nproc=4" (values only: no preset is switched)."""
+        """The plan after overrides such as "strategy.tp=2 nproc=4". They may set keys and nproc, but not choose
+        presets."""
         config, world_size = self.config, self.world_size
         for word in line.split():
             key, _, text = word.partition("=")
@@ -89,7 +91,7 @@ class Plan:
 
 
 def replaced(node: Any, path: list[str], value: Any) -> Any:
-    """A copy of nested dataclasses with the value at `path` changed; enums by value."""
+    """A copy of nested dataclasses with the value at `path` changed. An enum is given by its value."""
     name, *rest = path
     old = getattr(node, name)
     if rest:

@@ -1,4 +1,4 @@
-"""What is wrong with a run, said once: the value, the rule and the fix."""
+"""Problems of a run and how they are reported: once, with the value, the rule and the fix."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 EXIT_INPUT = 2  # the command line or the data is wrong
-EXIT_ENVIRONMENT = 3  # the machine cannot do what it asks
+EXIT_ENVIRONMENT = 3  # the machine cannot do what they ask for
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,16 @@ class Problem:
     rule: str  # the broken rule's name
     message: str  # the value and the rule
     fix: str  # what to do instead
-    overrides: tuple[str, ...] = ()  # command-line overrides with which nothing is wrong, where there are such
+    overrides: tuple[str, ...] = ()  # overrides that fix everything, if any were found
     exit_code: int = EXIT_INPUT
 
     def __str__(self) -> str:
         return f"{self.message}: {self.fix}"
 
 
-def said(problems: Sequence[Problem]) -> list[str]:
-    """A line for each problem; neighbours that one fix mends together are followed by that fix, once."""
+def problem_lines(problems: Sequence[Problem]) -> list[str]:
+    """A line for each problem. Successive problems with the same fix share one line with that fix, which follows
+    them."""
     lines = []
     for fix, group in itertools.groupby(problems, key=lambda problem: problem.fix):
         together = [*group]
@@ -35,13 +36,20 @@ def said(problems: Sequence[Problem]) -> list[str]:
 
 
 def unusable(folder: object, why: str | None) -> BadInput:
-    """For where runs are written. `why`: an OSError's `strerror`."""
+    """The error for a metrics.dir that cannot be written. `why`: an OSError's `strerror`."""
     message = f"metrics.dir={folder} cannot be written ({why})"
-    return BadInput(Problem("metrics_dir", message, "use metrics.dir=FOLDER that can", exit_code=EXIT_ENVIRONMENT))
+    return BadInput(
+        Problem(
+            "metrics_dir",
+            message,
+            "use metrics.dir=FOLDER with a folder that can be written",
+            exit_code=EXIT_ENVIRONMENT,
+        )
+    )
 
 
 class Reported(Exception):
-    """An end of the run that is told in words, never as a traceback, once and not once a rank."""
+    """An error that ends the run with one message: no traceback, and not one message per rank."""
 
     exit_code = 1
 
@@ -50,7 +58,7 @@ class Reported(Exception):
 
 
 class BadInput(Reported):
-    """Problems that a user can mend before anything is trained."""
+    """Problems that a user can fix before anything is trained."""
 
     def __init__(self, *problems: Problem) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -60,4 +68,4 @@ class BadInput(Reported):
     def report(self) -> str:
         count = len(self.problems)
         head = "1 problem, nothing was trained:" if count == 1 else f"{count} problems, nothing was trained:"
-        return "\n".join([head, *(f"  {line}" for line in said(self.problems))])
+        return "\n".join([head, *(f"  {line}" for line in problem_lines(self.problems))])

@@ -1,4 +1,4 @@
-"""A rule as data: its name, its reason in a sentence, its check, and the fixes that the check proposes."""
+"""A rule: its name, its reason in a sentence, its check, and the fixes that the check proposes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from train.config.plan import Plan
 class Finding:
     """A broken rule. `message` gives the value and the rule.
 
-    `fixes` are lines of overrides, best first, which may also name `nproc`: `validate` tries them, alone and with those
-    of other broken rules, and offers what leaves no problem at all, so that a check need not know of the other rules.
-    `otherwise` says in words what to do where nothing was found: it names no override, as none was tried.
+    `fixes` are lines of overrides, best first, which may also set `nproc`. `validate` tries each of them, alone and
+    together with the fixes of other broken rules, and shows only lines that leave no problem. So a check does not have
+    to know the other rules. `otherwise` is advice in words for the case that no such line is found.
     """
 
     message: str
@@ -24,7 +24,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """`check` returns None where the plan keeps the rule. It sees only values within their fields' own ranges."""
+    """`check` returns None if the plan follows the rule. It is only asked about values within their fields' ranges."""
 
     name: str
     reason: str
@@ -36,7 +36,7 @@ def divisors(value: int, limit: int = 1024) -> list[int]:
 
 
 def below(degree: int) -> list[int]:
-    """Smaller degrees to try: the nearest ones, then halves."""
+    """Smaller degrees to try: first the nearest ones, then a half, a quarter, and so on."""
     halves = [degree >> i for i in range(1, degree.bit_length())]
     return [*dict.fromkeys([*range(degree - 1, max(degree - 9, 0), -1), *halves])]
 
@@ -47,7 +47,8 @@ def nearest(options: list[int], to: int) -> list[int]:
 
 
 def degree_fixes(plan: Plan, axis: str, degrees: list[int]) -> tuple[str, ...]:
-    """Lines that give `axis` one of `degrees`: by the key alone, with the processes to match, or by processes alone."""
+    """Lines of overrides that give `axis` one of `degrees`. They set the key, the key and the number of processes, or,
+    if the degree is -1, the number of processes alone."""
     lines = []
     for degree in degrees:
         nproc = plan.world_size // plan.degrees[axis] * degree
@@ -58,7 +59,7 @@ def degree_fixes(plan: Plan, axis: str, degrees: list[int]) -> tuple[str, ...]:
 
 
 def divides(axis: str, name: str, value: Callable[[Plan], int]) -> Callable[[Plan], Finding | None]:
-    """The check that the degree of `axis` divides `value`, which the key `name` gives; 0 is divided by every degree."""
+    """A check that the degree of `axis` divides `value`, which the key `name` sets. Every degree divides 0."""
 
     def check(plan: Plan) -> Finding | None:
         degree, found = plan.degrees[axis], value(plan)

@@ -1,6 +1,6 @@
-"""The schema of a run: every key has a type, a range, a default and a sentence. Torch is not imported.
+"""The schema of a run: every key has a type, a range, a default and a sentence of help. Torch is not imported.
 
-The keys are in `groups/`, one dataclass for each group; values are in `configs/`, rules between keys in `rules/`.
+`groups/` has the keys, with one dataclass for each group. Values are in `configs/`, and rules between keys in `rules/`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ __all__ = [
 
 @dataclass
 class Config:
-    """Everything that decides a run but the number of processes."""
+    """Everything that determines a run except the number of processes."""
 
     strategy: Strategy = key(MISSING, "How the work of training is split over the processes.")
     model: ModelConfig = key(MISSING, "The transformer that is trained.")
@@ -63,15 +63,15 @@ class Config:
     train: TrainConfig = key(TrainConfig, "The training itself: steps, batches, validation, memory.")
     precision: Precision = key(
         Precision.float32,
-        "The type that is computed in; bf16 computes in bfloat16, with parameters, gradients and sums in float32.",
+        "The type of numbers; bf16 computes in bfloat16, and keeps parameters, gradients and sums in float32.",
     )
     compile: CompileConfig = key(CompileConfig, "Compilation by torch.compile.")
     runtime: RuntimeConfig = key(RuntimeConfig, "The device and the communication backend.")
-    metrics: MetricsConfig = key(MetricsConfig, "What a run writes down, and where.")
+    metrics: MetricsConfig = key(MetricsConfig, "What a run records, and where.")
 
 
 @dataclass
 class Composed(Config):
-    """A config as the command line composes it. `preset`: by dotted key, the values that the chosen presets give."""
+    """A config as the command line composes it. `preset`: the values of the chosen presets, by dotted key."""
 
     preset: dict[str, Any] = field(default_factory=dict)

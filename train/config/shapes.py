@@ -1,6 +1,6 @@
-"""The parameters of a model by name and shape, and of a rank of a pipeline. Torch is not imported.
+"""The names and shapes of the parameters of a model, and of a rank of a pipeline. Torch is not imported.
 
-What is here restates `train/model/transformer.py`; `tests/test_explain.py` holds it against the model.
+These names and shapes repeat `train/model/transformer.py`; `tests/test_explain.py` compares them with the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Shapes = dict[str, Shape]
 
 
 def coordinates(plan: Plan, rank: int) -> dict[str, int]:
-    """The rank's place on every axis: the innermost axis runs fastest."""
+    """The rank's index on every axis. The index on the innermost axis changes fastest."""
     place = {}
     for axis in reversed(MESH_AXES):
         rank, place[axis] = divmod(rank, plan.degrees[axis])
@@ -24,7 +24,7 @@ def coordinates(plan: Plan, rank: int) -> dict[str, int]:
 
 
 def block(model: ModelConfig) -> Shapes:
-    """One layer's parameters, by their names inside it."""
+    """The parameters of one layer, by their names within the layer."""
     head_dim = model.dim // model.num_heads
     attention = {
         "attention_norm.weight": (model.dim,),
@@ -53,21 +53,21 @@ def feed_forward(name: str, dim: int, width: int) -> Shapes:
 
 
 def stages_of(plan: Plan, rank: int) -> list[int]:
-    """The pipeline stages of a rank of `pp`; without a pipeline the one that is everything."""
+    """The pipeline stages of a rank of `pp`. Without a pipeline there is one stage, the whole model."""
     return plan.config.strategy.stages_of(rank, plan.degrees["pp"])
 
 
 def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
-    """The parameters of a rank of `pp` by the module that FSDP gathers as one: of each of its stages `embed`, the
-    layers, `norm+head`; tied, the ends of one stage are one, and a rank that holds both ends counts the weight once.
-    Whole shapes."""
+    """The parameters of a rank of `pp`, with their whole shapes, by the module that FSDP gathers as one unit: for each
+    stage `embed`, each layer, and `norm+head`. With tied embeddings, both ends of one stage are one unit, and a rank
+    that has both ends counts the tied weight once."""
     for _, name, shapes in units_by_stage(plan, rank):
         yield name, shapes
 
 
 def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
-    """The same, with the stage of each. `copies`: the last stage has its tied weight on the first stage's rank too, as
-    FSDP and DDP, which own each stage apart, gather and sum it."""
+    """As `units`, with the stage of each unit. `copies`: the last stage has its own copy of the tied weight even on the
+    first stage's rank, as FSDP and DDP wrap each stage separately, and gather and reduce both copies."""
     model, last, layers = plan.config.model, plan.num_stages - 1, plan.layers_of_stages
     stages = stages_of(plan, rank)
     for stage in stages:
@@ -86,7 +86,8 @@ def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[t
 
 
 def chunk(size: int, degree: int, index: int) -> range:
-    """Which of `size` rows a shard has: DTensor's rule, equal chunks, the last ones smaller or empty."""
+    """The rows, of `size`, that a shard has. As in DTensor, chunks are equal, but the last ones may be smaller or
+    empty."""
     most = -(-size // degree)
     return range(min(index * most, size), min((index + 1) * most, size))
 
@@ -100,14 +101,14 @@ def is_expert(name: str) -> bool:
 
 
 def kv_shards(model: ModelConfig, tp: int) -> int:
-    """In how many parts `tp` ranks split the keys and values: one a rank, but no more than there are KV heads. Where
-    there are fewer heads than ranks, each head is held by the same number of neighbouring ranks."""
+    """The number of parts into which `tp` ranks split the keys and values: one per rank, but not more than there are KV
+    heads. If there are fewer KV heads than ranks, the same number of neighbouring ranks have a copy of each head."""
     return min(tp, model.num_kv_heads)
 
 
 def folded_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
-    """(degree, index) among the ranks that FSDP shards over: of dp_shard, and of the cp that folds into it unless DDP
-    takes cp. Expert parallelism folds over the same ranks, innermost first."""
+    """(degree, index) of the rank among the ranks that FSDP shards over: those of dp_shard and of cp, unless DDP is
+    used over cp. Expert parallelism folds over the same ranks, the innermost first."""
     degree, index = plan.degrees["dp_shard"], place["dp_shard"]
     if "dp_shard" in plan.axes or "dp_replicate" not in plan.axes:
         degree, index = degree * plan.degrees["cp"], index * plan.degrees["cp"] + place["cp"]
@@ -115,6 +116,6 @@ def folded_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
 
 
 def element_sizes(precision: Precision) -> tuple[int, int]:
-    """Bytes of a parameter's element and of an activation's."""
+    """(bytes per element of a parameter, bytes per element of an activation)."""
     kept = 8 if precision is Precision.float64 else 4
     return kept, 2 if precision is Precision.bf16 else kept

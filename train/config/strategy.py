@@ -1,7 +1,7 @@
-"""The one abstraction: a strategy turns a model into a `TrainStep`; nothing else asks which strategy runs.
+"""The one abstraction: a strategy turns a model into a `TrainStep`. No other code depends on which strategy runs.
 
-What one technique must know of another, such as whether FSDP is used, it asks of the strategy (the second half of
-`Strategy`), so that no technique's folder imports another's.
+The second half of `Strategy` answers what one technique must know about another, such as whether FSDP is used. So no
+technique's folder imports another's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from omegaconf import MISSING
 
 from train.config.fields import key
 
-if TYPE_CHECKING:  # this file is read to check a command line: torch would cost two seconds
+if TYPE_CHECKING:  # this file is imported to check a command line, and importing torch would take two seconds
     import torch
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -23,18 +23,19 @@ if TYPE_CHECKING:  # this file is read to check a command line: torch would cost
     from train.model.transformer import Transformer
     from train.strategies.pipeline.timetable import Action
 
-# Outer to inner: the innermost axis has neighbouring ranks, which share the fastest links.
+# From outer to inner: ranks along the innermost axis are neighbours, which share the fastest links.
 MESH_AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 # Ranks that differ only in these axes read different rows of the global batch.
 BATCH_AXES = ("dp_replicate", "dp_shard")
-# A rank's loss is one term of the sum over these: it has other rows, other tokens of the same rows, or other layers.
+# The loss is the sum of the ranks' losses over these axes: ranks along them have different rows, different tokens of
+# the same rows, or different layers.
 LOSS_AXES = ("pp", *BATCH_AXES, "cp")
 
 
 @dataclass
 class StepResult:
-    """Device tensors, the same on every rank. `loss`: mean over the global batch's valid tokens, before the update.
-    `grad_norm`: global 2-norm of the gradient, before clipping."""
+    """Device tensors with the same values on every rank. `loss`: the mean over the global batch's valid tokens, before
+    the update. `grad_norm`: the global 2-norm of the gradient, before clipping."""
 
     loss: torch.Tensor
     grad_norm: torch.Tensor
@@ -57,7 +58,8 @@ class TrainStep(Protocol):
     def full_gradients(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
     def state_tensors(self) -> dict[str, Iterable[torch.Tensor]]:
-        """The tensors behind `state_bytes` that there are now, under the same names: gradients from `on_gradients`."""
+        """The tensors that `state_bytes` counts, under the same names, as far as they exist now: gradients exist from
+        `on_gradients` on."""
         ...
 
     def state_bytes(self) -> dict[str, int]:
@@ -67,8 +69,8 @@ class TrainStep(Protocol):
 
 @dataclass(frozen=True)
 class Order:
-    """A pipeline schedule: `rows[rank]`, the actions (timetable.py) of a rank of `pp` in order, and the bubble that a
-    formula gives it, if there is one."""
+    """A pipeline schedule. `rows[rank]`: the actions (timetable.py) of a rank of `pp`, in order. `closed_form`: the
+    bubble by a formula, or None if there is no formula for it."""
 
     rows: list[list[Action]]
     num_stages: int
@@ -77,7 +79,8 @@ class Order:
 
 @dataclass(frozen=True)
 class Lossy:
-    """Gradients lose digits on the way. `bound`: of the errors that this makes in the proof; None: none is known."""
+    """An option by which gradients lose precision when they are sent. `bound`: the largest error that the proof allows
+    for it; None if no bound is known."""
 
     option: str
     bound: float | None
@@ -89,37 +92,39 @@ class Lossy:
 
 @dataclass
 class Strategy(ABC):
-    """A parallel layout. Its fields are the keys under `strategy` in the config; those that are named as an axis of
-    the mesh are its degree, None where the strategy does not use it, -1 for the ranks that are left."""
+    """A parallel layout. Its fields are the keys under `strategy` in the config. A field with the name of a mesh axis
+    is the degree of that axis: None if the strategy does not use the axis, -1 for all ranks that are left."""
 
     name: str = key(MISSING, "The name of the preset, with which the name of a run's folder begins.")
-    extra: ClassVar[str | None] = None  # the optional package that it needs, which is also the extra's name
-    closed_form: ClassVar[bool] = False  # whether shapes.py and communication.py know what it holds and sends
+    extra: ClassVar[str | None] = None  # the optional package that it needs; pip's extra has the same name
+    closed_form: ClassVar[bool] = False  # whether the lab computes from formulas what it holds and sends
 
     def mesh_axes(self) -> dict[str, int]:
-        """Degree of each axis that this strategy uses, at degree 1 too; -1 means the ranks that are left."""
+        """The degree of each axis that this strategy names, even if it is 1; -1 means all ranks that are left."""
         return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
 
     def differs(self) -> dict[str, str]:
-        """The columns of the proof (proof.py) that are *expected* not to equal one device's, each with its reason.
+        """The columns of the proof that are *expected* to differ from one device's values, each with its reason.
 
-        What is not named here must be equal. Said wherever the strategy is explained, proven or run.
+        All other columns must be equal. launch.explain, the proof and the run itself show this.
         """
         return {}
 
     def lossy(self) -> Lossy | None:
-        """What is sent with fewer digits than it has: near one device's, not equal. None: nothing is."""
+        """The option by which gradients are sent with less precision, so that results are only close to one device's.
+        None: there is no such option."""
         return None
 
     def needed_backend(self) -> tuple[str, str] | None:
-        """(the only torch.distributed backend that can do it, the option that needs it), or None: any can."""
+        """(the torch.distributed backend that the strategy needs, the option that needs it); None: every backend
+        works."""
         return None
 
     @abstractmethod
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:
-        """Apply the strategy to a model on the meta device. Collective: all ranks of the mesh call it."""
+        """Apply the strategy to a model on the meta device. This is collective: all ranks of the mesh must call it."""
 
-    # of data parallelism
+    # What other code asks about data parallelism
 
     def uses_ddp(self) -> bool:
         return False
@@ -135,7 +140,7 @@ class Strategy(ABC):
         """Whether FSDP adds up the gradients of all microbatches and reduces them after the last one, as ZeRO-1."""
         return False
 
-    # of tensor and expert parallelism
+    # ... about tensor and expert parallelism
 
     def shards_sequence(self) -> bool:
         """Whether activations between blocks are sharded over the sequence along `tp`."""
@@ -146,20 +151,20 @@ class Strategy(ABC):
         return False
 
     def expert_degree(self) -> int | None:
-        """The degree of expert parallelism: -1 means all ranks that it folds over, None that it is not used."""
+        """The degree of expert parallelism. -1 means all ranks that it folds over; None means that it is not used."""
         return None
 
-    # of a pipeline
+    # ... about a pipeline
 
     def schedule_name(self) -> str | None:
         return None
 
     def num_chunks(self) -> int:
-        """Stages per rank of `pp`."""
+        """The number of stages per rank of `pp`."""
         return 1
 
     def stages_of(self, rank: int, num_ranks: int) -> list[int]:
-        """The stages of a rank of `pp`, first to last."""
+        """The stages of a rank of `pp`, from first to last."""
         return [rank]
 
     def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
@@ -167,11 +172,11 @@ class Strategy(ABC):
         return [range(model.num_layers)]
 
     def splits_backward(self) -> bool:
-        """Whether gradients of weights are computed apart from gradients of inputs."""
+        """Whether the gradients of weights and of inputs are computed at different times."""
         return False
 
     def order(self, num_ranks: int, num_microbatches: int) -> Order | None:
-        """The schedule of a pipeline over so many ranks of `pp`; None without one."""
+        """The schedule of a pipeline with this many ranks of `pp`; None if the strategy has no pipeline."""
         return None
 
 
@@ -181,9 +186,10 @@ def folded_ranks(degrees: dict[str, int]) -> int:
 
 
 def resolve_degrees(axes: dict[str, int], world_size: int) -> dict[str, int]:
-    """The degree of every mesh axis, with -1 filled by the ranks that are left (rounded down) and absent axes 1.
+    """The degree of every mesh axis. -1 becomes the number of ranks that are left, rounded down; an axis that is not
+    named has degree 1.
 
-    The product is not checked against the world: that is a rule of `validate`.
+    Whether the product equals the size of the world is not checked here: that is a rule of `validate`.
     """
     degrees = {axis: axes.get(axis, 1) for axis in MESH_AXES}
     fixed = 1

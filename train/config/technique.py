@@ -1,7 +1,7 @@
-"""The contract of a technique, such as tensor parallelism: everything that the lab asks of it, as one object.
+"""The contract of a technique, such as tensor parallelism: one object with everything that the lab needs from it.
 
-`train/strategies/techniques.py` has all of them in one ordered tuple. Applying, rules, traffic and held bytes are loops
-over it, and each technique's folder holds all that answers. Torch is not imported.
+`train/strategies/techniques.py` has all techniques in one ordered tuple. Loops over this tuple apply a strategy, check
+its rules, and compute its traffic and its memory. All code of a technique is in its own folder. Torch is not imported.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """A rank's part of one dimension of a parameter: of `degree` equal chunks the one with number `index`. `axis`: the
-    name of the group whose ranks hold the other chunks."""
+    """A rank's part of one dimension of a parameter: the dimension is cut into `degree` equal chunks, and the rank has
+    the chunk with number `index`. `axis`: the name of the group whose ranks have the other chunks."""
 
     dim: int
     degree: int
@@ -45,11 +45,12 @@ class Rank:
     techniques: tuple[Technique, ...]  # those that apply
 
     def computes(self, name: str, shape: Shape) -> Shape:
-        """What the rank computes with of a parameter with this global name and whole shape."""
+        """The shape of the rank's part of a parameter while it is used. `name` is its global name, `shape` its whole
+        shape."""
         return self._part(name, shape, gathered=True)
 
     def holds(self, name: str, shape: Shape) -> Shape:
-        """What the rank holds of it between steps."""
+        """The shape of the rank's part of the parameter between steps."""
         return self._part(name, shape, gathered=False)
 
     def split_axes(self, name: str) -> tuple[str, ...]:
@@ -58,7 +59,8 @@ class Rank:
         return tuple(split.axis for split in splits if split is not None)
 
     def stored_split(self, name: str) -> Split | None:
-        """The split that is undone while the parameter is used, as FSDP gathers it; None where there is none."""
+        """The split that is undone while the parameter is used, for example because FSDP gathers it; None if there is
+        none."""
         found = (one.split(self, name) for one in self.techniques if one.gathers and one.split is not None)
         return next((split for split in found if split is not None), None)
 
@@ -72,12 +74,13 @@ class Rank:
 
 @dataclass
 class Target:
-    """What techniques change, one after the other: a model on meta, or a stage of one.
+    """What the techniques change, one after the other: a model on the meta device, or one stage of it.
 
-    `wrapped`: what is called instead of the model. `meshes`: made by one technique, and shared with others and with the
-    other stages of this rank. `fsdp_units`: modules inside a layer that FSDP shards over a mesh of their own, with the
-    placement of each parameter. `mask_axes`: axes along which ranks draw other dropout masks, as they hold other
-    activations. `fill(module, prefix)` gives a module memory and its initial values.
+    `wrapped`: the module that is called instead of the model. `meshes`: device meshes that one technique makes and that
+    others, and the other stages of this rank, use too. `fsdp_units`: modules inside a layer that FSDP shards over a
+    mesh of their own, with the placement of each parameter. `mask_axes`: axes along which ranks draw different dropout
+    masks, because they hold different activations. `fill(module, prefix)` allocates a module's memory and sets its
+    initial values.
     """
 
     model: Transformer
@@ -91,7 +94,7 @@ class Target:
     filled: bool = False
 
     def fill_once(self) -> None:
-        """Give the whole model memory and its initial values, unless that is done."""
+        """Allocate the whole model's memory and set its initial values, unless this has been done."""
         if not self.filled:
             self.filled = True
             self.fill(self.model, "")
@@ -105,16 +108,17 @@ Traffics = Callable[[Rank], Iterator[Traffic]]
 
 @dataclass(frozen=True)
 class Technique:
-    """One technique. What is None or empty, it has nothing of.
+    """One technique. A field that is None or empty means that the technique has no such part.
 
-    `name`: as messages say it, and `axes`: the axes of the mesh that make the strategy use it.
-    `keys`: the dataclass of the strategy's keys that belong to it; its options have an effect only where it applies.
-    `applies(plan)`: whether the strategy names its axis or option, at degree 1 too. What follows is asked only then.
-    `rules`: between its keys, the other groups and the number of processes.
-    `split(rank, name)`: the rank's part of the parameter with this global name. `gathers`: it is put together again
-    while the parameter is used.
-    `traffic(rank)`: what the rank sends for it in one optimiser step.
-    `apply(target)`: changes the model. It imports torch when it is called. None: the strategy's `build` does it.
+    `name`: its name in messages. `axes`: the axes of the mesh that belong to it.
+    `keys`: the dataclass of the strategy's keys that belong to it. Its options have an effect only where it applies.
+    `applies(plan)`: whether the strategy names its axis or option, even at degree 1. The lab uses the fields below only
+    for plans to which the technique applies.
+    `rules`: the rules between its keys, the other groups and the number of processes.
+    `split(rank, name)`: the rank's part of the parameter with this global name. `gathers`: whether the whole parameter
+    is gathered while it is used.
+    `traffic(rank)`: what the rank sends for this technique in one optimiser step.
+    `apply(target)`: changes the model. It imports torch when it is called. None: the strategy's `build` does this.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What every closed form is made of: rows of traffic, their sums, the names of groups, counts that techniques share."""
+"""What the closed forms of communication share: rows of traffic, their sums, the names of groups, and counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from train.config.plan import Plan
 from train.config.schema import Precision
 from train.config.shapes import kv_shards, units
 
-LAB = "lab"  # the axis of the lab's own traffic: metrics, barriers, checkpoints
+LAB = "lab"  # the axis under which the lab's own traffic is counted: metrics, barriers, checkpoints
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Total:
 
 @dataclass(frozen=True)
 class Traffic:
-    """`bytes`: of all `calls` together. `mean`: over the axis' ranks, of which each sends as much as routers chose."""
+    """The calls of one operation over one axis in an optimiser step. `bytes`: the sum over all `calls`. `mean`: `bytes`
+    is the mean over the ranks of the axis, as the number that a single rank sends depends on the routers' choices."""
 
     axis: str
     op: str
@@ -35,7 +36,7 @@ class Traffic:
 
 
 def totals(rows: Iterable[Traffic]) -> dict[tuple[str, str], Total]:
-    """By (axis, op), as the ledger gives them."""
+    """The sums of the rows by (axis, op), which are the ledger's keys."""
     result: dict[tuple[str, str], Total] = {}
     for row in rows:
         key = (row.axis, row.op)
@@ -49,7 +50,7 @@ def joined(plan: Plan, *axes: str) -> str:
 
 
 def degree_of(plan: Plan, axis: str) -> int:
-    """Ranks of a group, by the name of its axis or axes."""
+    """The number of ranks of a group, given by the name of its axis or axes."""
     tp, shards = plan.degrees["tp"], kv_shards(plan.config.model, plan.degrees["tp"])
     folded = {"ep": plan.ep, "efsdp": plan.degrees["dp_shard"] * plan.degrees["cp"] // plan.ep}
     folded |= {"kv_shard": shards, "kv_replicate": tp // shards}
@@ -66,5 +67,5 @@ def tokens_of(plan: Plan) -> int:
 
 
 def num_layers(plan: Plan, place: dict[str, int]) -> int:
-    """The layers of a rank."""
+    """The number of layers of a rank."""
     return sum(name.startswith("layers.") for name, _ in units(plan, place["pp"]))

@@ -13,13 +13,10 @@ RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
 
-PLACE = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-)  # one of these says that this process is one of several
-NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # without which torch waits, or raises
+# If one of these is set, this process is one of several.
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+# If one of these is missing, torch waits for other processes or raises an error.
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,10 @@ class World:
     world_size: int
     local_world_size: int
     from_torchrun: bool
-    run_file: str = ""  # where rank 0 writes the run's directory, for the program that started it
-    agent: int | None = None  # the process id of the torchrun that started this rank, if one did
+    run_file: str = (
+        ""  # the file in which rank 0 writes the path of the run's directory, for the program that started it
+    )
+    agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
 
     @classmethod
@@ -39,7 +38,8 @@ class World:
 
     @classmethod
     def from_env(cls) -> World:
-        """Plain `python train/main.py` is a world of one. Raises BadInput (exit code 3) for half an environment."""
+        """`python train/main.py` without torchrun is a world of one process. Raises BadInput (exit code 3) if variables
+        of torchrun are missing or wrong."""
         problem = environment_problem(os.environ)
         if problem:
             raise BadInput(problem)
@@ -57,7 +57,7 @@ class World:
 
 
 def environment_problem(env: Mapping[str, str]) -> Problem | None:
-    """What stands against the world that `env` describes: variables that are missing, or values that no world has."""
+    """The first variable of torchrun that is missing from `env` or has an impossible value, as a problem."""
     given = [name for name in PLACE if name in env]
     if not given:
         return None
@@ -67,15 +67,17 @@ def environment_problem(env: Mapping[str, str]) -> Problem | None:
         return _refused(f"the environment has {shown}, but no {', '.join(missing)}", given)
     for name in (*given, "MASTER_PORT"):
         if not re.fullmatch(r"\d{1,9}", env[name]):
-            return _refused(f"the environment has {name}={env[name]}, which is no number", given)
+            return _refused(f"the environment has {name}={env[name]}, which is not a number", given)
     if int(env["RANK"]) >= int(env["WORLD_SIZE"]):
         return _refused(f"the environment has {shown}, but ranks count from 0 to WORLD_SIZE - 1", given)
     if "LOCAL_WORLD_SIZE" in env and not (
         int(env.get("LOCAL_RANK", 0)) < int(env["LOCAL_WORLD_SIZE"]) <= int(env["WORLD_SIZE"])
     ):
-        return _refused(f"the environment has {shown}, which is no place on a machine", given)
+        return _refused(
+            f"the environment has {shown}, but LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE must hold", given
+        )
     if not 1 <= int(env["MASTER_PORT"]) <= 65535:
-        return _refused(f"the environment has MASTER_PORT={env['MASTER_PORT']}, which is no port", given)
+        return _refused(f"the environment has MASTER_PORT={env['MASTER_PORT']}, which is not a port", given)
     return None
 
 
@@ -85,6 +87,7 @@ def _refused(message: str, given: list[str]) -> Problem:
 
 
 def quiet_profiler() -> None:
-    """Before torch is loaded: its libraries would say from every rank that they begin and end to record a step."""
+    """Silence the profiler's messages, which every rank would print for each recorded step. Call it before torch is
+    loaded."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

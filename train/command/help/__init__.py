@@ -1,1 +1,1 @@
-"""What the command line says of itself: `--help`, the words for keys and presets, and hints for misspelt ones."""
+"""The help of the command line: `--help`, the descriptions of keys and presets, and hints for misspelt ones."""

@@ -1,4 +1,4 @@
-"""Keys and presets in words, for `--help` and docs/configuration.md. Torch is not imported."""
+"""Descriptions of keys and presets for `--help` and docs/configuration.md. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ PLURAL = {int: "integers", float: "numbers", str: "texts"}
 
 @dataclass(frozen=True)
 class Key:
-    """`name`: with dots, as an override writes it. `default`: also so; empty where each preset has its own."""
+    """A key in words. `name` and `default` are in the grammar of overrides; `default` is empty if each preset has its
+    own value."""
 
     name: str
     values: str
@@ -27,7 +28,7 @@ class Key:
 
 
 def keys(schema: type, group: str) -> list[Key]:
-    """The keys of a dataclass, without those of the dataclasses in it. `group`: what stands before the dot."""
+    """The keys of a dataclass, without those of nested dataclasses. `group`: the part of their names before the dot."""
     hints = get_type_hints(schema)
     found = []
     for field in dataclasses.fields(schema):
@@ -39,7 +40,7 @@ def keys(schema: type, group: str) -> list[Key]:
 
 
 def written(value: Any) -> str:
-    """A value as an override writes it."""
+    """A value in the grammar of overrides."""
     if isinstance(value, Enum):
         return value.name
     if isinstance(value, bool):
@@ -52,7 +53,7 @@ def written(value: Any) -> str:
 
 
 def preset_help(group: str, preset: str) -> str:
-    """What the comment at the head of the preset's file says."""
+    """The text of the comment at the top of the preset's file."""
     lines = []
     for line in (CONFIG_DIR / group / f"{preset}.yaml").read_text().splitlines():
         if not line.startswith("#"):
@@ -79,7 +80,7 @@ def _values(kind: Any, metadata: Any) -> str:
 
 
 def _names(kind: Any) -> list[str]:
-    """What stands for the values of an enum on a command line."""
+    """The names of an enum's values, which a command line uses; empty for other types."""
     return [one.name for one in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []
 
 

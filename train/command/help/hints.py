@@ -1,4 +1,4 @@
-"""What was probably meant by a word of a command line that is neither a key of the config nor an option of the tool."""
+"""Suggestions for a word of a command line that is neither a key of the config nor an option of the tool."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from train.command.overrides import keys
 from train.command.schemas import SCHEMAS
 from train.config.problems import Problem
 
-CUTOFF = 0.7  # difflib's ratio of two words that may be meant for each other
+CUTOFF = 0.7  # difflib's ratio from which on a word may be a misspelling of another
 NO_DASHES = "see --help; keys and options are written without dashes, as train.steps=20 or nproc=4"
 
 
 def unknown_key(key: str, tool: str) -> Problem:
-    """With the key, or the option of the tool, that was meant, if one is near: by its last word, in the same group
-    first."""
+    """The problem of an unknown key. It suggests keys or options of the tool whose last word is similar, those of the
+    same group first."""
     group, _, word = key.rpartition(".")
-    known: dict[str, set[str]] = {}  # by their last words
+    known: dict[str, set[str]] = {}  # full names by their last words
     for (place, _), schema in SCHEMAS.items():
         for name, _ in keys(schema, place or ""):
             known.setdefault(name.rpartition(".")[2], set()).add(name)
@@ -42,14 +42,14 @@ def unknown_key(key: str, tool: str) -> Problem:
 
 
 def _misplaced(option: Option[Any], tool: str) -> Problem:
-    name, takers = option.name, _listed(option.tools)
+    name, tools = option.name, _listed(option.tools)
     if tool in option.tools:
         message = f"{name} is an option of {tool}, not a key of the config"
-        return Problem("misplaced_option", message, f"write it as {name}={option.example}, with nothing before it")
+        return Problem("misplaced_option", message, f"write it as {name}={option.example}, without a prefix")
     fix = "leave it out, or use a tool that takes it"
     if option is options.NPROC:
         fix = "give torchrun --nproc_per_node=N instead, or use a tool that takes it"
-    return Problem("misplaced_option", f"{name} is an option of {takers}, and {tool or 'this'} does not take it", fix)
+    return Problem("misplaced_option", f"{name} is an option of {tools}, and {tool or 'this'} does not take it", fix)
 
 
 def _where(option: Option[Any], tool: str) -> str:

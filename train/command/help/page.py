@@ -1,6 +1,6 @@
-"""`--help`: what the tool does, its options, and every key of the config as the command line composes it.
+"""The text of `--help`: what the tool does, its options, and every key of the config that the command line composes.
 
-Each key has its value, its type with its range or choices, and its sentence. Torch is not imported.
+Each key is shown with its value, its type with range or choices, and its sentence. Torch is not imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from train.command.overrides import HOW_TO_QUOTE
 from train.command.resources import CONFIG_DIR
 from train.config.schema import Config
 
-COLUMN = 36  # where types begin
+COLUMN = 36  # the column in which types begin
 NARROWEST, WIDEST = 60, 120
 CFG = ("--cfg job", "", "Print the composed config and stop.")
 HELP = ("-h, --help", "", "Print this text for the config that the overrides compose, and stop.")
 
 
 def text(tool: str, description: str, overrides: list[str], tree: DictConfig, defaults: DictConfig) -> str:
-    """`tree`: the composed config; `defaults`: the same without the overrides of single keys."""
+    """The whole text. `tree`: the composed config. `defaults`: the config without the overrides of single keys."""
     width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
     words = [f"[{one.name}={one.example}]" for one in options.of(tool)]
     lines = [*_wrapped(f"usage: {' '.join([tool, *words])} [override ...]", width, "       "), ""]
@@ -58,8 +58,8 @@ def text(tool: str, description: str, overrides: list[str], tree: DictConfig, de
     return "\n".join(lines)
 
 
-def chosen(group: str, overrides: list[str]) -> str:
-    """The preset of a group: that of the last override that names one, else that of configs/config.yaml."""
+def chosen_preset(group: str, overrides: list[str]) -> str:
+    """The preset of a group: the last one that the overrides name, or else that of configs/config.yaml."""
     names = [word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")]
     if names:
         return names[-1]
@@ -72,7 +72,7 @@ def _heading(field: dataclasses.Field[Any], overrides: list[str], width: int) ->
     if group not in presets.groups():
         yield from _wrapped(f"{group}: {sentence}", width, "  ")
         return
-    preset = chosen(group, overrides)
+    preset = chosen_preset(group, overrides)
     yield from _wrapped(f"{group}={preset}: {sentence}", width, "  ")
     if said := described.preset_help(group, preset):
         yield from _wrapped(f"  {preset}: {said}", width, "    ")
@@ -94,7 +94,7 @@ def _at(tree: Any, key: str) -> Any:
 
 
 def _entry(left: str, right: str, sentence: str, width: int) -> Iterator[str]:
-    """`left` and, from COLUMN on, `right`; the sentence stands below."""
+    """`left`, then `right` from COLUMN on, then the sentence on the lines below."""
     line = f"  {left}"
     if right and len(line) >= COLUMN:
         yield line
@@ -104,7 +104,7 @@ def _entry(left: str, right: str, sentence: str, width: int) -> Iterator[str]:
 
 
 def _paragraphs(text: str, width: int) -> list[str]:
-    """Paragraphs filled to the width; lines that are set in are left as they are."""
+    """Paragraphs wrapped to the width. A paragraph with indented lines is not changed."""
     lines: list[str] = []
     for paragraph in text.strip().split("\n\n"):
         as_it_is = any(line.startswith(" ") for line in paragraph.splitlines())

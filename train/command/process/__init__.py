@@ -1,1 +1,1 @@
-"""How a process begins and ends among others: its parent, its exit, its streams."""
+"""A process and its surroundings: its parent, its exit code, its standard streams."""

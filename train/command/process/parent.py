@@ -1,7 +1,7 @@
-"""Ranks end with the torchrun that started them, and torchrun with its sweep, whatever ended these: `kill -9` too.
+"""Ranks end when the torchrun that started them ends, and torchrun ends with its sweep, even after `kill -9`.
 
-Ranks of a torchrun that is gone would train on, and be measured beside the next run. On Linux the kernel ends them; on
-another system nothing is tied.
+Otherwise the ranks would continue to train without their torchrun, and would disturb the measurements of the next run.
+On Linux the kernel ends them. On other systems they are not ended.
 """
 
 from __future__ import annotations
@@ -15,41 +15,49 @@ import sys
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.world import World
 
-PR_SET_PDEATHSIG = 1  # of prctl(2)
+PR_SET_PDEATHSIG = 1  # an option of prctl(2)
 
 
-def tie(world: World) -> None:
-    """Let this rank end with its torchrun, and share the lock of the sweep that it trains for, if there is one."""
+def bind_to_parents(world: World) -> None:
+    """Make this rank end when its torchrun ends, and share the lock of the sweep that it belongs to, if there is
+    one."""
     if world.agent is not None:
         die_with(world.agent)
     if world.lock:
-        hold(world.lock)
+        share_lock(world.lock)
 
 
 def die_with(parent: int) -> None:
-    """From here on this process is killed when `parent`, the process that started it, ends; now, if it has ended.
+    """From now on this process is killed when `parent`, the process that started it, ends. It exits at once if `parent`
+    has ended already.
 
-    By KILL, as a rank that waits in a collective hears of no other signal. The kernel watches the thread that started
-    this process, so torchrun and its ranks are started from main threads.
+    The signal is KILL, as a rank that waits in a collective does not react to other signals. The kernel watches the
+    thread that started this process, so torchrun and its ranks must be started from main threads.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the kernel was told
-        print(f"process {parent}, which started this one, has ended, and so does this one", file=sys.stderr, flush=True)
+    if os.getppid() != parent:  # it ended before the call of prctl
+        print(
+            f"process {parent}, which started this one, has ended, so this process ends too",
+            file=sys.stderr,
+            flush=True,
+        )
         raise SystemExit(EXIT_ENVIRONMENT)
 
 
-def hold(lock: str) -> int:
-    """Share the lock file until this process ends. A sweep measures nothing while anything holds its lock.
+def share_lock(lock: str) -> int:
+    """Take a shared lock on the file until this process ends. A sweep measures nothing while a process has this lock.
 
-    Returns the open descriptor. Raises BadInput (exit code 3) if a sweep has it for itself.
+    Returns the open file descriptor. Raises BadInput (exit code 3) if another process has an exclusive lock.
     """
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        problem = Problem("lock", f"{lock} is held by another process", "wait for it", exit_code=EXIT_ENVIRONMENT)
+        problem = Problem(
+            "lock", f"{lock} is locked by another process", "wait until it ends", exit_code=EXIT_ENVIRONMENT
+        )
         raise BadInput(problem) from error
-    except OSError:  # the file system knows no locks
+    except OSError:  # the file system does not support locks
         pass
     return descriptor

@@ -1,6 +1,6 @@
-"""Standard output and error that outlast their readers: `… | head -1`, a terminal that is gone, a full disk.
+"""Standard output and error that do not fail when nobody reads them: `… | head -1`, a closed terminal, a full disk.
 
-A run that cannot say something goes on, and a tool that nobody reads any more ends with its own exit code, not with a
+A run that cannot print continues, and a tool whose output is no longer read ends with its own exit code, not with a
 traceback.
 """
 
@@ -13,7 +13,7 @@ from typing import TextIO
 
 
 class _Lasting(io.TextIOWrapper):
-    """Writes to nowhere, by its file descriptor, once writing has failed."""
+    """Once a write has failed, its file descriptor is redirected to /dev/null."""
 
     def write(self, text: str) -> int:
         try:
@@ -29,22 +29,23 @@ class _Lasting(io.TextIOWrapper):
             self._failed(error)
 
     def _failed(self, error: OSError) -> None:
-        if not isinstance(error, BlockingIOError):  # that reader is only slow
+        if not isinstance(error, BlockingIOError):  # the reader is only slow
             _to_nowhere(self.fileno())
 
 
 def lasting() -> None:
-    """Call first thing in a program. A character that the stream's encoding does not have is written as its code."""
+    """Replace the standard streams; call it first in a program. A character that the stream's encoding does not have is
+    written as its code."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed by who started this: the next file that is opened would be taken for it
+        except OSError:  # it was closed by the parent, and the next file to be opened would get its number
             _to_nowhere(descriptor)
     sys.stdout, sys.stderr = _wrapped(sys.stdout, 1), _wrapped(sys.stderr, 2)
 
 
 def _wrapped(stream: TextIO | None, descriptor: int) -> TextIO:
-    if not isinstance(stream, io.TextIOWrapper):  # None: Python found the descriptor closed
+    if not isinstance(stream, io.TextIOWrapper):  # None if the descriptor was closed when Python started
         return _Lasting(open(descriptor, "wb"), encoding="utf-8", line_buffering=True)
     return _Lasting(
         stream.buffer,

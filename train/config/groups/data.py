@@ -20,9 +20,9 @@ class DataSource(Enum):
 
 
 class TokenType(Enum):
-    """Of the ids in a token file that has no header; little-endian."""
+    """The type of the ids in a token file without a header. All types are little-endian."""
 
-    auto = "auto"  # told by the file's bytes, or refused
+    auto = "auto"  # detected from the file's bytes; the file is refused if this is not certain
     uint8 = "uint8"
     uint16 = "uint16"
     uint32 = "uint32"
@@ -38,7 +38,7 @@ class DataConfig:
     )
     dtype: TokenType = key(
         TokenType.auto,
-        "The type of the ids in a token file without a header (data=tokens); auto tells it from the file's bytes.",
+        "The type of the ids in a token file without a header (data=tokens); auto detects it from the file's bytes.",
     )
     glob: str | None = key(
         None, "Which files of the folder are read (data=text and data=jsonl), as *.txt or docs/**/*.md."
@@ -47,4 +47,4 @@ class DataConfig:
     validation_fraction: float = number(
         0.1, "The share of the tokens, at the end of the data, that is held out for validation.", gt=0, lt=1
     )
-    ignore_token: int | None = key(None, "Targets that equal this token id carry no loss.")
+    ignore_token: int | None = key(None, "Targets that equal this token id are left out of the loss.")

@@ -11,12 +11,14 @@ from train.config.fields import MAX_FIGURE, key, number
 
 @dataclass
 class HardwareConfig:
-    """Without these figures, nothing that needs them is logged."""
+    """Metrics that need one of these figures are logged only if it is known."""
 
     name: str = key(
         MISSING, "The device's name here; with auto its figures are found by the name that the driver reports."
     )
-    match: str | None = key(None, "How the device's name ends, as the driver reports it; hardware=auto looks for this.")
+    match: str | None = key(
+        None, "The end of the device's name as the driver reports it; hardware=auto searches for it."
+    )
     peak_tflops: dict[str, float] = key(
         dict, "The peak of dense matrix products by precision, in TFLOP/s, as {bf16: 989.0}; MFU is a share of it."
     )
@@ -40,8 +42,8 @@ class HardwareConfig:
     )
     grid_gco2_per_kwh: float | None = number(
         None,
-        "What the power that the devices use emits, in grams of CO2 per kWh; the emissions of tokens follow from it.",
+        "The carbon intensity of the electricity, in grams of CO2 per kWh; the emissions of tokens follow from it.",
         ge=0,
         le=MAX_FIGURE,
     )
-    source: dict[str, str] = key(dict, "Where each figure is from.")
+    source: dict[str, str] = key(dict, "The source of each figure.")

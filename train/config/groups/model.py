@@ -76,7 +76,8 @@ class ModelConfig:
     tie_embeddings: bool = key(False, "The output head shares its weight with the token embedding.")
     attention: AttentionKernel = key(
         AttentionKernel.sdpa,
-        "How attention is computed: sdpa is PyTorch's fused kernel, eager writes the formula out (slow, any dtype).",
+        "How attention is computed: sdpa is PyTorch's fused kernel; eager computes the formula step by step, which is "
+        "slow but works with any dtype.",
     )
     num_experts: int = number(
         0,
@@ -88,7 +89,7 @@ class ModelConfig:
         2, "The number of experts that each token is sent to, in a mixture of experts.", ge=1, le=MAX_EXPERTS
     )
     num_shared_experts: int = number(
-        0, "The number of further experts that every token goes through.", ge=0, le=MAX_EXPERTS
+        0, "The number of additional experts that every token is sent to.", ge=0, le=MAX_EXPERTS
     )
     expert_ffn_dim: int = number(0, "The hidden width of each expert, in features.", ge=0, le=MAX_COLUMNS)
     score_function: ScoreFunction = key(

@@ -1,4 +1,4 @@
-"""The keys under `runtime` and `metrics`: where a run computes, and what it writes down."""
+"""The keys under `runtime` and `metrics`: the device of a run, and what it records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from train.config.fields import MAX_STEPS, MAX_TIMEOUT_S, key, number
 
 
 class Tracker(Enum):
-    """Experiment trackers; each is a package of that name, and an extra."""
+    """Experiment trackers. The package and pip's extra have the same name."""
 
     mlflow = "mlflow"
     wandb = "wandb"
@@ -20,11 +20,11 @@ class Tracker(Enum):
 class RuntimeConfig:
     device: str = key(
         "auto",
-        "The type of device, as cpu or cuda; auto takes the accelerator if there is one for each process and it can "
-        "communicate, else the CPU.",
+        "The type of device, for example cpu or cuda; auto uses the accelerator if there is one for each process and "
+        "it can communicate, else the CPU.",
     )
     backend: str = key(
-        "auto", "The backend of torch.distributed, as gloo or nccl; auto takes the device's own, else gloo."
+        "auto", "The backend of torch.distributed, for example gloo or nccl; auto uses the device's own, else gloo."
     )
     timeout_s: float = number(
         300.0,
@@ -43,7 +43,7 @@ class MetricsConfig:
     tensorboard: bool = key(True, "TensorBoard's event file is written.")
     profile_every: int = number(
         500,
-        "Step 10 and then every so many steps are recorded by the profiler; with 0 none is.",
+        "Step 10 and then every so many steps are recorded by the profiler; with 0 no step is.",
         ge=0,
         le=MAX_STEPS,
     )
@@ -53,4 +53,6 @@ class MetricsConfig:
         "error one is written in any case.",
     )
     trace: bool = key(False, "The recordings of recorded steps are kept, one file for each rank, for Perfetto.")
-    trackers: list[Tracker] = key(list, "Experiment trackers that get the metrics beside TensorBoard, as [mlflow].")
+    trackers: list[Tracker] = key(
+        list, "Experiment trackers that get the metrics in addition to TensorBoard, for example [mlflow]."
+    )

@@ -1,4 +1,4 @@
-"""The keys under `train`, and the two that go with them: the precision and the compiler."""
+"""The keys under `train`, and those of the precision and of the compiler."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from train.config.fields import LARGE, MAX_INT64, MAX_SEQUENCES, MAX_STEPS, MAX_
 
 
 class Precision(Enum):
-    """What is computed in what. Parameters, gradients and optimiser state are float64 under `float64`, else float32;
-    `bf16` casts weights and activations to bfloat16 for compute and keeps reductions in float32."""
+    """The types of numbers. Parameters, gradients and optimiser state are float64 under `float64`, otherwise float32.
+    `bf16` casts weights and activations to bfloat16 for computing, and keeps reductions in float32."""
 
     float64 = "float64"
     float32 = "float32"
@@ -42,7 +42,7 @@ class TrainConfig:
         8, "The number of sequences per optimiser step, over all ranks together.", ge=1, le=MAX_SEQUENCES
     )
     micro_batch_size: int = number(
-        1, "The number of sequences of a data rank per forward pass.", ge=1, le=MAX_SEQUENCES
+        1, "The number of sequences that a data rank processes per forward pass.", ge=1, le=MAX_SEQUENCES
     )
     eval_every: int = number(
         50, "The validation loss is computed every so many steps; with 0 only after the last.", ge=0, le=MAX_STEPS
@@ -51,7 +51,7 @@ class TrainConfig:
         8, "The number of global batches of held-out data in each validation.", ge=1, le=MAX_SEQUENCES
     )
     clip_norm: float = number(
-        1.0, "Gradients are scaled down to this global norm; with 0 the norm is logged only.", ge=0, le=LARGE
+        1.0, "Gradients are scaled down to this global norm; with 0 the norm is only logged.", ge=0, le=LARGE
     )
     deterministic: bool = key(False, "PyTorch uses only deterministic algorithms, which can be slower.")
     activation_checkpointing: ActivationCheckpointing = key(

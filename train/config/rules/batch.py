@@ -1,4 +1,4 @@
-"""Rules of the batch: what the data ranks share."""
+"""Rules of the batch, which the data ranks share."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def validation_windows(plan: Plan) -> Finding | None:
     most = max(MAX_SEQUENCES // train.global_batch_size, 1)
     return Finding(
         f"train.eval_batches={train.eval_batches} x train.global_batch_size={train.global_batch_size} are more than "
-        f"{MAX_SEQUENCES:,} windows an evaluation",
+        f"{MAX_SEQUENCES:,} windows per evaluation",
         ("train.eval_batches=8", f"train.eval_batches={most}"),
         "use fewer train.eval_batches",
     )
@@ -41,5 +41,5 @@ def validation_windows(plan: Plan) -> Finding | None:
 
 RULES = (
     Rule("batch_splits", "every data rank does the same whole number of microbatches", batch_splits),
-    Rule("validation_windows", "the places of all windows of an evaluation are held in memory", validation_windows),
+    Rule("validation_windows", "the positions of all windows of an evaluation are kept in memory", validation_windows),
 )

@@ -1,4 +1,4 @@
-"""Rules of the data; which keys only some data read stands in `idle.py`."""
+"""Rules of the data. `read_when.py` says which keys only some kinds of data read."""
 
 from __future__ import annotations
 
@@ -14,4 +14,10 @@ def jsonl_field(plan: Plan) -> Finding | None:
     return Finding("data=jsonl needs data.field, the field of each line that holds the text", ("data.field=text",))
 
 
-RULES = (Rule("jsonl_field", "a line of JSON Lines may have several texts", jsonl_field),)
+RULES = (
+    Rule(
+        "jsonl_field",
+        "a line of JSON Lines may have several fields, so the field of the text must be named",
+        jsonl_field,
+    ),
+)

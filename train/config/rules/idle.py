@@ -1,8 +1,8 @@
-"""Keys that only some runs read. A value that is set and not read would do nothing, silently, so it is refused.
+"""Keys that only some runs read. A value that a user sets and no code reads would have no effect, so it is refused.
 
-A table says of each such key when it is read (`read_when.py`). `rules` makes rules of a table, and `unread` tells which
-keys a recorded run did not read, so that a comparison can leave them out. A key that stands at its default, or as the
-run's preset has it, is never refused.
+A table (`read_when.py`) says when each of these keys is read. `rules` makes rules from a table, and `unread` finds the
+keys that a recorded run did not read, so that a comparison can leave them out. A key that has its default, or the value
+of the run's preset, is never refused.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from train.config.rule import Finding, Rule
 from train.config.rules.ranges import shortened
 from train.config.schema import Composed, Config
 
-Read = Callable[[str], Any]  # the plain value of a dotted key: an enum by its name
+Read = Callable[[str], Any]  # returns the plain value of a dotted key: for an enum, its name
 
 
 @dataclass(frozen=True)
 class Condition:
-    """When a key is read. `keys` decide it, and `holds` is a function of their values.
+    """The condition under which a key is read: `holds` is a function of the values of `keys`.
 
-    `says` ends the sentence "KEY=VALUE …" where it does not hold, with {} for those values. `fixes`: lines of overrides
-    with which it holds, best first.
+    `says` completes the message "KEY=VALUE …" if the condition does not hold; each {} stands for the value of one of
+    `keys`. `fixes`: lines of overrides with which the condition holds, best first.
     """
 
     keys: tuple[str, ...]
@@ -53,7 +53,8 @@ def rules(table: Table) -> tuple[Rule, ...]:
 
 
 def unread(values: Mapping[str, Any], *tables: Table) -> set[str]:
-    """The keys of a recorded config, given flat, that its run did not read. Where it cannot be told, a key was read."""
+    """The dotted keys in the values of a recorded config that its run did not read. A key counts as read if this cannot
+    be decided."""
     return {key for table in tables for key, when in table.items() if key in values and not _was_met(when, values)}
 
 
@@ -62,9 +63,9 @@ def plain(value: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """A plain value as an override has it."""
+    """A plain value in the grammar of overrides."""
     if isinstance(value, float) and "e" in repr(value) and "." not in repr(value):
-        return repr(value).replace("e", ".0e")  # without a dot YAML would read a text
+        return repr(value).replace("e", ".0e")  # without a dot YAML reads 1e5 as text
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
@@ -73,7 +74,7 @@ def _shown(value: Any) -> str:
 
 
 def reader(config: Config) -> Read:
-    """None for a key that this config does not have."""
+    """A function that returns the plain value of a dotted key, or None if this config has no such key."""
 
     def read(key: str) -> Any:
         value: Any = config
@@ -93,7 +94,7 @@ def _check(key: str, table: Table) -> Callable[[Plan], Finding | None]:
             return None
         shown, deciding = _shown(read(key)), (_shown(read(one)) for one in condition.keys)
         others = [_reset(other, config) for other, when in table.items() if _refused(other, when, config)]
-        resets = dict.fromkeys((_reset(key, config), " ".join(others)))  # alone, and with all that are not read either
+        resets = dict.fromkeys((_reset(key, config), " ".join(others)))  # this key alone, or all keys that are not read
         fixes = tuple(line for line in resets if line and "" not in others)
         message = f"{key}={shown} {condition.says.format(*deciding)}"
         return Finding(message, (*condition.fixes(config), *fixes), f"leave {key} out")
@@ -107,7 +108,7 @@ def _refused(key: str, condition: Condition, config: Config) -> bool:
 
 
 def _standing(key: str, config: Config) -> list[Any]:
-    """The plain values that the key has where nobody sets it: its preset's, then its field's default."""
+    """The plain values that the key may have without being set by the user: the preset's, then the field's default."""
     group, _, name = key.partition(".")
     found = [config.preset[key]] if isinstance(config, Composed) and key in config.preset else []
     kind: Any = type(getattr(config, group))
@@ -116,7 +117,7 @@ def _standing(key: str, config: Config) -> list[Any]:
 
 
 def _reset(key: str, config: Config) -> str:
-    """The override that sets the key back; empty where a line of overrides cannot hold the value."""
+    """The override that resets the key; empty if the value contains a space, which separates overrides in a line."""
     text = written(_standing(key, config)[0])
     return "" if " " in text else f"{key}={text}"
 
@@ -125,7 +126,9 @@ def _was_met(condition: Condition, values: Mapping[str, Any]) -> bool:
     def read(key: str) -> Any:
         if key in values:
             return values[key]
-        group, _, name = key.partition(".")  # an older version had no such key, and did as its default does now
+        group, _, name = key.partition(
+            "."
+        )  # a run of an older version, without this key, behaved as the default does now
         default = _default(_groups().get(group, Config), name)
         if default == MISSING:
             raise KeyError(key)
@@ -133,13 +136,13 @@ def _was_met(condition: Condition, values: Mapping[str, Any]) -> bool:
 
     try:
         return condition.met(read)
-    except (KeyError, TypeError):  # the folder may be anybody's, its values of any type
+    except (KeyError, TypeError):  # a recorded config may come from anywhere, with values of any type
         return True
 
 
 @cache
 def _default(kind: Any, name: str) -> Any:
-    """Of a field, plain; None where there is no such field."""
+    """The plain default of a field; None if there is no such field."""
     field = {field.name: field for field in dataclasses.fields(kind)}.get(name)
     if field is None:
         return None

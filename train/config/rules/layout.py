@@ -1,4 +1,4 @@
-"""Rules of the mesh: degrees, the world, and which axes go together."""
+"""Rules of the mesh: its degrees, the number of processes, and axes that cannot be combined."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def single_device(plan: Plan) -> Finding | None:
     if plan.axes or plan.world_size == 1:
         return None
     message = f"strategy={plan.config.strategy.name} runs on 1 process, but there are {plan.world_size}"
-    return Finding(message, ("nproc=1", "strategy.dp_replicate=-1"), "use one process, or dp")
+    return Finding(message, ("nproc=1", "strategy.dp_replicate=-1"), "use one process, or strategy=dp")
 
 
 def ddp_over_tp(plan: Plan) -> Finding | None:
@@ -37,14 +37,14 @@ def ddp_over_tp(plan: Plan) -> Finding | None:
         return None
     degree = axes["dp_replicate"]
     return Finding(
-        f"strategy.dp_replicate={degree} (DDP) does not go with strategy.tp={axes['tp']}",
+        f"strategy.dp_replicate={degree} (DDP) is not supported with strategy.tp={axes['tp']}",
         (f"strategy.dp_replicate=null strategy.dp_shard={degree}",),
-        "use FSDP with tp, as fsdp_tp does",
+        "use FSDP instead of DDP with tp, as strategy=fsdp_tp does",
     )
 
 
 RULES = (
-    Rule("world_size", "a mesh smaller than the world would leave ranks idle, silently", world_size),
-    Rule("single_device", "one device is one process", single_device),
-    Rule("ddp_over_tp", "DDP broadcasts and buckets plain tensors; tp's weights are DTensors", ddp_over_tp),
+    Rule("world_size", "with a mesh smaller than the world, ranks would be idle without notice", world_size),
+    Rule("single_device", "training on a single device needs exactly one process", single_device),
+    Rule("ddp_over_tp", "DDP broadcasts and buckets plain tensors, but the weights under tp are DTensors", ddp_over_tp),
 )

@@ -1,4 +1,4 @@
-"""Rules of mixtures of experts, whatever the strategy."""
+"""Rules of mixtures of experts that hold for every strategy."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def expert_width(plan: Plan) -> Finding | None:
     model = plan.config.model
     if model.num_experts == 0 or model.expert_ffn_dim > 0:
         return None
-    message = f"model.expert_ffn_dim={model.expert_ffn_dim} gives model.num_experts={model.num_experts} no width"
+    message = f"model.expert_ffn_dim={model.expert_ffn_dim} must be positive with model.num_experts={model.num_experts}"
     return Finding(message, (f"model.expert_ffn_dim={model.ffn_dim}",))
 
 
 RULES = (
-    Rule("top_k", "a token's experts are different ones", chosen_experts),
-    Rule("expert_width", "an expert is a feed-forward with columns", expert_width),
+    Rule("top_k", "each token is sent to top_k different experts", chosen_experts),
+    Rule("expert_width", "an expert is a feed-forward, whose hidden width must be positive", expert_width),
 )

@@ -1,4 +1,4 @@
-"""Rules of the model, the text and the optimiser, whatever the layout."""
+"""Rules of the model and of the figures of a device that hold for every layout."""
 
 from __future__ import annotations
 
@@ -40,25 +40,27 @@ def ignored_token(plan: Plan) -> Finding | None:
     token, vocab_size = plan.config.data.ignore_token, plan.config.model.vocab_size
     if token is None or 0 <= token < vocab_size:
         return None
-    message = f"data.ignore_token={token} is no token id of model.vocab_size={vocab_size}"
+    message = f"data.ignore_token={token} is not a token id of a model with model.vocab_size={vocab_size}"
     return Finding(message, ("data.ignore_token=null",))
 
 
 def peaks(plan: Plan) -> Finding | None:
     given, known = plan.config.hardware.peak_tflops, [precision.value for precision in Precision]
     if idle := [f"hardware.peak_tflops.{name}={peak:g}" for name, peak in given.items() if name not in known]:
-        return Finding(f"{', '.join(idle)} is of no precision", (), f"name one of {', '.join(known)}")
+        return Finding(f"{', '.join(idle)} does not name a precision", (), f"use one of {', '.join(known)}")
     wrong = {name: peak for name, peak in given.items() if not 0 < peak <= MAX_FIGURE}
     if not wrong:
         return None
     shown = ", ".join(f"hardware.peak_tflops.{name}={peak:g}" for name, peak in wrong.items())
-    return Finding(f"{shown} is no peak of a device", (), f"give TFLOP/s above 0, {MAX_FIGURE:g} at the most")
+    return Finding(f"{shown} is not a valid peak", (), f"use a value in TFLOP/s above 0 and at most {MAX_FIGURE:g}")
 
 
 RULES = (
-    Rule("head_width", "heads split the width into pairs of features, which RoPE rotates", heads_split_the_width),
+    Rule(
+        "head_width", "each head has an even number of features, as RoPE rotates pairs of them", heads_split_the_width
+    ),
     Rule("kv_heads", "every KV head serves the same number of query heads", kv_heads_split_the_heads),
-    Rule("sequence_fits", "RoPE's table is as long as the longest sequence", sequence_fits),
-    Rule("ignored_token", "a token that carries no loss is a token", ignored_token),
-    Rule("peak_tflops", "MFU is a share of the peak", peaks),
+    Rule("sequence_fits", "RoPE's table of angles has model.max_seq_len positions", sequence_fits),
+    Rule("ignored_token", "the token without loss must be a token id of the model", ignored_token),
+    Rule("peak_tflops", "MFU is a fraction of the peak, so the peak must be positive", peaks),
 )

@@ -1,4 +1,4 @@
-"""Rules of where a run reads and writes: folders of this machine, and a run's name within its folder."""
+"""Rules of the paths that a run reads and writes, and of the name of its folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ def _local_places(plan: Plan) -> Finding | None:
     config = plan.config
     for key, value in (("metrics.dir", config.metrics.dir), ("data.path", config.data.path)):
         if value is not None and ADDRESS.match(value):
-            message = f"{key}={value} is an address, but only files of this machine are used"
-            fix = f"use a path of this machine, where storage may be mounted ({key}=./{value} if that is a file's name)"
+            message = f"{key}={value} is an address, but only local files can be used"
+            fix = (
+                f"use a path on this machine, for example of mounted storage ({key}=./{value} if that is a file's name)"
+            )
             return Finding(message, (), fix)
     return None
 
@@ -28,11 +30,11 @@ def _run_name(plan: Plan) -> Finding | None:
     return Finding(
         f"strategy.name={name} cannot begin the name of a run's folder",
         (),
-        "use up to 64 letters, digits, or . _ + - after the first",
+        "use at most 64 letters, digits and . + - _, with a letter, a digit or _ first",
     )
 
 
 RULES = (
-    Rule("local_places", "The lab opens files with the operating system alone.", _local_places),
-    Rule("run_name", "A run's folder is in metrics.dir and begins with its strategy's name.", _run_name),
+    Rule("local_places", "the lab opens files only through the operating system", _local_places),
+    Rule("run_name", "the name of a run's folder in metrics.dir begins with the strategy's name", _run_name),
 )

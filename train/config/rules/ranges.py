@@ -1,4 +1,4 @@
-"""Values outside the range of their own field, and numbers that are no degrees: what the rules need not look at."""
+"""Values outside the range of their own field, and invalid degrees. These are found before rules are checked."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from omegaconf import MISSING
 from train.config.fields import MAX_RANKS
 from train.config.schema import Config
 
-LONGEST = 60  # characters of a value that a message repeats
+LONGEST = 60  # characters of a value that a message shows
 
 
 @dataclass(frozen=True)
 class OutOfRange:
-    """`override`: a value with which the rules can go on."""
+    """A value out of range. `override`: a valid value, with which the rules are checked."""
 
     rule: str
     message: str
@@ -26,7 +26,7 @@ class OutOfRange:
 
 
 def out_of_range(config: Config) -> Iterator[OutOfRange]:
-    """Numbers outside the range that their field declares, then degrees that are none."""
+    """Numbers outside the range that their field declares, then invalid degrees."""
     for group in dataclasses.fields(config):
         section = getattr(config, group.name)
         if not dataclasses.is_dataclass(section):
@@ -46,12 +46,12 @@ def out_of_range(config: Config) -> Iterator[OutOfRange]:
 def too_many_processes(world_size: int) -> OutOfRange | None:
     if world_size <= MAX_RANKS:
         return None
-    message = f"nproc={shortened(world_size)} is more than {MAX_RANKS:,} processes, which is the most"
+    message = f"nproc={shortened(world_size)} is more than {MAX_RANKS:,} processes, which is the maximum"
     return OutOfRange("range of nproc", message, "nproc=1")
 
 
 def shortened(value: object) -> str:
-    """A value as a message repeats it, whatever its length."""
+    """A value for a message, cut if it is long."""
     if isinstance(value, int) and abs(value) > 10**LONGEST:
         return f"a number of {int(value.bit_length() * math.log10(2)) + 1} digits"
     text = str(value)
@@ -82,18 +82,20 @@ def _inside(value: float, bounds: Any) -> bool:
 
 
 def _bad_degrees(config: Config) -> Iterator[OutOfRange]:
-    """A degree is a positive number of ranks; -1, the ranks that are left, may stand once."""
+    """A degree is a positive number of ranks. One axis may have -1 instead, for all ranks that are left."""
     axes = config.strategy.mesh_axes()
     free = [axis for axis, degree in axes.items() if degree == -1]
     for axis, degree in {**axes, "ep": getattr(config.strategy, "ep", None) or 1}.items():
         key = f"strategy.{axis}"
         mended = f"{key}={1 if free else -1}"
         if degree < 1 and degree != -1 and axis != "ep":
-            message = f"{key}={shortened(degree)} is no degree (a positive number, or -1 for the ranks that are left)"
+            message = (
+                f"{key}={shortened(degree)} is not a valid degree (a positive number, or -1 for all that are left)"
+            )
             yield OutOfRange(f"degree of {axis}", message, mended)
             free = [*free, axis]
         elif degree > MAX_RANKS:
-            message = f"{key}={shortened(degree)} is out of range (a degree is {MAX_RANKS:,} at the most)"
+            message = f"{key}={shortened(degree)} is out of range (a degree is at most {MAX_RANKS:,})"
             yield OutOfRange(f"range of {key}", message, mended)
             free = [*free, axis]
     free = [axis for axis, degree in axes.items() if degree == -1]

@@ -1,4 +1,4 @@
-"""Which keys are read only by some runs, beside those of strategies: the one table, and its rules."""
+"""The table of keys that only some runs read, and its rules. Keys of strategies have tables of their own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _to(*lines: str) -> Callable[[Config], tuple[str, ...]]:
 def _of_data(*sources: str, says: str = "") -> Condition:
     def fixes(config: Config) -> tuple[str, ...]:
         likely = ENDINGS.get(PurePath(config.data.path or "").suffix.lower(), "text")
-        field = {"jsonl": " data.field=text"}  # which data=jsonl sets too
+        field = {"jsonl": " data.field=text"}  # the preset data=jsonl sets it too
         ordered = sorted(sources, key=lambda source: source != likely)
         return tuple(f"data.source={source}{field.get(source, '')}" for source in ordered[:2])
 
@@ -60,7 +60,7 @@ READ_WHEN: Table = {
     "model.ffn_dim": DENSE,
     "model.aux_loss_coef": _of_balance("aux_loss"),
     "model.bias_update_rate": _of_balance("bias"),
-    "data.path": _of_data("text", "jsonl", "tokens", says=", which would train on another text"),
+    "data.path": _of_data("text", "jsonl", "tokens", says=", which has its own text"),
     "data.dtype": _of_data("tokens"),
     "data.glob": _of_data("text", "jsonl"),
     "data.field": _of_data("jsonl"),
@@ -69,7 +69,7 @@ READ_WHEN: Table = {
     "optim.min_lr_ratio": Condition(
         ("optim.schedule",),
         lambda schedule: schedule != "constant",
-        "is not read with optim.schedule={}, whose rate does not fall",
+        "is not read with optim.schedule={}, under which the learning rate does not fall",
         _to("optim.schedule=cosine"),
     ),
     "compile.mode": Condition(
@@ -87,14 +87,16 @@ READ_WHEN: Table = {
     "metrics.memory_snapshot": Condition(
         ("runtime.device",),
         lambda device: device in ("auto", "cuda"),
-        "writes nothing with runtime.device={}, as it is of a CUDA device's memory",
+        "writes nothing with runtime.device={}, as only CUDA devices have such snapshots",
         _to("runtime.device=auto"),
     ),
-    "hardware.match": Condition((), lambda: False, "is not read: only a file of configs/hardware is found by it"),
+    "hardware.match": Condition(
+        (), lambda: False, "is not read on the command line: only files in configs/hardware use it"
+    ),
     **dict.fromkeys(("hardware.memory_gb_per_s", "hardware.link_gb_per_s"), NEVER),
 }
-# What a longer run of the same line would read is not refused, or no line could be tried for a few steps.
-# A model's name and the length of its table of positions decide no number either.
+# Keys that do not change the numbers of some runs, but are not refused. A key that only a longer run would read is
+# valid, so that a command line can be tried for a few steps. A model's name and max_seq_len never change a number.
 DECIDES_NUMBERS_WHEN: Table = {
     **dict.fromkeys(
         ("optim.schedule", "optim.min_lr_ratio"),

@@ -11,7 +11,7 @@ from train.strategies.techniques import used
 from train.strategies.traffic import depends_on_schedule
 
 
-def alike(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
+def groups_of_equal_ranks(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
     """Every rank by (its place on `pp`, what it holds of a layer and of both ends), in the order of the groups' firsts.
 
     The ranks of a group hold and send the same.
@@ -30,7 +30,7 @@ def alike(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
     return groups
 
 
-def same_stages(plan: Plan, rank: int) -> Hashable:
+def sending_key(plan: Plan, rank: int) -> Hashable:
     """What is equal for ranks of `pp` that send the same: the numbers of their layers, and the ends that they hold."""
     if depends_on_schedule(plan):
         return rank
