@@ -113,7 +113,7 @@ class Corpus:
             yield self._windows(self.validation, self._validation_starts(indices, chosen))
 
     def _validation_starts(self, indices: np.ndarray, count: int) -> np.ndarray:
-        """Elements `indices` of np.linspace from the first to the last position, without an array of `count` numbers."""
+        """Elements `indices` of np.linspace from the first to the last position, without a `count`-long array."""
         last = len(self.validation) - self.seq_len - 1
         starts = (indices * (last / max(count - 1, 1))).astype(np.int64)
         return np.where((indices == count - 1) & (count > 1), last, starts)

@@ -26,7 +26,7 @@ def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) 
 
     Norms are ones. Matrices are normally distributed with standard deviation `init_scale` / sqrt(columns), so that the
     size of their output does not depend on the width (LeCun et al. 1998). Matrices that write to the residual stream
-    are smaller by sqrt(2 x layers) (Radford et al. 2019). In a 3-D parameter, each expert's matrix has its own generator.
+    are smaller by sqrt(2 x layers) (Radford et al. 2019). Each expert's matrix has its own generator.
     """
     if len(shape) == 1:
         return torch.ones(shape)
