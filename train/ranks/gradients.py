@@ -78,7 +78,7 @@ def sum_shared(shared: Iterable[SharedParameter], device: torch.device) -> None:
 
 
 def shard_groups(grad: Tensor) -> tuple[dist.ProcessGroup, ...]:
-    """The groups over which a complete gradient is split. It is replicated over all others, and must count once there."""
+    """The groups over which a complete gradient is split. Over other groups it is replicated, and must count once."""
     if not isinstance(grad, DTensor):
         return ()
     assert not any(isinstance(place, Partial) for place in grad.placements), "incomplete gradient"

@@ -27,6 +27,6 @@ def new_target(
 
 def seed_dropout(mesh: DeviceMesh, config: Config, apart: set[str]) -> None:
     """Seed the dropout masks. Ranks that differ on an axis in `apart` have different tokens or layers, and draw
-    different masks. Ranks with the same tokens, such as those of tp without sequence parallelism, draw the same masks."""
+    different masks. Ranks with the same tokens, as in tp without sequence parallelism, draw the same masks."""
     place = [mesh[axis].get_local_rank() if axis in apart else 0 for axis in MESH_AXES]
     torch.manual_seed(derived_seed(config.train.seed, "dropout", *place))
