@@ -34,7 +34,7 @@ SEQUENCE_DIM = 2  # of q, k, v: BHTE
 
 
 def positions_of(rank: int, size: int, seq_len: int) -> Tensor:
-    """The positions of a rank's tokens in the sequence: chunks `rank` and `2 size - 1 - rank` of 2 size, in this order."""
+    """The positions of a rank's tokens: chunks `rank` and `2 size - 1 - rank` of 2 size chunks, in this order."""
     chunks = torch.arange(seq_len).chunk(2 * size)
     return torch.cat((chunks[rank], chunks[2 * size - 1 - rank]))
 

@@ -68,7 +68,7 @@ class LoadBalance:
 
 
 class RoutingRecord:
-    """Records the choices of every router, for the proof. Make it before the first step, and call `collect` after each."""
+    """Records the routers' choices, for the proof. Make it before the first step, and call `collect` after each."""
 
     def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config, rows: slice) -> None:
         self.routers, self.mesh, self.config, self.rows = routers(model.layers), mesh, config, rows

@@ -51,7 +51,7 @@ def activations(rank: Rank) -> Iterator[Traffic]:
 
 
 def whole_weights(rank: Rank) -> Iterator[Traffic]:
-    """Gradients of whole weights that are one term of a sum: those of routers, and with sequence parallelism of norms."""
+    """Gradients of whole weights that are one term of a sum: routers', and with sequence parallelism norms'."""
     plan = rank.plan
     ends = ("router.weight", "norm.weight") if plan.config.strategy.shards_sequence() else ("router.weight",)
     whole = {
