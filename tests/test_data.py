@@ -50,7 +50,7 @@ def test_every_file_of_a_folder_must_be_readable(tmp_path, monkeypatch):
         return opened(path, *arguments, **options)
 
     monkeypatch.setattr(Path, "open", refused)  # root may read everything
-    with pytest.raises(BadInput, match=r"in it \S+2.txt, cannot be read \(Permission denied\): use readable files"):
+    with pytest.raises(BadInput, match=r"\(\S+2.txt in it\) cannot be read \(Permission denied\): use readable files"):
         corpus("data=text", f"data.path={tmp_path}")
 
 

@@ -28,10 +28,10 @@ def test_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (lines_of({"content": LINES, "n": 1}), "data.field=text is not there in line 1 of"),
-        (lines_of({"text": LINES}, {"text": 5, "body": "x"}), "data.field=text is no text in line 2 of"),
+        (lines_of({"content": LINES, "n": 1}), "data.field=text is missing in line 1 of"),
+        (lines_of({"text": LINES}, {"text": 5, "body": "x"}), "data.field=text is not a string in line 2 of"),
         (lines_of({"text": LINES}) + "{'text': 1}", "line 2 of"),
-        (lines_of(["text"]), "is no JSON object"),
+        (lines_of(["text"]), "is not a JSON object"),
         (lines_of({"text": 1, "\ud800\n" + "k" * 999: "x"}), "use lines that have a field with text"),
         ("[" * 100_000, "is not JSON"),
         ('{"text": "' + "x" * 90 + "\\ud8\n", "is not JSON"),

@@ -81,6 +81,6 @@ def test_two_stages_a_rank(schedule):
     config = Plan(config_of("pp"), 4).override(f"strategy.schedule={schedule}").config
     assert validate(config, 4) == []
     problems = validate(config, 8)
-    assert "model.num_layers=8 is fewer than strategy.pp=8 x 2 stages a rank" in str(problems[0])
+    assert "model.num_layers=8 is fewer than strategy.pp=8 x 2 stages per rank" in str(problems[0])
     plan = mended(Plan(config, 8))
     assert validate(plan.config, plan.world_size) == []

@@ -25,13 +25,9 @@ def test_what_fsdp_puts_together_within_a_step():
     assert needs(plan_of(f"{line}zero1"), 0).unsharded == 2 * total
     assert needs(plan_of(f"{line}zero2"), 0).unsharded == total + layer
     assert needs(plan, 0).unsharded == 3 * layer + head
-    assert "parameters of two blocks, and the head; and of the gradients those of one block" in "".join(
-        holdings(Ranks(plan))
-    )
-    assert "all parameters; and of the gradients those of one block" in "".join(
-        holdings(Ranks(plan_of(f"{line}zero2")))
-    )
-    assert "all parameters; and of the gradients all, until the last microbatch" in "".join(
+    assert "the parameters of two blocks and of the head, and one block's gradients" in "".join(holdings(Ranks(plan)))
+    assert "all parameters, and one block's gradients" in "".join(holdings(Ranks(plan_of(f"{line}zero2"))))
+    assert "all parameters, and all gradients until the last microbatch" in "".join(
         holdings(Ranks(plan_of(f"{line}zero1")))
     )
     # FSDP over cp and ep: what tp and ep split is put together of a part only

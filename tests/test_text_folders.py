@@ -37,7 +37,7 @@ def test_a_folder_is_read_with_its_links_and_without_what_is_no_text(tmp_path):
     assert bytes_of(corpus) == expected.encode()
     assert f"4 files, {4 * (1 + len(LINES)):,} bytes; skipped: " in corpus.says
     left_out = {
-        *("hidden 2", "binary 2", "broken links 1", "no regular files 1", "folders linked again 2"),
+        *("hidden 2", "binary 2", "broken links 1", "special files 1", "folders linked again 2"),
         "JSON Lines (data=jsonl reads them) 1",
     }
     assert set(corpus.says.partition("skipped: ")[2].split(", ")) == left_out
@@ -126,7 +126,7 @@ def test_a_folder_without_text(tmp_path):
     assert "holds nothing to read (skipped: hidden 1)" in refusal(tmp_path)
     (tmp_path / "b").touch()
     assert "holds nothing to read" in refusal(tmp_path)
-    assert "is no regular file" in refusal("/dev/zero")
+    assert "is not a regular file" in refusal("/dev/zero")
     assert "needs a path" in refusal("")
     assert "cannot be read (File name too long)" in refusal("x" * 5000)
     (tmp_path / "elf").write_bytes(b"\x7fELF" + bytes(4000))

@@ -82,7 +82,7 @@ def test_large_files_are_told_by_blocks(tmp_path):
 @pytest.mark.parametrize(
     ("made", "says"),
     [
-        (lambda ids: np.zeros(COUNT, "<u2").tobytes(), "all zeros"),
+        (lambda ids: np.zeros(COUNT, "<u2").tobytes(), "only zeros"),
         (lambda ids: ids.astype(">u2").tobytes(), "big-endian"),
         (lambda ids: ids.astype(">u4").tobytes(), "in turn"),
         (lambda ids: ids.astype("<u2")[:100].tobytes(), "too few ids"),

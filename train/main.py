@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, started: float) -> None:
-    # imported only now, so that a bad command line is answered before torch is loaded
+    # These imports come late, so that a bad command line is answered before torch is loaded.
     from train.measure.metrics import Metrics
     from train.measure.out_of_memory import explained
     from train.measure.sampling import Sampler
@@ -48,7 +48,7 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
     with (
         process_group(runtime, world, config.runtime.timeout_s),
         explained(config, runtime.device, world.rank) as watched,
-        ExitStack() as opened,  # closed on error too: a message stands below no progress bar
+        ExitStack() as opened,  # it closes on an error too, so that no progress bar stands above the message
     ):
         mesh = build_mesh(config, runtime)
         model = Transformer(config.model, **dtypes(config.precision))

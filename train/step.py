@@ -1,4 +1,4 @@
-"""One optimiser step, for every strategy but outside engines: count, forward, backward, reduce, clip, update."""
+"""One optimiser step: count tokens, forward, backward, reduce, clip, update. DeepSpeed has steps of its own."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from train.strategies.expert.balance import LoadBalance
 if TYPE_CHECKING:
     from train.config.schema import Config
 
-# (tokens BT, targets BT, 1 / global number of valid tokens) -> this rank's share of the mean loss; leaves .grad behind
+# (tokens BT, targets BT, 1 / global number of valid tokens) -> this rank's share of the mean loss; it fills `.grad` too
 ForwardBackward = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (tokens BT, targets BT) -> this rank's sum of token losses
 Evaluate = Callable[[Tensor, Tensor], Tensor]
 
 
 class Step:
-    """A `TrainStep`. What differs between SPMD and a pipeline is `forward_backward` and `forward`, nothing else."""
+    """A `TrainStep`. SPMD strategies and pipelines differ in `forward_backward` and `forward` only.
+
+    `shared`: parameters of which another rank holds a copy.
+    """
 
     def __init__(
         self,
@@ -45,14 +48,15 @@ class Step:
         self.model, self.mesh, self.clip_norm = model, mesh, config.train.clip_norm
         self.forward_backward, self.forward, self.shared = forward_backward, forward, shared
         self.on_gradients: Callable[[], None] | None = None
-        # taken now: while FSDP has a block gathered, they hide
+        # collected now, because `model.parameters()` does not give the shards of a block that FSDP has gathered
         self.parameters = global_parameters(model, config.model)
         self.optimiser = ShardOptimiser(self.parameters, config.optim)
         self.balance = LoadBalance(model, mesh, config)
         self.state = ShardedState(self.parameters, self.optimiser.inner, mesh["pp"].get_group(), config.model)
 
     def __call__(self, tokens: Tensor, targets: Tensor, *, lr: float) -> StepResult:
-        """tokens, targets: this rank's rows [B, T] of the global batch; peers in pp, cp and tp get the same rows."""
+        """tokens, targets: this rank's rows [B, T] of the global batch; ranks that differ only in pp, cp or tp get the
+        same rows."""
         inverse_num_valid = inverse_valid(targets, self.mesh, self.model.rope.dtype)  # the dtype of losses
         loss = self.forward_backward(tokens, targets, inverse_num_valid)
         with span("optimiser"):
@@ -61,7 +65,7 @@ class Step:
         return StepResult(loss=sum_over(loss, self.mesh, *LOSS_AXES), grad_norm=norm, extras=extras)
 
     def update(self, lr: float) -> Tensor:
-        """Complete, measure and clip the gradients, and step. Returns their global norm before clipping."""
+        """Complete the gradients, clip them and update the weights. Returns the global norm before clipping."""
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
         gradients.sum_shared(self.shared, self.model.rope.device)
@@ -69,8 +73,8 @@ class Step:
         if self.on_gradients is not None:
             self.on_gradients()
         grads = [p.grad for p in parameters if p.grad is not None]
-        elsewhere = {item.parameter for item in self.shared if not item.counted}
-        counted = [p.grad for p in parameters if p.grad is not None and p not in elsewhere]
+        counted_elsewhere = {item.parameter for item in self.shared if not item.counted}
+        counted = [p.grad for p in parameters if p.grad is not None and p not in counted_elsewhere]
         norm = gradients.global_norm(counted, self.mesh["pp"].get_group(), self.model.rope.device)
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
@@ -84,7 +88,7 @@ class Step:
         self.model.train()
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # the backward that would free the gathered parameters does not come
+                module.reshard()  # no backward follows that would free the gathered parameters
         return loss_sum, count_valid(targets, self.mesh)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -103,7 +107,8 @@ class Step:
 def accumulate(
     wrapped: nn.Module, model: Transformer, config: Config, zero_stage: int
 ) -> tuple[ForwardBackward, Evaluate]:
-    """Microbatch after microbatch; data parallelism that can wait sends its gradients with the last one only."""
+    """The two callables of an SPMD `Step`, which run microbatches one after the other. Gradients are reduced after the
+    last microbatch only, where data parallelism allows it."""
     rows = config.train.micro_batch_size
 
     def forward_backward(tokens: Tensor, targets: Tensor, inverse_num_valid: Tensor) -> Tensor:

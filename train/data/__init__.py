@@ -1,1 +1,1 @@
-"""Texts and token files, and the batches that are cut from them."""
+"""Texts and files of token ids, and the batches that are made from them."""

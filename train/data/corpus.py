@@ -1,7 +1,7 @@
-"""Real text without a download. A batch is a pure function of (seed, step): there is no loader state to save.
+"""The training and validation data. A batch is a pure function of (seed, step): there is no loader state to save.
 
-Tokens are the bytes of a text, or ids from a file. The corpus' tail is held out for validation. Torch is not imported
-until a batch is made, so that bad data is found before anything starts; of a large corpus only a part is read then.
+Tokens are the bytes of a text, or ids from a file. The end of the corpus is the validation part. The checks of the data
+do not import torch, so that bad data is refused before anything starts; they read only a part of a large corpus.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NUM_SYNTHETIC_TOKENS = 2**20
-SCANNED = 2**28  # bytes of a corpus that the check reads; the ids of a larger one are checked as batches read them
+SCANNED = 2**28  # bytes of a corpus that the check reads; in a larger corpus each batch's ids are checked too
 FITTED = 2**28  # bytes that the bigram model is fitted to
-MOST_WINDOWS = 2**16  # validation windows that the bigram model is judged on
-CHUNK = 2**20  # tokens of windows that are read at once
+MOST_WINDOWS = 2**16  # the most validation windows on which the bigram model is evaluated
+CHUNK = 2**20  # the number of tokens of windows that are read at once
 
 
 @dataclass
 class Corpus:
-    """`training` and `validation`: sequences of token ids below `vocab_size`. `says`: what they are, in a line."""
+    """`training` and `validation`: sequences of token ids below `vocab_size`. `says`: a line that describes them."""
 
     training: Tokens
     validation: Tokens
@@ -42,13 +42,13 @@ class Corpus:
     ignore_token: int | None
     is_bytes: bool
     vocab_size: int
-    ids_checked: bool  # all of them; else each batch's are
-    name: str  # for messages: the key that chose it
+    ids_checked: bool  # whether all ids were checked; if not, each batch's ids are checked
+    name: str  # the key and value that chose the data, for messages
     says: str
 
     @cached_property
     def sha256(self) -> str:
-        """Of all tokens, as they are stored: reads the whole corpus."""
+        """The hash of all tokens as they are stored. It reads the whole corpus."""
         digest = hashlib.sha256()
         for part in (self.training, self.validation):
             for block in part.blocks():
@@ -56,11 +56,11 @@ class Corpus:
         return digest.hexdigest()
 
     def batch(self, step: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
-        """`rows` of the global batch of `size` windows at random places: (tokens, targets), int64 [rows, T]."""
+        """`rows` of the global batch of `size` windows at random positions: (tokens, targets), int64 [rows, T]."""
         return self._tensors(self._windows(self.training, self._starts(step, size)[rows]))
 
     def any_target(self, step: int, size: int) -> bool:
-        """Whether any target of the global batch carries loss. Mostly the first row says it: no more is read then."""
+        """Whether any target of the global batch has a loss. It reads rows only until it finds one."""
         if self.ignore_token is None:
             return True
         starts = self._starts(step, size)
@@ -68,14 +68,14 @@ class Corpus:
         return any(bool((row[:, 1:] != self.ignore_token).any()) for row in rows)
 
     def validation_batch(self, index: int, count: int, size: int, rows: slice) -> tuple[Tensor, Tensor]:
-        """`rows` of batch `index` of `count`: fixed windows, evenly spread over the held-out tail."""
+        """`rows` of validation batch `index` of `count`: fixed windows, spread evenly over the validation part."""
         indices = np.arange(index * size, (index + 1) * size)[rows]
         return self._tensors(self._windows(self.validation, self._validation_starts(indices, count * size)))
 
     def bigram_loss(self, count: int) -> float:
-        """Mean loss (nats) on `count` validation windows of a byte bigram model fitted to the training part, with
-        add-one smoothing: what a model without context beyond one byte can reach. Of very many windows or bytes, on
-        some, evenly spread."""
+        """The mean loss (nats) on `count` validation windows of a byte bigram model that is fitted to the training part
+        with add-one smoothing: what a model with a context of one byte can reach. Where there are more windows than
+        MOST_WINDOWS or bytes than FITTED, it uses so many of them, spread evenly."""
         counts = np.ones(256 * 256)
         for block in self.training.blocks(FITTED, overlap=1):
             counts += np.bincount(block[:-1].astype(np.int64) * 256 + block[1:], minlength=256 * 256)
@@ -88,8 +88,8 @@ class Corpus:
         return total / number if number else float("nan")
 
     def without_targets(self, count: int) -> str:
-        """The part, or of the `count` validation windows all, in which no target carries loss; empty if none, or if
-        not all of it was read."""
+        """The name of what has no target with a loss: the training part or the `count` validation windows. Empty if
+        both have one, or if a part is too large to be read in full."""
         if self.ignore_token is None:
             return ""
         valid = (bool((block[1:] != self.ignore_token).any()) for block in self.training.blocks(SCANNED, overlap=1))
@@ -105,7 +105,7 @@ class Corpus:
         return np.random.default_rng((self.seed, step)).integers(0, room, size)
 
     def _validation_windows(self, count: int) -> Iterator[np.ndarray]:
-        """The windows of an evaluation, some at a time; of more than MOST_WINDOWS, so many."""
+        """The windows of an evaluation, at most MOST_WINDOWS of them, in blocks."""
         rows = max(CHUNK // (self.seq_len + 1), 1)
         chosen = min(count, MOST_WINDOWS)
         for start in range(0, chosen, rows):
@@ -113,7 +113,7 @@ class Corpus:
             yield self._windows(self.validation, self._validation_starts(indices, chosen))
 
     def _validation_starts(self, indices: np.ndarray, count: int) -> np.ndarray:
-        """np.linspace from the first place to the last, at some of its indices: without its array of `count`."""
+        """Elements `indices` of np.linspace from the first to the last position, without a `count`-long array."""
         last = len(self.validation) - self.seq_len - 1
         starts = (indices * (last / max(count - 1, 1))).astype(np.int64)
         return np.where((indices == count - 1) & (count > 1), last, starts)
@@ -130,18 +130,18 @@ class Corpus:
         both = torch.from_numpy(windows.astype(np.int64))
         inputs, targets = both[:, :-1].contiguous(), both[:, 1:].contiguous()
         if self.ignore_token is not None:
-            # not in place: of a single row both slices are contiguous as they are, and share their memory
+            # This is not in place: `contiguous` copies nothing of a single row, so inputs and targets share memory.
             targets = targets.masked_fill(targets == self.ignore_token, IGNORE_INDEX)
         return inputs, targets
 
 
 def load_corpus(config: Config) -> Corpus:
-    """The corpus that the config names. Raises BadInput for a missing, empty, short or foreign file."""
+    """The corpus that the config names. Raises BadInput if it is missing, empty, too short or in another format."""
     try:
         return _checked(config, sources.read(config))
     except OSError as error:
         path, file = config.data.path, error.filename
-        what = shown(path) if file is None or str(file) == path else f"{shown(path)}, in it {shown(file)},"
+        what = shown(path) if file is None or str(file) == path else f"{shown(path)} ({shown(file)} in it)"
         message = f"data.path={what} cannot be read ({error.strerror})"
         raise BadInput(Problem("data_path", message, "use readable files")) from error
 
@@ -175,11 +175,12 @@ def _check_windows(corpus: Corpus, train: TrainConfig) -> None:
     most = max(-(-places // train.global_batch_size), type(train).eval_batches)
     if train.eval_batches > most:
         message = f"train.eval_batches={train.eval_batches} x train.global_batch_size={train.global_batch_size} windows"
-        message += f" are more than the {places:,} places that the validation part of {corpus.name} has for them"
+        message += f" are more than the {places:,} places that the validation part of {corpus.name} has for windows"
         fix = f"use train.eval_batches={most} or less"
         raise BadInput(Problem("eval_batches", message, fix, (f"train.eval_batches={most}",)))
     if empty := corpus.without_targets(train.eval_batches * train.global_batch_size):
-        message = f"every target of {empty} of {corpus.name} is data.ignore_token={corpus.ignore_token}: no loss"
+        message = f"every target of {empty} of {corpus.name} is data.ignore_token={corpus.ignore_token}, "
+        message += "so that there is no loss"
         fix = "use another data.ignore_token or null, or more data"
         raise BadInput(Problem("targets", message, fix, ("data.ignore_token=null",)))
 
@@ -197,11 +198,11 @@ def _check_length(name: str, count: int, held_out: int, seq_len: int) -> None:
 
 
 def _refuse_ids(blocks: Iterable[np.ndarray], vocab_size: int, name: str) -> None:
-    """Raise BadInput if an id is none of the vocabulary's."""
+    """Raise BadInput if an id is not in the vocabulary."""
     ends = [(int(block.min()), int(block.max())) for block in blocks]
     least, largest = min(low for low, _ in ends), max(high for _, high in ends)
     if least < 0:
-        message = f"{name} contains token id {least}, but ids are 0 or more"
+        message = f"{name} contains token id {least}, but token ids must not be negative"
         raise BadInput(Problem("token_in_vocabulary", message, "use another data.dtype, or another tokenisation"))
     if largest >= vocab_size:
         message = f"{name} contains token id {largest}, but model.vocab_size={vocab_size}"

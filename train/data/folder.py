@@ -1,4 +1,4 @@
-"""The files of a folder that make up a text: links are followed, hidden and binary files are left out and counted."""
+"""The files of a folder that make up a text. Links are followed; hidden and binary files are skipped and counted."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from train.config.problems import BadInput, Problem
 from train.data.formats import HEAD, is_binary
 from train.data.tokens import shown
 
-MOST_ENTRIES = 50_000  # files and folders: more take longer to look at than a check may take
-SYSTEM = ("/proc", "/sys", "/dev")  # what is in them are no files
+MOST_ENTRIES = 50_000  # files and folders; to look at more takes too long for a check
+SYSTEM = ("/proc", "/sys", "/dev")  # their entries are not files with text
 JSON_LINES = (".jsonl", ".ndjson")
 
 Identity = tuple[int, int]
@@ -24,7 +24,7 @@ Identity = tuple[int, int]
 
 @dataclass
 class Folder:
-    """`files`: with their sizes, in the order in which they are read. `skipped`: how many of what kind."""
+    """`files`: paths and sizes, in the order in which they are read. `skipped`: the number of skipped files by kind."""
 
     files: list[tuple[Path, int]] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
@@ -39,10 +39,10 @@ class Folder:
 
 
 def find(root: Path, pattern: str | None, *, json_lines: bool, runs: Path) -> Folder:
-    """The text files under `root`, or with `json_lines` those of JSON Lines, whose path below it matches the pattern.
+    """The text files, or with `json_lines` the files of JSON Lines, whose path below `root` matches the pattern.
 
-    Raises BadInput if there are none or too many; OSError for one that cannot be read. `runs`: the folder that runs are
-    written to, which is no text of theirs.
+    Raises BadInput if there are none or too many, and OSError for a file that cannot be read. `runs`: the folder that
+    runs are written to, which is skipped.
     """
     found = _Walk(root, runs).folder()
     found.files.sort(key=lambda item: item[0].parts)
@@ -87,13 +87,13 @@ def _matches(parts: tuple[str, ...], words: tuple[str, ...]) -> bool:
 
 
 class _Walk:
-    """Every folder once: those that are there first, then those that links lead to."""
+    """Visits every folder once: first the real folders, then those that links lead to."""
 
     def __init__(self, root: Path, runs: Path) -> None:
         self.root, self.found, self.entries = root, Folder(), 0
         self.seen: set[Identity] = set()
         self.links: list[Path] = []
-        self.runs = _identity(os.stat(runs)) if os.path.isdir(runs) else None  # which raises for no path
+        self.runs = _identity(os.stat(runs)) if os.path.isdir(runs) else None
 
     def folder(self) -> Folder:
         self._enter(self.root, os.stat(self.root))
@@ -117,7 +117,7 @@ class _Walk:
                 todo += self._read(path)
 
     def _read(self, path: Path) -> list[tuple[Path, os.stat_result]]:
-        """Take the files of one folder; the folders in it, but for links."""
+        """Add the files of one folder to what was found. Returns the folders in it that are not links."""
         with os.scandir(path) as scan:
             entries = list(itertools.islice(scan, MOST_ENTRIES + 1))
         self.entries += len(entries)
@@ -140,7 +140,7 @@ class _Walk:
             if stat.S_ISREG(status.st_mode):
                 self.found.files.append((child, status.st_size))
             elif not stat.S_ISDIR(status.st_mode):
-                self.found.skipped["no regular files"] += 1
+                self.found.skipped["special files"] += 1
             elif entry.is_symlink():
                 self.links.append(child)
             else:

@@ -1,4 +1,4 @@
-"""What a config names as its data: a source that the lab brings along, a file or a folder."""
+"""The data that a config names: a built-in source, a file or a folder."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NUM_SYNTHETIC_TOKENS = 2**20
 
 
 def name_of(config: Config) -> str:
-    """The key that chose the data, for messages."""
+    """The key and value that chose the data, for messages."""
     data = config.data
     return f"data={data.source.value}" if data.path is None else f"data.path={shown(data.path)}"
 
 
 def read(config: Config) -> Source:
-    """The tokens that the config names. Raises BadInput for a file that cannot be them, and OSError."""
+    """The tokens that the config names. Raises BadInput for an unsuitable file, and OSError for an unreadable one."""
     source = config.data.source
     if source is DataSource.python_docs:
         return text.python_docs()
@@ -39,20 +39,20 @@ def read(config: Config) -> Source:
 
 
 def _checked_path(config: Config) -> Path:
-    """A file that is not empty, or a folder where the data may be one."""
+    """The path, which must be a file that is not empty, or a folder if the data can be one."""
     source, given = config.data.source, config.data.path
     if not given:
         raise BadInput(Problem("data_path", f"data={source.value} needs a path", "use data.path=FILE"))
     path, name = Path(given), name_of(config)
     if source is DataSource.tokens and not path.exists():
-        path = path.with_name(f"{path.name}.idx")  # Megatron's own tools take the name without an ending
+        path = path.with_name(f"{path.name}.idx")  # Megatron's own tools accept the name without an ending
     if not path.exists():
-        raise BadInput(Problem("data_path", f"{name} does not exist", "use the path of a file that does"))
+        raise BadInput(Problem("data_path", f"{name} does not exist", "use the path of a file that exists"))
     if path.is_dir():
         if source is DataSource.tokens:
-            raise BadInput(Problem("data_path", f"{name} is a folder", "data=tokens reads one file"))
+            raise BadInput(Problem("data_path", f"{name} is a folder, but data=tokens reads one file", "use a file"))
     elif not path.is_file():
-        raise BadInput(Problem("data_path", f"{name} is no regular file", "use a file or a folder"))
+        raise BadInput(Problem("data_path", f"{name} is not a regular file", "use a file or a folder"))
     elif path.stat().st_size == 0:
         raise BadInput(Problem("data_path", f"{name} is empty", "use a file with text in it"))
     return path

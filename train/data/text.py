@@ -1,4 +1,4 @@
-"""Texts as bytes: CPython's own, any file, the files of a folder, and a field of JSON Lines."""
+"""Texts as bytes: texts that come with CPython, a file, the files of a folder, and a field of JSON Lines."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from train.data.folder import JSON_LINES, Folder, find, head_of
 from train.data.formats import MEGATRON, NPY, foreign, is_binary
 from train.data.tokens import InFile, InMemory, JoinedFiles, Tokens, shown
 
-MOST_JSON_LINES = 2**28  # bytes of files: their text is held in memory, in every rank
+MOST_JSON_LINES = 2**28  # bytes of the files; every rank keeps their text in memory
 
 
 @dataclass(frozen=True)
 class Source:
-    """Tokens, and in one line what they are."""
+    """Tokens. `says`: a line that describes them."""
 
     tokens: Tokens
     says: str
@@ -45,7 +45,7 @@ def python_source() -> Source:
 
 
 def text(path: Path, config: Config) -> Source:
-    """A file, or the files of a folder, read when they are needed. Raises BadInput for what is no text."""
+    """A file, or the files of a folder, read when they are needed. Raises BadInput if a file is not text."""
     if path.is_dir():
         found = find(path, config.data.glob, json_lines=False, runs=Path(config.metrics.dir))
         return Source(JoinedFiles.of(found.files), f"{shown(path)}: {found.says()}")
@@ -61,7 +61,7 @@ def text(path: Path, config: Config) -> Source:
 
 
 def json_lines(path: Path, config: Config) -> Source:
-    """One field of every line, as UTF-8, with a line feed between two. Raises BadInput for a line without it."""
+    """One field of every line, as UTF-8, with a line feed between two. Raises BadInput if a line does not have it."""
     if path.is_dir():
         found = find(path, config.data.glob, json_lines=True, runs=Path(config.metrics.dir))
     else:
@@ -96,11 +96,11 @@ def _documents(path: Path, field: str) -> Iterator[bytes]:
                 raise BadInput(Problem("json_lines", f"{where} is not JSON ({_first(error)})", fix)) from error
             if not isinstance(value, dict):
                 fix = "use a file with one JSON object on each line"
-                raise BadInput(Problem("json_lines", f"{where} is no JSON object", fix))
+                raise BadInput(Problem("json_lines", f"{where} is not a JSON object", fix))
             if not isinstance(found := value.get(field), str):
                 texts = [key for key in value if isinstance(value[key], str) and re.fullmatch(r"[\w.-]{1,60}", key)]
                 fix = f"use data.field={texts[0]}" if texts else "use lines that have a field with text"
-                why = "is no text" if field in value else "is not there"
+                why = "is not a string" if field in value else "is missing"
                 keys = shown(", ".join(list(value)[:8]))[:200]
                 message = f"data.field={field} {why} in {where}, whose fields are: {keys}"
                 raise BadInput(Problem("json_lines", message, fix, (f"data.field={texts[0]}",) if texts else ()))

@@ -1,10 +1,10 @@
-"""Files of token ids: what they hold is told by their own header, or by their bytes with certainty, or not at all.
+"""Files of token ids. Their type is read from their header, or found from their bytes, or must be given.
 
 .npy                        numpy's header: dtype and length
 Megatron                    NAME.bin beside NAME.idx: MMIDIDX, version, dtype, lengths and places of the sequences
 llm.c, modded-nanogpt       256 int32: magic, version, number of tokens; then uint16 (20240520) or uint32 (20240801)
-NeMo Automodel              the same with magic 278895051, the fourth int32 being the bytes of a token
-nanoGPT                     no header: uint16, or uint32, int32, int64, …: see `evidence.py`
+NeMo Automodel              the same with magic 278895051; the fourth int32 is the number of bytes of a token
+nanoGPT                     no header: uint16, or uint32, int32, int64, …; see `evidence.py`
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from train.data.tokens import InFile, shown
 HEADER_BYTES = 1024  # 256 int32
 HEADERS = {20240520: "uint16", 20240801: "uint32"}
 AUTOMODEL = 278895051
-OTHER_LLMC_FILES = {  # llm.c's other files
+OTHER_LLMC_FILES = {  # files of llm.c that are not token ids
     20240522: "an evaluation file of llm.c (HellaSwag, MMLU)",
     20240326: "a model of llm.c",
     20240803: "a model of llm.c",
@@ -40,7 +40,7 @@ MEGATRON_HEAD = struct.Struct("<9sQBQQ")  # magic, version, dtype, sequences, do
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the ids are. `known_by`: how that is known."""
+    """Where the ids are in a file, and their type. `known_by`: how the type is known."""
 
     path: Path
     dtype: np.dtype
@@ -50,11 +50,11 @@ class Layout:
 
 
 def token_file(path: Path, config: Config) -> Source:
-    """The ids of a file. Raises BadInput for a format that is not read or cannot be told."""
+    """The ids of a file. Raises BadInput if its format is not supported or cannot be found out."""
     found = layout(path, config.data.dtype)
     if found.dtype.kind not in "ui":
         message = f"data.path={shown(path)} holds {found.dtype} numbers, not token ids"
-        raise BadInput(Problem("token_type", message, "save token ids as a whole-number type, such as uint16"))
+        raise BadInput(Problem("token_type", message, "save token ids as an integer type, such as uint16"))
     if found.count == 0:
         raise BadInput(Problem("data_path", f"data.path={shown(path)} is empty", "use a file with token ids in it"))
     ids = InFile(found.path, found.dtype, found.offset, 0, found.count)
@@ -62,7 +62,7 @@ def token_file(path: Path, config: Config) -> Source:
 
 
 def layout(path: Path, asked: TokenType) -> Layout:
-    """Of a file that describes itself, what it says; else what `asked` says; else what its bytes show."""
+    """The layout from the file's header or index; without one, from the type `asked`, or else from the bytes."""
     head = head_of(path)
     for describes in (_megatron, _npy, _header):
         found = describes(path, head)
@@ -80,17 +80,18 @@ def layout(path: Path, asked: TokenType) -> Layout:
         name = asked.value
     dtype = np.dtype(name).newbyteorder("<")
     if size % dtype.itemsize:
-        message = f"data.path={shown(path)} has {size:,} bytes, which is no whole number of {name} ids"
+        message = f"data.path={shown(path)} has {size:,} bytes, which is not a multiple of a {name} id's "
+        message += f"{dtype.itemsize} bytes"
         raise BadInput(Problem("token_type", message, "use the data.dtype that the file was written with"))
     return Layout(path, dtype, 0, size // dtype.itemsize, told)
 
 
 def _refuse_others(path: Path, head: bytes) -> None:
     if (kind := foreign(head)) is not None:
-        fix = f"{kind[1]}; or, if it does hold ids, use data.dtype=uint16 or another"
+        fix = f"{kind[1]}; if it does contain ids, use data.dtype=uint16 or another type"
         raise BadInput(Problem("token_file", f"data.path={shown(path)} is {kind[0]}, not a file of token ids", fix))
     if is_text(head):
-        fix = "use data=text (or data=jsonl); or, if it does hold ids, data.dtype=uint16 or another"
+        fix = "use data=text or data=jsonl; if it does contain ids, use data.dtype=uint16 or another type"
         raise BadInput(Problem("token_file", f"data.path={shown(path)} is text, not a file of token ids", fix))
 
 
@@ -106,13 +107,13 @@ def _npy(path: Path, head: bytes) -> Layout | None:
     except ValueError as error:
         raise _damaged(path, f"its .npy header cannot be read: {str(error).splitlines()[0][:100]}") from error
     if len(shape) != 1:
-        message = f"data.path={shown(path)} holds an array of shape {shape}, but data=tokens reads one of one dimension"
-        raise BadInput(Problem("token_file", message, "save array.reshape(-1) if its rows do follow one another"))
+        message = f"data.path={shown(path)} holds an array of shape {shape}, but data=tokens reads one dimension only"
+        raise BadInput(Problem("token_file", message, "save array.reshape(-1) if each row continues the one before"))
     if dtype.hasobject or dtype.names:
         message = f"data.path={shown(path)} holds an array of {dtype}, not token ids"
-        raise BadInput(Problem("token_type", message, "save token ids as a whole-number type, such as uint16"))
+        raise BadInput(Problem("token_type", message, "save token ids as an integer type, such as uint16"))
     if shape[0] < 0 or path.stat().st_size < offset + shape[0] * dtype.itemsize:
-        raise _damaged(path, f"its header says {shape[0]:,} ids of {dtype}, and it ends before the last")
+        raise _damaged(path, f"its header says {shape[0]:,} ids of {dtype}, but the file ends before the last one")
     return Layout(path, dtype, offset, shape[0], ".npy")
 
 
@@ -130,7 +131,8 @@ def _header(path: Path, head: bytes) -> Layout | None:
     elif magic in HEADERS:
         name = HEADERS[magic]
     elif 1 <= version <= 99 and count > 0 and not any(numbers[4:]) and size in (2 * count, 4 * count):
-        name = "uint16" if size == 2 * count else "uint32"  # a kin: nothing but a header fits to the byte
+        # a related format: only a real header gives exactly the number of bytes that follow
+        name = "uint16" if size == 2 * count else "uint32"
     else:
         return None
     if name not in ("uint16", "uint32") or size != count * np.dtype(name).itemsize:
@@ -140,7 +142,8 @@ def _header(path: Path, head: bytes) -> Layout | None:
 
 
 def _megatron(path: Path, head: bytes) -> Layout | None:
-    """Of NAME, NAME.bin or NAME.idx, if the index is Megatron's. The ids of all sequences must follow one another."""
+    """The layout of NAME, NAME.bin or NAME.idx, if the index is Megatron's. Sequences must be stored in order, without
+    gaps."""
     if path.suffix not in ("", ".bin", ".idx") and not head.startswith(MEGATRON):
         return None
     index = path if path.suffix == ".idx" or head.startswith(MEGATRON) else path.with_suffix(".idx")
@@ -148,7 +151,7 @@ def _megatron(path: Path, head: bytes) -> Layout | None:
         return None
     data, start = index.with_suffix(".bin"), head_of(index)
     if start.startswith(OLD_MEGATRON):
-        message = f"{shown(index)} is an index of the first Megatron and fairseq (TNTIDX), which is not read"
+        message = f"{shown(index)} is an index in the old format of Megatron and fairseq (TNTIDX), which is not read"
         raise BadInput(Problem("token_file", message, "write it again with Megatron's preprocess_data.py"))
     if not start.startswith(MEGATRON):
         return None
@@ -156,24 +159,24 @@ def _megatron(path: Path, head: bytes) -> Layout | None:
         raise _damaged(index, "it ends inside its header")
     _, version, code, sequences, _ = MEGATRON_HEAD.unpack_from(start)
     if version != 1 or code not in MEGATRON_TYPES:
-        raise _damaged(index, f"version {version}, dtype code {code} is no Megatron index that is known")
+        raise _damaged(index, f"version {version} with dtype code {code} is not a known Megatron index")
     if not data.is_file():
         message = f"{shown(index)} is a Megatron index, but {shown(data)} is missing"
         raise BadInput(Problem("token_file", message, "put the .bin file beside its .idx"))
     dtype = np.dtype(MEGATRON_TYPES[code]).newbyteorder("<")
     if index.stat().st_size < MEGATRON_HEAD.size + 12 * sequences:
-        raise _damaged(index, f"it says {sequences:,} sequences, and ends before the last")
+        raise _damaged(index, f"it says {sequences:,} sequences, but it ends before the last one")
     size = data.stat().st_size
     if _length(index, sequences, dtype.itemsize) != size:
-        message = f"{shown(index)} names sequences that are not the {size:,} bytes of {shown(data)}, one after another"
-        fix = "use a .bin and .idx pair that was written together, without reordering"
+        message = f"the sequences of {shown(index)} do not fill the {size:,} bytes of {shown(data)} one after another"
+        fix = "use a .bin and .idx pair that was written together and not reordered"
         raise BadInput(Problem("token_file", message, fix))
     told = f"Megatron index, {sequences:,} sequences"
     return Layout(data, dtype, 0, size // dtype.itemsize, told)
 
 
 def _length(index: Path, sequences: int, itemsize: int) -> int:
-    """Bytes of all sequences; -1 if they do not follow one another."""
+    """The number of bytes of all sequences; -1 if they are not stored one after another."""
     if sequences == 0:
         return 0
     lengths = np.memmap(index, "<i4", "r", MEGATRON_HEAD.size, (sequences,))

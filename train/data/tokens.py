@@ -1,6 +1,6 @@
-"""Token ids that need not lie in memory: an array, the ids in a file, or the bytes of many files.
+"""Sequences of token ids: an array in memory, the ids in a file, or the bytes of many files.
 
-A text of 100 GB costs the memory of the windows that are cut from it, and of one block where all of it is read.
+A text of 100 GB needs memory for the windows that are read from it only, or for one block where all of it is read.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Tokens(ABC):
         return found
 
     def blocks(self, limit: int | None = None, overlap: int = 0) -> Iterator[np.ndarray]:
-        """The tokens block by block, each with the first `overlap` tokens of the next. `limit`: at most about so many
-        bytes, in blocks spread evenly from the first to the last."""
+        """The tokens in blocks, each with the first `overlap` tokens of the next. `limit`: read about so many bytes at
+        most, in blocks that are spread evenly from the first to the last."""
         starts = np.arange(0, max(len(self) - overlap, 0), BLOCK)
         if not self.fits(limit):
             assert limit is not None
@@ -53,7 +53,7 @@ class Tokens(ABC):
             yield self.read(start, min(start + BLOCK + overlap, len(self)))
 
     def fits(self, limit: int | None) -> bool:
-        """Whether `blocks` with this limit gives every token."""
+        """Whether `blocks` with this limit reads every token."""
         return limit is None or len(self) * self.dtype.itemsize <= limit
 
 
@@ -82,9 +82,10 @@ class InMemory(Tokens):
 
 @dataclass(frozen=True)
 class InFile(Tokens):
-    """The ids in a file, from byte `offset` on: read when they are asked for.
+    """The ids in a file, from byte `offset` on. They are read when they are needed.
 
-    Not mapped: that reads much around each window, counts as the process' memory, and kills it if the file is cut.
+    The file is not memory-mapped: a map reads much more than each window, counts as the process's memory, and kills the
+    process if the file becomes shorter.
     """
 
     path: Path
@@ -112,7 +113,7 @@ class InFile(Tokens):
 
 @dataclass(frozen=True)
 class JoinedFiles(Tokens):
-    """The bytes of files, one after the other with a line feed between two: read when they are asked for, never held.
+    """The bytes of files, one after the other with a line feed between two. They are read when they are needed.
 
     `places[i]` is where file i begins; the last entry is one past the line feed that would follow the last file.
     """
@@ -124,7 +125,7 @@ class JoinedFiles(Tokens):
 
     @classmethod
     def of(cls, files: list[tuple[Path, int]]) -> JoinedFiles:
-        """`files`: with their sizes."""
+        """`files`: the paths with their sizes in bytes."""
         places = np.cumsum([0, *(size + 1 for _, size in files)])
         return cls(tuple(path for path, _ in files), places, 0, int(places[-1]) - 1)
 
@@ -152,17 +153,17 @@ class JoinedFiles(Tokens):
 
 
 def _read_into(file: FileIO, offset: int, room: np.ndarray) -> None:
-    """Fill `room` with what the file has from a byte on."""
+    """Fill `room` with the bytes of the file from `offset` on."""
     view = room.view(np.uint8).data
     while len(view):
         count = os.preadv(file.fileno(), [view], offset)
         if count == 0:
             message = f"{shown(file.name)} became shorter while it was being read"
-            raise BadInput(Problem("data_path", message, "leave the files of data.path as they are during a run"))
+            raise BadInput(Problem("data_path", message, "do not change the files of data.path during a run"))
         view, offset = view[count:], offset + count
 
 
 def shown(path: object) -> str:
-    """A path for a message: file names may hold line feeds and control characters."""
+    """A path for a message. It is escaped if it has line feeds or control characters."""
     text = str(path)
     return text if text.isprintable() else ascii(text)

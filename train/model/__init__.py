@@ -1,1 +1,1 @@
-"""The transformer and its weights. Nothing here knows of ranks."""
+"""The transformer and its weights. Nothing in this folder knows about ranks."""

@@ -1,12 +1,13 @@
-"""A mixture-of-experts feed-forward that knows nothing of ranks: a router, experts, what carries tokens between them.
+"""A mixture-of-experts feed-forward that knows nothing about ranks: a router, experts, and a dispatch between them.
 
 Shapes: B batch, T sequence, D width, E experts, K experts per token, N = B x T tokens, F expert width.
-Capacity-free: every token reaches all K of its experts, none is dropped or padded.
-What strategies rely on:
+Experts have no capacity limit: every token reaches all K of its experts, and no token is dropped or padded.
+Strategies rely on these properties:
 - Experts' weights are 3-D with the expert first, so that splitting experts, columns or rows changes no attribute.
-- The dispatch is a submodule that can be swapped; experts take rows sorted by expert and the number of each.
-- A router's statistics are taken in the backward: it runs once per training forward, be it recomputed or not,
-  and never in an evaluation. `train/strategies/expert/balance.py` sums them over ranks, once per optimiser step.
+- The dispatch is a submodule that can be replaced. It gives the experts rows that are sorted by expert, and the number
+  of rows of each expert.
+- A router updates its statistics in the backward, which runs once per training forward, also if the forward is
+  recomputed, and never in an evaluation. `train/strategies/expert/balance.py` sums them over ranks, once per step.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from train.model.numerics import upcast
 
 
 class _Observe(torch.autograd.Function):
-    """Identity on the scores. In the backward, `scale` is the gradient of `loss`, which so needs no path to the
-    model's output (Megatron-LM's way), and the router takes note of what the forward chose. `place`: of this forward
-    among the router's; it stays the first forward's when that is recomputed."""
+    """The identity on the scores. Its backward gives `loss` the gradient `scale`, so that the auxiliary loss needs no
+    path to the model's output (as in Megatron-LM), and passes `seen` to `Router.note`. `place`: the number of this
+    forward among the router's forwards; a recomputed forward keeps the number of the original."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, loss: Tensor, router: Router, scale: float, place: int, *seen: Tensor) -> Any:
@@ -41,15 +42,16 @@ class _Observe(torch.autograd.Function):
 
 
 class Router(nn.Module):
-    """Scores every expert for every token, and chooses the K best.
+    """Scores every expert for every token, and chooses the K experts with the highest scores.
 
-    A chosen expert's gate is its score over the sum of the K scores (Mixtral: softmax; DeepSeek-V3: sigmoid), or, with
-    one expert per token, the score itself (Switch), which would else be 1 and teach the router nothing.
+    A chosen expert's gate is its score divided by the sum of the K scores (Mixtral: softmax; DeepSeek-V3: sigmoid).
+    With one expert per token the gate is the score itself (Switch): the quotient would be 1 and have no gradient.
 
-    `aux_loss` (Shazeer et al. 2017, GShard, Switch; per sequence as in DeepSeek-V3): sum over experts of f x P, where f
-    is the share of the sequence's choices times E, and P the mean score, normalised; 1 when balanced.
-    `bias` (Wang et al. 2024): a bias per expert, added for the choice alone, that moves by `bias_update_rate` per
-    optimiser step towards the mean load.
+    `aux_loss` (Shazeer et al. 2017, GShard, Switch; per sequence as in DeepSeek-V3) is the sum over experts of f x P,
+    where f is E times the expert's share of the sequence's choices, and P is its mean normalised score. It is 1 when
+    the load is balanced.
+    `bias` (Wang et al. 2024) is a bias per expert, which affects the choice but not the gate. Each optimiser step moves
+    it by `bias_update_rate` towards the mean load.
     """
 
     weight: Tensor
@@ -63,22 +65,23 @@ class Router(nn.Module):
         self.coefficient = config.aux_loss_coef if config.balance is Balance.aux_loss else 0.0
         self.weight = nn.Parameter(torch.empty(config.num_experts, config.dim))
         self.register_buffer("bias", torch.empty(config.num_experts) if config.balance is Balance.bias else None)
-        # since the last optimiser step: tokens by expert; and two sums, of aux losses and of tokens' entropies
+        # counted since the last optimiser step: tokens by expert; the sums of auxiliary losses and of tokens' entropies
         self.register_buffer("num_chosen", torch.empty(config.num_experts, dtype=torch.long), persistent=False)
         self.register_buffer("sums", torch.empty(2), persistent=False)
-        self.aux_scale = 1.0  # of a sequence's aux loss in the loss; a strategy knows the number of sequences
-        self.sequence_shards = 1  # ranks that share each sequence,
-        self.sum_over_sequence: Callable[[Tensor], Tensor] = _identity  # and the sum over them
-        # (place among forwards, chosen BTK, margins BT), per microbatch, in the order of the backwards
+        self.aux_scale = 1.0  # the weight of a sequence's auxiliary loss; a strategy knows the number of sequences
+        self.sequence_shards = 1  # the number of ranks that share each sequence
+        self.sum_over_sequence: Callable[[Tensor], Tensor] = _identity  # the sum over these ranks
+        # called in each microbatch's backward with (number of the forward, chosen BTK, margins BT)
         self.on_choice: Callable[[int, Tensor, Tensor], None] | None = None
-        self.num_forwards = 0  # while `on_choice` is set
+        self.num_forwards = 0  # counted while `on_choice` is set
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Gates and experts, both BTK; gates in float32 or above."""
+        """The gates and the numbers of the chosen experts, both BTK; gates are in float32 or float64."""
         return self.choose(x_BTD, self.weight)
 
     def choose(self, x_BTD: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        # rounded like all weights before it is raised: the same value however the weight was gathered
+        # The weight is rounded to x's dtype first, as all weights are, so that its value does not depend on how it was
+        # gathered.
         logits_BTE = F.linear(upcast(x_BTD), upcast(weight.to(x_BTD.dtype)))
         softmax = self.score_function is ScoreFunction.softmax
         scores_BTE = logits_BTE.softmax(-1) if softmax else logits_BTE.sigmoid()
@@ -91,13 +94,13 @@ class Router(nn.Module):
         return gates_BTK if self.top_k == 1 else gates_BTK / gates_BTK.sum(-1, keepdim=True), chosen_BTK
 
     def observed(self, scores_BTE: Tensor, ranked_BTE: Tensor, chosen_BTK: Tensor) -> Tensor:
-        """The scores, with the auxiliary loss and the statistics hung on to them."""
+        """The scores; their backward also computes the auxiliary loss's gradient and updates the statistics."""
         num_experts = scores_BTE.shape[-1]
         length = scores_BTE.shape[1] * self.sequence_shards
         probability_BTE = scores_BTE / scores_BTE.sum(-1, keepdim=True)
         num_chosen_BE = torch.zeros_like(scores_BTE).scatter(-1, chosen_BTK, 1.0).sum(1).detach()
         load_BE = self.sum_over_sequence(num_chosen_BE) * (num_experts / (self.top_k * length))
-        # of a shard of the sequence, this is its term of a sum over the shards, as the loads are whole
+        # The loads are those of the whole sequence, so on a shard of it this is one term of the sum over shards.
         aux = (load_BE * probability_BTE.sum(1) / length).sum()
         entropy = torch.special.entr(probability_BTE.detach()).sum()
         scale = self.coefficient * self.aux_scale
@@ -108,7 +111,8 @@ class Router(nn.Module):
         return _Observe.apply(scores_BTE, aux if scale else aux.detach(), self, scale, self.num_forwards, *seen)
 
     def margin(self, ranked_BTE: Tensor) -> Tensor:
-        """By how much each token's last chosen expert beats the next: under rounding, a choice within it is chance."""
+        """How far each token's last chosen expert is above the first one not chosen. Where the margin is smaller than
+        the rounding error, another device may choose otherwise."""
         if self.top_k == ranked_BTE.shape[-1]:
             return torch.full_like(ranked_BTE[..., 0], torch.inf)
         best = ranked_BTE.detach().topk(self.top_k + 1, dim=-1).values
@@ -126,7 +130,7 @@ def _identity(x: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """E feed-forwards, SwiGLU each, on rows sorted by expert: (rows ND, number of rows by expert E) -> ND."""
+    """E SwiGLU feed-forwards on rows that are sorted by expert: (rows ND, number of rows of each expert E) -> ND."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -144,13 +148,14 @@ class Experts(nn.Module):
             ends_E = num_rows_E.cumsum(0, dtype=torch.int32)
             hidden = F.silu(_grouped(x_ND, gate, ends_E)) * _grouped(x_ND, up, ends_E)
             return _grouped(hidden, down, ends_E)
-        # unbind, not an index per expert: its backward is one stack; an expert without rows gets zeros, not nothing
+        # The backward of `unbind` is one stack, unlike that of an index per expert. An expert without rows gets a
+        # gradient of zeros instead of none.
         parts = zip(x_ND.split(num_rows_E.tolist()), gate.unbind(), up.unbind(), down.unbind(), strict=True)
         return torch.cat([F.linear(F.silu(F.linear(x, g)) * F.linear(x, u), d) for x, g, u, d in parts])
 
 
 def _can_group(x: Tensor, gate: Tensor) -> bool:
-    """The fused kernel takes bf16 on CUDA, with rows of 16 bytes' multiples."""
+    """Whether the fused kernel runs: it needs bf16 on CUDA, and rows whose size is a multiple of 16 bytes."""
     return x.is_cuda and x.dtype is torch.bfloat16 and gate.shape[1] % 8 == 0 and gate.shape[2] % 8 == 0
 
 
@@ -159,8 +164,8 @@ def _grouped(x: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
 
 
 class _GatherRows(torch.autograd.Function):
-    """Row i is row order[i] // k of x; `inverse` is the inverse permutation, so the backward adds nothing by chance
-    of timing, as an index_add would."""
+    """Row i of the result is row order[i] // k of x. `inverse` is the inverse permutation: with it the backward adds in
+    a fixed order, while the order of an `index_add` depends on timing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, k: int) -> Tensor:
@@ -175,12 +180,13 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_rows(x: Tensor, order: Tensor, inverse: Tensor, k: int = 1) -> Tensor:
-    """x's rows, k times each, in the given order."""
+    """The rows of x, each k times, in the given order."""
     return _GatherRows.apply(x, order, inverse, k)
 
 
 def sorted_by_expert(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The order that sorts rows by expert, its inverse, and the number of rows by expert. No device waits."""
+    """The order that sorts rows by expert, its inverse, and the number of rows of each expert. The host does not wait
+    for the device."""
     ranked, order = expert.flatten().sort(stable=True)
     inverse = torch.empty_like(order).scatter(0, order, torch.arange(len(order), device=order.device))
     ends = torch.searchsorted(ranked, torch.arange(num_experts + 1, device=ranked.device))
@@ -188,7 +194,7 @@ def sorted_by_expert(expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, 
 
 
 class LocalDispatch(nn.Module):
-    """All experts are here: (x ND, chosen NK, experts) -> each token's K results, NKD."""
+    """A dispatch to experts that are all on this rank: (x ND, chosen NK, experts) -> each token's K results, NKD."""
 
     def forward(self, x_ND: Tensor, chosen_NK: Tensor, experts: nn.Module) -> Tensor:
         k = chosen_NK.shape[1]
@@ -198,7 +204,7 @@ class LocalDispatch(nn.Module):
 
 
 class MixtureOfExperts(nn.Module):
-    """sum over the K chosen experts of gate x expert(x), plus `shared`(x) for all tokens."""
+    """The sum over the K chosen experts of gate x expert(x), plus `shared`(x) for all tokens."""
 
     def __init__(self, config: ModelConfig, shared: nn.Module | None) -> None:
         super().__init__()
@@ -215,6 +221,6 @@ class MixtureOfExperts(nn.Module):
 
 
 def routers(layers: nn.ModuleDict) -> dict[int, Router]:
-    """By the layer's number; empty for a dense model."""
+    """The routers by the number of their layer; empty for a dense model."""
     found = {int(name): getattr(layer, "feed_forward", None) for name, layer in layers.items()}
     return {i: moe.router for i, moe in found.items() if isinstance(moe, MixtureOfExperts)}

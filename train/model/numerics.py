@@ -1,4 +1,4 @@
-"""Dtypes that computations share."""
+"""The dtype in which norms, RoPE, routers and losses are computed."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def upcast(x: Tensor) -> Tensor:
-    """To the larger of float32 and x's dtype, for norms, RoPE, routers and losses."""
+    """x in the larger of float32 and its own dtype."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

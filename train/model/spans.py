@@ -1,7 +1,7 @@
-"""Named regions of a step, and the arithmetic of the times they take.
+"""Named regions of a step, and arithmetic with time intervals.
 
-A region costs a few microseconds when nobody records (`sampling.py` does, now and then). Times are milliseconds;
-`Intervals` are disjoint, in rising order.
+A region costs a few microseconds when nothing is recorded; `sampling.py` records some steps. Times are in milliseconds.
+`Intervals` do not overlap and are sorted by time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ Intervals = list[Interval]
 
 
 def span(name: str, *of: object) -> record_function:
-    """A context whose region the profiler shows as `lab:name of…`.
+    """A context manager for a region that the profiler shows as `lab:name of…`.
 
-    `data`, `optimiser`, `layer n` (its forward), `comm axis op bytes` (by the ledger); and of microbatch m on stage s,
-    as in `timetable.Action`: `F s m` a forward, `B s m` a backward, `I s m` and `W s m` the two halves of one.
+    The regions are `data`, `optimiser`, `layer n` (its forward) and `comm axis op bytes` (from the ledger). Those of
+    microbatch m on stage s are named as in `timetable.Action`: `F s m` is a forward, `B s m` a backward, `I s m` and
+    `W s m` are the two halves of a backward.
     """
     from torch.profiler import record_function
 
@@ -31,7 +32,7 @@ def span(name: str, *of: object) -> record_function:
 
 
 def union(intervals: Iterable[Interval], gap: float = 0.0) -> Intervals:
-    """Their union; what lies nearer than `gap` is joined."""
+    """The union of the intervals; neighbours that are at most `gap` apart are joined."""
     joined: Intervals = []
     for start, end in sorted(intervals):
         if joined and start <= joined[-1][1] + gap:
@@ -42,7 +43,7 @@ def union(intervals: Iterable[Interval], gap: float = 0.0) -> Intervals:
 
 
 def clip(intervals: Intervals, start: float, end: float) -> Intervals:
-    """The part of them that lies in [start, end]."""
+    """The part of the intervals that lies in [start, end]."""
     first = bisect_right(intervals, start, key=lambda interval: interval[1])
     last = bisect_left(intervals, end, key=lambda interval: interval[0])
     return [(max(a, start), min(b, end)) for a, b in intervals[first:last]]
@@ -53,7 +54,7 @@ def intersect(left: Intervals, right: Intervals) -> Intervals:
 
 
 def subtract(left: Intervals, right: Intervals) -> Intervals:
-    """`left` without `right`."""
+    """The part of `left` that is not in `right`."""
     rest: Intervals = []
     for start, end in left:
         for a, b in clip(right, start, end):

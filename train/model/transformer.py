@@ -1,13 +1,13 @@
-"""A Llama-style decoder that knows nothing of ranks, meshes or strategies.
+"""A Llama-style decoder that knows nothing about ranks, meshes or strategies.
 
 Shapes: B batch, T sequence, D width, H query heads, K key-value heads, E head width, V vocabulary.
-What strategies rely on:
+Strategies rely on these properties:
 - `layers` has string keys, so a parameter keeps its global name when a pipeline stage holds only some layers;
   `embed`, `norm` and `head` may be None, and `forward` skips what is None.
 - Head counts follow from the projections' output (`view(B, T, -1, E)`), so splitting heads changes no attribute.
-- The attention kernel (`attention.kernel`) and the loss (`loss`) are submodules that can be swapped; a layer's
+- The attention kernel (`attention.kernel`) and the loss (`loss`) are submodules that can be replaced; a layer's
   `feed_forward` is dense or a mixture of experts (`moe.py`).
-- Weights are cast to the activations' dtype where they are used: bf16 is the same tensors in the same dtype everywhere.
+- Weights are cast to the activations' dtype where they are used, so that bf16 means the same under every strategy.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from train.model.spans import span
 
 
 def dtypes(precision: Precision) -> dict[str, torch.dtype]:
-    """What the weights are kept in, and what is computed in."""
+    """The dtype in which weights are stored, and the dtype of the computation."""
     param = torch.float64 if precision is Precision.float64 else torch.float32
     return {"param_dtype": param, "compute_dtype": torch.bfloat16 if precision is Precision.bf16 else param}
 
 
 class Linear(nn.Linear):
-    """y = x W^T, W cast to x's dtype."""
+    """y = x W^T, where W is cast to x's dtype."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -42,11 +42,11 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """Token ids BT -> vectors BTD in the weight's own dtype (gradients of frequent tokens are summed in it)."""
+    """Token ids BT -> vectors BTD in the weight's own dtype, in which the gradients of equal tokens are summed."""
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, computed in float32 or above (Zhang & Sennrich 2019)."""
+    """x / rms(x) * weight, computed in float32 or float64 (Zhang & Sennrich 2019)."""
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
 
 
 def rope_table(seq_len: int, head_dim: int, theta: float) -> Tensor:
-    """(cos, sin) of shape [2, T, E/2], float64: the rotation of each position and frequency (Su et al. 2021)."""
+    """The cosine and sine, [2, T, E/2] in float64, of each position's rotation at each frequency (Su et al. 2021)."""
     frequency = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim)
     angle = torch.outer(torch.arange(seq_len, dtype=torch.float64, device="cpu"), frequency)
     return torch.stack((angle.cos(), angle.sin()))
@@ -75,14 +75,14 @@ def rotate(x_BTHE: Tensor, rope: Tensor) -> Tensor:
 
 
 class SdpaKernel(nn.Module):
-    """Causal attention by torch's fused kernel. q: BHTE; k, v: BKTE with K dividing H."""
+    """Causal attention by torch's fused kernel. q: BHTE; k, v: BKTE, where K divides H."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
 
 
 class EagerKernel(nn.Module):
-    """The same, written out: softmax(Q K^T / sqrt(E)) V under a causal mask."""
+    """The same attention written out: softmax(Q K^T / sqrt(E)) V with a causal mask."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
@@ -92,7 +92,7 @@ class EagerKernel(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query causal self-attention with rotary positions (Ainslie et al. 2023)."""
+    """Grouped-query causal self-attention (Ainslie et al. 2023) with rotary position embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class FeedForward(nn.Module):
 
 
 def feed_forward(config: ModelConfig) -> nn.Module:
-    """A dense one, or a mixture of experts; shared experts are one feed-forward of their joint width."""
+    """A dense feed-forward or a mixture of experts. All shared experts are one feed-forward of their total width."""
     if config.num_experts == 0:
         return FeedForward(config.dim, config.ffn_dim)
     width = config.num_shared_experts * config.expert_ffn_dim
@@ -149,7 +149,7 @@ class Block(nn.Module):
 
 
 class CrossEntropy(nn.Module):
-    """Sum of token losses, in float32 or above; targets equal to IGNORE_INDEX count nothing."""
+    """The sum of token losses, in float32 or float64; targets equal to IGNORE_INDEX add nothing."""
 
     def forward(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
         logits = upcast(logits_BTV.flatten(0, 1))
@@ -157,9 +157,9 @@ class CrossEntropy(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`forward(tokens BT) -> logits BTV`; on a pipeline stage, hidden states BTD come in or go out instead.
+    """`forward(tokens BT) -> logits BTV`. On a pipeline stage the input or the output are hidden states BTD instead.
 
-    Parameters are made on the meta device: `weights.materialise` gives them memory and values.
+    Parameters are created on the meta device; `weights.materialise` gives them memory and values.
     """
 
     def __init__(self, config: ModelConfig, *, param_dtype: torch.dtype, compute_dtype: torch.dtype) -> None:
@@ -176,16 +176,16 @@ class Transformer(nn.Module):
         self.to(param_dtype)
         self.tie()
         rope = rope_table(config.max_seq_len, config.dim // config.num_heads, config.rope_theta)
-        # no buffer: nothing should broadcast, save or cast it
+        # It is not a buffer, so that nothing broadcasts, saves or casts it.
         self.rope = rope.to(torch.promote_types(compute_dtype, torch.float32))
 
     def tie(self) -> None:
-        """Make the head share the embedding's weight, if the config says so."""
+        """Make the head share the embedding's weight, if the config asks for it."""
         if self.config.tie_embeddings and self.embed is not None and self.head is not None:
             self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor, positions_T: Tensor | None = None) -> Tensor:
-        """`positions_T`: this input's places in the sequence, when they are not 0, 1, 2, …"""
+        """`positions_T`: the positions of this input in the sequence; None means 0, 1, 2, …"""
         rope = self.rope if positions_T is None else self.rope[:, positions_T]
         if self.embed is not None:
             x = self.dropout(self.embed(x).to(self.compute_dtype))

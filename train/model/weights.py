@@ -1,7 +1,7 @@
 """Initial weights as a pure function of (seed, parameter name), so that every layout starts from identical values.
 
-Each logical matrix is drawn whole, on the CPU, in float32, from a generator of its own; a rank then keeps its part.
-No communication, no seed checkpoint; peak host memory is one matrix.
+Each logical matrix is drawn whole, on the CPU, in float32, from its own generator; a rank then keeps its part. This
+needs no communication and no seed checkpoint, and on the host never more memory than one matrix.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def derived_seed(*parts: object) -> int:
 def initial_value(name: str, shape: torch.Size, config: ModelConfig, seed: int) -> Tensor:
     """The whole initial value of the parameter with this global name: float32, on the CPU.
 
-    Norms are ones; matrices are normal with deviation `init_scale` / sqrt(columns), as large at any width
-    as its sums allow (LeCun et al. 1998); those that write to the residual stream are smaller by sqrt(2 x layers)
-    (Radford et al. 2019). Of a 3-D parameter, every expert's matrix comes from a generator of its own.
+    Norms are ones. Matrices are normally distributed with standard deviation `init_scale` / sqrt(columns), so that the
+    size of their output does not depend on the width (LeCun et al. 1998). Matrices that write to the residual stream
+    are smaller by sqrt(2 x layers) (Radford et al. 2019). Each expert's matrix has its own generator.
     """
     if len(shape) == 1:
         return torch.ones(shape)
@@ -45,12 +45,13 @@ def _generator(*parts: object) -> torch.Generator:
 
 
 def global_name(name: str, config: ModelConfig) -> str:
-    """The name that a weight has in the whole model: a tied head without its embedding is a copy of the embedding."""
+    """The name that a weight has in the whole model. A tied head on a stage without the embedding is a copy of the
+    embedding's weight and has its name."""
     return "embed.weight" if config.tie_embeddings and name == "head.weight" else name
 
 
 def global_parameters(model: nn.Module, config: ModelConfig) -> dict[str, nn.Parameter]:
-    """The parameters that are held, once each, by global name. Of two copies of a tied weight, the embedding's."""
+    """The model's parameters by global name, each once. Of two copies of a tied weight, the embedding's is given."""
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         found.setdefault(global_name(name, config), parameter)
@@ -58,11 +59,11 @@ def global_parameters(model: nn.Module, config: ModelConfig) -> dict[str, nn.Par
 
 
 def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: int, device: torch.device) -> None:
-    """Give the module's meta parameters memory on `device` and their initial values, sharded as they are declared;
-    buffers start as zeros.
+    """Give the module's meta parameters memory on `device` and their initial values, sharded as they are declared.
+    Buffers are filled with zeros.
 
-    `prefix` is the module's own global name, with its final dot ("layers.3."), or "". Parameters that already have
-    memory are left alone, so that a model can be materialised and sharded block by block.
+    `prefix` is the module's own global name with its final dot ("layers.3."), or "". Parameters that already have
+    memory do not change, so that a model can be materialised and sharded block by block.
     """
     made: dict[nn.Parameter, nn.Parameter] = {}  # a tied parameter stays one parameter
     for path, old in list(module.named_parameters(remove_duplicate=False)):
@@ -71,7 +72,7 @@ def materialise(module: nn.Module, prefix: str, config: ModelConfig, *, seed: in
         if old not in made:
             name = global_name(prefix + path, config)
             value = initial_value(name, old.shape, config, seed).to(device, old.dtype)
-            if isinstance(old, DTensor):  # src_data_rank=None: every rank has the whole value, nothing is sent
+            if isinstance(old, DTensor):  # src_data_rank=None: every rank has the whole value, so nothing is sent
                 value = distribute_tensor(value, old.device_mesh, old.placements, src_data_rank=None)
             made[old] = nn.Parameter(value, requires_grad=old.requires_grad)
         owner, _, leaf = path.rpartition(".")

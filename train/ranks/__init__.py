@@ -1,1 +1,1 @@
-"""The world of processes: mesh, groups, collectives, gradients across meshes, optimiser and state of shards."""
+"""Code that knows about ranks: mesh, process groups, collectives, gradients, optimiser, and the state of shards."""

@@ -1,8 +1,8 @@
-"""Collectives that autograd understands. Each comes with its adjoint: the backward of a gather is a reduce-scatter.
+"""Differentiable collectives. The backward of each is its adjoint: a gather's backward is a reduce-scatter.
 
-Each runs over the one process group that it is given, and leaves its input as it was. They stand on torch's functional
-collectives (a private module; torch 2.11 and 2.13), as compiled code must: with `dist.all_reduce` in place, inductor of
-torch 2.11 lost the gradient.
+Each runs over the process group that it is given, and does not change its input. They use torch's functional
+collectives (a private module; torch 2.11 and 2.13), because compiled code needs them: with an in-place
+`dist.all_reduce`, inductor of torch 2.11 lost the gradient.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch.distributed._functional_collectives as funcol
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-# torch 2.13 gave them new names and warns of the old ones
+# torch 2.13 gave them new names and warns about the old ones
 _GATHER = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
 _SCATTER = getattr(funcol, "reduce_scatter_single", None) or funcol.reduce_scatter_tensor
 
 
 def sum_of(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Sum over ranks, outside autograd."""
+    """The sum over ranks, without a gradient."""
     return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "sum", group))
 
 
 def max_of(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Maximum over ranks, outside autograd."""
+    """The maximum over ranks, without a gradient."""
     return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "max", group))
 
 
@@ -37,7 +37,7 @@ def _all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
         out = torch.ops.strategy_lab.all_gather(x.contiguous(), size, group.group_name)
     else:
         out = _waited(_GATHER(x.contiguous(), 0, group))
-    # chunk and cat, of all ways to write it: what inductor can fuse with a product (`tensor.pipeline_products`)
+    # written as chunk and cat, which inductor can fuse with a matrix product (`tensor/apply.py: pipeline_products`)
     return torch.cat(out.chunk(size), dim) if dim else out
 
 
@@ -51,18 +51,19 @@ def _reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
 
 
 def _waited(x: Tensor) -> Tensor:
-    """Compiled, torch waits by itself, and a second wait would hide the collective from inductor's fusion."""
+    """The finished result. In compiled code torch adds the wait itself, and a second wait would prevent the fusion."""
     return x.wait() if isinstance(x, funcol.AsyncCollectiveTensor) else x
 
 
 def _is_gloo(group: ProcessGroup) -> bool:
-    """gloo gathers round a ring and runs a reduce-scatter as an all-reduce. Sending each peer its part at once has
-    the same result and the same or fewer bytes, in one round: a tp=4 step of `tiny` took 1.1 s instead of 2.0."""
+    """Whether the group's backend is gloo, where an all-to-all replaces both collectives. gloo gathers in a ring and
+    runs a reduce-scatter as an all-reduce; an all-to-all gives the same result in one round, with the same number of
+    bytes or fewer. A tp=4 step of `tiny` took 1.1 s instead of 2.0 s."""
     return dist.get_backend(group) == "gloo"
 
 
-# Operators, not functions, so that whoever watches operators (the ledger, a profiler, a compiled graph) sees what is
-# meant, a gather or a reduce-scatter, and not the exchange that it is made of.
+# These are operators and not functions, so that the ledger, a profiler and a compiled graph see a gather or a
+# reduce-scatter instead of the all-to-all inside.
 @torch.library.custom_op(
     "strategy_lab::all_gather", mutates_args=(), schema="(Tensor x, int size, str group) -> Tensor"
 )
@@ -93,7 +94,7 @@ def _exchange(parts: Tensor, group: str) -> Tensor:
 
 
 def group_named(name: str) -> ProcessGroup:
-    """By `group.group_name`, as operators name their group (a private function; torch 2.11 to 2.13)."""
+    """The group with this `group_name`, by which operators name it (a private function; torch 2.11 to 2.13)."""
     return torch._C._distributed_c10d._resolve_process_group(name)  # type: ignore[arg-type]
 
 
@@ -179,36 +180,37 @@ class _AllToAll(torch.autograd.Function):
 
 
 def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
-    """Rows go to the ranks in order, `send[i]` of them to rank i; `receive[i]` rows come from rank i, in order of i.
-    Backward sends each row's gradient back to where the row came from."""
+    """Send the first `send[0]` rows to rank 0, the next `send[1]` to rank 1, and so on. The result has `receive[i]`
+    rows from each rank i, in the order of i. The backward returns each row's gradient to the rank that sent the row."""
     return _AllToAll.apply(x, send, receive, group)
 
 
 def enter(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Identity; backward all-reduces. Megatron's f: where a replicated activation meets split weights."""
+    """The identity; its backward all-reduces (Megatron's f). For a replicated activation that enters split weights."""
     return _Enter.apply(x, group)
 
 
 def all_reduce(x: Tensor, group: ProcessGroup) -> Tensor:
-    """Sum over ranks; backward is the identity. Megatron's g: where split weights' partial results are summed."""
+    """The sum over ranks; its backward is the identity (Megatron's g). For the partial results of split weights."""
     return _Reduce.apply(x, group)
 
 
 def all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-    """Concatenate shards along `dim`; backward reduce-scatters, as every rank uses the whole in its own way."""
+    """Concatenate shards along `dim`. The backward reduce-scatters, because each rank uses the whole differently."""
     return _Gather.apply(x, dim, group)
 
 
 def reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-    """Sum over ranks, keep this rank's shard along `dim`; backward all-gathers."""
+    """Sum over ranks and keep this rank's shard along `dim`. The backward all-gathers."""
     return _ReduceScatter.apply(x, dim, group)
 
 
 def all_gather_replicated(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
-    """Concatenate shards along `dim`, where all ranks then compute the same; backward keeps this rank's shard."""
+    """Concatenate shards along `dim`, if all ranks then compute the same. The backward keeps this rank's shard."""
     return _GatherReplicated.apply(x, dim, group)
 
 
 def exchange(x: Tensor, group: ProcessGroup) -> Tensor:
-    """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i. Its own adjoint."""
+    """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i. It is its own
+    adjoint."""
     return _Exchange.apply(x, group)

@@ -1,4 +1,4 @@
-"""The world that a run lives in: who am I (from torchrun's environment), on which device, with which peers."""
+"""The distributed setup of a run: device and backend, process group, mesh, and sums over axes of the mesh."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import BATCH_AXES, MESH_AXES, Strategy, resolve_degrees
 from train.config.world import World
 
-# What each backend needs to be asked for by name: the device types that it moves.
+# The device types whose tensors each backend can send.
 BACKEND_DEVICES = {"nccl": ("cuda",), "gloo": ("cpu", "cuda"), "xccl": ("xpu",), "hccl": ("npu",)}
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """`note`: one line for the reader where the choice may surprise, else empty."""
+    """The device and the backend of a rank. `note`: a line for the user if the choice may surprise, or empty."""
 
     device: torch.device
     backend: str
@@ -49,7 +49,7 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             elif count < world.local_world_size and not shared:
                 note = f"{world.local_world_size} processes, {count} {accelerator.type} device(s): running on the CPU"
             elif config.backend not in ("auto", backend) and not shared:
-                note = f"runtime.backend={config.backend} does not move {accelerator.type} tensors: running on the CPU"
+                note = f"runtime.backend={config.backend} cannot send {accelerator.type} tensors: running on the CPU"
             else:
                 kind = accelerator.type
     elif kind != "cpu" and (accelerator is None or accelerator.type != kind):
@@ -67,7 +67,7 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             "use runtime.backend=auto",
         )
     if not dist.is_backend_available(backend):
-        _refuse("backend", f"runtime.backend={backend} is not in this build of torch", "use runtime.backend=auto")
+        _refuse("backend", f"this build of torch does not have runtime.backend={backend}", "use runtime.backend=auto")
     if kind == "cpu":
         return Runtime(torch.device("cpu"), backend, note)
     if count < world.local_world_size and backend != "gloo":
@@ -80,7 +80,7 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
 
 
 def check_backend(strategy: Strategy, backend: str) -> None:
-    """Raises BadInput (exit code 3) if the strategy has an option that `backend` does not have."""
+    """Raises BadInput (exit code 3) if the strategy has an option that needs another backend."""
     if (needed := strategy.needed_backend()) and needed[0] != backend:
         option = f"strategy.{needed[1]}"
         _refuse(
@@ -91,7 +91,7 @@ def check_backend(strategy: Strategy, backend: str) -> None:
 def _default_backend(device_type: str) -> str:
     try:
         return dist.get_default_backend_for_device(device_type)
-    except ValueError:  # torch knows no backend for it (mps)
+    except ValueError:  # torch has no backend for this device type, such as mps
         return "gloo"
 
 
@@ -101,7 +101,8 @@ def _refuse(rule: str, message: str, fix: str) -> None:
 
 @contextmanager
 def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.Store | None = None) -> Iterator[None]:
-    """Open the world and close it, also on error. Without torchrun it is a world of one; a `store` replaces its own."""
+    """Open the process group of the world, and close it at the end, also after an error. Without torchrun the world has
+    one process. `store` replaces the store that torch would create."""
     if runtime.device.type != "cpu":
         torch.accelerator.set_device_index(runtime.device.index)
     if store is None and not world.from_torchrun:
@@ -120,8 +121,8 @@ def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.
 
 @contextmanager
 def default_timeout(timeout: timedelta) -> Iterator[None]:
-    """Whoever makes a group (meshes, DeepSpeed) and does not say how long to wait in it gets this, not torch's 10 or 30
-    minutes. By private variables of torch (2.11 to 2.13), as a mesh cannot be told."""
+    """Replace torch's default timeout of 10 or 30 minutes for groups that are made without one, as meshes and DeepSpeed
+    make them. It sets private variables of torch (2.11 to 2.13), because a mesh has no option for it."""
     names = ("default_pg_timeout", "default_pg_nccl_timeout")
     before = {name: getattr(distributed_c10d, name) for name in names}
     for name in names:
@@ -134,7 +135,7 @@ def default_timeout(timeout: timedelta) -> Iterator[None]:
 
 
 def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
-    """All axes of MESH_AXES, those that the strategy does not name at degree 1. Collective over the world.
+    """A mesh with all of MESH_AXES; an axis that the strategy does not name has degree 1. Collective over the world.
 
     Raises BadInput as `check_backend` does.
     """
@@ -146,10 +147,10 @@ def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
 
 
 def close_groups() -> None:
-    """Close every process group but the world's: of meshes that are no longer used. Collective over the world.
+    """Close every process group except the world's, when their meshes are no longer used. Collective over the world.
 
-    By private variables of torch (2.11 to 2.13): the list of groups, and the placements that DTensor has planned, which
-    would bring back a closed mesh for one that equals it.
+    It uses private variables of torch (2.11 to 2.13): the list of groups, and DTensor's cache of placements, which
+    would return a closed mesh for an equal new one.
     """
     from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
@@ -160,14 +161,14 @@ def close_groups() -> None:
 
 
 def own_device(mesh: DeviceMesh) -> torch.device:
-    """The device of this rank, as `process_group` set it."""
+    """The device of this rank, which `process_group` has set."""
     if mesh.device_type == "cpu":
         return torch.device("cpu")
     return torch.device(mesh.device_type, torch.accelerator.current_device_index())
 
 
 def own_rows(mesh: DeviceMesh, global_batch_size: int) -> slice:
-    """This rank's rows of the global batch: by its place on the batch axes only."""
+    """This rank's rows of the global batch, which depend on its position on the batch axes only."""
     index, count = 0, 1
     for axis in BATCH_AXES:
         index = index * mesh[axis].size() + mesh[axis].get_local_rank()
@@ -177,7 +178,7 @@ def own_rows(mesh: DeviceMesh, global_batch_size: int) -> slice:
 
 
 def sum_over(x: Tensor, mesh: DeviceMesh, *axes: str) -> Tensor:
-    """`x` summed in place over each axis in turn."""
+    """Sum `x` in place over each of the axes."""
     for axis in axes:
         if mesh[axis].size() > 1:
             dist.all_reduce(x, group=mesh[axis].get_group())
@@ -185,16 +186,16 @@ def sum_over(x: Tensor, mesh: DeviceMesh, *axes: str) -> Tensor:
 
 
 def count_valid(targets: Tensor, mesh: DeviceMesh) -> Tensor:
-    """How many targets of the global batch carry loss, from this rank's rows of it."""
+    """How many targets of the global batch have a loss, counted from this rank's rows."""
     return sum_over((targets != IGNORE_INDEX).sum(), mesh, *BATCH_AXES)
 
 
 def inverse_valid(targets: Tensor, mesh: DeviceMesh, dtype: torch.dtype) -> Tensor:
-    """1 / `count_valid`, by which a sum of token losses becomes the global batch's mean; 1 where none is valid."""
+    """1 / `count_valid`, which turns a sum of token losses into the global batch's mean; 1 if no target is valid."""
     return 1.0 / count_valid(targets, mesh).to(dtype).clamp(min=1)
 
 
 def make_deterministic() -> None:
-    """Refuse kernels whose result depends on timing; called before the device's libraries start."""
+    """Use only kernels whose result does not depend on timing. Call it before the device's libraries start."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)

@@ -1,7 +1,7 @@
-"""What happens to gradients between backward and update, right on every mesh: complete, measure, clip.
+"""Gradients between the backward and the update, on every mesh: sums that are not complete yet, the norm, clipping.
 
-Only local shards are touched here, by `torch._foreach_*` (private names; torch 2.11 to 2.13), and a handful of
-small collectives runs per step whatever the number of parameters.
+This works on local shards with `torch._foreach_*` (private names; torch 2.11 to 2.13). A step needs only a few small
+collectives, whatever the number of parameters.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 
 
 def local(x: Tensor) -> Tensor:
-    """This rank's shard of a DTensor, a plain tensor itself."""
+    """This rank's shard if x is a DTensor, and x itself if it is a plain tensor."""
     return x.to_local() if isinstance(x, DTensor) else x
 
 
 def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
-    """Complete gradients that are one term of a sum over a mesh axis: norms under sequence parallelism, KV heads that
-    several ranks share.
+    """Complete gradients that are one term of a sum over a mesh axis (`Partial`): those of norms under sequence
+    parallelism, and of KV heads that several ranks share.
 
-    One all-reduce per axis and step, of all such gradients end to end, however many microbatches there were.
+    All such gradients are concatenated: there is one all-reduce per axis and step, whatever the number of microbatches.
     """
     pending: dict[dist.ProcessGroup, list[tuple[nn.Parameter, DTensor]]] = {}
     for p in parameters:
         if not isinstance(p.grad, DTensor):
             continue
         axes = [i for i, place in enumerate(p.grad.placements) if isinstance(place, Partial)]
-        assert len(axes) <= 1, "a sum over two axes"
+        assert len(axes) <= 1, "a gradient must not be Partial over two axes"
         for axis in axes:
             pending.setdefault(p.grad.device_mesh.get_group(axis), []).append((p, p.grad))
     for group, terms in pending.items():
@@ -45,8 +45,10 @@ def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:
 
 @dataclass(frozen=True)
 class SharedParameter:
-    """A parameter of which one other rank holds a copy and uses it in its own way: an embedding tied to a head on
-    another pipeline stage. Both ranks shard it alike. `peer`: the other's rank in `group`. `counted`: here in the norm.
+    """A parameter of which one other rank uses a copy: an embedding that is tied to a head on another pipeline stage.
+
+    Both ranks shard it in the same way. `peer`: the other rank's number in `group`. `counted`: whether the gradient's
+    norm counts this copy.
     """
 
     parameter: nn.Parameter
@@ -56,10 +58,10 @@ class SharedParameter:
 
 
 def sum_shared(shared: Iterable[SharedParameter], device: torch.device) -> None:
-    """Complete gradients that are one of two terms, each on a rank of its own, bitwise equal on both.
+    """Complete the gradients of shared parameters: each is the sum of its two ranks' terms, bitwise equal on both.
 
-    Each sends the other its local shard, once per step, which is what an all-reduce of two ranks would send; from
-    `device`, as gradients may wait on the host.
+    Each rank sends its local shard to the other once per step, as many bytes as in an all-reduce of two ranks. The
+    messages are sent from `device`, because gradients may be in the host's memory.
     """
     for item in shared:
         assert item.parameter.grad is not None
@@ -76,20 +78,21 @@ def sum_shared(shared: Iterable[SharedParameter], device: torch.device) -> None:
 
 
 def shard_groups(grad: Tensor) -> tuple[dist.ProcessGroup, ...]:
-    """The groups over whose ranks a complete gradient is split; where it is replicated, it must count once."""
+    """The groups over which a complete gradient is split. Over other groups it is replicated, and must count once."""
     if not isinstance(grad, DTensor):
         return ()
     assert not any(isinstance(place, Partial) for place in grad.placements), "incomplete gradient"
-    # not `isinstance(place, Shard)`: FSDP over tp shards by a private class that is no Shard
+    # This is not `isinstance(place, Shard)`, because FSDP over tp uses a private placement that is not a `Shard`.
     split = [i for i, place in enumerate(grad.placements) if not isinstance(place, Replicate)]
     return tuple(grad.device_mesh.get_group(i) for i in split)
 
 
 def global_norm(gradients: Iterable[Tensor], pipeline: dist.ProcessGroup | None, device: torch.device) -> Tensor:
-    """The 2-norm of the whole model's gradient, on `device` (gradients may wait on the host), the same on every rank.
+    """The 2-norm of the whole model's gradient, the same on every rank. The result is on `device`; gradients may be in
+    the host's memory.
 
-    A shard's squares are summed over the axes that shard it, a replicated gradient counts once, and stages add up
-    over `pipeline`. Gradients must be complete (no `Partial`).
+    The squares of shards are summed over the axes that shard them, a replicated gradient counts once, and the sums of
+    stages are added over `pipeline`. Gradients must be complete (not `Partial`).
     """
     by_groups: dict[tuple[dist.ProcessGroup, ...], list[Tensor]] = {}
     for grad in gradients:

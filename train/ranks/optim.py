@@ -14,12 +14,12 @@ from train.ranks.gradients import local
 
 
 def decays(parameter: nn.Parameter) -> bool:
-    """Matrices decay, norms do not: by the whole parameter's shape, which a shard keeps."""
+    """Whether weight decay applies: to matrices, not to norms. A shard has as many dimensions as its parameter."""
     return parameter.ndim >= 2
 
 
 def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD over plain tensors, in groups with and without weight decay."""
+    """AdamW or SGD for plain tensors, in one group with and one without weight decay."""
     by_decay: dict[bool, list[nn.Parameter]] = {}
     for p in parameters.values():
         by_decay.setdefault(decays(p), []).append(p)
@@ -32,15 +32,15 @@ def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) ->
         kind, options = torch.optim.SGD, {"lr": config.lr, "momentum": config.momentum}
     try:
         return kind(groups, fused=True, **options)
-    except RuntimeError:  # no fused kernel for this device
+    except RuntimeError:  # torch has no fused kernel for this device
         return kind(groups, foreach=True, **options)
 
 
 class ShardOptimiser:
-    """Updates this rank's shards in place, as the plain tensors that they are: both optimisers are elementwise.
+    """Updates this rank's shards in place, as plain tensors. This is correct because both optimisers are elementwise.
 
-    Given DTensors instead, torch plans each fused update as an operator over the mesh: minutes in the first step on a
-    mesh of four axes (torch 2.13), and host time in every step.
+    If the optimiser had DTensors, torch would plan each fused update as an operator over the mesh. This takes minutes
+    in the first step on a mesh of four axes (torch 2.13), and host time in every step.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], config: OptimConfig) -> None:
@@ -53,13 +53,13 @@ class ShardOptimiser:
 
     @torch.no_grad()
     def step(self, lr: float) -> None:
-        """One update at this rate with the gradients that the parameters have, which are freed."""
+        """One update with this learning rate and the parameters' gradients, which are then freed."""
         pairs = list(zip(self.parameters.values(), self.shards.values(), strict=True))
         for p, shard in pairs:
             if isinstance(p, DTensor):
                 shard.data = local(p)  # FSDP may have moved it
                 if p.grad is not None:
-                    assert isinstance(p.grad, DTensor) and p.grad.placements == p.placements, "not as its parameter"
+                    assert isinstance(p.grad, DTensor) and p.grad.placements == p.placements, "other placements"
                     shard.grad = local(p.grad)
         set_lr(self.inner, lr)
         self.inner.step()
@@ -73,7 +73,8 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 def lr_at(step: int, num_steps: int, config: OptimConfig) -> float:
-    """The rate of step 1, 2, … `num_steps`: linear warm-up, then cosine, linear or no decay to `min_lr_ratio`."""
+    """The learning rate of step 1, 2, … `num_steps`: a linear warm-up, then a cosine, linear or no decay to
+    `min_lr_ratio` x `lr`."""
     if step <= config.warmup_steps:
         return config.lr * step / config.warmup_steps
     progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)

@@ -1,4 +1,4 @@
-"""The lab's own traffic between ranks: small, on a gloo group of its own, so that no strategy's group carries it."""
+"""The group for the lab's own small messages, such as metrics: gloo, apart from the groups of the strategy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from train.config.world import World
 
 
 class SideGroup:
-    """Collective: every rank makes one and calls the same methods. In a world of one nothing is sent."""
+    """The ranks of the world in a gloo group of their own. Making it and every method are collective: all ranks must
+    call them. In a world of one rank nothing is sent."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -24,7 +25,7 @@ class SideGroup:
             dist.barrier(self.group)
 
     def gather(self, figures: list[float]) -> list[list[float]] | None:
-        """Every rank's figures, as many on each, on rank 0; None elsewhere."""
+        """The figures of every rank, on rank 0; None on other ranks. Each rank must give equally many."""
         if self.group is None:
             return [figures]
         own = torch.tensor(figures, dtype=torch.float64)
@@ -33,7 +34,7 @@ class SideGroup:
         return None if parts is None else [part.tolist() for part in parts]
 
     def gather_json(self, value: Any) -> list[Any] | None:
-        """Every rank's value on rank 0, as JSON's bytes (nothing is unpickled); None elsewhere."""
+        """The values of every rank, on rank 0; None on other ranks. They are sent as JSON, so nothing is unpickled."""
         if self.group is None:
             return [value]
         text = json.dumps(value).encode()

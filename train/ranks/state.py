@@ -1,4 +1,4 @@
-"""A sharded model seen whole: full tensors by global name, and the bytes that a rank holds."""
+"""The state of a sharded model: full tensors by global name, and the bytes that a rank holds."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from train.ranks.gradients import local
 
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the local shards."""
+    """The number of bytes of the local shards."""
     return sum(local(t).numel() * t.element_size() for t in tensors)
 
 
 def full_tensor(x: Tensor) -> Tensor:
     """A DTensor's full value on every rank of its mesh. Collective: an all-reduce over each axis that shards it.
 
-    `DTensor.full_tensor` would gather, by a collective that gloo has for CPU tensors only (it crashes on CUDA ones).
-    The offset is by a private function (torch 2.11 to 2.13), as FSDP over tp shards by a private placement.
+    `DTensor.full_tensor` is not used, because it gathers with a collective that gloo has for CPU tensors only, and that
+    crashes with CUDA tensors. The offset comes from a private function (torch 2.11 to 2.13), because FSDP over tp uses
+    a private placement.
     """
     if not isinstance(x, DTensor):
         return x
     mesh, shard = x.device_mesh, x.to_local()
-    shard = shard.to(mesh.device_type)  # from host memory, where it is offloaded
+    shard = shard.to(mesh.device_type)  # it is in the host's memory if it is offloaded
     shape, offset = compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
     assert tuple(shape) == tuple(shard.shape)
     full = torch.zeros(x.shape, dtype=x.dtype, device=shard.device)
@@ -42,7 +43,7 @@ def full_tensor(x: Tensor) -> Tensor:
 
 
 class ShardedState:
-    """`parameters`: this rank's, by global name. `pipeline`: the group over which stages hold different ones."""
+    """`parameters`: those of this rank, by global name. `pipeline`: the group whose ranks hold different stages."""
 
     def __init__(
         self,
@@ -56,11 +57,11 @@ class ShardedState:
         self.gradient_bytes = 0
 
     def note_gradients(self) -> None:
-        """Take the size of the gradients, where they are complete and not yet freed."""
+        """Store the size of the gradients. Call it when they are complete and not yet freed."""
         self.gradient_bytes = num_bytes(p.grad for p in self.parameters.values() if p.grad is not None)
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
-        """What there is now; gradients only between backward and update."""
+        """The tensors that exist now, by kind. Gradients exist between the backward and the update only."""
         return {
             "parameters": self.parameters.values(),
             "gradients": [p.grad for p in self.parameters.values() if p.grad is not None],
@@ -78,9 +79,9 @@ class ShardedState:
         }
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
-        """Whole tensors in the whole model's order, on every rank, one at a time.
+        """The full tensor `of` each parameter of the whole model, in its order, one at a time, on every rank.
 
-        Collective over all axes: every rank must consume the iterator to its end. A missing gradient is zeros.
+        Collective over all axes: every rank must run the iterator to its end. A missing gradient is given as zeros.
         """
         skeleton = Transformer(self.config, param_dtype=torch.float32, compute_dtype=torch.float32)
         for name, shape in ((name, p.shape) for name, p in skeleton.named_parameters()):

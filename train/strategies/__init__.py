@@ -1,1 +1,1 @@
-"""Strategies, and one folder for each technique that they use."""
+"""The strategies, and one folder for each technique that they use."""

@@ -1,4 +1,4 @@
-"""Applying techniques to a model, or to one stage of a pipeline: a loop over `techniques.py`."""
+"""Applies techniques to a model, or to one stage of a pipeline: a loop over `techniques.py`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from train.strategies.techniques import used
 def apply_techniques(
     model: Transformer, mesh: DeviceMesh, config: Config, meshes: dict[str, DeviceMesh | None] | None = None
 ) -> nn.Module:
-    """Apply the techniques that the strategy uses, and give the weights memory. Returns what to call. `meshes`: what
-    the stages of a rank share."""
+    """Apply the techniques that the strategy uses, and give the weights memory. Returns the module to call, which may
+    wrap the model. `meshes`: those that all stages of a rank share."""
     target = new_target(model, mesh, config, meshes)
     for technique in used(Plan(config, mesh.size())):
         if technique.apply is not None:

@@ -1,13 +1,13 @@
-"""What a rank's memory must hold whatever its activations are, by the rules of its engine. Torch is not imported.
+"""The memory that a rank needs apart from activations, in closed form. Torch is not imported.
 
-held     parameters, gradients at the end of a backward, optimiser state
-whole    what an engine puts together within a step, beside the shards that it holds:
+state       parameters, gradients at the end of a backward, and optimiser state
+unsharded   what FSDP or ZeRO-3 gathers during a step, in addition to the shards:
 
-    strategy                   parameters                               gradients, before they are reduced
-    zero1, FSDP in a pipeline  all of the rank's                        all, until the last microbatch
-    zero2                      all                                      those of one block
-    fsdp                       two blocks', and those that stay whole   those of one block
-    ds_zero3                   10^9 elements at the most                a bucket, which is not counted
+    strategy                   parameters                            gradients before their reduction
+    zero1, FSDP in a pipeline  all of the rank                       all, until the last microbatch
+    zero2                      all                                   one block
+    fsdp                       two blocks, and those never freed     one block
+    ds_zero3                   at most 10^9 elements                 one bucket, which is not counted
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from train.strategies.techniques import rank_of
 from train.strategies.tensor.split import SPLIT_DIM
 
 GiB = 2**30
-LIVE = 10**9  # elements that DeepSpeed's stage 3 keeps gathered, by its defaults
+LIVE = 10**9  # the most elements that DeepSpeed's stage 3 keeps gathered by default
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of one rank. `on_host`: the names of what waits in the host's memory where there is a device."""
+    """Bytes of one rank. `on_host`: the fields whose bytes are in the host's memory if the run is on an accelerator."""
 
     parameters: int
     gradients: int
@@ -52,7 +52,7 @@ class Needs:
 
 
 def unknown_needs(plan: Plan) -> str | None:
-    """Why `needs` must not be asked."""
+    """The reason why `needs` is not known for this plan; None if it is known."""
     strategy = plan.config.strategy
     known = strategy.closed_form or isinstance(strategy, DeepSpeed)
     return None if known else f"what strategy={strategy.name} holds is not known before it runs"
@@ -74,7 +74,7 @@ def parameter_shapes(plan: Plan, rank: int) -> Shapes:
 
 
 def state_bytes(plan: Plan, rank: int) -> dict[str, int]:
-    """What `TrainStep.state_bytes` reports on this rank after a step."""
+    """The bytes that `TrainStep.state_bytes` reports on this rank after a step."""
     kept, _ = element_sizes(plan.config.precision)
     shapes = parameter_shapes(plan, rank).values()
     parameters = kept * sum(math.prod(shape) for shape in shapes)
@@ -87,7 +87,7 @@ def state_bytes(plan: Plan, rank: int) -> dict[str, int]:
 
 
 def num_parameters(model: ModelConfig) -> tuple[int, int]:
-    """(Of the model, and of these how many a token goes through)."""
+    """(The number of parameters, how many of them one token uses)."""
     ends = model.dim * (1 + model.vocab_size * (1 if model.tie_embeddings else 2))
     layer = block(model)
     total = sum(map(math.prod, layer.values()))
@@ -97,7 +97,8 @@ def num_parameters(model: ModelConfig) -> tuple[int, int]:
 
 
 def unsharded_bytes(plan: Plan, rank: int) -> int:
-    """Bytes of what FSDP puts together within a step; nothing where it shards over one rank."""
+    """The bytes that FSDP gathers during a step, and those of gradients before their reduction. None are needed if it
+    shards over one rank."""
     here = rank_of(plan, rank)
     if not plan.config.strategy.uses_fsdp():
         return 0
@@ -120,28 +121,28 @@ def unsharded_bytes(plan: Plan, rank: int) -> int:
 
 
 def keeps_parameters_sharded(plan: Plan) -> bool:
-    """Whether parameters stay sharded within a step, as in ZeRO's stage 3."""
+    """Whether parameters stay sharded during a step, as in ZeRO's stage 3."""
     strategy = plan.config.strategy
     return not isinstance(strategy, FsdpKeys | DeepSpeed) or strategy.zero_stage == 3
 
 
 def unsharded_in_a_step(plan: Plan) -> str:
-    """Which of what is sharded an engine puts together within a step, in words."""
+    """What an engine gathers during a step, in words."""
     if isinstance(plan.config.strategy, DeepSpeed):
-        return "parameters, up to 10^9 elements of them"
+        return "at most 10^9 elements of the parameters"
     frees = plan.config.strategy.frees_parameters()
-    gradients = "all, until the last microbatch" if gradients_stay_whole(plan) else "those of one block"
-    gathered = "parameters of two blocks, and the head" if frees else "all parameters"
-    return f"{gathered}; and of the gradients {gradients}"
+    gradients = "all gradients until the last microbatch" if gradients_stay_whole(plan) else "one block's gradients"
+    gathered = "the parameters of two blocks and of the head" if frees else "all parameters"
+    return f"{gathered}, and {gradients}"
 
 
 def gradients_stay_whole(plan: Plan) -> bool:
-    """Whether FSDP adds microbatches' whole gradients up, and reduces them after the last one."""
+    """Whether FSDP sums the unsharded gradients of all microbatches, and reduces them after the last one."""
     return plan.num_microbatches > 1 and plan.config.strategy.reduces_once()
 
 
 def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
-    """ZeRO's own arithmetic (docs/deepspeed.md), in float32: stages 1 to 3 keep a copy of the weights to update."""
+    """The memory of ZeRO (docs/deepspeed.md), in float32. Stages 1 to 3 keep a second copy of the weights to update."""
     shapes = deepspeed_shapes(plan, coordinates(plan, rank)["pp"])
     sizes = [4 * math.prod(shape) for shape in shapes.values()]
     stage, ranks, total = strategy.zero_stage, plan.degrees["dp_shard"], sum(sizes)
@@ -159,7 +160,7 @@ def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
 
 
 def deepspeed_shapes(plan: Plan, stage: int) -> Shapes:
-    """Of a rank of `pp`; AutoTP cuts what is in a block, and no end."""
+    """The shapes on one stage, flattened. AutoTP splits the weights of blocks, and not the embedding or the head."""
     found: Shapes = {}
     for _, unit in units(plan, stage):
         for name, shape in unit.items():

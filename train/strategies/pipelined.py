@@ -1,24 +1,25 @@
 """Pipeline parallelism: consecutive layers on consecutive ranks of `pp`; `spmd.py`'s techniques apply to each stage.
 
     rank 0   F0 F1 F2 F3 .  .  B0 B1 B2 B3           GPipe: all forwards, then all backwards
-    rank 1   .  F0 F1 F2 F3 B0 B1 B2 B3 .            (`pipeline/timetable.py: draw_schedule` draws any)
+    rank 1   .  F0 F1 F2 F3 B0 B1 B2 B3 .            (`pipeline/timetable.py: draw_schedule` draws every schedule)
 
-With p ranks, m microbatches and v stages a rank, the bubble, as the share of the step in which a rank waits, is:
+The bubble is the share of the step in which a rank waits. With p ranks, m microbatches and v stages per rank it is:
 
     gpipe                    (p-1)/(m+p-1)    GPipe (Huang et al. 2019)
     1f1b                     (p-1)/(m+p-1)    PipeDream-Flush (Narayanan et al. 2021a): at most p microbatches alive
-    interleaved_1f1b         (p-1)/(vm+p-1)   Megatron-LM's (Narayanan et al. 2021b): depth first
+    interleaved_1f1b         (p-1)/(vm+p-1)   Megatron-LM (Narayanan et al. 2021b): depth first
     looped_bfs               (p-1)/(vm+p-1)   breadth first (Lamy-Poirier 2022): all microbatches of a stage at once
-    interleaved_zero_bubble  (p-1)/(3vm+p-1)  ZB1P (Qi et al. 2023), interleaved: gradients of weights fill the end
-    zbv_zero_bubble          (p-1)/(6m+p-1)   ZB-V (Qi et al. 2023, section 6): stages placed as a V; m >= 2p-1
-    dualpipev                (p-1)/(6m+p-1)   DualPipeV: DualPipe (DeepSeek-AI 2024) cut in half, a V; m >= 2p
+    interleaved_zero_bubble  (p-1)/(3vm+p-1)  ZB1P (Qi et al. 2023), interleaved: weight gradients fill the bubble
+    zbv_zero_bubble          (p-1)/(6m+p-1)   ZB-V (Qi et al. 2023, section 6): stages in a V; m >= 2p-1
+    dualpipev                (p-1)/(6m+p-1)   DualPipeV: one half of DualPipe (DeepSeek-AI 2024), in a V; m >= 2p
 
-for a forward and the two halves of a backward of equal length; in the last three what is left is the p-1 units by which
-ranks start one after the other. Tests hold these forms against torch's own tables.
+This holds if a forward and each half of a backward take the same time. In the last three schedules only the p-1 units
+of time remain by which the ranks start one after the other. Tests compare these formulas with torch's own tables.
 
-Sent per step: 2h x microbatches x (B x T x D) elements, activations forward and their gradients back, over the h hops
-from stage to stage that change rank: pv-1 of a loop (p > 1), 2(p-1) of a V, whose turn stays on a rank.
-A tied embedding is held by the first and the last stage: one exchange of its gradient per step (none within a rank).
+Sent per step: 2h x microbatches x (B x T x D) elements, activations forward and their gradients backward. h is the
+number of steps from stage to stage that change the rank: pv-1 in a loop (p > 1), and 2(p-1) in a V, which turns without
+changing the rank. If the embedding is tied, the first and the last stage hold it: they exchange its gradient once per
+step, unless they are on the same rank.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 @dataclass
 class Pipeline(PipelineKeys, Spmd):
     zero_stage: int = number(
-        1, "ZeRO's stage within a step; a schedule gathers and reduces once a step: 1.", ge=1, lt=4
+        1, "ZeRO's stage within a step. It must be 1: a schedule gathers and reduces once per step.", ge=1, lt=4
     )
     reshard_after_forward: bool = key(
         False, "Whether a block's gathered parameters are freed after its forward, and gathered again when needed."
@@ -51,7 +52,7 @@ class Pipeline(PipelineKeys, Spmd):
         return self.uses_fsdp() and self.reshard_after_forward
 
     def reduces_once(self) -> bool:
-        """torch's schedules gather and reduce once a step."""
+        """Always with FSDP, because torch's schedules gather and reduce once per step."""
         return self.uses_fsdp()
 
     def build(self, model: Transformer, mesh: DeviceMesh, config: Config) -> TrainStep:

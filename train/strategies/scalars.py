@@ -1,4 +1,4 @@
-"""Single numbers of a step: valid tokens (int64), the loss, the gradient's norm by who holds which part of it."""
+"""The traffic of a step's single numbers: the count of valid tokens (int64), the loss and the gradient's norm."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def scalars(rank: Rank) -> Iterator[Traffic]:
 
 
 def norm(rank: Rank) -> Counter[str]:
-    """The all-reduces of the gradient's norm: gradients that are split over the same groups are summed together, and
-    their sum is completed over each of these groups."""
+    """The number of all-reduces of the gradient's norm, by axis. Gradients that are split over the same groups are
+    summed together; one all-reduce over each of these groups completes the sum."""
     names = (name for _, unit in units(rank.plan, rank.place["pp"]) for name in unit)
     alike = dict.fromkeys(rank.split_axes(name) for name in names)
     return Counter(axis for axes in alike for axis in axes)

@@ -1,8 +1,8 @@
-"""Single-program strategies: every rank runs the same forward and backward over its shard of rows, weights or both.
+"""SPMD strategies: every rank runs the same forward and backward on its shard of rows, of weights, or of both.
 
-Which techniques apply follows from the axes that the preset names: `dp_replicate` alone is DDP, `dp_shard` FSDP2,
-both HSDP, `tp` tensor parallelism, `cp` context parallelism, `ep` expert parallelism (no axis of the mesh: it folds
-over `dp_shard`). A preset that names an axis runs its code at degree 1 too.
+The axes that the preset names decide which techniques apply: `dp_replicate` alone is DDP, `dp_shard` is FSDP2, both
+together are HSDP, `tp` is tensor parallelism, `cp` is context parallelism, and `ep` is expert parallelism (`ep` is not
+an axis of the mesh, but is folded over `dp_shard`). If a preset names an axis, its code also runs at degree 1.
 """
 
 from __future__ import annotations

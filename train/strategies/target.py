@@ -1,4 +1,4 @@
-"""What techniques are applied to, for the lab's own engines and for DeepSpeed's."""
+"""The object that techniques are applied to, for the lab's own engines and for DeepSpeed's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from train.ranks.distributed import own_device
 def new_target(
     model: Transformer, mesh: DeviceMesh, config: Config, meshes: dict[str, DeviceMesh | None] | None = None
 ) -> Target:
-    """A model on meta as the target of techniques. `meshes`: what the stages of a rank share."""
+    """A model on the meta device as the target of techniques. `meshes`: those that all stages of a rank share."""
     device = own_device(mesh)
     model.rope = model.rope.to(device)
     fill = partial(materialise, config=config.model, seed=config.train.seed, device=device)
@@ -26,7 +26,7 @@ def new_target(
 
 
 def seed_dropout(mesh: DeviceMesh, config: Config, apart: set[str]) -> None:
-    """Ranks that differ on an axis of `apart` hold other tokens or layers, and draw other masks; ranks that hold the
-    same tokens, as tp's do without sequence parallelism, draw the same."""
+    """Seed the dropout masks. Ranks that differ on an axis in `apart` have different tokens or layers, and draw
+    different masks. Ranks with the same tokens, as in tp without sequence parallelism, draw the same masks."""
     place = [mesh[axis].get_local_rank() if axis in apart else 0 for axis in MESH_AXES]
     torch.manual_seed(derived_seed(config.train.seed, "dropout", *place))

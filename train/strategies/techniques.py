@@ -1,12 +1,12 @@
-"""All techniques, in the only valid order of applying them.
+"""All techniques, in the only valid order in which they can be applied.
 
-1. Tensor and expert parallelism decide what a weight is; context parallelism which tokens a rank has.
-2. Recomputation is around what a block computes then.
-3. Compilation is around both.
-4. Data parallelism is last: its hooks must see the parameters of finished blocks, outside compiled code.
+1. Tensor and expert parallelism decide which part of a weight a rank has, and context parallelism which tokens.
+2. Activation checkpointing wraps the computation that results, so that its backward repeats exactly this.
+3. Compilation wraps both.
+4. Data parallelism comes last: its hooks need the final parameters of each block, and must run outside compiled code.
 
-A pipeline and DeepSpeed are no changes of a model: their strategies' `build` uses them. They stand here for their rules
-and closed forms.
+Pipeline parallelism and DeepSpeed do not change a model: the strategies' `build` uses them. They are in this list for
+their rules and closed forms.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ TECHNIQUES = (TENSOR, CONTEXT, EXPERT, RECOMPUTE, COMPILE, FSDP, DDP, PIPELINE, 
 
 
 def used(plan: Plan) -> tuple[Technique, ...]:
-    """Those that apply to the plan."""
+    """The techniques that apply to the plan."""
     return tuple(one for one in TECHNIQUES if one.applies(plan))
 
 
 def rank_of(plan: Plan, rank: int) -> Rank:
-    """A rank of the plan, by its number, with its part of every parameter."""
+    """The rank of the plan with this number, which knows its part of every parameter."""
     return Rank(plan, coordinates(plan, rank), used(plan))

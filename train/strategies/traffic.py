@@ -1,8 +1,8 @@
-"""What a strategy must send, in closed form: calls and bytes by axis and operation, per optimiser step and rank.
+"""The traffic that a strategy must send, in closed form: calls and bytes by axis and operation, per step and rank.
 
-Torch is not imported. Bytes follow nccl-tests' convention, as the ledger's do; forward, backward and update together.
-Sources are in docs/communication.md. Each technique's folder has its own part; B, T, D, V as in `transformer.py`, and m
-is the number of microbatches.
+Torch is not imported. Bytes follow nccl-tests' convention, as in the ledger, and include forward, backward and update.
+The sources are in docs/communication.md. Each technique's folder has its own part. B, T, D and V are those of
+`transformer.py`, and m is the number of microbatches.
 """
 
 from __future__ import annotations
@@ -17,30 +17,28 @@ from train.strategies.techniques import rank_of
 
 
 def expected_traffic(plan: Plan, rank: int = 0) -> list[Traffic]:
-    """Everything that this rank sends in one optimiser step. Axes of degree 1 send nothing."""
+    """All that this rank sends in one optimiser step. Nothing is sent over axes of degree 1."""
     here = rank_of(plan, rank)
     rows = [row for technique in here.techniques if technique.traffic for row in technique.traffic(here)]
     return [row for row in (*rows, *scalars(here)) if degree_of(plan, row.axis) > 1 and row.calls]
 
 
 def depends_on_schedule(plan: Plan) -> bool:
-    """Whether what a rank sends follows from the order of its forwards and backwards, not from their numbers alone."""
+    """Whether a rank's traffic depends on the order of its forwards and backwards, and not on their number only."""
     return gathers_by_schedule(plan) or (recomputes(plan) and plan.config.strategy.splits_backward())
 
 
 def unknown_traffic(plan: Plan) -> str | None:
-    """Why this plan has no closed form: then `expected_traffic` must not be asked."""
+    """The reason why `expected_traffic` is not known for this plan; None if it is known."""
     strategy = plan.config.strategy
     if not strategy.closed_form:
         return f"what strategy={strategy.name} sends is not known before it runs"
     most, actions = most_actions(strategy.schedule_name() or ""), num_actions(plan)
     if depends_on_schedule(plan) and actions > most:
-        return (
-            f"it follows from the order of {actions:,} forwards and backwards, of which {most:,} are replayed at most"
-        )
+        return f"it depends on the order of {actions:,} forwards and backwards, of which at most {most:,} are replayed"
     return None
 
 
 def num_actions(plan: Plan) -> int:
-    """Forwards and backwards of a step, over all ranks of `pp`."""
+    """The number of forwards and backwards of a step on all ranks of `pp`."""
     return 2 * plan.num_microbatches * plan.num_stages

@@ -1,1 +1,1 @@
-"""Compilation of blocks by torch.compile."""
+"""Compilation of blocks with torch.compile."""

@@ -1,4 +1,4 @@
-"""Compilation as the lab asks for it: each transformer block, and the loss. Its keys are those of `compile`."""
+"""Compilation as a `Technique`: it compiles each transformer block, and the loss. Its keys are those of `compile`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def applies(plan: Plan) -> bool:
 
 
 def apply(target: Target) -> None:
-    """Compile the forwards alone: hooks that data parallelism adds later run outside, in eager Python."""
+    """Compile only `forward`, so that hooks that data parallelism adds later run outside, in eager Python."""
     import torch
 
     for module in (*target.model.layers.values(), target.model.loss):

@@ -1,16 +1,17 @@
-"""Context parallelism over the axis `cp`: each rank holds T/cp tokens of every sequence, for long sequences.
+"""Context parallelism over the axis `cp`, for long sequences: each rank has T/cp tokens of every sequence.
 
     cp = 2, four chunks    rank 0: 0 3    rank 1: 1 2     the same causal work for every rank (Brandon et al. 2023)
 
-All but attention is local to a token. Attention is by `strategy.cp_method`; S = 2 x B x T/cp x K x E elements are a
-rank's keys and values (docs/context-parallelism.md has bytes and memory, measured):
-- allgather (Llama 3: Dubey et al. 2024): K and V gathered, their gradients reduce-scattered. (cp-1) S each way.
-- ring (Liu et al. 2023): K and V travel round the ring while the block that is here is computed; their gradients
-  travel behind them. (cp-1) S forward, (2cp-1) S backward; memory falls with cp.
-- ulysses (Jacobs et al. 2023): all-to-all from tokens to heads and back; memory falls with cp, which must divide
-  the KV heads.
+Everything except attention is local to a token. `strategy.cp_method` chooses how attention works. A rank's keys and
+values are S = 2 x B x T/cp x K x E elements (docs/context-parallelism.md has measured bytes and memory):
+- allgather (Llama 3: Dubey et al. 2024): K and V are gathered, and their gradients reduce-scattered. It sends (cp-1) S
+  in the forward, and again in the backward.
+- ring (Liu et al. 2023): K and V go round the ring of ranks while each rank computes with the block that it has; their
+  gradients follow them. It sends (cp-1) S in the forward and (2cp-1) S in the backward. Memory falls with cp.
+- ulysses (Jacobs et al. 2023): all-to-alls exchange tokens for heads and back. Memory falls with cp, which must divide
+  the number of KV heads.
 
-Parameters are whole on every rank, or sharded over dp_shard x cp: gradients are summed over `cp` as over the data axes.
+Parameters are whole on every rank, or sharded over dp_shard x cp. Gradients are summed over `cp` as over the data axes.
 """
 
 from __future__ import annotations
@@ -33,25 +34,26 @@ SEQUENCE_DIM = 2  # of q, k, v: BHTE
 
 
 def positions_of(rank: int, size: int, seq_len: int) -> Tensor:
-    """Which tokens of a sequence a rank holds: chunks `rank` and `2 size - 1 - rank` of 2 size, in this order."""
+    """The positions of a rank's tokens: chunks `rank` and `2 size - 1 - rank` of 2 size chunks, in this order."""
     chunks = torch.arange(seq_len).chunk(2 * size)
     return torch.cat((chunks[rank], chunks[2 * size - 1 - rank]))
 
 
 def shard_input(model: Transformer, args: tuple[Tensor, ...], *, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Before the model: take this rank's tokens of the rows, or hidden states [B, T/cp, D] as they come; say where."""
+    """A hook before the model: it selects this rank's tokens of whole rows, or passes on hidden states [B, T/cp, D],
+    and adds their positions."""
     x = args[0]
     return (x[:, positions] if model.embed is not None else x), positions
 
 
 def shard_targets(module: nn.Module, args: tuple[Tensor, ...], *, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Before the loss: this rank's targets, which were shifted when the sequence was whole."""
+    """A hook before the loss: it selects this rank's targets, which were shifted when the sequence was whole."""
     return args[0], args[1][:, positions]
 
 
 class AllGatherKernel(nn.Module):
-    """Keys and values of all ranks, in the sequence's order, for this rank's queries. No masked score is computed by
-    the flash kernel; the written-out one computes the diagonal blocks whole, 1/(2 cp) more."""
+    """Attention of this rank's queries to the gathered keys and values of all ranks, in the sequence's order. The flash
+    kernel computes no masked score; the eager one computes whole diagonal blocks, which is 1/(2 cp) more work."""
 
     def __init__(self, group: ProcessGroup, *, fused: bool) -> None:
         super().__init__()
@@ -65,8 +67,8 @@ class AllGatherKernel(nn.Module):
 
 
 class RingKernel(nn.Module):
-    """Ring attention. Compiled blocks trace through it: every message depends on the one before, so that no
-    compiler can order two of them differently on two ranks."""
+    """Ring attention. It can be compiled: every message depends on the one before, so that the compiler cannot order
+    two messages differently on two ranks."""
 
     def __init__(self, group: ProcessGroup, *, fused: bool) -> None:
         super().__init__()
@@ -77,7 +79,7 @@ class RingKernel(nn.Module):
 
 
 class UlyssesKernel(nn.Module):
-    """All tokens of 1/cp of the heads, for the ordinary kernel."""
+    """Gives the ordinary kernel all tokens of 1/cp of the heads."""
 
     def __init__(self, group: ProcessGroup, inner: nn.Module) -> None:
         super().__init__()
@@ -93,23 +95,23 @@ class UlyssesKernel(nn.Module):
 
 
 def in_sequence(x: Tensor) -> Tensor:
-    """[cp, ..., T/cp, E], each rank's tokens as it holds them -> [..., T, E] in the sequence's order."""
+    """[cp, ..., T/cp, E], each rank's tokens in its own order -> [..., T, E] in the sequence's order."""
     head, tail = x.unflatten(-2, (2, -1)).unbind(-3)
     return torch.cat((head, tail.flip(0))).movedim(0, -3).flatten(-3, -2)
 
 
 def by_rank(x: Tensor, size: int) -> Tensor:
-    """[..., T, E] in the sequence's order -> [cp, ..., T/cp, E], each rank's tokens as it holds them."""
+    """[..., T, E] in the sequence's order -> [cp, ..., T/cp, E], each rank's tokens in its own order."""
     head, tail = x.unflatten(-2, (2 * size, -1)).movedim(-3, 0).chunk(2)
     return torch.stack((head, tail.flip(0)), dim=-3).flatten(-3, -2)
 
 
 class _Pieces(torch.autograd.Function):
-    """Causal attention of one rank's two chunks of queries over keys and values in the sequence's order."""
+    """Causal attention of a rank's two chunks of queries to keys and values in the sequence's order."""
 
     @staticmethod
     def pieces(rank: int, size: int, seq_len: int) -> Iterable[tuple[slice, slice, bool]]:
-        """(queries, keys, causal): for each chunk its own block, on the diagonal, and all that comes before."""
+        """(queries, keys, causal) of each chunk: its own block on the diagonal, and all keys before it."""
         length = seq_len // (2 * size)
         for rows, chunk in ((slice(length), rank), (slice(length, 2 * length), 2 * size - 1 - rank)):
             yield rows, slice(chunk * length, (chunk + 1) * length), True
@@ -142,14 +144,15 @@ class _Pieces(torch.autograd.Function):
 
 
 def ring_source(step: int, rank: int, size: int) -> int:
-    """Whose keys and values a rank holds at a step of the ring."""
+    """The rank whose keys and values this rank has at a step of the ring."""
     return (rank - step) % size
 
 
 def ring_piece(source: int, rank: int, tokens: int) -> tuple[slice, slice, bool]:
-    """(queries, keys, causal) of this rank's two chunks against the source's: what comes before is seen whole.
+    """(queries, keys, causal) of this rank's two chunks with the source's two chunks, without what is masked.
 
-    A rank before this one has its head before both chunks and its tail after them; of a rank after, both lie between.
+    The first chunk of a rank before this one is before both chunks here, and its second chunk is after both. The two
+    chunks of a rank after this one are between the two chunks here.
     """
     everything, half = slice(tokens), tokens // 2
     if source == rank:
@@ -158,7 +161,7 @@ def ring_piece(source: int, rank: int, tokens: int) -> tuple[slice, slice, bool]
 
 
 class _Ring(torch.autograd.Function):
-    """Step s attends to the keys and values of rank r - s, while they are already on the way to rank r + 1."""
+    """At step s, rank r computes with the keys and values of rank r - s, and at the same time sends them to r + 1."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup, fused: bool) -> Tensor:
@@ -179,8 +182,8 @@ class _Ring(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of K and V follow one step behind: at step s, what ranks r-1, r-2, … found for the keys that
-        are here now arrives, and this rank's part is added. One hop more than K and V brings them home."""
+        """Gradients of K and V follow one step behind. At step s the sum of the terms of ranks r-1, r-2, … arrives for
+        the keys that are here now, and this rank adds its own. One last message brings them to their rank."""
         q, k, v, out, lse = ctx.saved_tensors
         rank, size = ctx.group.rank(), ctx.group.size()
         kv = torch.stack((k, v))
@@ -197,7 +200,7 @@ class _Ring(torch.autograd.Function):
             if arriving is not None:
                 received = arrived(arriving, travelling)
                 dkv = received[0] if step > 0 else torch.zeros_like(dkv)
-                kv = received[-1]  # the last step receives none and needs none
+                kv = received[-1]  # in the last step these are not K and V, which it does not need
             dkv[:, :, :, keys] += torch.stack((dk, dv))
         if size > 1:
             (dkv,) = arrived(send_on([dkv], ctx.group), [dkv])
@@ -206,9 +209,12 @@ class _Ring(torch.autograd.Function):
 
 
 def send_on(tensors: list[Tensor], group: ProcessGroup) -> Tensor:
-    """Start sending tensors to the next rank of the ring, as one message of bytes; `arrived` waits for the previous
-    rank's. An all-to-all with one part that is not empty: no order of sends to deadlock, CUDA tensors under gloo (whose
-    send does not move them), and compiled code may contain it. The widest dtype goes first, for alignment."""
+    """Start to send tensors to the next rank of the ring, as one message of bytes; `arrived` waits for the message of
+    the previous rank. The widest dtype comes first, for alignment.
+
+    It is an all-to-all in which only one part is not empty. It has no order of sends that could deadlock, gloo supports
+    it for CUDA tensors (unlike send), and it can be compiled.
+    """
     message = torch.cat([x.reshape(-1).view(torch.uint8) for x in tensors])
     rank, size = group.rank(), group.size()
     to, source = ([message.numel() if peer == (rank + hop) % size else 0 for peer in range(size)] for hop in (1, -1))
@@ -216,13 +222,13 @@ def send_on(tensors: list[Tensor], group: ProcessGroup) -> Tensor:
 
 
 def arrived(message: Tensor, like: list[Tensor]) -> list[Tensor]:
-    """Wait for a message from the previous rank: tensors of the same shapes and dtypes as were sent."""
+    """Wait for the message of the previous rank: tensors with the same shapes and dtypes as those that were sent."""
     parts = funcol.wait_tensor(message).split([x.numel() * x.element_size() for x in like])
     return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
 def apply_cp(model: Transformer, mesh: DeviceMesh, *, method: str, seq_len: int) -> None:
-    """Make the model, which is called with whole rows, compute this rank's tokens of them. Nothing is sent."""
+    """Make the model, which is called with whole rows, compute only this rank's tokens. Nothing is sent here."""
     group = mesh.get_group()
     positions = positions_of(group.rank(), group.size(), seq_len).to(model.rope.device)
     model.register_forward_pre_hook(partial(shard_input, positions=positions))

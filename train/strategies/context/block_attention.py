@@ -1,8 +1,8 @@
-"""Attention in blocks: each with the log-sum-exp of its scores, so that blocks merge into the attention over all keys.
+"""Attention in blocks of keys. Each block gives the log-sum-exp of its scores, with which blocks are merged.
 
-Plain tensors, no ranks. Shapes: B batch, T tokens, H query heads, K key-value heads (K divides H), E head width.
-FlashAttention's algebra (Dao et al. 2022; the log-sum-exp form is Dao 2023's): with p = exp(scores - lse) of the
-*merged* log-sum-exp, a block's gradients need nothing of the other blocks but the finished output.
+It uses plain tensors and no ranks. Shapes: B batch, T tokens, H query heads, K key-value heads (K divides H), E head
+width. The algebra is FlashAttention's (Dao et al. 2022; the log-sum-exp form is that of Dao 2023): with
+p = exp(scores - lse) of the *merged* log-sum-exp, a block's gradients need the final output, but no other block.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ aten = torch.ops.aten
 
 
 def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
-    """(out BHTE, lse BHT) of attention over no keys, in float32 or above: where `accumulate` begins."""
+    """(out BHTE, lse BHT) of attention over no keys, in float32 or float64: the start for `accumulate`."""
     out = torch.zeros_like(upcast(q))
     return out, torch.full_like(out[..., 0], -math.inf)
 
 
 def accumulate(out: Tensor, lse: Tensor, rows: slice, block: tuple[Tensor, Tensor]) -> None:
-    """Merge a block into the queries `rows` of a running result, in place."""
+    """Merge a block into the rows of an accumulated result that belong to its queries, in place."""
     merged = merge(out[:, :, rows], lse[:, :, rows], *block)
     out[:, :, rows], lse[:, :, rows] = merged
 
 
 def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two disjoint sets of keys, from the attention over each: weights by share of the exponentials."""
+    """Attention over two disjoint sets of keys, from the attention over each. The weights are the sets' shares of the
+    sum of exponentials."""
     total = torch.logaddexp(lse, block_lse)
     before, now = ((x - total).exp().unsqueeze(-1) for x in (lse, block_lse))
     return out * before + upcast(block_out) * now, total
@@ -39,8 +40,8 @@ def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tup
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, fused: bool) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(E)) V with its log-sum-exp: (out BHTE, lse BHT). `causal` needs as many keys as queries.
 
-    `fused` takes torch's flash kernel where it runs; else the scores, T x keys a head, are in memory. The written-out
-    form computes in float32 or above: with scores and shares rounded to bf16, a block's dk was off by 6e-3, not 2e-3.
+    `fused` uses torch's flash kernel if it supports the input. Otherwise the scores, T x keys for each head, are in
+    memory, and are computed in float32 or float64: with bf16 the error of a block's dk was 6e-3 instead of 2e-3.
     """
     if fused and has_flash(q):
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
@@ -56,7 +57,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, fused: bool) -> tup
 def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq BHTE, dk BKTE, dv BKTE) of one block; `out`, `lse` and `grad` are of the merged result."""
+    """(dq BHTE, dk BKTE, dv BKTE) of one block; `out`, `lse` and `grad` are those of the merged result."""
     if fused and has_flash(q):
         unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the random state of dropout
         tensors = (x.contiguous() for x in (grad, q, k, v, out, lse))
@@ -71,12 +72,12 @@ def attend_backward(
 
 
 def has_flash(q: Tensor) -> bool:
-    """Whether the flash operators (private; torch 2.11 to 2.13) take this input: all that matters is q's."""
+    """Whether the flash operators (private; torch 2.11 to 2.13) support this input, which depends on q only."""
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    """[B, K, H/K x T, keys]: the queries of a KV head's group stand one after the other."""
+    """The scores [B, K, H/K x T, keys]: the queries of the heads that share a KV head follow one another."""
     scores = _by_kv_head(q, k) @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
     if causal:
         assert q.shape[2] == k.shape[2]

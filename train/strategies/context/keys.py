@@ -1,4 +1,4 @@
-"""The strategy's keys of context parallelism."""
+"""The keys of context parallelism under `strategy`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of context parallelism: what `cp` divides."""
+"""The rules of context parallelism: what `cp` must divide."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tokens_and_tp(plan: Plan) -> Finding | None:
 
 
 def seq_len_fixes(plan: Plan) -> tuple[str, ...]:
-    """Lengths near the one asked for that every axis can split, the model's table with them where it must grow."""
+    """Lengths near the given one that every axis can split, alone and with a model.max_seq_len that allows them."""
     unit = 2 * plan.degrees["cp"] * plan.degrees["tp"]
     below = plan.config.train.seq_len // unit * unit
     lengths = [length for length in (below, below + unit) if length]
@@ -47,7 +47,7 @@ def seq_len_fixes(plan: Plan) -> tuple[str, ...]:
 
 
 def kv_heads(plan: Plan) -> Finding | None:
-    """The query heads follow, as the KV heads divide them."""
+    """The check of the KV heads. Query heads need none, because their number is a multiple of the KV heads."""
     cp, tp, found = plan.degrees["cp"], plan.degrees["tp"], plan.config.model.num_kv_heads
     if plan.keys(ContextKeys).cp_method != "ulysses" or (found % tp and tp % found):
         return None
@@ -67,8 +67,8 @@ def kv_heads(plan: Plan) -> Finding | None:
 
 
 RULES = (
-    Rule("cp_method", "attention across ranks is by one of these methods", method),
-    Rule("cp_sequence", "a rank has a chunk from the head and one from the tail of a sequence", two_chunks),
-    Rule("cp_tp_sequence", "sequence parallelism splits a rank's tokens evenly", tokens_and_tp),
+    Rule("cp_method", "attention over several ranks uses one of these methods", method),
+    Rule("cp_sequence", "a rank has one chunk from the start and one from the end of a sequence", two_chunks),
+    Rule("cp_tp_sequence", "sequence parallelism must split a rank's tokens evenly", tokens_and_tp),
     Rule("cp_kv_heads", "Ulysses gives every rank whole KV heads with their query heads", kv_heads),
 )

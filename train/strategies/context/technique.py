@@ -1,4 +1,4 @@
-"""Context parallelism as the lab asks for it; `apply.py` says how it works."""
+"""Context parallelism as a `Technique`; `apply.py` explains how it works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Context parallelism: keys and values, or heads, of every layer's attention."""
+"""The traffic of context parallelism: keys and values, or heads, of every layer's attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from train.strategies.recompute.traffic import recomputations
 
 
 def traffic(rank: Rank) -> Iterator[Traffic]:
-    """`kv`: elements of this rank's keys and values, `q` of its queries."""
+    """`kv` is the number of elements of this rank's keys and values, and `q` that of its queries."""
     plan = rank.plan
     method = plan.keys(ContextKeys).cp_method
     model, cp, (kept, used) = plan.config.model, plan.degrees["cp"], element_sizes(plan.config.precision)

@@ -1,1 +1,1 @@
-"""Data parallelism: DDP, FSDP2, and the stages of ZeRO."""
+"""Data parallelism: DDP, FSDP2 and the stages of ZeRO."""

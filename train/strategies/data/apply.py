@@ -1,17 +1,18 @@
 """Data parallelism. Every rank computes on its own rows; gradients are summed over the ranks.
 
-DDP (`dp_replicate`): whole weights everywhere. Sent per step: one all-reduce of the gradients, in buckets that overlap
-the backward (Li et al. 2020). FSDP2 (`dp_shard`): each rank holds 1/n of every parameter, gradient and optimiser state
-between steps; within a step, `zero_stage` says what stays sharded (Rajbhandari et al. 2020), for m microbatches:
+DDP (`dp_replicate`): every rank has all weights. Sent per step: one all-reduce of the gradients, in buckets that
+overlap with the backward (Li et al. 2020).
+FSDP2 (`dp_shard`): between steps each rank holds 1/n of every parameter, gradient and optimiser state. `zero_stage`
+decides what stays sharded during a step (Rajbhandari et al. 2020). With m microbatches:
 
-    stage  sharded within the step        all-gathers of all parameters   reduce-scatters of all gradients
+    stage  sharded during the step        all-gathers of all parameters   reduce-scatters of all gradients
     1      optimiser state                1                               1
-    2      and gradients                  1                               m
-    3      and parameters, block by block 2m (forward and backward)       m
+    2      gradients too                  1                               m
+    3      parameters too, by blocks      2m (forward and backward)       m
 
-Both axes: HSDP, FSDP inside, an all-reduce of the gradients' shards outside.
+Both axes together are HSDP: FSDP over `dp_shard`, and an all-reduce of the gradients' shards over `dp_replicate`.
 
-Sums, not means: the loss is already divided by the global number of valid tokens.
+Gradients are summed, not averaged, because the loss is already divided by the global number of valid tokens.
 """
 
 import inspect
@@ -34,41 +35,41 @@ MiB = 2**20
 
 
 def with_cp(mesh: DeviceMesh, axis: str, axes: Container[str]) -> DeviceMesh:
-    """The 1-D mesh of `axis`, joined with `cp` if the strategy has it: both give terms of a gradient's sum.
+    """The 1-D mesh of `axis`, joined with `cp` if the strategy has it, because a gradient is summed over both.
 
-    Collective over the world when first joined. By a private method (torch 2.11 to 2.13), as no public one joins axes.
+    The first call is collective over the world. The method is private (torch 2.11 to 2.13); no public one joins axes.
     """
     return mesh[axis, "cp"]._flatten(f"{axis}.cp") if "cp" in axes else mesh[axis]
 
 
 def sharding_mesh(mesh: DeviceMesh, axes: Container[str]) -> DeviceMesh:
-    """What FSDP runs over: dp_shard (x cp), in replicas if the strategy has `dp_replicate`."""
+    """The mesh of FSDP: dp_shard (x cp), and dp_replicate as its first axis if the strategy has it."""
     shards = with_cp(mesh, "dp_shard", axes)
     if "dp_replicate" not in axes:
         return shards
     if "cp" not in axes:
         return mesh["dp_replicate", "dp_shard"]
-    return DeviceMesh._concatenate([mesh["dp_replicate"], shards])  # private; slicing would warn of joined names
+    return DeviceMesh._concatenate([mesh["dp_replicate"], shards])  # private; slicing warns about joined names
 
 
-# Annotations here are real types, not strings (no `from __future__`): DDP checks them.
+# Annotations in this file are real types, not strings (no `from __future__`), because DDP checks them.
 def sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-    """DDP's communication hook: the sum of the bucket over the group (its default would be the mean)."""
+    """DDP's communication hook: the sum of the bucket over the group. DDP's default is the mean."""
     work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
 
 
 def apply_ddp(target: Target) -> None:
-    """Wrap the model, with its weights. They are equal on all ranks by construction, so nothing is broadcast."""
+    """Give the model its weights and wrap it. The weights are equal on all ranks, so nothing is broadcast."""
     import torch._dynamo.config
 
     keys, axes = target.keys(DdpKeys), target.config.strategy.mesh_axes()
     group = with_cp(target.mesh, "dp_replicate", axes).get_group()
     target.fill_once()
 
-    torch._dynamo.config.optimize_ddp = False  # blocks are compiled one by one: no graph spans a bucket's edge
+    torch._dynamo.config.optimize_ddp = False  # it would split graphs at buckets, but each block is its own graph
     names = inspect.signature(DistributedDataParallel.__init__).parameters
-    # torch 2.13 has another name for it, and warns of the old one
+    # torch 2.13 has another name for the option, and warns about the old one
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     no_sync: Any = {sync: False}
     wrapped = DistributedDataParallel(
@@ -77,14 +78,14 @@ def apply_ddp(target: Target) -> None:
         bucket_cap_mb=keys.bucket_mb,
         gradient_as_bucket_view=True,
         init_sync=False,
-        **no_sync,  # routers' counts are each rank's own
+        **no_sync,  # the routers' buffers count each rank's own tokens
     )
     wrapped.register_comm_hook(*(compression(keys, group) or (group, sum_bucket)))
     target.wrapped = wrapped
 
 
 def microbatch(wrapped: nn.Module, zero_stage: int, *, last: bool) -> AbstractContextManager[None]:
-    """What a microbatch runs in, so that only the last one sends what can wait for it."""
+    """The context in which a microbatch runs. Where possible, gradients are reduced after the last one only."""
     if isinstance(wrapped, DistributedDataParallel) and not last:
         return wrapped.no_sync()
     if isinstance(wrapped, FSDPModule) and zero_stage < 3:
@@ -94,11 +95,11 @@ def microbatch(wrapped: nn.Module, zero_stage: int, *, last: bool) -> AbstractCo
 
 
 def apply_fsdp(target: Target) -> None:
-    """Shard a meta model in place, block by block: each block is given its values, then all but a shard is freed.
-    Modules of a block that have a mesh of their own, as experts under `ep`, are units of their own.
+    """Shard a meta model in place, block by block: a block gets its values, and then all but the rank's shard is freed.
+    Modules of a block with their own mesh, such as experts under `ep`, are separate units of FSDP.
 
-    Under bf16 the blocks are gathered in bf16. The embedding is gathered in its own dtype, as its gradient sums many
-    tokens; so is everything that shares a group with it when the head is tied.
+    With bf16, the blocks are gathered in bf16. The embedding is gathered in its own dtype, because its gradient is a
+    sum over many tokens. If the head is tied, this includes all modules in the embedding's unit.
     """
     model, strategy = target.model, target.config.strategy
     reshard_after_forward = strategy.frees_parameters()
@@ -127,14 +128,14 @@ def apply_fsdp(target: Target) -> None:
     else:
         if model.embed is not None:
             shard(model.embed, whole, reshard_after_forward)
-        if model.norm is not None:  # the backward begins here: freed, it would be gathered at once
+        if model.norm is not None:  # not freed, because the backward begins here and would gather it again at once
             shard([model.norm, model.head], cast, False)
     shard(model, whole, False)
     sum_gradients(model)
 
 
 def sum_gradients(model: nn.Module) -> None:
-    """Reduce-scatters sum, whatever the size of a unit's group; their default is the mean."""
+    """Make FSDP's reduce-scatters sum gradients; their default is the mean over the unit's group."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

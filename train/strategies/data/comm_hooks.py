@@ -1,6 +1,7 @@
-"""Lossy gradient sums for DDP: what is sent is smaller, what arrives is not quite the sum.
+"""Communication hooks of DDP that send fewer bytes. The result is not exactly the sum of the gradients.
 
-fp16, bf16: the bucket is rounded to 16 bits, summed, and widened: half the bytes of float32. PowerSGD: powersgd.py.
+fp16, bf16: the bucket is rounded to 16 bits, summed and converted back, which halves the bytes of float32.
+powersgd: see powersgd.py.
 """
 
 from collections.abc import Callable
@@ -15,9 +16,9 @@ from train.strategies.data.powersgd import PowerSgd
 Future = torch.futures.Future[torch.Tensor]
 
 
-# Annotations here are real types, not strings (no `from __future__`): DDP checks them.
+# Annotations in this file are real types, not strings (no `from __future__`), because DDP checks them.
 def rounded_sum(group: dist.ProcessGroup, bucket: dist.GradBucket, dtype: torch.dtype) -> Future:
-    """The bucket's sum over the group, by way of `dtype`."""
+    """The bucket's sum over the group, rounded to `dtype` on the way."""
     work = dist.all_reduce(bucket.buffer().to(dtype), group=group, async_op=True)
     return work.get_future().then(lambda future: bucket.buffer().copy_(future.value()[0]))
 
@@ -31,7 +32,7 @@ def bf16_sum(group: dist.ProcessGroup, bucket: dist.GradBucket) -> Future:
 
 
 def powersgd_sum(state: PowerSgd, bucket: dist.GradBucket) -> Future:
-    """Three all-reduces that depend on one another, and so are waited for: nothing overlaps them."""
+    """Up to three all-reduces. Each needs the result of the one before, so the hook waits, and nothing overlaps."""
     total = state.sum(bucket)
     future = Future(devices=[total.device] if total.device.type != "cpu" else [])
     future.set_result(total)
@@ -39,7 +40,7 @@ def powersgd_sum(state: PowerSgd, bucket: dist.GradBucket) -> Future:
 
 
 def compression(strategy: DdpKeys, group: dist.ProcessGroup) -> tuple[Any, Callable[..., Future]] | None:
-    """(state, hook) of `strategy.comm_hook` for `register_comm_hook`; None sends gradients as they are."""
+    """(state, hook) of `strategy.comm_hook` for `register_comm_hook`; None if gradients are not compressed."""
     if strategy.comm_hook == "powersgd":
         state = PowerSgd(group, rank=strategy.powersgd_rank, start_step=strategy.powersgd_start_step)
         return state, powersgd_sum

@@ -1,4 +1,4 @@
-"""The strategy's keys of data parallelism: of DDP, and of FSDP2."""
+"""The keys of DDP and of FSDP2 under `strategy`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from train.config.fields import MAX_BUCKET_MB, MAX_STEPS, MAX_WIDTH, key, number
 from train.config.strategy import Lossy, Strategy
 
-# The bound of the errors that a hook makes in the proof. PowerSGD leaves out what later steps make up for, so that no
-# bound holds for one step.
+# The bound of a hook's errors in the proof. PowerSGD has none for one step, because later steps correct its errors.
 COMM_HOOKS = {"none": None, "fp16": 2e-3, "bf16": 2e-2, "powersgd": None}
 
 
@@ -59,7 +58,7 @@ class FsdpKeys(Strategy):
     )
 
     def uses_fsdp(self) -> bool:
-        """Over dp_shard, and over cp unless DDP takes it."""
+        """Whether FSDP runs: over dp_shard, or over cp alone, which DDP uses if dp_replicate is named."""
         axes = self.mesh_axes()
         return "dp_shard" in axes or ("cp" in axes and "dp_replicate" not in axes)
 

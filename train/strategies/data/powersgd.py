@@ -1,15 +1,15 @@
 """PowerSGD (Vogels et al. 2019): the gradient of a matrix, n x m, is sent as two factors of rank r.
 
-    M = gradient + what the last steps left out      n x m, each rank its own
-    P = orthonormal basis of sum(M Q)                all-reduce of n r       Q is the last step's: a power iteration
+    M = gradient + error of the last steps           n x m, different on each rank
+    P = orthonormal basis of sum(M Q)                all-reduce of n r       with the last step's Q (power iteration)
     Q = sum(M^T P)                                   all-reduce of m r
-    sum of the gradients ~ P Q^T; left out, and added to this rank's next M: M - P Q^T / ranks
+    sum of the gradients ~ P Q^T; this rank adds its error M - P Q^T / ranks to its next M
 
 Vectors, and matrices that two factors would not make smaller, are sent whole, in a third all-reduce of the bucket.
 
-Torch has a hook for it, which sends P and Q from callbacks. gloo runs those in threads of its own, so that with two
-buckets under way ranks sent in different orders and crashed, and the ledger, which watches the thread of the backward,
-did not see them. Here all three are sent from that thread.
+Torch has a hook for this, which sends P and Q from callbacks. gloo runs callbacks in its own threads: with two buckets
+at a time, ranks sent in different orders and crashed. The ledger, which watches the thread of the backward, did not see
+these messages either. Here that thread sends all three.
 """
 
 import torch
@@ -20,7 +20,7 @@ from train.strategies.data.split import powersgd_elements
 
 
 class PowerSgd:
-    """What is kept between steps: how many are done, and by bucket each matrix' last Q and what was left out of it."""
+    """The state between steps: their number, and for each bucket the last Q and the error of every matrix."""
 
     def __init__(self, group: dist.ProcessGroup, *, rank: int, start_step: int) -> None:
         self.group, self.rank, self.start_step = group, rank, start_step
@@ -29,7 +29,8 @@ class PowerSgd:
         self.errors: dict[int, list[Tensor]] = {}
 
     def sum(self, bucket: dist.GradBucket) -> Tensor:
-        """The bucket's buffer, in place: a sum over the group, exact before `start_step`. One to three all-reduces."""
+        """Sum the bucket's buffer over the group, in place, exactly before `start_step`. It needs one to three
+        all-reduces."""
         exact = self.steps_done < self.start_step
         self.steps_done += bucket.is_last()
         if exact:
@@ -61,7 +62,7 @@ class PowerSgd:
         self.factors[index] = qs
 
     def _sum(self, tensors: list[Tensor]) -> None:
-        """In place, in one all-reduce."""
+        """Sum the tensors over the group in place, in one all-reduce."""
         if not tensors:
             return
         flat = torch.cat([t.flatten() for t in tensors])
@@ -71,7 +72,7 @@ class PowerSgd:
 
 
 def first_factor(m: Tensor, rank: int) -> Tensor:
-    """The same on every rank: random, from the shape alone."""
+    """The first Q: random numbers that depend on the shape only, so that they are the same on every rank."""
     generator = torch.Generator().manual_seed(m.shape[0] * m.shape[1])
     drawn = torch.randn(m.shape[1], min(rank, *m.shape), generator=generator, dtype=torch.float64)
     return drawn.to(m)

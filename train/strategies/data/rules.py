@@ -1,4 +1,4 @@
-"""Rules of data parallelism. An option whose technique is not used is refused in `techniques.py`."""
+"""The rules of data parallelism. `train/command/idle.py` refuses an option whose technique is not used."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ COMPRESSES = Condition(
 READ_BY_DDP = {"strategy.powersgd_rank": COMPRESSES, "strategy.powersgd_start_step": COMPRESSES}
 
 FSDP_RULES = (
-    Rule("zero_stage", "a stage says what FSDP keeps sharded within a step", zero_stage),
+    Rule("zero_stage", "a pipeline's schedule gathers and reduces once per step, as ZeRO-1 does", zero_stage),
     *idle.rules(READ_BY_FSDP),
 )
 DDP_RULES = (
-    Rule("comm_hook", "gradients are compressed in one of these ways", comm_hook),
+    Rule("comm_hook", "a communication hook must be one of those that exist", comm_hook),
     *idle.rules(READ_BY_DDP),
 )

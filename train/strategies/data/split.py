@@ -1,4 +1,4 @@
-"""Who holds what under FSDP2."""
+"""Which part of each parameter a rank holds with FSDP2."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from train.config.shapes import Shape, folded_place, is_expert
 from train.config.technique import Rank, Split
 from train.config.traffic import joined
 
-# of the weights of all experts, [E, F, D] and [E, D, F]: the width D, which neither `ep` nor `tp` splits
+# the dimension of the width D in the experts' weights, [E, F, D] and [E, D, F]; neither `ep` nor `tp` splits it
 EXPERT_WIDTH_DIM = {"gate": 2, "up": 2, "down": 1}
 
 
 def split(rank: Rank, name: str) -> Split:
-    """Rows, over the ranks of dp_shard x cp; of experts their width, over the ranks that `ep` leaves."""
+    """A chunk of the rows, over the ranks of dp_shard x cp. Under `ep`, experts are split by their width instead, over
+    the ranks that share the same experts."""
     degree, index = folded_place(rank.plan, rank.place)
     if is_expert(name) and rank.plan.splits_experts:
         ep = rank.plan.ep
@@ -22,13 +23,13 @@ def split(rank: Rank, name: str) -> Split:
 
 
 def padded(rank: Rank, name: str, shape: Shape) -> int:
-    """Elements of the rank's part of a parameter, with the dimension that FSDP splits padded to whole shards."""
+    """The number of elements of the rank's part of a parameter, where FSDP pads the dimension to equal shards."""
     part, own = rank.computes(name, shape), split(rank, name)
     return math.prod(part) // part[own.dim] * math.ceil(part[own.dim] / own.degree) * own.degree
 
 
 def powersgd_elements(shape: Shape, rank: int) -> int:
-    """How many elements PowerSGD sends of a gradient: two factors if they are fewer than it has, else all of it."""
+    """How many elements PowerSGD sends for a gradient: those of two factors, or the whole gradient if it has fewer."""
     rows, size = shape[0], math.prod(shape)
     columns = size // rows
     return min(size, (rows + columns) * min(rank, rows, columns)) if len(shape) > 1 else size

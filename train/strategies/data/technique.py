@@ -1,4 +1,4 @@
-"""Data parallelism as the lab asks for it: FSDP2, and DDP; `apply.py` says how they work."""
+"""FSDP2 and DDP, each as a `Technique`; `apply.py` explains how they work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data parallelism: parameters gathered and gradients summed."""
+"""The traffic of data parallelism: parameters are gathered, and gradients summed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from train.strategies.data.keys import DdpKeys, FsdpKeys
 from train.strategies.data.split import padded, powersgd_elements
 from train.strategies.pipeline.timetable import Action, actions_by_rank
 
-MAX_WHOLE = 3  # stages of a rank that torch's schedules keep gathered
+MAX_WHOLE = 3  # the most stages of a rank that torch's schedules keep gathered
 
 
 def fsdp(rank: Rank) -> Iterator[Traffic]:
-    """FSDP2: parameters gathered for the forward, and again for the backward where they were freed; gradients
-    reduce-scattered, their shards all-reduced over `dp_replicate` (HSDP)."""
+    """FSDP2: parameters are gathered for the forward, and again for the backward if they were freed. Gradients are
+    reduce-scattered, and their shards all-reduced over `dp_replicate` (HSDP)."""
     plan = rank.plan
     axis = joined(plan, "dp_shard", "cp")
     for stage, name, unit in units_by_stage(plan, rank.place["pp"], copies=True):
@@ -33,8 +33,8 @@ def fsdp(rank: Rank) -> Iterator[Traffic]:
 
 
 def frees(plan: Plan, name: str) -> bool:
-    """Whether a unit's gathered parameters are freed between its forward and its backward: not the head's, as the
-    backward begins there and would gather them at once."""
+    """Whether a unit's gathered parameters are freed between its forward and its backward. Those of the head are not,
+    because the backward begins there and would gather them again at once."""
     return plan.config.strategy.frees_parameters() and "head" not in name
 
 
@@ -59,12 +59,12 @@ def num_gathers(rank: Rank, stage: int, *, freed: bool) -> int:
         schedule = plan.config.strategy.schedule_name() or ""
         return gathers_of_stage(schedule, plan.num_stages, ranks, m, rank.place["pp"], stage, freed)
     if "pp" in plan.axes or plan.keys(FsdpKeys).zero_stage < 3:
-        return m + 1 if freed else 1  # a backward keeps what it gathered, and the forward after it frees it
+        return m + 1 if freed else 1  # a backward does not free the parameters, but the next forward does
     return 2 * m if freed else m
 
 
 def gathers_by_schedule(plan: Plan) -> bool:
-    """Whether a pipeline's rank has more stages than torch's schedules keep gathered."""
+    """Whether a rank of a pipeline has more stages than torch's schedules keep gathered."""
     return plan.config.strategy.uses_fsdp() and plan.num_stages > MAX_WHOLE * plan.degrees["pp"]
 
 
@@ -72,7 +72,7 @@ def gathers_by_schedule(plan: Plan) -> bool:
 def gathers_of_stage(
     schedule: str, num_stages: int, num_ranks: int, num_microbatches: int, rank: int, stage: int, freed: bool
 ) -> int:
-    """How often torch's schedules gather a stage: they hold those that come next, MAX_WHOLE of them, and no others."""
+    """How often torch's schedules gather a stage. They keep only the next MAX_WHOLE stages gathered."""
     actions = actions_by_rank(schedule, num_stages, num_ranks, num_microbatches)[rank]
     gathers, is_next, unsharded = 0, False, False
     for i, action in enumerate(actions):
@@ -97,7 +97,8 @@ def next_stages(actions: list[Action], start: int) -> list[int]:
 
 
 def ddp(rank: Rank) -> Iterator[Traffic]:
-    """DDP: every gradient once a step, in buckets; with a communication hook as 16 bits, or as PowerSGD's factors."""
+    """DDP: every gradient once per step, in buckets. A communication hook sends 16 bits per element, or PowerSGD's
+    factors."""
     plan, keys = rank.plan, rank.plan.keys(DdpKeys)
     axis, (kept, _) = joined(plan, "dp_replicate", "cp"), element_sizes(plan.config.precision)
     shapes: dict[int, list[Shape]] = {}
@@ -111,14 +112,14 @@ def ddp(rank: Rank) -> Iterator[Traffic]:
             sizes = [(math.prod(shape), powersgd_elements(shape, keys.powersgd_rank)) for shape in bucket]
             calls = any(sent == size for size, sent in sizes) + 2 * any(sent < size for size, sent in sizes)
             size = kept * sum(sent for _, sent in sizes)
-            yield Traffic(axis, "all_reduce", calls, size, "vectors, and two factors a matrix, once it compresses")
+            yield Traffic(axis, "all_reduce", calls, size, "vectors and two factors per matrix, when compressed")
     else:
         size = (kept if hook == "none" else 2) * sum(math.prod(shape) for bucket in filled for shape in bucket)
         yield Traffic(axis, "all_reduce", len(filled), size, "gradients, in buckets")
 
 
 def buckets(shapes: list[Shape], element_size: int, cap: float) -> list[list[Shape]]:
-    """In the backward's order; a bucket is closed by the gradient that fills it."""
+    """The gradients by bucket, in the order of the backward. The gradient that fills a bucket is its last."""
     found: list[list[Shape]] = [[]]
     filled = 0
     for shape in shapes:

@@ -1,12 +1,13 @@
-"""DeepSpeed's AutoTP in training as a `TrainStep`: Megatron's cut of every block (Shoeybi et al. 2019), under ZeRO.
+"""DeepSpeed's AutoTP in training as a `TrainStep`: blocks are split as in Megatron (Shoeybi et al. 2019), with ZeRO.
 
     x -> norm -> [wq wk wv] rows -> heads of this rank -> [wo] columns -> all-reduce -> + x
     x -> norm -> [gate up]  rows -> hidden of this rank -> [down] columns -> all-reduce -> + x
 
-Embedding, norms and head are whole on every rank, and so are activations between the products. With fewer KV heads
-than ranks, AutoTP would cut heads in pieces: wk and wv are then whole too, and a layer of the lab computes the one head
-that this rank's query heads need. Sent over `tp` per layer and microbatch: 7 all-reduces of B·T·D, 2 forward, and
-backward one for each of wq, wk, wv, gate and up; where wk and wv are whole, one more for the gradient of each.
+The embedding, norms and head are whole on every rank, and so are activations between blocks. With fewer KV heads than
+ranks, AutoTP would split a head. Then wk and wv stay whole too, and the lab's `SharedHeadLinear` computes only the KV
+head that the rank's query heads need. Sent over `tp` per layer and microbatch: 7 all-reduces of B·T·D, of which 2 are
+in the forward, and one is in the backward for each of wq, wk, wv, gate and up. If wk and wv are whole, the gradient of
+each needs one more.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from train.ranks import collectives
 from train.strategies.deepspeed.engine import ZeroStep
 from train.strategies.tensor.split import KV_MODULES, SPLIT_DIM
 
-# the dimension of the weight that is cut, by the module's name
+# the dimension in which AutoTP splits the weight, by the module's name
 CUT = {name: dim for name, dim in SPLIT_DIM.items() if name not in ("embed", "head")}
 DEEPSPEED_NAMES = {0: "column", 1: "row"}
 
 
 def partition(cut: dict[str, int]) -> dict[str, Any]:
-    """The modules that are cut, in DeepSpeed's words. Left to guess by names that it knows from Hugging Face, it would
-    find nothing here."""
+    """DeepSpeed's configuration of the modules that are split. Without it, DeepSpeed looks for names of Hugging Face's
+    modules, which this model does not have."""
     specs = [
         {"patterns": [rf".*\.{name}\.weight$"], "partition_type": DEEPSPEED_NAMES[dim]} for name, dim in cut.items()
     ]
@@ -42,8 +43,8 @@ def partition(cut: dict[str, int]) -> dict[str, Any]:
 
 
 class SharedHeadLinear(Linear):
-    """wk or wv, whole on every rank, of which this one computes the KV head of its own query heads. Its terms of the
-    gradients, of the weight and of the input, are summed over tp in the backward."""
+    """wk or wv, whole on every rank. Each rank computes only the KV head of its own query heads. The backward sums the
+    gradients of the weight and of the input over tp."""
 
     group: ProcessGroup
     rows: slice
@@ -54,10 +55,10 @@ class SharedHeadLinear(Linear):
 
 
 class AutoTpStep(ZeroStep):
-    """`tp` by AutoTP; ZeRO's data ranks are those of `dp_shard`, one if it is not named."""
+    """`tp` by AutoTP. ZeRO's data ranks are those of `dp_shard`; there is one if the strategy does not name it."""
 
     def initialise(self, module: nn.Module, mpu: object | None, **more: Any) -> None:
-        """Also cuts the weights, in place: names and parameters stay."""
+        """Make the engine and split the weights in place: the names and the parameter objects do not change."""
         whole = {p: p.shape for p in module.parameters()}
         self.use_mesh()
         tp = self.mesh["tp"].size()
@@ -65,19 +66,19 @@ class AutoTpStep(ZeroStep):
         if (shards := kv_shards(model, tp)) < tp:
             dims = {name: dim for name, dim in CUT.items() if name not in KV_MODULES}
             self.share_heads(tp // shards)
-            # DeepSpeed reads this, and would give all of every layer to the first ranks, one KV head to each
+            # DeepSpeed reads this number, and would otherwise split layers over the first ranks only, one per KV head.
             self.model.config = dataclasses.replace(model, num_kv_heads=model.num_heads)
         super().initialise(
             module, mpu, tensor_parallel={"autotp_size": tp, "partition_config": partition(dims)}, **more
         )
         self.model.config = model
         self.cut = {p: dims[name.split(".")[-2]] for name, p in self.parameters.items() if name.split(".")[-2] in dims}
-        for p, shape in whole.items():  # a pattern that matches nothing is silent
+        for p, shape in whole.items():  # DeepSpeed does not report a pattern that matches nothing
             local_shape = torch.Size(getattr(p, "ds_shape", p.shape))
             assert local_shape == torch.Size(n // tp if self.cut.get(p) == dim else n for dim, n in enumerate(shape))
 
     def share_heads(self, sharing: int) -> None:
-        """Have `sharing` neighbouring ranks of tp compute the same KV head."""
+        """Make each group of `sharing` neighbouring ranks of tp compute the same KV head."""
         group = self.mesh["tp"].get_group()
         head = group.rank() // sharing
         layers: Iterable[Any] = self.model.layers.values()
@@ -88,8 +89,8 @@ class AutoTpStep(ZeroStep):
                 linear.rows = slice(head * attention.head_dim, (head + 1) * attention.head_dim)
 
     def use_mesh(self) -> None:
-        """Have AutoTP use the mesh's groups. It would make them itself, once in a process, whatever comes later: they
-        are private variables of a module (deepspeed 0.19)."""
+        """Make AutoTP use the mesh's groups. Its own groups would be made once per process and never change: they are
+        private variables of a module (deepspeed 0.19)."""
         groups = self.deepspeed.utils.groups
         groups._TENSOR_MODEL_PARALLEL_GROUP = groups._MODEL_PARALLEL_GROUP = self.mesh["tp"].get_group()
         groups._DATA_PARALLEL_GROUP = self.mesh["dp_shard"].get_group()
@@ -98,7 +99,7 @@ class AutoTpStep(ZeroStep):
         return super().full(lambda p: self.sharded(p, of(p)))
 
     def sharded(self, parameter: nn.Parameter, value: Tensor | None) -> Tensor | None:
-        """A rank's cut of something shaped as this parameter, as the DTensor that it is."""
+        """This rank's shard of a tensor with the parameter's shape, as a DTensor."""
         if value is None or parameter not in self.cut:
             return value
         return DTensor.from_local(value, self.mesh["tp"], [Shard(self.cut[parameter])], run_check=False)

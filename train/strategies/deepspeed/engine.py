@@ -1,8 +1,8 @@
-"""A `TrainStep` around `deepspeed.initialize`: what both of its engines share, and the ZeRO engine's step.
+"""A `TrainStep` around `deepspeed.initialize`: the code that both engines share, and the step of the ZeRO engine.
 
-DeepSpeed averages gradients over the data ranks; here they are sums, of losses that are divided by the global number
-of valid tokens. `summed` undoes the average, and nothing else in the step knows of it. Weights stay float32 for
-DeepSpeed under every precision: the model itself casts for compute.
+DeepSpeed averages gradients over the data ranks, but the lab needs their sum, because losses are already divided by the
+global number of valid tokens. `summed` undoes the average, and nothing else in the step depends on it. DeepSpeed keeps
+float32 weights at every precision; the model itself casts them for the computation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 
 def prepare(model: Transformer, mesh: DeviceMesh, config: Config) -> Callable[[torch.nn.Module, str], None]:
-    """The techniques that are the lab's under every engine; returns what gives a module memory and values."""
+    """Apply activation checkpointing and compilation, which are the lab's own under every engine. Returns the function
+    that gives a module memory and values."""
     target = new_target(model, mesh, config)
     for technique in (RECOMPUTE, COMPILE):
         if technique.applies(Plan(config, mesh.size())) and technique.apply is not None:
@@ -43,18 +44,18 @@ def prepare(model: Transformer, mesh: DeviceMesh, config: Config) -> Callable[[t
 
 
 def summed(loss: Tensor, data_ranks: int) -> Tensor:
-    """The loss whose gradient, averaged over the data ranks, is the sum of the ranks' gradients."""
+    """The loss multiplied so that the average of its gradients over the data ranks is the sum that is needed."""
     return loss * data_ranks
 
 
 def bytes_of(tensors: Iterable[Tensor | None]) -> int:
-    """Bytes of the memory behind tensors, counted once where they share it."""
+    """The number of bytes of the tensors' memory. Memory that several tensors share counts once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t is not None}
     return sum(storages.values())
 
 
 class EngineStep:
-    """What both engines share. `engine` is made by the subclass."""
+    """The base of both engines. The subclass makes `engine`, by `initialise`."""
 
     engine: Any
 
@@ -68,8 +69,8 @@ class EngineStep:
         self.gradient_bytes = 0
 
     def initialise(self, module: torch.nn.Module, mpu: object | None, **more: Any) -> None:
-        """Hand the materialised module and the lab's own optimiser to DeepSpeed, with `more` of its configuration.
-        Broadcasts the weights."""
+        """Make the engine from the materialised module and the lab's own optimiser. `more`: additional configuration of
+        DeepSpeed. Collective: DeepSpeed broadcasts the weights."""
         self.parameters = dict(self.model.named_parameters())
         self.engine = self.deepspeed.initialize(
             model=module,
@@ -83,10 +84,10 @@ class EngineStep:
         )
 
     def gradients_ready(self) -> None:
-        """Between DeepSpeed's reduction and its clipping and update."""
+        """Call it between DeepSpeed's reduction of the gradients and its clipping."""
         self.gradient_bytes = bytes_of(self._gradients())
         if self.strategy.zero_stage < 2:
-            # whole until the backward's end, though stage 1 has cut them by now: one for each parameter
+            # At the end of the backward each parameter had a whole gradient, although stage 1 has sharded them since.
             self.gradient_bytes = num_bytes(self.parameters.values())
         if self.on_gradients is not None:
             self.on_gradients()
@@ -95,27 +96,28 @@ class EngineStep:
         set_lr(self.engine.optimizer, lr)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Collective, as `safe_get_full_fp32_param` is: an all-reduce over the data ranks for each parameter."""
+        """Collective: `safe_get_full_fp32_param` needs an all-reduce over the data ranks for each parameter."""
         get = self.deepspeed.utils.safe_get_full_fp32_param
         return self.full(lambda p: p.detach() if (full := get(p)) is None else full)
 
     def full_gradients(self) -> Iterator[tuple[str, Tensor]]:
-        """Collective, and only from `on_gradients`: DeepSpeed frees them with its update."""
+        """Collective. Call it from `on_gradients` only, because DeepSpeed's update frees the gradients."""
         return self.full(self.deepspeed.utils.safe_get_full_grad)
 
     def full(self, of: Callable[[torch.nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
-        """`ShardedState.full` of what DeepSpeed has put together over its data ranks."""
+        """`ShardedState.full` of tensors that DeepSpeed has gathered over its data ranks."""
         return self.state.full(of)
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
-        """`optimiser` has the partition of master weights in it that DeepSpeed keeps beside the parameters."""
+        """The tensors by kind. `optimiser` includes the rank's part of the master weights, which DeepSpeed keeps in
+        addition to the parameters."""
         optimiser = self.engine.optimizer
         inner = getattr(optimiser, "optimizer", optimiser)
         parameters = list(self._parameters())
         masters = [p for group in inner.param_groups for p in group["params"]]
         masters += getattr(
             optimiser, "fp32_partitioned_groups_flat", []
-        )  # stage 3's; its groups are empty between steps
+        )  # stage 3 has them here, because its parameter groups are empty between steps
         states = [s for state in inner.state.values() for s in state.values() if isinstance(s, Tensor)]
         kept = {p.untyped_storage().data_ptr() for p in parameters}
         return {
@@ -144,7 +146,8 @@ class EngineStep:
 
 
 class DataParallelUnit:
-    """The mesh, as DeepSpeed asks for it: it then makes no groups of its own."""
+    """The mesh with the interface that DeepSpeed expects of a model-parallel unit (`mpu`). With it, DeepSpeed makes no
+    groups of its own."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.data, self.model = mesh["dp_shard"], mesh["pp"]
@@ -188,13 +191,13 @@ class ZeroStep(EngineStep):
             with span("F", 0, i - 1):
                 loss = self.model.loss(self.engine(inputs), labels) * inverse_num_valid
             with span("B", 0, i - 1):
-                # not its mean over microbatches either: the loss is divided by all tokens already
+                # No mean over microbatches (`scale_wrt_gas`): the loss is already divided by the number of all tokens.
                 self.engine.backward(summed(loss, self.data_ranks), scale_wrt_gas=False)
             losses.append(loss.detach())
             with span("optimiser"):
                 if i == self.num_microbatches:
                     self.gradients_ready()
-                self.engine.step()  # clips and updates after the last microbatch, only counts before
+                self.engine.step()  # it clips and updates after the last microbatch, and only counts the others
         norm = torch.as_tensor(self.engine.get_global_grad_norm(), device=losses[0].device)
         return StepResult(loss=sum_over(torch.stack(losses).sum(), self.mesh, *BATCH_AXES), grad_norm=norm)
 

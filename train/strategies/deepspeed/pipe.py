@@ -1,7 +1,7 @@
 """DeepSpeed's `PipelineModule` as a `TrainStep`: 1F1B over `pp`, alone or with data ranks, which ZeRO-1 may shard.
 
-Every rank cuts the same transformer into a list of layers; DeepSpeed builds those of its stage only, blocks spread
-evenly, the embedding on the first stage and the head on the last.
+Every rank describes the same transformer as a list of layers, and DeepSpeed builds only those of the rank's stage.
+Blocks are spread evenly; the embedding is on the first stage, and the head on the last.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ class HeadLayer(nn.Module):
 
 
 def mark_as_own(parameters: Iterable[nn.Parameter]) -> None:
-    """Say, in Megatron's word, that other stages hold other parameters. Without ZeRO, DeepSpeed would clip by the
-    norm of the first stage's gradients alone (0.19.8: `clip_grad_norm_` takes the stage for a tensor-parallel rank)."""
+    """Mark the parameters as different on every stage, with Megatron's attribute. Otherwise DeepSpeed without ZeRO
+    clips by the norm of the first stage's gradients only (0.19.8: `clip_grad_norm_` treats the stage as a
+    tensor-parallel rank)."""
     for p in parameters:
         p.model_parallel = True  # type: ignore[attr-defined]
 
@@ -81,7 +82,7 @@ class PipeStep(EngineStep):
     def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config) -> None:
         super().__init__(model, mesh, config)
         fill = prepare(model, mesh, config)
-        self.weight = torch.ones_like(model.rope[0, 0, 0])  # of a token's loss in DeepSpeed's means
+        self.weight = torch.ones_like(model.rope[0, 0, 0])  # the weight of a token's loss in DeepSpeed's means
         from deepspeed.pipe import LayerSpec
         from deepspeed.runtime.pipe.topology import PipeDataParallelTopology
 
@@ -90,7 +91,7 @@ class PipeStep(EngineStep):
             *(LayerSpec(BlockLayer, model, fill, name) for name in model.layers),
             LayerSpec(HeadLayer, model, fill),
         ]
-        with redirect_stdout(io.StringIO()):  # it prints its topology
+        with redirect_stdout(io.StringIO()):  # DeepSpeed prints its topology
             module = self.deepspeed.PipelineModule(
                 layers=layers,
                 topology=PipeDataParallelTopology(num_pp=mesh["pp"].size(), num_dp=self.data_ranks),
@@ -106,7 +107,7 @@ class PipeStep(EngineStep):
         self.name_instructions()
 
     def name_instructions(self) -> None:
-        """Let the engine's work be recorded by stage and microbatch (a private table; deepspeed 0.19)."""
+        """Record the engine's work as regions named by stage and microbatch (a private table; deepspeed 0.19)."""
         from deepspeed.runtime.pipe import schedule
 
         stage, done = self.mesh["pp"].get_local_rank(), Counter[str]()
@@ -127,7 +128,7 @@ class PipeStep(EngineStep):
         self.engine._INSTRUCTION_MAP = table
 
     def keep_stage(self) -> None:
-        """Drop what DeepSpeed did not build here."""
+        """Remove the layers that DeepSpeed did not build on this stage."""
         for name in [name for name, layer in self.model.layers.items() if next(layer.parameters()).is_meta]:
             del self.model.layers[name]
         for end in ("embed", "norm", "head"):
@@ -138,7 +139,7 @@ class PipeStep(EngineStep):
         return self.model.loss(logits, targets) * self.weight
 
     def weigh_tokens(self, weight: Tensor) -> None:
-        """Give every token's loss this weight in sums: DeepSpeed's means over microbatches and ranks are undone."""
+        """Give every token's loss this weight. The factors undo DeepSpeed's means over microbatches and ranks."""
         self.weight = summed(weight, self.data_ranks) * self.num_microbatches
 
     def batches(self, tokens: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -147,7 +148,7 @@ class PipeStep(EngineStep):
 
     def measure_and_update(self, lr_kwargs: object) -> None:
         self.gradients_ready()
-        if not self.engine.zero_optimization():  # its clipping without ZeRO keeps the norm to itself
+        if not self.engine.zero_optimization():  # without ZeRO, its clipping does not give the norm
             grads = [p.grad for p in self.parameters.values() if p.grad is not None]
             self.norm = gradients.global_norm(grads, self.mesh["pp"].get_group(), self.weight.device)
         self.update(lr_kwargs)

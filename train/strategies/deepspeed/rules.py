@@ -1,4 +1,4 @@
-"""Rules of DeepSpeed's engines. None of them applies to another strategy."""
+"""The rules of DeepSpeed's engines. They do not apply to other strategies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def precision(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if (found := plan.config.precision) not in refused:
         return None
     where = f"strategy={strategy.name}" if found is Precision.float64 else f"DeepSpeed's strategy.tp={strategy.tp}"
-    return Finding(f"precision={found.value} does not go with {where}", ("precision=float32", "strategy.tp=null"))
+    return Finding(f"precision={found.value} is not supported with {where}", ("precision=float32", "strategy.tp=null"))
 
 
 def stages(strategy: DeepSpeed) -> tuple[int, ...]:
@@ -34,13 +34,13 @@ def stage(plan: Plan, strategy: DeepSpeed) -> Finding | None:
         return None
     where = "without strategy.pp" if strategy.pp is None else f"with strategy.pp={strategy.pp}"
     fixes = sorted(allowed, key=lambda s: abs(s - strategy.zero_stage))
-    message = f"strategy.zero_stage={strategy.zero_stage} does not go {where}"
+    message = f"strategy.zero_stage={strategy.zero_stage} is not supported {where}"
     return Finding(message, tuple(f"strategy.zero_stage={s}" for s in fixes))
 
 
 def data_axis(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if strategy.zero_stage not in stages(strategy):
-        return None  # told already
+        return None  # the rule ds_stage reports it
     sharded = strategy.zero_stage > 0
     right, wrong = ("dp_shard", "dp_replicate") if sharded else ("dp_replicate", "dp_shard")
     degrees = {axis: plan.axes.get(axis) for axis in (right, wrong)}
@@ -49,10 +49,10 @@ def data_axis(plan: Plan, strategy: DeepSpeed) -> Finding | None:
             return None
         return Finding(f"strategy={strategy.name} names no strategy.{right}", (f"strategy.{right}=-1",))
     if strategy.tp is not None and degrees[right] is None:
-        return None  # told by ddp_over_tp
+        return None  # the rule ddp_over_tp reports it
     fixes = [f"strategy.{wrong}=null strategy.{right}={degrees[right] or degrees[wrong]}", f"strategy.{wrong}=null"]
     return Finding(
-        f"strategy.zero_stage={strategy.zero_stage} does not go with strategy.{wrong}={degrees[wrong]}",
+        f"strategy.zero_stage={strategy.zero_stage} is not supported with strategy.{wrong}={degrees[wrong]}",
         (*fixes, *(f"{line} strategy.{right}=-1" for line in fixes[1:])),
         f"use strategy.{right}",
     )
@@ -62,21 +62,21 @@ def offload(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if not strategy.offload_optimizer or (strategy.zero_stage > 0 and strategy.pp is None):
         return None
     where = "strategy.zero_stage=0" if strategy.zero_stage == 0 else f"strategy.pp={strategy.pp}"
-    message = f"strategy.offload_optimizer=true does not go with {where}"
+    message = f"strategy.offload_optimizer=true is not supported with {where}"
     return Finding(message, ("strategy.offload_optimizer=false",))
 
 
 def tied(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if strategy.pp is None or not plan.config.model.tie_embeddings:
         return None
-    message = f"model.tie_embeddings=true does not go with strategy={strategy.name}"
+    message = f"model.tie_embeddings=true is not supported with strategy={strategy.name}"
     return Finding(message, ("model.tie_embeddings=false",))
 
 
 def autotp_pipeline(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if strategy.tp is None or strategy.pp is None:
         return None
-    message = f"DeepSpeed's strategy.tp={strategy.tp} does not go with strategy.pp={strategy.pp}"
+    message = f"DeepSpeed's strategy.tp={strategy.tp} is not supported with strategy.pp={strategy.pp}"
     fixes = (
         "strategy.tp=null",
         "strategy.pp=null",
@@ -89,60 +89,60 @@ def autotp_pipeline(plan: Plan, strategy: DeepSpeed) -> Finding | None:
 def autotp_checkpointing(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if strategy.tp is None or plan.config.train.activation_checkpointing is not ActivationCheckpointing.selective:
         return None
-    message = f"train.activation_checkpointing=selective does not go with DeepSpeed's strategy.tp={strategy.tp}"
+    message = f"train.activation_checkpointing=selective is not supported with DeepSpeed's strategy.tp={strategy.tp}"
     return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))
 
 
 def autotp_compile(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if strategy.tp is None or not plan.config.compile.enabled:
         return None
-    message = f"compile.enabled=true does not go with DeepSpeed's strategy.tp={strategy.tp}"
+    message = f"compile.enabled=true is not supported with DeepSpeed's strategy.tp={strategy.tp}"
     return Finding(message, ("compile.enabled=false",))
 
 
 def stage_3_compile(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if strategy.zero_stage != 3 or not plan.config.compile.enabled:
         return None
-    message = "compile.enabled=true does not go with DeepSpeed's strategy.zero_stage=3"
+    message = "compile.enabled=true is not supported with DeepSpeed's strategy.zero_stage=3"
     return Finding(message, ("compile.enabled=false", "strategy.zero_stage=2"), "use the lab's own fsdp")
 
 
 def dense(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     if plan.config.model.num_experts == 0:
         return None
-    message = f"model={plan.config.model.name} (a mixture of experts) does not go with strategy={strategy.name}"
+    message = f"model={plan.config.model.name} (a mixture of experts) is not supported with strategy={strategy.name}"
     return Finding(message, ("model.num_experts=0 model.num_shared_experts=0",), "use fsdp, or a dense model")
 
 
 RULES = (
     *BLOCK_RULES,
-    Rule("layers_and_stages", "every stage has a layer", too_few_layers),
+    Rule("layers_and_stages", "every stage needs a layer", too_few_layers),
     Rule(
         "ds_precision",
-        "DeepSpeed keeps float32 weights and refuses float64 ones; its tensor-parallel layers do not cast them",
+        "DeepSpeed keeps float32 weights and refuses float64; its tensor-parallel layers do not cast them to bf16",
         of_deepspeed(precision),
     ),
     Rule(
-        "ds_stage", "a pipeline goes with ZeRO-1 at most; without one, stage 0 would be plain DDP", of_deepspeed(stage)
+        "ds_stage", "a pipeline supports stages 0 and 1; without a pipeline, stage 0 is plain DDP", of_deepspeed(stage)
     ),
-    Rule("ds_data_axis", "ZeRO shards over its data ranks, stage 0 replicates over them", of_deepspeed(data_axis)),
-    Rule("ds_offload", "ZeRO's partition of the optimiser state is what is offloaded", of_deepspeed(offload)),
-    Rule("ds_autotp_pipeline", "AutoTP cuts a whole model, no stage of DeepSpeed's", of_deepspeed(autotp_pipeline)),
+    Rule("ds_data_axis", "ZeRO shards over data ranks, and stage 0 replicates over them", of_deepspeed(data_axis)),
+    Rule("ds_offload", "only ZeRO's shard of the optimiser state can be offloaded", of_deepspeed(offload)),
+    Rule("ds_autotp_pipeline", "AutoTP splits a whole model, not a stage of a pipeline", of_deepspeed(autotp_pipeline)),
     Rule(
         "ds_autotp_checkpointing",
-        "AutoTP reduces a product's result in place, so one that is kept would be reduced again",
+        "AutoTP reduces a product's result in place, so a result that is kept would be reduced twice",
         of_deepspeed(autotp_checkpointing),
     ),
     Rule(
         "ds_autotp_compile",
-        "AutoTP reduces in place within the block, and inductor of torch 2.11 loses gradients by that",
+        "AutoTP reduces in place within the block, for which inductor of torch 2.11 loses gradients",
         of_deepspeed(autotp_compile),
     ),
     Rule(
         "ds_stage_3_compile",
-        "stage 3 gathers weights into tensors that a compiled block took for others: gradients came out wrong on a GPU",
+        "a compiled block confuses the tensors into which stage 3 gathers weights: gradients were wrong on a GPU",
         of_deepspeed(stage_3_compile),
     ),
-    Rule("ds_dense", "the lab's balancing of experts is not in DeepSpeed's step", of_deepspeed(dense)),
-    Rule("ds_tied", "the lab's layer list shares no weight between its ends", of_deepspeed(tied)),
+    Rule("ds_dense", "DeepSpeed's step does not run the lab's balancing of experts", of_deepspeed(dense)),
+    Rule("ds_tied", "the layers of DeepSpeed's pipeline share no weights", of_deepspeed(tied)),
 )

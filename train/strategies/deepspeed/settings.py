@@ -1,4 +1,4 @@
-"""The package DeepSpeed as the lab loads it, and its own configuration."""
+"""Loads the package DeepSpeed, and makes its configuration from the lab's."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from train.config.plan import Plan
 from train.config.schema import Config
 from train.strategies.deepspeed.strategy import DeepSpeed
 
-ALIGNMENT = 256  # elements; DeepSpeed asks for an even number at least
+ALIGNMENT = 256  # elements; DeepSpeed needs an even number of them
 BYTES_PER_ELEMENT = 4  # DeepSpeed counts buckets in elements; weights and gradients are float32
 
 
 def load_deepspeed(device: torch.device) -> Any:
-    """The package, on this rank's device and in the process group that is open. Compiles nothing.
+    """The package, for this rank's device and the open process group. It compiles nothing.
 
-    Its op for shared-memory all-reduces on a CPU is for inference and would be compiled here: it is marked as
-    not to be had, by a private table (deepspeed 0.19).
+    DeepSpeed would compile an op for all-reduces in shared memory on a CPU, which only inference uses. A private table
+    (deepspeed 0.19) marks this op as not available.
     """
-    os.environ["DS_ACCELERATOR"] = device.type  # read at import; left to itself DeepSpeed takes any GPU it sees
-    os.environ["LOCAL_RANK"] = str(device.index or 0)  # the device it will use, also where ranks share one
+    os.environ["DS_ACCELERATOR"] = device.type  # read at import; without it DeepSpeed uses any GPU that it sees
+    os.environ["LOCAL_RANK"] = str(device.index or 0)  # the device that it uses, also if ranks share one
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
@@ -37,7 +37,7 @@ def load_deepspeed(device: torch.device) -> Any:
 
 
 def engine_config(config: Config, num_microbatches: int) -> dict[str, Any]:
-    """DeepSpeed's own configuration. What is not named here is at its default or off."""
+    """DeepSpeed's own configuration. Options that are not given here have their default or are off."""
     strategy = Plan(config, 1).keys(DeepSpeed)
     bucket = int(strategy.bucket_mb * 2**20) // BYTES_PER_ELEMENT
     bucket = -(-max(bucket, 1) // ALIGNMENT) * ALIGNMENT
@@ -56,6 +56,6 @@ def engine_config(config: Config, num_microbatches: int) -> dict[str, Any]:
         "gradient_clipping": config.train.clip_norm,
         "steps_per_print": None,
         "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,  # it knows Adam by name only; SGD is elementwise too
-        "zero_force_ds_cpu_optimizer": False,  # its own Adam for the host would be compiled
+        "zero_allow_untested_optimizer": True,  # it allows only Adam by name, but SGD is elementwise too
+        "zero_force_ds_cpu_optimizer": False,  # its own Adam for the host would have to be compiled
     }

@@ -2,11 +2,11 @@
 
     each rank holds     parameters   gradients   optimiser state      sent per step, n ranks, P parameters
     stage 1             all          all         1/n                  reduction + all-gather: 2P
-    stage 2             all          1/n         1/n                  the same, reduced as the backward goes: 2P
-    stage 3             1/n          1/n         1/n                  two all-gathers and a reduction a microbatch: 3P
+    stage 2             all          1/n         1/n                  the same, reduced during the backward: 2P
+    stage 3             1/n          1/n         1/n                  per microbatch two all-gathers, one reduction: 3P
 
-`pp` without ZeRO or with stage 1: DeepSpeed's `PipelineModule`, 1F1B. `tp` with any stage: its AutoTP.
-docs/deepspeed.md says what is scaled where.
+`pp`, without ZeRO or with stage 1, is DeepSpeed's `PipelineModule` with 1F1B. `tp`, with every stage, is its AutoTP.
+docs/deepspeed.md says where gradients are scaled.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from train.config.schema import Config, ModelConfig
     from train.model.transformer import Transformer
 
-SCHEDULE = "1f1b"  # of its pipeline
+SCHEDULE = "1f1b"  # the schedule of DeepSpeed's pipeline
 
 
 @dataclass
@@ -51,7 +51,8 @@ class DeepSpeed(Strategy):
         return SCHEDULE if self.pp is not None else None
 
     def layers_of(self, model: ModelConfig, seq_len: int, num_ranks: int) -> list[range]:
-        """The layers of every stage: DeepSpeed spreads the blocks evenly, and earlier stages take the odd ones."""
+        """The layers of every stage. DeepSpeed spreads the blocks evenly; the first stages get one more if the number
+        does not divide."""
         base, extra = divmod(model.num_layers, num_ranks)
         return layers_of_stages([base + (stage < extra) for stage in range(num_ranks)])
 

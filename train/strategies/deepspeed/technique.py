@@ -1,4 +1,4 @@
-"""DeepSpeed's engines as the lab asks for them. They split and send by rules of their own (strategies/memory.py)."""
+"""DeepSpeed's engines as a `Technique`. strategies/memory.py has what their ranks hold; what they send is not known."""
 
 from __future__ import annotations
 

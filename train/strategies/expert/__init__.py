@@ -1,1 +1,1 @@
-"""Expert parallelism, and the balance of the experts."""
+"""Expert parallelism, and load balancing of experts."""

@@ -4,12 +4,14 @@
     = efsdp 2 x ep 2       ep 0 1             experts 0-3 on ranks 0 2, experts 4-7 on ranks 1 3: FSDP over `efsdp`
                               2 3             tokens: all-to-all between 0 1, and between 2 3
 
-`ep` folds over the data axes, innermost first: its ranks read other rows, and tokens travel to their experts and back.
-Sent per layer and microbatch: 2 all-to-alls of K x N x D elements, uneven as the router chose, and 2 in the backward;
-before them E counts. An expert's gradient comes from the tokens of all `ep` ranks by the all-to-all's adjoint, so it is
-complete over `ep` and summed over `efsdp` alone: neither divided nor multiplied by `ep`.
+`ep` folds over the data axes, the innermost first. Its ranks have different rows, and tokens are sent to their experts
+and back. Sent per layer and microbatch: E counts, then 2 all-to-alls of K x N x D elements in the forward and 2 in the
+backward, whose parts are uneven because the router decides them.
 
-Under `tp`, with or without `ep`, each rank has F/t of every expert's columns and rows (tensor/mixture.py).
+The backward of the all-to-all brings an expert the gradients of the tokens of all `ep` ranks. So its gradient is
+complete over `ep`, and only summed over `efsdp`; it is neither divided nor multiplied by `ep`.
+
+With `tp`, with or without `ep`, each rank has F/t of every expert's columns and rows (tensor/mixture.py).
 """
 
 from __future__ import annotations
@@ -34,18 +36,18 @@ from train.strategies.data.split import EXPERT_WIDTH_DIM
 from train.strategies.expert.split import EXPERT_DIM
 from train.strategies.tensor.split import EXPERT_SPLIT_DIM
 
-FOLDED = {"dp_shard": "efsdp", "cp": "ep"}  # axes of the mesh, and what stands in their places in the experts' mesh
+FOLDED = {"dp_shard": "efsdp", "cp": "ep"}  # axes of the mesh, and the axes that replace them in the experts' mesh
 
 
 class ShardedExperts(Experts):
-    """This rank's experts, or its columns and rows of each."""
+    """This rank's experts, or this rank's columns and rows of every expert."""
 
     def forward(self, x_ND: Tensor, num_rows_E: Tensor) -> Tensor:
         return self.compute(x_ND, num_rows_E, local(self.gate), local(self.up), local(self.down))
 
 
 class ExpertParallelDispatch(nn.Module):
-    """`LocalDispatch` over ranks: rows go to the rank that has their expert, results come back the same way."""
+    """`LocalDispatch` over ranks: rows are sent to the rank that has their expert, and results are sent back."""
 
     def __init__(self, group: ProcessGroup) -> None:
         super().__init__()
@@ -56,11 +58,12 @@ class ExpertParallelDispatch(nn.Module):
         order, inverse, num_rows_E = sorted_by_expert(chosen_NK, cast(Experts, experts).num_experts)
         leaving = num_rows_E.unflatten(0, (size, -1))  # [to rank, its experts]
         coming = collectives.exchange(leaving.contiguous(), self.group)  # [from rank, own experts]
-        # the one wait for the device: the sizes of what is sent
+        # The host waits for the device here, and only here, because it needs the sizes of the messages.
         send, receive = torch.stack((leaving.sum(1), coming.sum(1))).tolist()
         rows = collectives.all_to_all(gather_rows(x_ND, order, inverse, k), send, receive, self.group)
         own = torch.arange(coming.shape[1], device=coming.device).repeat(size)
-        expert = own.repeat_interleave(coming.flatten(), output_size=sum(receive))  # they came by sender, then expert
+        # rows arrive sorted by sender, then by expert
+        expert = own.repeat_interleave(coming.flatten(), output_size=sum(receive))
         by_expert, by_sender, num_rows = sorted_by_expert(expert, coming.shape[1])
         y = gather_rows(experts(gather_rows(rows, by_expert, by_sender), num_rows), by_sender, by_expert)
         y = collectives.all_to_all(y, receive, send, self.group)
@@ -68,9 +71,10 @@ class ExpertParallelDispatch(nn.Module):
 
 
 def apply_experts(target: Target) -> None:
-    """Make a mixture model on meta run under the axes that the strategy names, in place; `tp` is applied before.
+    """Make a mixture model on meta run with the axes that the strategy names, in place. `tp` is applied before.
 
-    Where `ep` is named, FSDP shards the experts over a mesh of their own. Collective then: it makes process groups."""
+    If `ep` is named, FSDP shards the experts over a mesh of their own. This makes process groups, which is collective.
+    """
     model, mesh, config = target.model, target.mesh, target.config
     axes, degree = config.strategy.mesh_axes(), config.strategy.expert_degree()
     scale_aux_loss(model, num_sequences=config.train.global_batch_size)
@@ -91,14 +95,15 @@ def apply_experts(target: Target) -> None:
 
 
 def scale_aux_loss(model: Transformer, *, num_sequences: int) -> None:
-    """The auxiliary loss is a mean over the sequences of the global batch, whatever rank or microbatch has them."""
+    """Make the auxiliary loss a mean over the sequences of the global batch, on all ranks and microbatches."""
     for router in routers(model.layers).values():
         router.aux_scale /= num_sequences
 
 
 def width_shard(experts: Experts, parameter: nn.Parameter) -> Shard:
-    """How FSDP shards what `ep` and `tp` leave of the experts: by their width D, which neither splits. Splitting a
-    dimension twice would be a private placement (`_StridedShard`), and E/ep may be fewer than the ranks."""
+    """The dimension in which FSDP shards a weight of the experts: their width D, which neither `ep` nor `tp` splits. To
+    split a dimension twice needs a private placement (`_StridedShard`), and E/ep may be less than the number of ranks.
+    """
     return next(Shard(dim) for name, dim in EXPERT_WIDTH_DIM.items() if getattr(experts, name) is parameter)
 
 
@@ -107,13 +112,14 @@ def mixtures(model: Transformer) -> list[MixtureOfExperts]:
 
 
 def expert_mesh(mesh: DeviceMesh, degree: int) -> DeviceMesh:
-    """The same ranks as `mesh`, with dp_shard x cp seen as efsdp x ep. A mesh of its own, as a public way to fold axes
-    of one into another does not exist (torch 2.13)."""
+    """A second mesh of the same ranks as `mesh`, with efsdp x ep in the place of dp_shard x cp. torch 2.13 has no
+    public method that folds axes of a mesh."""
     sizes = {axis: mesh[axis].size() for axis in MESH_AXES}
     folded = folded_ranks(sizes)
     ep = folded if degree == -1 else degree
     shape = {FOLDED.get(axis, axis): size for axis, size in (sizes | {"dp_shard": folded // ep, "cp": ep}).items()}
-    # groups of their own, also where torch would take the world's: tokens do not queue behind FSDP, and have a name
+    # These axes get new groups, also if torch would use the world's group, so that the groups have names and that
+    # tokens do not wait for FSDP's messages.
     own: dict[int | str, Any] = dict.fromkeys(("efsdp", "ep"), dist.get_backend(mesh["dp_shard"].get_group()))
     return init_device_mesh(mesh.device_type, tuple(shape.values()), mesh_dim_names=tuple(shape), backend_override=own)
 

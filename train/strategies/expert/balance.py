@@ -1,8 +1,8 @@
-"""The load of the experts over the whole optimiser step: logged, and evened out by the routers' biases.
+"""The load of the experts over a whole optimiser step. It is logged, and the routers' biases balance it.
 
-Routers count what they see (`moe.Router.note`); here their counts are summed over every rank that sees other tokens
-and over the stages, by one small tensor per step. Not over `tp`: its ranks route the same tokens; nor over `ep`, whose
-ranks are those of the data axes.
+Routers count their own tokens (`moe.Router.note`). Here one small tensor per step sums the counts over all ranks with
+other tokens, and over the stages. There is no sum over `tp`, whose ranks route the same tokens, and none over `ep`,
+whose ranks are those of the data axes.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from train.model.transformer import Transformer
 from train.ranks.distributed import sum_over
 from train.strategies.context.apply import positions_of
 
-TOKEN_AXES = (*BATCH_AXES, "cp")  # ranks that differ in these route other tokens
+TOKEN_AXES = (*BATCH_AXES, "cp")  # ranks that differ on one of these axes route other tokens
 
 
 class LoadBalance:
-    """`routers`: this rank's, by layer; those of a dense model are none, and nothing is sent."""
+    """`routers`: those of this rank, by layer. A dense model has none, and nothing is sent."""
 
     def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config) -> None:
         self.routers, self.mesh, self.model = routers(model.layers), mesh, config.model
@@ -32,11 +32,13 @@ class LoadBalance:
 
     @torch.no_grad()
     def update(self) -> dict[str, Tensor]:
-        """Move the biases by the step's loads and start to count anew. Returns scalars, the same on every rank:
+        """Update the biases by the step's loads, and reset the counts. Returns scalars, the same on every rank:
 
-        `moe/max_load_ratio`: tokens of the busiest expert over the mean, of the worst layer; `moe/router_entropy`:
-        of a token's normalised scores, nats, mean over tokens and layers; `moe/aux_loss`: before its coefficient,
-        mean over sequences and layers, 1 when balanced. Collective over the token axes and `pp`: L x (E + 2) numbers.
+        `moe/max_load_ratio`: the tokens of the expert with the most, divided by the mean; the largest over layers.
+        `moe/router_entropy`: the entropy of a token's normalised scores, nats; the mean over tokens and layers.
+        `moe/aux_loss`: the auxiliary loss before its coefficient, 1 when balanced; the mean over sequences and layers.
+
+        Collective over the token axes and `pp`: L x (E + 2) numbers.
         """
         if self.model.num_experts == 0:
             return {}
@@ -44,8 +46,9 @@ class LoadBalance:
         num_chosen_LE, (aux_L, entropy_L) = totals[:, :-2], totals[:, -2:].unbind(1)
         mean_L = num_chosen_LE.sum(1) / self.model.num_experts
         for layer, router in self.routers.items():
-            if router.bias is not None:  # counts are whole numbers, and float64 holds them and their mean: the sign
-                missing_E = mean_L[layer] - num_chosen_LE[layer]  # is the same whatever the order of the sum
+            if router.bias is not None:
+                # float64 is exact for these counts, so the sign does not depend on the order of the sum
+                missing_E = mean_L[layer] - num_chosen_LE[layer]
                 router.bias += self.model.bias_update_rate * missing_E.sign().to(router.bias.dtype)
             router.num_chosen.zero_()
             router.sums.zero_()
@@ -56,7 +59,7 @@ class LoadBalance:
         }
 
     def _totals(self) -> Tensor:
-        """[layers of the whole model, E + 2]: tokens by expert, the sum of aux losses, the sum of entropies."""
+        """[layers of the whole model, E + 2]: tokens by expert, the sum of auxiliary losses, the sum of entropies."""
         device = next(iter(self.routers.values())).sums.device
         totals = torch.zeros(self.model.num_layers, self.model.num_experts + 2, dtype=torch.float64, device=device)
         for layer, router in self.routers.items():
@@ -65,7 +68,7 @@ class LoadBalance:
 
 
 class RoutingRecord:
-    """What every router chooses, for the proof. Made before the steps; taken after each."""
+    """Records the routers' choices, for the proof. Make it before the first step, and call `collect` after each."""
 
     def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config, rows: slice) -> None:
         self.routers, self.mesh, self.config, self.rows = routers(model.layers), mesh, config, rows
@@ -75,8 +78,8 @@ class RoutingRecord:
             router.on_choice = lambda *choice, layer=layer: self.seen[layer].append(choice)
 
     def collect(self) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-        """Since the last call: the chosen experts of the global batch (each token's in rising order) and the biases,
-        by layer, and the least margin. Collective over the token axes and `pp`."""
+        """The record since the last call: the chosen experts of the global batch by layer, sorted for each token; the
+        biases by layer; and the smallest margin. Collective over the token axes and `pp`."""
         model, train = self.config.model, self.config.train
         if model.num_experts == 0:
             return {}, {}, float("inf")
@@ -88,7 +91,7 @@ class RoutingRecord:
         biases = torch.zeros(model.num_layers, model.num_experts, dtype=dtype, device=device)
         least = torch.tensor(float("inf"), device=device)
         for layer, router in self.routers.items():
-            # forwards take microbatches in order; backwards may not (looped_bfs takes the last one first)
+            # forwards run microbatches in order, but backwards may not (looped_bfs begins with the last one)
             in_order = sorted(self.seen[layer], key=lambda choice: choice[0])
             chosen[layer, self.rows][:, self.positions] = torch.cat([choice for _, choice, _ in in_order])
             least = torch.stack((least, *(margin.min().float() for *_, margin in in_order))).min()

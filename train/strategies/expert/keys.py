@@ -1,4 +1,4 @@
-"""The strategy's key of expert parallelism."""
+"""The key of expert parallelism under `strategy`."""
 
 from __future__ import annotations
 

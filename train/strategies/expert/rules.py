@@ -1,4 +1,4 @@
-"""Rules of mixtures of experts, and of `ep`."""
+"""The rules of expert parallelism."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from train.config.rule import Finding, Rule, degree_fixes, divisors, nearest
 from train.config.schema import ActivationCheckpointing
 from train.config.strategy import folded_ranks
 
-NUM_DEGREES = 4  # tried as fixes
+NUM_DEGREES = 4  # the number of degrees that are tried as fixes
 
 
 def ranks_of(plan: Plan) -> tuple[int, int]:
-    """(ep, the ranks that it folds over); ep is 1 where the strategy names none or no valid one."""
+    """(ep, the number of ranks that it folds over); ep is 1 if the strategy names none or an invalid one."""
     return plan.ep, folded_ranks(plan.degrees)
 
 
@@ -19,15 +19,16 @@ def ep_degree(plan: Plan) -> Finding | None:
     ep = plan.config.strategy.expert_degree()
     if ep is None or ep >= 1 or ep == -1:
         return None
-    return Finding(f"strategy.ep={ep} is no degree", ("strategy.ep=-1", "strategy.ep=1"))
+    message = f"strategy.ep={ep} is not a valid degree (a positive number, or -1 for all ranks)"
+    return Finding(message, ("strategy.ep=-1", "strategy.ep=1"))
 
 
 def ep_needs_experts(plan: Plan) -> Finding | None:
     ep, model = plan.config.strategy.expert_degree(), plan.config.model
     if ep is None or model.num_experts > 0:
         return None
-    # a preset is no value, so `validate` cannot try it as a fix
-    message = f"strategy.ep={ep} splits experts, and model={model.name} has none (model=moe_tiny has)"
+    # `validate` cannot try another model preset as a fix, so the message names one
+    message = f"strategy.ep={ep} splits experts, but model={model.name} has none (model=moe_tiny has some)"
     return Finding(message, ("strategy.ep=null",), "use a model with experts")
 
 
@@ -42,13 +43,13 @@ def ep_needs_fsdp(plan: Plan) -> Finding | None:
 
 
 def ep_fixes(plan: Plan) -> tuple[str, ...]:
-    """Other degrees, by their distance from this one."""
+    """Other degrees, sorted by their distance from this one."""
     ep, folded = ranks_of(plan)
     return tuple(f"strategy.ep={degree}" for degree in nearest(divisors(folded), ep))
 
 
 def rank_fixes(plan: Plan) -> tuple[str, ...]:
-    """Lines that give `dp_shard` another degree, by its distance from this one, which splits experts evenly."""
+    """Lines that give `dp_shard` other degrees which split experts evenly, sorted by their distance from this one."""
     model, cp = plan.config.model, plan.degrees["cp"]
     if plan.config.strategy.expert_degree() == -1:
         folded = divisors(model.num_experts)
@@ -88,20 +89,20 @@ def ep_checkpointing(plan: Plan) -> Finding | None:
     ep, found = plan.config.strategy.expert_degree(), plan.config.train.activation_checkpointing
     if ep is None or found is not ActivationCheckpointing.selective:
         return None
-    message = f"train.activation_checkpointing=selective does not go with strategy.ep={ep}"
+    message = f"train.activation_checkpointing=selective is not supported with strategy.ep={ep}"
     return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))
 
 
 RULES = (
     Rule("ep_degree", "a degree is a number of ranks", ep_degree),
-    Rule("ep_needs_experts", "expert parallelism splits experts", ep_needs_experts),
-    Rule("ep_needs_fsdp", "ep folds over the ranks that FSDP shards dense weights over", ep_needs_fsdp),
-    Rule("ep_ranks", "the ranks that FSDP shards over fall into groups of ep", ep_ranks),
-    Rule("ep_experts", "a rank has whole experts, as many as any other", ep_experts),
-    Rule("ep_width", "what ep leaves of an expert, FSDP splits evenly by its width", ep_width),
+    Rule("ep_needs_experts", "expert parallelism needs a model with experts", ep_needs_experts),
+    Rule("ep_needs_fsdp", "ep folds over the ranks over which FSDP shards dense weights", ep_needs_fsdp),
+    Rule("ep_ranks", "ep must divide the number of ranks over which FSDP shards", ep_ranks),
+    Rule("ep_experts", "every rank needs the same number of whole experts", ep_experts),
+    Rule("ep_width", "the ranks that share an expert must split its width evenly", ep_width),
     Rule(
         "ep_checkpointing",
-        "selective recomputation repeats a block's operators one for one, and the experts' own FSDP runs others there",
+        "selective recomputation must repeat the same operators, but the experts' own FSDP adds others",
         ep_checkpointing,
     ),
 )

@@ -1,4 +1,4 @@
-"""Expert parallelism, and mixtures of experts under other techniques; `apply.py` says how it works."""
+"""Expert parallelism, and mixtures of experts without it, as a `Technique`; `apply.py` explains how it works."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.strategies.expert.traffic import traffic
 
 
 def applies(plan: Plan) -> bool:
-    """To every mixture, whose auxiliary loss is a mean over all ranks, and where `ep` is named."""
+    """Whether the model is a mixture, whose auxiliary loss is a mean over all ranks, or `ep` is named."""
     return plan.config.model.num_experts > 0 or plan.config.strategy.expert_degree() is not None
 
 

@@ -1,4 +1,4 @@
-"""Mixtures of experts: tokens to their experts and back (`ep`), and what routers add up over ranks."""
+"""The traffic of mixtures of experts: tokens to experts and back (`ep`), and the routers' sums over ranks."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from train.config.technique import Rank
 from train.config.traffic import Traffic, loss_size, num_layers, tokens_of
 from train.strategies.recompute.traffic import recomputations
 
-COUNT = 8  # bytes of a number of rows (int64), and of a router's sums over a step (float64)
+COUNT = 8  # bytes of a count of rows (int64), and of a router's sums over a step (float64)
 
 
 def traffic(rank: Rank) -> Iterator[Traffic]:
-    """Tokens leave by exactly K rows each. What comes back, and its gradients, is as many rows as routers sent here:
-    over the ranks of `ep` as many as left, so that the mean is exact."""
+    """Each token is sent as exactly K rows. This rank returns as many rows as the routers of all ranks sent to it, and
+    as many gradients; the mean over the ranks of `ep` is known exactly, because all rows that leave also return."""
     plan, model = rank.plan, rank.plan.config.model
     if model.num_experts == 0:
         return

@@ -1,4 +1,4 @@
-"""The strategy's keys of a pipeline."""
+"""The keys of pipeline parallelism under `strategy`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PipelineKeys(Strategy):
     layers_per_stage: list[int] = key(list, "The layers of each stage, as [3,3,2]; empty means balanced by FLOPs.")
 
     def facts(self) -> ScheduleFacts:
-        """Of the schedule; an unknown one, which a rule refuses, passes for the simplest."""
+        """The facts of the schedule. For an unknown schedule, which a rule refuses, they are those of the simplest."""
         return SCHEDULES.get(self.schedule, SCHEDULES["gpipe"])
 
     def schedule_name(self) -> str | None:

@@ -1,7 +1,7 @@
-"""Which schedule needs what, which rank runs which stage, and which layers a stage holds. Torch is not imported.
+"""What each schedule needs, which rank runs which stage, and which layers a stage has. Torch is not imported.
 
-loop   stage s on rank s % p            rank 0: 0 4    rank 1: 1 5    rank 2: 2 6    rank 3: 3 7
-V      there and back again             rank 0: 0 7    rank 1: 1 6    rank 2: 2 5    rank 3: 3 4
+loop   stage s is on rank s % p         rank 0: 0 4    rank 1: 1 5    rank 2: 2 6    rank 3: 3 7
+V      first up, then down the ranks    rank 0: 0 7    rank 1: 1 6    rank 2: 2 5    rank 3: 3 4
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScheduleFacts:
-    """`class_name` is of torch.distributed.pipelining. `least`, `most`: stages per rank; `least` is the default."""
+    """`class_name`: the class in torch.distributed.pipelining. `least`, `most`: the smallest number of stages per rank,
+    which is the default, and the largest."""
 
     class_name: str
     least: int = 2
     most: int | None = None
     v_shaped: bool = False
-    splits_backward: bool = False  # gradients of weights apart from gradients of inputs, to fill the bubble with them
+    splits_backward: bool = False  # whether the weights' gradients are computed apart, to fill the bubble with them
     microbatches: str = "any"  # "any" | "stages": at least as many as stages | "rounds": equal rounds of about p
 
     def accepts(self, num_microbatches: int, num_ranks: int, num_stages: int) -> bool:
@@ -60,11 +61,11 @@ def stages_of_rank(rank: int, num_ranks: int, num_stages: int, *, v_shaped: bool
 
 
 def layers_per_stage(model: ModelConfig, seq_len: int, num_stages: int) -> list[int]:
-    """How many layers each stage holds, so that the busiest stage has the fewest FLOPs.
+    """How many layers each stage holds, so that the stage with the most FLOPs has as few as possible.
 
-    The last stage's head counts as what it costs beside a layer; the embedding is a look-up and costs nothing. Among
-    splits with the same busiest stage the most even one; earlier stages take what does not divide. Every stage has a
-    layer: `num_layers` must be at least `num_stages`.
+    The head counts with its FLOPs on the last stage; the embedding is a look-up and counts nothing. Among splits that
+    are equally good, it is the most even one, and the first stages get one layer more if the number does not divide.
+    Every stage needs a layer: `num_layers` must be at least `num_stages`.
     """
     if num_stages == 1:
         return [model.num_layers]
@@ -72,7 +73,7 @@ def layers_per_stage(model: ModelConfig, seq_len: int, num_stages: int) -> list[
     layer = flops_per_token(dataclasses.replace(model, num_layers=1), seq_len) - head
 
     def cost(last: int) -> tuple[float, float]:
-        """The busiest stage's FLOPs, and the sum of squares, where the last stage holds so many layers."""
+        """(The most FLOPs of a stage, the sum of their squares), if the last stage has `last` layers."""
         base, extra = divmod(model.num_layers - last, num_stages - 1)
         flops, end = (base * layer, (base + 1) * layer), last * layer + head
         squares = (num_stages - 1 - extra) * flops[0] ** 2 + extra * flops[1] ** 2
@@ -84,6 +85,6 @@ def layers_per_stage(model: ModelConfig, seq_len: int, num_stages: int) -> list[
 
 
 def layers_of_stages(counts: list[int]) -> list[range]:
-    """Consecutive layers: [3, 3, 2] gives 0–2, 3–5, 6–7."""
+    """The layers of each stage, consecutive: [3, 3, 2] gives 0–2, 3–5, 6–7."""
     starts = itertools.accumulate(counts, initial=0)
     return [range(start, start + count) for start, count in zip(starts, counts, strict=False)]

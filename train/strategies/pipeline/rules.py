@@ -1,4 +1,4 @@
-"""Rules of pipelines: stages, schedules, microbatches."""
+"""The rules of pipelines: stages, schedules and microbatches."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from train.config.rule import Finding, Rule, below, degree_fixes, divisors, near
 from train.strategies.pipeline.keys import PipelineKeys
 from train.strategies.pipeline.placement import SCHEDULES, ScheduleFacts, layers_per_stage
 
-MAX_LISTED = 64  # stages whose layers a fix lists
+MAX_LISTED = 64  # the most stages whose layers a fix lists
 
 
 def facts_of(plan: Plan) -> ScheduleFacts | None:
-    """None where the schedule is not known."""
+    """The facts of the schedule; None if the schedule is not known."""
     return SCHEDULES.get(plan.keys(PipelineKeys).schedule)
 
 
@@ -20,7 +20,7 @@ def scheduled(plan: Plan) -> str:
 
 
 def schedules(*names: str) -> tuple[str, ...]:
-    """Lines that change the schedule, alone or with the stages per rank back to its own."""
+    """Lines that change the schedule, alone or with the default number of stages per rank."""
     lines = [f"strategy.schedule={name}" for name in names]
     return (*lines, *(f"{line} strategy.stages_per_rank=null" for line in lines))
 
@@ -48,13 +48,13 @@ def stages_per_rank(plan: Plan) -> Finding | None:
     needs = f"exactly {facts.least}" if facts.most == facts.least else f"at least {facts.least}"
     others = [name for name, other in SCHEDULES.items() if other.least <= chunks <= (other.most or chunks)]
     return Finding(
-        f"strategy.stages_per_rank={chunks}, but strategy.schedule={plan.keys(PipelineKeys).schedule} runs {needs}",
+        f"strategy.stages_per_rank={chunks}, but strategy.schedule={plan.keys(PipelineKeys).schedule} needs {needs}",
         (
             "strategy.stages_per_rank=null",
             "strategy.stages_per_rank=null strategy.layers_per_stage=[]",
             *(f"strategy.schedule={name}" for name in others),
         ),
-        f"use {facts.least} stages a rank and a model.num_layers to match",
+        f"use {facts.least} stages per rank and a model.num_layers that fits",
     )
 
 
@@ -67,12 +67,12 @@ def layers_and_stages(plan: Plan) -> Finding | None:
 
 
 def too_few_layers(plan: Plan, *fixes: str) -> Finding | None:
-    """Of any pipeline. `fixes`: lines to try beside other degrees and more layers."""
+    """The check of any pipeline. `fixes`: more lines to try, besides other degrees and more layers."""
     layers, stages = plan.config.model.num_layers, plan.num_stages
     if layers >= stages:
         return None
     chunks = stages // plan.degrees["pp"]
-    shown = f"strategy.pp={plan.degrees['pp']}" + (f" x {chunks} stages a rank" if chunks > 1 else " stages")
+    shown = f"strategy.pp={plan.degrees['pp']}" + (f" x {chunks} stages per rank" if chunks > 1 else " stages")
     fewer = [layers // chunks, *below(layers // chunks)] if layers >= chunks else []
     return Finding(
         f"model.num_layers={layers} is fewer than {shown}",
@@ -151,13 +151,13 @@ def split_and_reshard(plan: Plan) -> Finding | None:
 
 
 RULES = (
-    Rule("schedule", "a schedule is one of torch's", schedule),
-    Rule("pipeline_axis", "a pipeline has an axis, of degree 1 at the least", pipeline_axis),
-    Rule("stages_per_rank", "a schedule's order is made for a number of stages on a rank", stages_per_rank),
-    Rule("layers_and_stages", "every stage has a layer", layers_and_stages),
-    Rule("layers_per_stage", "stages hold every layer once", given_layers),
-    Rule("microbatches_and_stages", "a schedule's order is made for some numbers of microbatches", microbatches),
+    Rule("schedule", "a schedule must be one of torch's", schedule),
+    Rule("pipeline_axis", "a pipeline must name its axis, at degree 1 too", pipeline_axis),
+    Rule("stages_per_rank", "a schedule supports certain numbers of stages per rank only", stages_per_rank),
+    Rule("layers_and_stages", "every stage needs a layer", layers_and_stages),
+    Rule("layers_per_stage", "the stages must have every layer once", given_layers),
+    Rule("microbatches_and_stages", "a schedule supports certain numbers of microbatches only", microbatches),
     Rule("split_backward_compiled", "a compiled graph computes both halves of a backward at once", split_and_compile),
-    Rule("split_backward_ddp", "DDP's hooks hear of a gradient from a whole backward only", split_and_ddp),
-    Rule("resharded_stages", "several stages on a rank gather their parameters by the schedule", split_and_reshard),
+    Rule("split_backward_ddp", "DDP's hooks run after a whole backward only, not after a half of it", split_and_ddp),
+    Rule("resharded_stages", "the schedule decides when a rank with several stages gathers them", split_and_reshard),
 )

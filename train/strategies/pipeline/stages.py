@@ -1,4 +1,4 @@
-"""What one rank of a pipeline does: keep its stages' layers, and run them by one of torch's schedules."""
+"""One rank of a pipeline: it keeps the layers of its stages, and runs them by one of torch's schedules."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from train.strategies.pipeline.keys import PipelineKeys
     from train.strategies.pipeline.tied import Tied
 
-# (a stage's model on meta, mesh, config, meshes that the stages of a rank share) -> what to call
+# (a stage's model on meta, mesh, config, meshes that all stages of a rank share) -> the module to call
 Apply = Callable[[Transformer, DeviceMesh, Config, dict[str, DeviceMesh | None]], nn.Module]
 
 
 @dataclass(frozen=True)
 class Stages:
-    """This rank's stages by number: the models that hold them, and what to call instead of each."""
+    """This rank's stages by number. `parts`: their models. `wrapped`: the modules to call instead of the models."""
 
     num_stages: int
     num_ranks: int
@@ -55,9 +55,9 @@ class Stages:
 def build_stages(
     model: Transformer, mesh: DeviceMesh, config: Config, keys: PipelineKeys, apply_techniques: Apply
 ) -> Stages:
-    """Each of this rank's stages as a model of its own, sharded and filled. Collective over the mesh.
+    """Make a model of each of this rank's stages, sharded and with its weights. Collective over the mesh.
 
-    `model`, on meta, is left holding the same modules as they are in all of them, under their global names.
+    Afterwards `model`, which was on meta, has the modules of all these stages under their global names.
     """
     pp = mesh["pp"]
     rank, num_ranks = pp.get_local_rank(), pp.size()
@@ -68,7 +68,7 @@ def build_stages(
     for stage in keys.stages_of(rank, num_ranks):
         part = parts[stage] = Transformer(config.model, **dtypes(config.precision))
         keep_stage(part, layers[stage], first=stage == 0, last=stage == len(layers) - 1)
-        part.dropout = model.dropout  # so that the whole's train() and eval() reach it
+        part.dropout = model.dropout  # shared, so that train() and eval() of `model` change it too
         wrapped[stage] = apply_techniques(part, mesh, config, meshes)
     model.layers = nn.ModuleDict({name: layer for part in parts.values() for name, layer in part.layers.items()})
     for end in ("embed", "norm", "head"):
@@ -80,7 +80,7 @@ def build_stages(
 
 
 def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) -> None:
-    """Drop, in place, what other stages hold."""
+    """Remove, in place, the layers of other stages."""
     for name in set(model.layers) - {str(i) for i in layers}:
         del model.layers[name]
     if not first:
@@ -91,7 +91,8 @@ def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) ->
 
 @dataclass(frozen=True)
 class StageShapes:
-    """What passes between stages, as meta tensors of one microbatch: tokens in, hidden states between, logits out."""
+    """Meta tensors with the shapes of one microbatch: tokens go into the first stage, hidden states go from stage to
+    stage, and logits come out of the last."""
 
     tokens: Tensor
     hidden: Tensor
@@ -99,10 +100,10 @@ class StageShapes:
 
 
 def stage_shapes(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> StageShapes:
-    """Shapes are declared, so that no rank asks its neighbour: cp shards the sequence, tp the residual stream over
-    the sequence and the logits over the vocabulary."""
+    """The shapes are computed here, so that no rank must ask its neighbour. cp shards the sequence; tp shards the
+    hidden states over the sequence, and the logits over the vocabulary."""
     rows, tp = config.train.micro_batch_size, mesh["tp"].size()
-    seq_len = config.train.seq_len // mesh["cp"].size()  # the first stage takes its own from whole rows
+    seq_len = config.train.seq_len // mesh["cp"].size()  # the first stage gets whole rows and selects its tokens
     hidden_len = seq_len // (tp if config.strategy.shards_sequence() else 1)
     vocab_size = config.model.vocab_size
     if config.strategy.shards_logits():
@@ -117,7 +118,7 @@ def stage_shapes(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> StageS
 def pipelined(
     stages: Stages, tied: Tied, mesh: DeviceMesh, config: Config, keys: PipelineKeys
 ) -> tuple[ForwardBackward, Evaluate]:
-    """The schedule as the two callables that `Step` takes. Sends and receives run over `pp`."""
+    """The two callables of `Step`, which run the schedule. They send and receive over `pp`."""
     group, last = mesh["pp"].get_group(), stages.num_stages - 1
     any_part = next(iter(stages.parts.values()))
     loss = stages.parts[last].loss if last in stages.parts else any_part.loss
@@ -153,7 +154,7 @@ def pipelined(
 
 
 class RecordedStage(PipelineStage):
-    """torch's, its work named by stage and microbatch."""
+    """torch's `PipelineStage`, whose work is recorded as regions named by stage and microbatch."""
 
     def forward_one_chunk(self, fwd_chunk_id: int, *args: Any, **kwargs: Any) -> Any:
         with span("F", self.stage_index, fwd_chunk_id):
@@ -178,8 +179,8 @@ def build_schedule(
     num_microbatches: int,
     loss_fn: Callable[[Tensor, Tensor], Tensor],
 ) -> Any:
-    """torch's schedule of this rank's stages. Losses are sums that are already divided by the global number of valid
-    tokens, so gradients are not scaled."""
+    """torch's schedule for this rank's stages. It does not scale gradients, because losses are sums that are already
+    divided by the global number of valid tokens."""
     last = stages.num_stages - 1
     own = [
         RecordedStage(
@@ -205,10 +206,11 @@ def run_forwards(
     group: dist.ProcessGroup,
     finish: Callable[[int, Tensor], Tensor],
 ) -> list[Tensor]:
-    """All microbatches through all stages, without a backward; `finish(i, logits)` of each, on the last stage's rank.
+    """Run all microbatches through all stages, without a backward. Returns `finish(i, logits)` of each microbatch on
+    the last stage's rank, and an empty list on other ranks.
 
-    torch's schedules run their backward's places as well in `eval`, and those of a V fail there. Here ranks work in
-    ticks; what a tick made is sent in one batch of sends and receives, so that no order of theirs can wait for itself.
+    torch's `eval` of a schedule also goes through the actions of the backward, and fails for schedules in a V. Here
+    ranks work in ticks. The results of a tick are sent in one batch of sends and receives, which cannot deadlock.
     """
     arrived: dict[tuple[int, int], Tensor] = {(0, i): tokens for i, tokens in enumerate(inputs)}
     finished: list[Tensor] = []

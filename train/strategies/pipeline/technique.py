@@ -1,4 +1,4 @@
-"""Pipeline parallelism as the lab asks for it; `Pipeline` (strategies/pipelined.py) says how it works."""
+"""Pipeline parallelism as a `Technique`; strategies/pipelined.py explains how it works."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@
                                                              g0 + g1 on both, so that equal updates keep them equal
     last stage     head.weight     logits       gradient g1 /
 
-Both start from the same value, as initial values follow from global names. Where one rank holds both stages (a V, or
-one rank) they share the parameter itself; if FSDP or DDP, which wrap each stage on its own, own it, the head follows:
-its gradient is added to the embedding's, and it takes the embedding's value before the next forward. Then nothing is
-sent, and the head's copy is in no optimiser and no checkpoint.
+Both start from the same value, because initial values depend on global names only. If one rank holds both stages (in a
+V, or with pp=1), they share the parameter itself. FSDP and DDP do not allow this, because they wrap each stage on its
+own: then the head's gradient is added to the embedding's, and the embedding's value is copied to the head before the
+next forward. Nothing is sent, and the head's copy is in no optimiser and in no checkpoint.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tied:
-    """`shared`: with another rank. `pair`: the embedding's and the head's own copies, both on this rank."""
+    """`shared`: the parameters that another rank shares. `pair`: the copies of the embedding and of the head, if both
+    are on this rank."""
 
     shared: tuple[SharedParameter, ...] = ()
     pair: tuple[nn.Parameter, nn.Parameter] | None = None
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Before a forward: the head's copy takes the embedding's value."""
+        """Copy the embedding's value to the head. Call it before a forward."""
         if self.pair is not None:
             embed, head = self.pair
             local(head).copy_(local(embed))
 
     @torch.no_grad()
     def sum_pair(self) -> None:
-        """After a backward: the embedding's gradient is that of both uses."""
+        """Add the head's gradient to the embedding's. Call it after a backward."""
         if self.pair is not None:
             embed, head = self.pair
             assert embed.grad is not None and head.grad is not None
@@ -51,7 +52,8 @@ class Tied:
 
 
 def tie_stages(stages: Stages, model: Transformer, mesh: DeviceMesh) -> Tied:
-    """Tie what this rank of the 1-D `mesh` (`pp`) holds; `model` holds all of it. Nothing is sent."""
+    """Tie the embedding and the head, as far as this rank of the 1-D `mesh` (`pp`) holds them. `model` has the modules
+    of all of the rank's stages. Nothing is sent."""
     embed, head = cast(Any, model.embed), cast(Any, model.head)
     if not model.config.tie_embeddings or (embed is None and head is None):
         return Tied()

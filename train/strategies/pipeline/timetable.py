@@ -1,7 +1,7 @@
-"""Pipeline schedules as tables: who does what when, as a picture in text, and the share of time spent waiting.
+"""Pipeline schedules as tables: what each rank does at which time, a drawing in text, and the bubble.
 
-The tables are torch's own, made without a process group. Times are idealised: a forward, a gradient of inputs (I) and a
-gradient of weights (W) take one unit each, a whole backward (B) two, sending nothing.
+The tables are torch's own, made without a process group. Times are idealised: a forward (F), a backward to the inputs
+(I) and a backward to the weights (W) take one unit each, a whole backward (B) takes two, and sending takes no time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def units(action: Action) -> float:
 
 @dataclass(frozen=True)
 class Timetable:
-    """`rows[rank]`: (start, action), in order of time. `duration`: of an action, in the same unit."""
+    """`rows[rank]`: pairs (start, action) in the order of time. `duration`: an action's time, in the same unit."""
 
     rows: list[list[tuple[float, Action]]]
     duration: Callable[[Action], float] = units
@@ -42,19 +42,19 @@ class Timetable:
 
     @property
     def bubble(self) -> float:
-        """The share of the ranks' time in which they wait, from the first forward to the last backward."""
+        """The share of the ranks' time, from the first forward to the last backward, in which they wait."""
         busy = sum(self.duration(action) for row in self.rows for _, action in row)
         return 1 - busy / (self.length * len(self.rows))
 
 
 def most_actions(schedule: str) -> int:
-    """How many actions of all ranks are written out, to say something of a schedule before it runs: in a second."""
+    """The most actions of all ranks for which a schedule is replayed before a run; this takes about a second."""
     return 200_000 if schedule in ("gpipe", "1f1b") else 20_000
 
 
 @lru_cache(maxsize=4)
 def actions_by_rank(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> list[list[Action]]:
-    """The order in which each rank works. Not to be changed: the answer is kept."""
+    """The order of each rank's actions. Do not change the result: it is cached."""
     if schedule == "gpipe":
         return [_phases(rank, num_microbatches, num_microbatches) for rank in range(num_ranks)]
     if schedule == "1f1b":
@@ -64,7 +64,7 @@ def actions_by_rank(schedule: str, num_stages: int, num_ranks: int, num_microbat
 
 
 def _phases(stage: int, num_microbatches: int, ahead: int) -> list[Action]:
-    """`ahead` forwards, then a backward and a forward in turn, then the backwards that are left."""
+    """`ahead` forwards, then one backward and one forward in turn, then the remaining backwards."""
     actions = [Action("F", stage, i) for i in range(ahead)]
     for i in range(num_microbatches):
         actions.append(Action("B", stage, i))
@@ -74,7 +74,7 @@ def _phases(stage: int, num_microbatches: int, ahead: int) -> list[Action]:
 
 
 def _torch_actions(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> list[list[Action]]:
-    # `pipeline_order` is public, its actions are not (torch 2.11 to 2.13); of a stage it reads the few fields below
+    # `pipeline_order` is public, but its actions are not (torch 2.11 to 2.13). It reads only these fields of a stage.
     from torch.distributed.pipelining import schedules
 
     stage: Any = SimpleNamespace(
@@ -93,7 +93,7 @@ def _torch_actions(schedule: str, num_stages: int, num_ranks: int, num_microbatc
 
 
 def timetable(rows: list[list[Action]], num_stages: int, duration: Callable[[Action], float] = units) -> Timetable:
-    """Each rank does its actions in order, each as soon as what it needs is there."""
+    """The times at which ranks run their actions: in order, and each as soon as its input exists."""
     done: dict[Action, float] = {}  # when an action ends
     placed: list[list[tuple[float, Action]]] = [[] for _ in rows]
     free = [0.0] * len(rows)
@@ -113,12 +113,12 @@ def timetable(rows: list[list[Action]], num_stages: int, duration: Callable[[Act
                 done[action] = free[rank] = start + duration(action)
                 progressed = True
         if not progressed:
-            raise ValueError("the schedule waits for itself")
+            raise ValueError("the schedule has a deadlock")
     return Timetable(placed, duration)
 
 
 def _ready(action: Action, num_stages: int, done: dict[Action, float]) -> float | None:
-    """When what the action needs has ended; None if that is not yet known."""
+    """The time at which the action's input exists; None if it is not known yet."""
     kind, stage, i = action
     if kind == "F":
         return 0 if stage == 0 else done.get(Action("F", stage - 1, i))
@@ -130,7 +130,8 @@ def _ready(action: Action, num_stages: int, done: dict[Action, float]) -> float 
 
 
 def closed_form_bubble(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> float | None:
-    """The bubble by formula (in pipeline.py); None where too few or unequal rounds of microbatches void it."""
+    """The bubble by its formula (strategies/pipelined.py). None if the formula does not hold, because there are too few
+    microbatches or unequal rounds of them."""
     p, m, v = num_ranks, num_microbatches, num_stages // num_ranks
     facts = SCHEDULES[schedule]
     if m < (2 * p - 1 if facts.v_shaped else p) or (facts.microbatches == "rounds" and m % p):
@@ -139,10 +140,11 @@ def closed_form_bubble(schedule: str, num_stages: int, num_ranks: int, num_micro
 
 
 def draw_schedule(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> str:
-    """A line for each rank, a column for each unit of time.
+    """A drawing with a line for each rank and a column for each unit of time.
 
-    `F3` is microbatch 3's forward; `B3 --` its backward, two units long; `I3` and `W3` the two halves of it. With
-    several stages on a rank a letter says which: `F3a` on its first, `F3b` on its second. A dot is a rank that waits.
+    `F3` is the forward of microbatch 3, `B3 --` its backward, which takes two units, and `I3` and `W3` are the two
+    halves of the backward. If a rank has several stages, a letter names the stage: `F3a` is on the first, `F3b` on the
+    second. A dot means that the rank waits.
     """
     table = timetable(actions_by_rank(schedule, num_stages, num_ranks, num_microbatches), num_stages)
     v_shaped, several = SCHEDULES[schedule].v_shaped, num_stages > num_ranks
@@ -170,7 +172,8 @@ class Forward(NamedTuple):
 
 
 def forward_ticks(num_stages: int, num_ranks: int, num_microbatches: int, *, v_shaped: bool) -> list[list[Forward]]:
-    """Forwards alone, breadth first, in ticks of at most one a rank: what a tick makes, the next may use."""
+    """Forwards only, breadth first, in ticks. In a tick each rank runs at most one forward, and the next tick may use
+    the results."""
     rows = [
         [Action("F", s, i) for s in stages_of_rank(r, num_ranks, num_stages, v_shaped=v_shaped)
          for i in range(num_microbatches)]

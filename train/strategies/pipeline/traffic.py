@@ -1,4 +1,4 @@
-"""Pipelines: activations to the next stage, their gradients to the one before, the tied embedding's gradient."""
+"""The traffic of pipelines: activations to the next stage, their gradients back, and the tied embedding's gradient."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def traffic(rank: Rank) -> Iterator[Traffic]:
     shards *= plan.degrees["cp"]
     hidden = config.train.micro_batch_size * (config.train.seq_len // shards) * config.model.dim * used
     own = stages_of(plan, rank.place["pp"])
-    onward = sum(s + 1 < plan.num_stages and s + 1 not in own for s in own)  # a V's turn stays on its rank
+    onward = sum(s + 1 < plan.num_stages and s + 1 not in own for s in own)  # a V turns without leaving the rank
     back = sum(s > 0 and s - 1 not in own for s in own)
     yield Traffic("pp", "send", onward * m, onward * m * hidden, "activations to the next stage")
     yield Traffic("pp", "send", back * m, back * m * hidden, "their gradients to the stage before")

@@ -1,7 +1,9 @@
-"""Activation checkpointing: keep little of a layer's forward, and run it again in the backward (Chen et al. 2016).
+"""Activation checkpointing: keep few of a layer's activations, and run its forward again in the backward (Chen et al.
+2016).
 
-`full` keeps the layer's input. `selective` keeps the outputs of KEPT_OPS too, costly to compute and cheap to hold, and
-recomputes the rest (Korthikanti et al. 2022, section 5, with another choice). Dropout masks are replayed.
+`full` keeps only the layer's input. `selective` also keeps the outputs of KEPT_OPS, which need much computation and
+little memory, and recomputes the others (Korthikanti et al. 2022, section 5, with another choice of operators). The
+recomputation draws the same dropout masks.
 """
 
 from __future__ import annotations
@@ -30,26 +32,27 @@ KEPT_OPS = [
 
 
 def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing, *, splits_backward: bool = False) -> None:
-    """Make the layer's backward recompute. `splits_backward`: it comes in two passes, gradients of inputs and of
-    weights, and both recompute."""
+    """Make the layer's backward recompute its forward. `splits_backward`: the backward has two passes, one for the
+    gradients of inputs and one for those of weights, and both recompute."""
     if mode is ActivationCheckpointing.none:
         return
     options: dict[str, Any] = {"use_reentrant": False}
     if mode is ActivationCheckpointing.selective:
-        # torch's own gives what it kept once, and refuses a second pass; but only its own can be compiled
+        # torch's own contexts allow one pass only, so a split backward needs others; but only torch's can be compiled
         torchs = partial(create_selective_checkpoint_contexts, KEPT_OPS)
         options["context_fn"] = keep_and_replay if splits_backward else torchs
-    # an attribute of the instance, not a wrapper module: parameters keep their global names
+    # This is an attribute of the instance and not a wrapper module, so that parameters keep their global names.
     layer.forward = partial(checkpoint, layer.forward, **options)
 
 
 def keep_and_replay() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """Contexts of a forward and of its recomputations, however many. What is kept lives as long as the graph."""
+    """The contexts of a forward and of its recomputations, of which there may be several. The kept outputs live as long
+    as the autograd graph."""
     kept: Kept = defaultdict(list)
     return _Keep(kept), _Replay(kept)
 
 
-Kept = defaultdict[Any, list[Any]]  # by operator, the outputs of its calls
+Kept = defaultdict[Any, list[Any]]  # the outputs of an operator's calls, by operator
 
 
 class _Keep(TorchDispatchMode):

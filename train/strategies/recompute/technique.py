@@ -1,4 +1,4 @@
-"""Activation checkpointing as the lab asks for it. Its key is train.activation_checkpointing, for every engine."""
+"""Activation checkpointing as a `Technique`. Its key is train.activation_checkpointing, for every engine."""
 
 from __future__ import annotations
 

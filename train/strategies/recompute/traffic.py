@@ -1,4 +1,4 @@
-"""How often a layer's forward runs again, and so sends again what it sends."""
+"""How often activation checkpointing runs a layer's forward again, which repeats the messages of that forward."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def recomputes(plan: Plan) -> bool:
 
 
 def recomputations(rank: Rank) -> int:
-    """How many times a layer's forward runs again in a step, over the layers of the rank.
+    """How many forwards of layers run again in a step, summed over the layers of the rank.
 
-    Once a microbatch under whole backwards. A split one runs it again for the gradients of inputs and, as torch asks
-    for them one by one, for the gradient of every parameter; but the first stage, which has no inputs to tell, as a
-    whole one.
+    A whole backward runs each layer's forward again once per microbatch. A split backward does so once for the
+    gradients of the inputs, and once for every parameter, because torch computes the parameters' gradients one by one.
+    On the first stage, which needs no gradients of inputs, a split backward is like a whole one.
     """
     plan, strategy, pp = rank.plan, rank.plan.config.strategy, rank.place["pp"]
     if not recomputes(plan):

@@ -1,13 +1,14 @@
 """Tensor parallelism (Shoeybi et al. 2019) with sequence parallelism (Korthikanti et al. 2022), over the axis `tp`.
 
-                 norm    | gather  wq wk wv  attention  wo  scatter |   + the same round the feed-forward
+                 norm    | gather  wq wk wv  attention  wo  scatter |   the feed-forward is like attention
     activations  B T/t D | B T D   heads/t              B T D       B T/t D
 
-Split: wq, wk, wv, gate, up by output (columns), wo, down by input (rows), embedding and head by vocabulary. Norms are
-whole on each rank. With fewer KV heads than ranks, t / K neighbouring ranks hold the same KV head, for different query
-heads: the head's gradient is the sum of theirs. Sent per layer and microbatch: with sequence parallelism 4 all-gathers
-and 4 reduce-scatters of B x T x D elements (half of each in the backward, as the other's adjoint); without, 4
-all-reduces.
+wq, wk, wv, gate and up are split by output features (columns), wo and down by input features (rows), the embedding and
+the head by the vocabulary. Norms are whole on every rank. With fewer KV heads than ranks, t / K neighbouring ranks hold
+the same KV head for different query heads, and its gradient is the sum of their gradients.
+
+Sent per layer and microbatch: 4 all-gathers and 4 reduce-scatters of B x T x D elements with sequence parallelism, half
+of them in the backward; 4 all-reduces without it.
 """
 
 from __future__ import annotations
@@ -47,55 +48,56 @@ KV_AXES = ("kv_shard", "kv_replicate")
 
 
 def _gather_logits(module: nn.Module, args: Any, logits: Tensor, *, vocab_size: int, group: ProcessGroup) -> Tensor:
-    width = len(chunk(vocab_size, group.size(), 0))  # gathered shards are equal: the last ones are padded, and cut
+    width = len(chunk(vocab_size, group.size(), 0))  # shards must be equal: the last ones are padded, then cut off
     logits = F.pad(logits, (0, width - logits.shape[-1]))
     return collectives.all_gather_replicated(logits, logits.ndim - 1, group)[..., :vocab_size]
 
 
 def pipeline_products(group: ProcessGroup) -> None:
-    """Async TP (Wang et al. 2023; torch's `_micro_pipeline_tp`): inductor writes a gather and the products of its
-    result, or a product and its reduce-scatter, as one operator that works in pieces, so that sending one hides behind
-    multiplying another. Its pieces travel by symmetric memory, which ranks of one NVLink domain have.
+    """Async TP (Wang et al. 2023; torch's `_micro_pipeline_tp`): inductor fuses an all-gather with the matrix products
+    of its result, and a product with its reduce-scatter, into operators that work in pieces: one piece is sent while
+    the next is multiplied. The pieces are sent through symmetric memory, which ranks in one NVLink domain have.
 
-    Private (torch 2.11 to 2.13), and of NCCL alone (`TensorKeys.needed_backend`).
+    It is private (torch 2.11 to 2.13), and needs NCCL (`TensorKeys.needed_backend`).
     """
     import torch._inductor.config
     from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 
-    with warnings.catch_warnings():  # said to be needless, but inductor still asks for what it registers
+    with warnings.catch_warnings():  # torch warns that the call is not needed, but inductor still needs it
         warnings.simplefilter("ignore", FutureWarning)
         enable_symm_mem_for_group(group.group_name)
     torch._inductor.config._micro_pipeline_tp = True
 
 
 def head_mesh(mesh: DeviceMesh, model: ModelConfig) -> DeviceMesh | None:
-    """The ranks of the 1-D `mesh` (`tp`) as KV heads x the ranks that share one: rank i has query heads of KV head
-    i // (t / K). None where every rank has KV heads of its own. Collective over the world otherwise: it makes groups.
+    """The 1-D `mesh` (`tp`) as a 2-D mesh: KV heads x the ranks that share one. Rank i has query heads of KV head
+    i // (t / K). None if every rank has KV heads of its own; otherwise it makes groups, which is collective over the
+    world.
 
-    By a private method (seen with torch 2.13), as no public one splits an axis.
+    The method is private (tried with torch 2.13); no public one splits an axis.
     """
     shards = kv_shards(model, mesh.size())
     if shards == mesh.size():
         return None
-    # groups of their own, also where torch would take the world's: they have a name
+    # The axes get new groups, also if torch would use the world's group, so that the groups have names.
     own: dict[str, Any] = dict.fromkeys(KV_AXES, dist.get_backend(mesh.get_group()))
     return mesh._unflatten(0, (shards, mesh.size() // shards), KV_AXES, own)
 
 
 def placement(module: str) -> Placement:
-    """How the weight of a module with this name is split."""
+    """The placement of the weight of a module with this name."""
     return Shard(SPLIT_DIM[module])
 
 
 def apply_tp(target: Target) -> None:
-    """Split a model on meta over `tp`, in place; of a mixture of experts all but the experts' weights, which
-    `expert/apply.py` splits. Sends nothing; collective where `head_mesh` is."""
+    """Split a model on meta over `tp`, in place, except the weights of experts, which `expert/apply.py` splits. Nothing
+    is sent. It is collective if `head_mesh` makes groups."""
     keys, model, mesh = target.keys(TensorKeys), target.model, target.mesh["tp"]
     sequence_parallel = keys.sequence_parallel
     group, vocab_size = mesh.get_group(), model.config.vocab_size
     if keys.async_tp:
         pipeline_products(group)
-    if "heads" not in target.meshes:  # one for all stages, so that one message completes all their gradients
+    if "heads" not in target.meshes:  # all stages share one mesh, so that one message completes all their gradients
         target.meshes["heads"] = head_mesh(mesh, target.config.model)
     heads = target.meshes["heads"]
     if sequence_parallel:
@@ -108,7 +110,7 @@ def apply_tp(target: Target) -> None:
         return (join(args[0]), *args[1:])
 
     def split(module: Any, to: type[nn.Module], placement: Placement) -> None:
-        module.__class__ = to  # the same module with another forward: parameter names and hooks stay
+        module.__class__ = to  # it remains the same module, with its parameter names and hooks, but another forward
         shard_weight(module, mesh, placement)
 
     def split_heads(module: Any, name: str) -> None:

@@ -1,4 +1,4 @@
-"""The strategy's keys of tensor parallelism."""
+"""The keys of tensor parallelism under `strategy`."""
 
 from __future__ import annotations
 

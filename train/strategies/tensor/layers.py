@@ -1,4 +1,4 @@
-"""The layers of a transformer, each with a shard of its weight: the modules of `apply.py`."""
+"""The layers of a transformer, each with a shard of its weight. `apply.py` uses them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def shard_weight(module: Any, mesh: DeviceMesh, *placements: Placement) -> None:
 
 
 class ColumnParallelLinear(Linear):
-    """Output features split: this rank's weight is [out/t, in]; the input is whole on every rank."""
+    """Output features are split: this rank's weight is [out/t, in]. The input is whole on every rank."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, local(self.weight).to(x.dtype))
 
 
 class SharedHeadLinear(Linear):
-    """wk or wv where tp has more ranks than there are KV heads. This rank's weight is one head's rows, which other
+    """wk or wv if tp has more ranks than there are KV heads. This rank's weight is the rows of one head, which other
     ranks hold too. Each uses it for its own query heads, so the gradient here is one term of a sum over `kv_replicate`
-    (`Partial`), completed once per step by `gradients.reduce_partial`."""
+    (`Partial`), which `gradients.reduce_partial` completes once per step."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = cast(DTensor, self.weight).to_local(grad_placements=[Shard(0), Partial()])
@@ -41,7 +41,7 @@ class SharedHeadLinear(Linear):
 
 
 class RowParallelLinear(Linear):
-    """Input features split: this rank's weight is [out, in/t], its result one term of a sum over ranks."""
+    """Input features are split: this rank's weight is [out, in/t], and its result is one term of a sum over ranks."""
 
     leave: Any  # sums the terms: all-reduce, or reduce-scatter over the sequence
 
@@ -50,7 +50,7 @@ class RowParallelLinear(Linear):
 
 
 class VocabParallelEmbedding(Embedding):
-    """Rows of the table split: ids of other ranks' rows give zeros, and a sum over ranks completes the vectors."""
+    """Rows of the table are split: ids of other ranks' rows give zeros, and a sum over ranks completes the vectors."""
 
     leave: Any
     first_row: int
@@ -64,32 +64,32 @@ class VocabParallelEmbedding(Embedding):
 
 
 class SequenceParallelRMSNorm(RMSNorm):
-    """A whole weight on a shard of the sequence: its gradient here is one term of a sum over ranks (`Partial`),
-    completed once per step by `gradients.reduce_partial`."""
+    """The weight is whole and the sequence is sharded, so the gradient here is one term of a sum over ranks
+    (`Partial`), which `gradients.reduce_partial` completes once per step."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise(x, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
 
 
 class ReplicatedRMSNorm(RMSNorm):
-    """A whole weight on the whole sequence: every rank computes the whole gradient."""
+    """The weight and the sequence are whole, so every rank computes the whole gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalise(x, local(self.weight))
 
 
 class TensorParallelRouter(Router):
-    """A whole weight on whole sequences; its gradient here is one term of a sum over `tp`: see `mixture.py`."""
+    """The weight and the sequences are whole, but the gradient is one term of a sum over `tp`: see `mixture.py`."""
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         return self.choose(x_BTD, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
 
 
 class _VocabParallelLoss(torch.autograd.Function):
-    """Sum over tokens of log sum exp(logits) - logits[target], from a shard of the vocabulary.
+    """The sum over tokens of log sum exp(logits) - logits[target], from a shard of the vocabulary.
 
-    Two all-reduces, of N maxima and of N sums of exponentials with N target logits. Kept for the backward: the logits
-    as they came; softmax is computed again from them.
+    It needs two all-reduces: one of N maxima, and one of N sums of exponentials with N target logits. The logits are
+    kept for the backward, which computes the softmax again.
     """
 
     @staticmethod
@@ -115,7 +115,7 @@ class _VocabParallelLoss(torch.autograd.Function):
 
 
 class VocabParallelCrossEntropy(nn.Module):
-    """`CrossEntropy` on this rank's vocabulary shard of the logits, which are never gathered."""
+    """`CrossEntropy` on this rank's shard of the logits over the vocabulary. The logits are never gathered."""
 
     def __init__(self, first_column: int, group: ProcessGroup) -> None:
         super().__init__()

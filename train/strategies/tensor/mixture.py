@@ -1,8 +1,8 @@
-"""A mixture of experts under `tp`, and the boundaries of every region of split weights.
+"""A mixture of experts under `tp`, and the boundaries of every region with split weights.
 
-Each rank routes all tokens alike, and has F/t of every expert's columns and rows, as of a dense feed-forward. Its
-result, and so the gradient of its gates, is one term of a sum over ranks; its auxiliary loss would be whole on each, so
-it takes 1/t of it.
+Every rank routes all tokens in the same way, and has F/t of every expert's columns and rows, as in a dense
+feed-forward. Its result, and therefore the gradient of its gates, is one term of a sum over ranks. Each rank computes
+the whole auxiliary loss, so it is multiplied by 1/t.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SEQUENCE_DIM = 1  # of activations BTD
 
 
 def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, Any]:
-    """How activations enter a region of split weights, and how its terms are summed when they leave it."""
+    """(How activations enter a region with split weights, how the region's results are summed when they leave it)."""
     if sequence_parallel:
         return (
             partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group),
@@ -33,7 +33,8 @@ def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, An
 
 
 def split_mixture(moe: Any, mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
-    """All of a mixture but its experts' weights over `tp`: tokens are gathered before it, terms summed after it."""
+    """Split a mixture over `tp`, except the weights of its experts. Tokens are gathered before the mixture, and the
+    ranks' results are summed after it."""
     join, leave = boundaries(mesh.get_group(), sequence_parallel=sequence_parallel)
     moe.router.__class__ = TensorParallelRouter
     shard_weight(moe.router, mesh, Replicate())
@@ -45,7 +46,7 @@ def split_mixture(moe: Any, mesh: DeviceMesh, *, sequence_parallel: bool) -> Non
             shard_weight(linear, mesh, Shard(SPLIT_DIM["gate"]))
         shared.down.__class__ = RowParallelLinear
         shard_weight(shared.down, mesh, Shard(SPLIT_DIM["down"]))
-        shared.down.leave = _as_it_is  # summed with the experts' results, by one collective
+        shared.down.leave = _as_it_is  # one collective sums it together with the experts' results
     moe.register_forward_pre_hook(lambda module, args: (join(args[0]), *args[1:]))
     moe.register_forward_hook(lambda module, args, y_BTD: leave(y_BTD))
 

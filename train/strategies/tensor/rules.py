@@ -1,4 +1,4 @@
-"""Rules of tensor parallelism: what `tp` divides."""
+"""The rules of tensor parallelism: what `tp` must divide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from train.strategies.tensor.keys import TensorKeys
 
 
 def kv_heads(plan: Plan) -> Finding | None:
-    """With more ranks than KV heads, each head is held by `tp` / `num_kv_heads` ranks."""
+    """With more ranks than KV heads, `tp` / `num_kv_heads` ranks hold each head."""
     tp, found = plan.degrees["tp"], plan.config.model.num_kv_heads
     if found % tp == 0 or tp % found == 0:
         return None
@@ -20,7 +20,7 @@ def kv_heads(plan: Plan) -> Finding | None:
 
 
 def sequence_length(plan: Plan) -> int:
-    """0, which everything divides, where the sequence is not sharded."""
+    """The length that `tp` must divide: 0, which every number divides, if the sequence is not sharded."""
     return plan.config.train.seq_len if plan.config.strategy.shards_sequence() else 0
 
 
@@ -43,7 +43,7 @@ def model_size(field: str) -> Callable[[Plan], int]:
 
 
 def dense_columns(plan: Plan) -> int:
-    """0 where no feed-forward is dense."""
+    """The width that `tp` must divide: 0, which every number divides, if no feed-forward is dense."""
     return 0 if plan.config.model.num_experts else plan.config.model.ffn_dim
 
 
@@ -52,7 +52,7 @@ def expert_columns(plan: Plan) -> int:
 
 
 def async_tp(plan: Plan) -> Finding | None:
-    """What of it can be known before a device is chosen; `TensorKeys.needed_backend` says the rest."""
+    """The requirements that can be checked before a device is chosen; `TensorKeys.needed_backend` has the others."""
     keys, runtime = plan.keys(TensorKeys), plan.config.runtime
     if not keys.async_tp:
         return None
@@ -71,15 +71,15 @@ def async_tp(plan: Plan) -> Finding | None:
     return Finding(message, (" ".join(needed), "strategy.async_tp=false"))
 
 
-BLOCK_RULES = (  # of all that splits blocks over `tp`, DeepSpeed's AutoTP too
-    Rule("tp_heads", "a rank has whole heads", divides("tp", "model.num_heads", model_size("num_heads"))),
-    Rule("tp_kv_heads", "a rank has whole KV heads, or shares one with as many ranks as share any other", kv_heads),
-    Rule("tp_ffn", "feed-forward columns are split evenly", divides("tp", "model.ffn_dim", dense_columns)),
+BLOCK_RULES = (  # for everything that splits blocks over `tp`, including DeepSpeed's AutoTP
+    Rule("tp_heads", "every rank needs whole heads", divides("tp", "model.num_heads", model_size("num_heads"))),
+    Rule("tp_kv_heads", "every rank needs whole KV heads, or equally many ranks must share each one", kv_heads),
+    Rule("tp_ffn", "feed-forward columns must split evenly", divides("tp", "model.ffn_dim", dense_columns)),
 )
 RULES = (
     *BLOCK_RULES,
-    Rule("tp_vocab", "every rank has rows of the vocabulary", vocabulary("tp")),
-    Rule("async_tp", "the compiler fuses gathers and scatters of NCCL with products", async_tp),
-    Rule("tp_sequence", "sequence parallelism splits evenly", divides("tp", "train.seq_len", sequence_length)),
-    Rule("tp_expert_ffn", "experts' columns are split evenly", divides("tp", "model.expert_ffn_dim", expert_columns)),
+    Rule("tp_vocab", "every rank needs rows of the vocabulary", vocabulary("tp")),
+    Rule("async_tp", "the compiler fuses NCCL's gathers and scatters with matrix products", async_tp),
+    Rule("tp_sequence", "the sequence must split evenly", divides("tp", "train.seq_len", sequence_length)),
+    Rule("tp_expert_ffn", "experts' columns must split evenly", divides("tp", "model.expert_ffn_dim", expert_columns)),
 )

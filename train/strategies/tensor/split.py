@@ -1,14 +1,15 @@
-"""Who holds what under tensor parallelism: the one table, which `apply.py`, closed forms and AutoTP read."""
+"""Which part of each parameter a rank holds with tensor parallelism. `apply.py`, the closed forms and AutoTP read this
+table."""
 
 from __future__ import annotations
 
 from train.config.shapes import is_expert, kv_shards
 from train.config.technique import Rank, Split
 
-# the dimension of a weight that is split, by the module's name; norms and routers are whole on every rank
+# the dimension in which a weight is split, by the module's name; norms and routers are whole on every rank
 SPLIT_DIM = dict.fromkeys(("wq", "wk", "wv", "gate", "up", "embed", "head"), 0) | dict.fromkeys(("wo", "down"), 1)
 KV_MODULES = ("wk", "wv")
-# of the weights of all experts, [E, F, D] and [E, D, F]: the columns and rows of each expert
+# the dimension of each expert's columns and rows (F) in the experts' weights, [E, F, D] and [E, D, F]
 EXPERT_SPLIT_DIM = {"gate": 1, "up": 1, "down": 2}
 
 

@@ -1,4 +1,4 @@
-"""Tensor parallelism as the lab asks for it; `apply.py` says how it works."""
+"""Tensor parallelism as a `Technique`; `apply.py` explains how it works."""
 
 from __future__ import annotations
 

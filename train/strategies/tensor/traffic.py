@@ -1,4 +1,4 @@
-"""Tensor parallelism: what enters and leaves the split layers, the loss, and the gradients of whole weights."""
+"""The traffic of tensor parallelism: activations at the split layers, the loss, and the gradients of whole weights."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ def has_end(rank: Rank, end: str) -> bool:
 
 
 def activations(rank: Rank) -> Iterator[Traffic]:
-    """Of BTD each: four a layer, two in the forward and two in the backward, and one or two for each end."""
+    """Messages of BTD elements: four per layer, half of them in the backward, and one or two for the embedding and for
+    the head."""
     plan = rank.plan
     m, (kept, used) = plan.num_microbatches, element_sizes(plan.config.precision)
     size = tokens_of(plan) * plan.config.model.dim
     n = m * num_layers(plan, rank.place)
     embed, head = (m * has_end(rank, end) for end in ("embed", "head"))
-    # Recomputation runs both entries again and the first exit. It stops before the result of the last product leaves,
+    # Recomputation repeats both entries and the first exit. It stops before the result of the last product is sent,
     # unless dropout comes after it, whose mask the backward needs.
     again = recomputations(rank)
     exits = again * (2 if plan.config.model.dropout > 0 else 1)
@@ -52,7 +53,7 @@ def activations(rank: Rank) -> Iterator[Traffic]:
 
 
 def whole_weights(rank: Rank) -> Iterator[Traffic]:
-    """Gradients that are one term of a sum: routers', and under sequence parallelism the norms'."""
+    """Gradients of whole weights that are one term of a sum: routers', and with sequence parallelism norms'."""
     plan = rank.plan
     ends = ("router.weight", "norm.weight") if plan.config.strategy.shards_sequence() else ("router.weight",)
     whole = {
@@ -62,7 +63,7 @@ def whole_weights(rank: Rank) -> Iterator[Traffic]:
 
 
 def shared_heads(rank: Rank) -> Iterator[Traffic]:
-    """Gradients of KV heads that several ranks hold: each has the term of its own query heads."""
+    """Gradients of KV heads that several ranks hold; each rank has the term of its own query heads."""
     plan = rank.plan
     if degree_of(plan, "kv_replicate") == 1:
         return
@@ -72,8 +73,8 @@ def shared_heads(rank: Rank) -> Iterator[Traffic]:
 
 
 def completed(plan: Plan, axis: str, shapes: list[Shape], what: str) -> Traffic:
-    """The all-reduces that complete gradients of these shapes: all in one, once a step. FSDP completes them one by one,
-    before it reduce-scatters them: as they come from each backward, or from the sum of all where it waits for the last.
+    """The all-reduces that complete gradients of these shapes: one per step for all of them. FSDP completes each
+    gradient before its reduce-scatter: after every backward, or once after the last if it sums all microbatches first.
     """
     kept, used = element_sizes(plan.config.precision)
     size, m = sum(map(math.prod, shapes)), plan.num_microbatches
@@ -86,7 +87,7 @@ def completed(plan: Plan, axis: str, shapes: list[Shape], what: str) -> Traffic:
 
 
 def loss(plan: Plan) -> Traffic:
-    """Maxima, sums and target logits of every token; or all logits, whose shards are padded to the largest."""
+    """The maxima, sums and target logits of every token; or all logits, whose shards are padded to equal size."""
     m, tokens = plan.num_microbatches, tokens_of(plan)
     if plan.keys(TensorKeys).loss_parallel:
         return Traffic("tp", "all_reduce", 2 * m, 3 * m * tokens * loss_size(plan), "the loss: maxima, sums, targets")
