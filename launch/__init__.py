@@ -1,1 +1,1 @@
-"""Tools that run before the world exists: choose a layout, check it, start it."""
+"""Tools that run before the training processes exist: they choose a layout, check it and start it."""

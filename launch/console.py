@@ -37,7 +37,7 @@ torchrun --nproc_per_node=4 -m train.main strategy=tp
 
 
 def main() -> None:
-    """Run the command as `python -m` would: with its arguments, its signals and its exit code."""
+    """Run the command as `python -m` would, with the same arguments, signals and exit code."""
     command, *arguments = sys.argv[1:] or ["--help"]
     if command in MODULES:
         sys.argv = [command, *arguments]

@@ -1,10 +1,10 @@
-"""Say what a run would be, and start nothing: python -m launch.explain strategy=tp_pp nproc=4
+"""Describe a run without starting it: python -m launch.explain strategy=tp_pp nproc=4
 
-Prints the mesh, what each rank holds beside the memory that there is, a pipeline's schedule, what each rank sends per
+Prints the mesh, what each rank holds and the memory that there is, a pipeline's schedule, what each rank sends per
 optimiser step, and every problem. Takes every override that train/main.py takes, and the options that --help shows.
-With several values, as strategy=dp,fsdp or nproc=4,8 (Hydra's grammar, as in launch.sweep), it prints a line for each.
-hardware=NAME says on which device, or else the memory is this machine's. The exit code is 2 or 3 if there is a problem;
-then only what can still be said is printed.
+With several values, as strategy=dp,fsdp or nproc=4,8 (Hydra's grammar, as in launch.sweep), it prints one line per
+combination. hardware=NAME chooses the device whose memory is compared; without it, this is the machine's memory. If
+there is a problem, the exit code is 2 or 3, and only what is still known is printed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from train.strategies.memory import unknown_needs
 from train.strategies.traffic import unknown_traffic
 
 MiB = 2**20
-# rules of how the batch is cut, which changes nothing of who holds what
+# rules about how the batch is divided, which does not change what ranks hold
 OF_THE_BATCH = {*(rule.name for rule in batch.RULES), "microbatches_and_stages", "schedule"}
 OF_THE_MACHINE = {"memory", "extra", "metrics_dir"}
 
@@ -52,11 +52,11 @@ def main() -> None:
 
 
 def problems(config: Config, nproc: int) -> list[Problem]:
-    """Of the config, of the packages that it needs, of the text that it trains on, of the folder that runs go to, and
-    of the memory of the device that is named."""
+    """All problems: of the config, the packages that it needs, its text, the folder of its runs, and the memory of the
+    device of `hardware=NAME`."""
     found = cli.problems(config, nproc)
     if any(problem.rule.startswith("range of") for problem in found):
-        return found  # no text is cut by such numbers
+        return found  # the text cannot be checked with such numbers
     for check in (lambda: check_text(config, nproc), lambda: check_folder(config.metrics.dir)):
         try:
             check()
@@ -69,7 +69,7 @@ def problems(config: Config, nproc: int) -> list[Problem]:
 
 
 def can_say(plan: Plan, found: list[Problem]) -> bool:
-    """Whether it is known what the ranks hold."""
+    """Whether it is known what the ranks hold, in spite of the problems that were found."""
     of_the_layout = {problem.rule for problem in found if problem.rule not in OF_THE_BATCH}
     return unknown_needs(plan) is None and not of_the_layout - OF_THE_MACHINE
 
@@ -100,7 +100,7 @@ def explained(plan: Plan, found: list[Problem]) -> list[str]:
 
 
 def side_by_side(points: Sequence[Point], plans: Sequence[Plan], found: Sequence[list[Problem]]) -> list[str]:
-    """A line for each point: of the rank that needs, or sends, most."""
+    """A table with one line per point, for the rank that needs the most memory and the rank that sends most."""
     head = ["", "degrees", "parameters", "gradients", "optimiser", "together", "whole in a step", "fits"]
     rows = [[*head, "sent MiB", "bubble %"]]
     here = machine()
@@ -113,7 +113,7 @@ def side_by_side(points: Sequence[Point], plans: Sequence[Plan], found: Sequence
         for pairs in (list(zip(row, widths, strict=True)) for row in rows)
     ]
     capacity = {named.where if (named := named_device(plan.config)) else here.where for plan in plans}
-    lines.insert(0, f"GiB of the rank that holds most; fits: in the memory of {', '.join(sorted(capacity))}")
+    lines.insert(0, f"GiB of the rank that holds the most; fits: in the memory of {', '.join(sorted(capacity))}")
     for point, wrong in zip(points, found, strict=True):
         if wrong:
             lines += [

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def check_text(config: Config, nproc: int) -> None:
-    """Raise BadInput for a text that cannot be trained on; what it offers keeps the other rules."""
+    """Raise BadInput for a text that cannot be trained on. The fixes that it proposes break no other rule."""
     try:
         load_corpus(config)
     except BadInput as error:
@@ -53,7 +53,8 @@ def check_text(config: Config, nproc: int) -> None:
 
 
 def check_folder(metrics_dir: str) -> None:
-    """Raise BadInput (exit code 3) for a folder that can be seen to be none. Nothing is made."""
+    """Raise BadInput (exit code 3) for a folder that cannot be made or written, as far as this is visible without
+    trying."""
     folder = Path(metrics_dir).absolute()
     existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not existing.is_dir():
@@ -66,7 +67,8 @@ def check_folder(metrics_dir: str) -> None:
 
 
 def make_folder(metrics_dir: str) -> None:
-    """The last of all checks: some folders, as those of /proc, can only be seen to be none by trying."""
+    """Make the folder. This is the last check, as some folders, such as those in /proc, fail only when they are
+    made."""
     try:
         Path(metrics_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,7 +76,7 @@ def make_folder(metrics_dir: str) -> None:
 
 
 def check_machine(config: Config, nproc: int, port: int | None) -> None:
-    """Raise BadInput (exit code 3) for a device, backend, port or folder that this machine does not give."""
+    """Raise BadInput (exit code 3) for a device, backend, port or folder that cannot be used on this machine."""
     check_folder(config.metrics.dir)
     if port is not None:
         try:
@@ -83,13 +85,11 @@ def check_machine(config: Config, nproc: int, port: int | None) -> None:
         except OSError as error:
             problem = f"port={port} cannot be used ({error.strerror})"
             raise BadInput(
-                Problem("port", problem, "use another, or none for a free one", exit_code=EXIT_ENVIRONMENT)
+                Problem("port", problem, "use another port, or leave it out for a free one", exit_code=EXIT_ENVIRONMENT)
             ) from error
     if (config.runtime.device, config.runtime.backend) != ("auto", "auto") or config.strategy.needed_backend():
-        from train.ranks.distributed import (
-            check_backend,
-            choose_runtime,
-        )  # loads torch, which an `auto` run need not wait for
+        # this imports torch, for which an `auto` run does not have to wait
+        from train.ranks.distributed import check_backend, choose_runtime
 
         runtime = choose_runtime(config.runtime, World(0, 0, nproc, nproc, from_torchrun=True))
         check_backend(config.strategy, runtime.backend)

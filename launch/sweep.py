@@ -1,11 +1,11 @@
 """Run every combination, one after another, and compare: python -m launch.sweep strategy=dp,fsdp,tp nproc=4
 
-Takes every override that train/main.py takes, with several values as Hydra's grammar has them (a,b or range(1,5)), and
-the options that --help shows.
+Takes every override that train/main.py takes, with several values in Hydra's grammar (a,b or range(1,5)), and the
+options that --help shows.
 
 All points are checked before the first is started. A point that fails does not end the sweep. The result of each point
 and its log are in <metrics.dir>/sweep-<id>/. The exit code is 1 if a point failed, 2 or 3 if nothing was started or a
-rank that was killed still lives, and 130 after ctrl-C.
+killed rank is still alive, and 130 after ctrl-C.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from train.config.problems import BadInput, Problem
 from train.config.world import World
 from train.record.run_folder import DONE, FAILED, INVALID, PROBES, RUNNING
 
-if TYPE_CHECKING:  # which loads torch
+if TYPE_CHECKING:  # it imports torch
     from train.ranks.distributed import Runtime
 
 PROBE = (
     "train.steps=9",
     "train.eval_every=0",
     "train.eval_batches=1",
-    "metrics.warmup_steps=3",  # in the third the ledger counts
+    "metrics.warmup_steps=3",  # the ledger counts in the third step
     "metrics.tensorboard=false",
     "metrics.profile_every=0",
-    "metrics.trace=false",  # which needs a recorded step
+    "metrics.trace=false",  # it needs a recorded step
 )
-MAX_ON_CPU = 64  # sequences
-GAIN = 1.03  # on a CPU, a larger micro batch must be faster by this
+MAX_ON_CPU = 64  # sequences per micro batch
+GAIN = 1.03  # on a CPU, a larger micro batch must be faster by this factor
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Task:
 
 
 def main(argv: list[str], start: Start = torchrun) -> int:
-    """The exit code. `start` runs one world and gives its exit code."""
+    """Run the sweep and return its exit code. `start` runs one point and returns the exit code of its run."""
     with reported_once(World.single()):
         task = read(argv)
         invalid = [one for one in task.checked if one.problems]
@@ -83,13 +83,15 @@ def main(argv: list[str], start: Start = torchrun) -> int:
                 run_all(state, task, start)
             except KeyboardInterrupt:
                 done = len(state.with_status(DONE))
-                print(f"\nstopped, {done} of {len(state.entries)} done: the same line goes on from here", flush=True)
+                print(
+                    f"\nstopped, {done} of {len(state.entries)} done: the same command continues from here", flush=True
+                )
                 raise SystemExit(128 + signal.SIGINT) from None
     return finish(state)
 
 
 def read(argv: list[str]) -> Task:
-    """Everything that can be known before a process is started. Raises BadInput."""
+    """Read and check the command line, before any process is started. Raises BadInput."""
     argv = list(argv)
     fairness, bound = options.BATCH.pop(argv), options.MAX_MICRO_BATCH_SIZE.pop(argv)
     fresh, skip, force = (one.pop(argv) for one in (options.FRESH, options.SKIP_INVALID, options.FORCE))
@@ -98,12 +100,12 @@ def read(argv: list[str]) -> Task:
     if args.help:
         cli.show_help(parser, [point.overrides for point in expand(args.overrides)])
     if args.cfg:
-        raise BadInput(Problem("cfg", "--cfg prints one config, a sweep has several", "use launch.local --cfg job"))
+        raise BadInput(Problem("cfg", "--cfg prints one config, but a sweep has several", "use launch.local --cfg job"))
     return Task(_points(parser, args.overrides, fairness, force), fairness, bound, skip, fresh)
 
 
 def run_all(state: State, task: Task, start: Start) -> None:
-    """Every point that is not done yet, one after another."""
+    """Run every point that is not done yet, one after another."""
     todo = [pair for pair in zip(state.entries, task.checked, strict=True) if pair[0].status != INVALID]
     done = len(state.with_status(DONE))
     before = f", {done} done before (fresh=true forgets them)" if done else ""
@@ -118,7 +120,7 @@ def run_all(state: State, task: Task, start: Start) -> None:
             print(f"{head} ... done before{_speed(entry)}", flush=True)
             continue
         if state.fairness == "best":
-            print(f"{head}: looking for the largest micro batch", flush=True)
+            print(f"{head}: searching for the largest micro batch", flush=True)
             entry.chosen = choose(state, entry, checked, task.bound, start)
             head += f" {' '.join(entry.chosen)}"
         print(f"{head} ...", end=" ", flush=True)
@@ -137,7 +139,7 @@ def run_all(state: State, task: Task, start: Start) -> None:
 
 
 def finish(state: State) -> int:
-    """Say what came of it, and compare the runs that came to their end. The exit code."""
+    """Print a summary, compare the finished runs, and return the exit code."""
     done, failed, invalid = (state.with_status(status) for status in (DONE, FAILED, INVALID))
     others = [f"{len(failed)} failed ({', '.join(e.label for e in failed)})"] if failed else []
     others += [f"{len(invalid)} skipped"] if invalid else []
@@ -150,7 +152,8 @@ def finish(state: State) -> int:
 
 
 def choose(state: State, entry: Entry, checked: Checked, bound: int | None, start: Start) -> list[str]:
-    """The overrides of the best micro batch; empty if not even the given one runs. Measured once: `tried` is kept."""
+    """The overrides of the best micro batch; empty if not even the given one runs. Sizes in `tried` are not measured
+    again."""
     assert checked.plan is not None
     first, on_cpu = checked.plan.config.train.micro_batch_size, _runtime(checked.plan).device.type == "cpu"
 
@@ -174,9 +177,10 @@ def choose(state: State, entry: Entry, checked: Checked, bound: int | None, star
 def best_micro_batch(
     measure: Callable[[int], float | None], first: int, bound: int | None, until_slower: bool
 ) -> int | None:
-    """The largest of first, 2 first, 4 first … up to `bound` that runs; None if none does. `measure`: tokens/s or None.
+    """The largest of first, 2 first, 4 first … up to `bound` that runs; None if none runs. `measure` returns tokens/s,
+    or None if the size does not run.
 
-    `until_slower`: stop at the first that is not faster by 3 % than the one before, which is then the best.
+    `until_slower`: stop at the first size that is not faster by 3 % than the size before, which is then the best.
     """
     best, speed, size = None, 0.0, first
     while bound is None or size <= max(bound, first):
@@ -203,7 +207,7 @@ def _run(state: State, entry: Entry, start: Start) -> None:
 
 
 def _runtime(plan: Plan) -> Runtime:
-    """The device that the ranks will take. Loads torch."""
+    """The device and backend that the ranks will use. This imports torch."""
     from train.ranks.distributed import choose_runtime
 
     size = plan.world_size
@@ -215,7 +219,7 @@ def _points(parser: ArgumentParser, words: list[str], fairness: str, force: bool
         swept = next((word for word in words if word.startswith(f"{key}=") and len(expand([word])) > 1), None)
         if swept:
             message = f"{swept} is swept, but batch={fairness} sets it"
-            raise BadInput(Problem("batch", message, "give one value, to begin with, or use batch=global"))
+            raise BadInput(Problem("batch", message, "give one value, from which it starts, or use batch=global"))
     return check_all(parser, expand(words), fairness, force=force)
 
 
@@ -226,7 +230,11 @@ def _speed(entry: Entry) -> str:
 
 if __name__ == "__main__":
     lasting()
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):  # the ranks end in order; by other signals, at once
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+    ):  # after these signals the ranks end in order, after others at once
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
         sys.exit(main(sys.argv[1:]))

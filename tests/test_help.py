@@ -146,7 +146,7 @@ HINTS = [
     (LOCAL, "nprocs=4", "did you mean nproc?"),
     (LOCAL, "+nprocs=4", "did you mean nproc?"),
     (LOCAL, "NPROC=4", "did you mean nproc?"),
-    (LOCAL, "+nproc=4", "write it as nproc=4, with nothing before it"),
+    (LOCAL, "+nproc=4", "write it as nproc=4, without a prefix"),
     (LOCAL, "prt=29500", "did you mean port?"),
     (LOCAL, "forced=true", "did you mean force?"),
     (LOCAL, "--nproc=4", "keys and options are written without dashes"),

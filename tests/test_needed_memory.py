@@ -73,7 +73,7 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
     assert "70,553,706,496 parameters" in lines[0] and any("so it cannot fit" in line for line in lines)
     two, three = (plan_of(f"{card} strategy={name} nproc=64 train.global_batch_size=128") for name in ("zero2", "fsdp"))
     assert "rank 0 holds 16.4 GiB" in str(shortage(Ranks(two), Capacity("l40s", int(44.99 * GiB), shared=False)))
-    assert "and 135 GiB that are put together within a step" in str(
+    assert "and 135 GiB that are gathered within a step" in str(
         shortage(Ranks(two), Capacity("l40s", 2**35, shared=False))
     )
     assert shortage(Ranks(three), Capacity("l40s", int(44.99 * GiB), shared=False)) is None
@@ -83,7 +83,7 @@ def test_a_state_that_cannot_fit_is_said_with_what_would_fit():
     assert wanting is not None
     assert wanting.message.startswith("2 processes together hold 26.5 GiB of parameters") and "16.0 GiB" in str(wanting)
     assert wanting.overrides == ("strategy.dp_replicate=null", "strategy.dp_shard=-1")
-    assert "the state fits; activations come on top" in memory(Ranks(plan_of("strategy=dp nproc=2")), machine())[-1]
+    assert "the state fits; activations need more" in memory(Ranks(plan_of("strategy=dp nproc=2")), machine())[-1]
 
 
 @pytest.mark.parametrize(("devices", "fits"), [(2, True), (1, False)])

@@ -76,7 +76,9 @@ def test_a_plain_start_in_half_an_environment_answers_once(tmp_path):
 def test_a_local_launch_sets_its_own_environment():
     left = {"PET_NNODES": "4", "WORLD_SIZE": "4", "RANK": "1", "TORCHELASTIC_RUN_ID": "x", "STRATEGY_LAB_AGENT": "7"}
     env, notes = local_environment(2, left | {"HOME": "/home/x", "RES_OPTIONS": "", "GLOO_SOCKET_IFNAME": "eth7"})
-    assert notes == ["ignored, as a local launch sets its own: PET_NNODES, RANK, TORCHELASTIC_RUN_ID, WORLD_SIZE"]
+    assert notes == [
+        "ignored, as a local launch sets its own values: PET_NNODES, RANK, TORCHELASTIC_RUN_ID, WORLD_SIZE"
+    ]
     assert env.keys() == {"HOME", "RES_OPTIONS", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "PET_LOG_DIR"}
     assert (env["GLOO_SOCKET_IFNAME"], env["PET_LOG_DIR"]) == ("eth7", os.devnull)
 
@@ -219,7 +221,7 @@ def test_a_run_in_odd_surroundings(name, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("torchrun --standalone --local_addr=127.0.0.1")
-    assert "ignored, as a local launch sets its own: MASTER_ADDR, PET_NNODES, RANK, WORLD_SIZE" in run.stderr
+    assert "ignored, as a local launch sets its own values: MASTER_ADDR, PET_NNODES, RANK, WORLD_SIZE" in run.stderr
     assert "Traceback" not in run.stderr and "BrokenPipe" not in run.stderr
     (folder,) = (tmp_path / "runs (é)=1").iterdir()
     assert json.loads((folder / "summary.json").read_text())["steps"] == 3

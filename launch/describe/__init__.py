@@ -1,1 +1,1 @@
-"""What a layout is, holds and sends, as text."""
+"""Descriptions of a layout as text: its mesh, its memory and its communication."""

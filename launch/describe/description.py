@@ -1,4 +1,4 @@
-"""What a plan comes to, in lines of text: the mesh, what each rank holds and sends; equal ranks share a line."""
+"""A plan in lines of text: the mesh, and what each rank holds and sends. Equal ranks share a line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from train.strategies.memory import Needs, num_parameters, unsharded_in_a_step
 from train.strategies.traffic import expected_traffic
 
 MiB = 2**20
-MAX_LINES = 48  # of ranks that differ
-MAX_NAME = 40  # characters of the ranks of a line
-MAX_MESH = 256  # ranks in a picture
+MAX_LINES = 48  # lines for ranks that differ
+MAX_NAME = 40  # characters that name the ranks of a line
+MAX_MESH = 256  # ranks up to which the mesh is drawn
 
 # (axis, operation, reason, "~" if it is a mean) -> (calls, bytes)
 Rows = dict[tuple[str, str, str, str], tuple[int, int]]
@@ -38,7 +38,7 @@ def mesh(plan: Plan) -> str:
 
 
 def holdings(ranks: Ranks) -> list[str]:
-    """A line for the ranks that hold equal shares of the same modules."""
+    """What ranks hold: one line for all ranks that hold equal shares of the same modules."""
     plan = ranks.plan
     kept, _ = element_sizes(plan.config.precision)
     everything = kept * num_parameters(plan.config.model)[0]
@@ -52,31 +52,34 @@ def holdings(ranks: Ranks) -> list[str]:
                 texts[key] = modules(plan, place)
             groups.setdefault((texts[key], size), []).append(rank)
     names = [short(ranges(group), len(group)) for group in groups.values()]
-    width, of = max(map(len, [*names, "ranks"])), max(len(text) for text, _ in groups)
+    width = max(map(len, [*names, "ranks"]))
+    wide = max(map(len, ["modules", *(text for text, _ in groups)]))
     columns = "parameters  gradients  optimiser  together  whole in a step  share of parameters"
     lines = [
-        f"held between steps, GiB of {gib(everything)} GiB of parameters",
-        f"  {'ranks':<{width}}  {'of':<{of}}  {columns}",
+        f"held between steps, in GiB; the parameters of the whole model are {gib(everything)} GiB",
+        f"  {'ranks':<{width}}  {'modules':<{wide}}  {columns}",
     ]
     for name, (text, one) in zip(names[:MAX_LINES], groups, strict=False):
         sizes = f"{gib(one.parameters):>10}  {gib(one.gradients):>9}  {gib(one.optimiser):>9}  {gib(one.state):>8}"
         share = f"{100 * one.parameters / everything:.1f} %"
-        lines.append(f"  {name:<{width}}  {text:<{of}}  {sizes}  {gib(one.unsharded):>15}  {share}")
+        lines.append(f"  {name:<{width}}  {text:<{wide}}  {sizes}  {gib(one.unsharded):>15}  {share}")
     if len(names) > MAX_LINES:
         lines.append(f"  … and {len(names) - MAX_LINES:,} more groups of ranks")
     return lines + memory(ranks, named_device(plan.config) or machine())
 
 
 def memory(ranks: Ranks, capacity: Capacity) -> list[str]:
-    """What is needed, beside what there is."""
+    """The memory that is needed, and the memory that there is."""
     rank, most = ranks.largest
     lines = [f"  whole in a step: {unsharded_in_a_step(ranks.plan)}"] if most.unsharded else []
-    needed = f"rank {rank}, which needs most, {gib(most.on_device)} GiB"
+    needed = f"rank {rank} needs the most, {gib(most.on_device)} GiB"
     if capacity.shared:
-        needed = f"all {ranks.plan.world_size:,} process(es) together {gib(ranks.together)} GiB"
+        needed = f"all {ranks.plan.world_size:,} process(es) together need {gib(ranks.together)} GiB"
     if most.on_host and not capacity.shared:
-        lines.append(f"  {', '.join(sorted(most.on_host))} wait in the host's memory: {gib(most.offloaded)} GiB a rank")
-    verdict = "so the state fits; activations come on top" if ranks.fit(capacity) else "so it cannot fit"
+        lines.append(
+            f"  {', '.join(sorted(most.on_host))} wait in the host's memory: {gib(most.offloaded)} GiB per rank"
+        )
+    verdict = "so the state fits; activations need more" if ranks.fit(capacity) else "so it cannot fit"
     return [*lines, f"  {needed}; {capacity.where} has {gib(capacity.bytes)} GiB, {verdict}"]
 
 
@@ -92,7 +95,7 @@ def modules(plan: Plan, place: dict[str, int]) -> str:
 
 
 def sent(ranks: Ranks) -> list[str]:
-    """Per optimiser step: a block for the ranks that send the same."""
+    """What ranks send per optimiser step: one block for all ranks that send the same."""
     plan = ranks.plan
     known: dict[Hashable, Rows] = {}
     groups: dict[tuple[tuple[tuple[str, str, str, str], tuple[int, int]], ...], list[int]] = {}
@@ -103,7 +106,7 @@ def sent(ranks: Ranks) -> list[str]:
         groups.setdefault(tuple(known[key].items()), []).extend(group)
     lines = [f"sent by each rank per optimiser step of {plan.num_microbatches} microbatch(es)"]
     if any(about == "~" for rows in known.values() for _, _, _, about in rows):
-        lines.append("  ~: the mean over the axis; each rank sends as much as routers sent it")
+        lines.append("  ~: the mean over the axis; what a rank sends depends on the tokens that routers sent to it")
     for rows, group in [*groups.items()][:MAX_LINES]:
         name = short(ranges(sorted(group)), len(group))
         total = sum(size for _, (_, size) in rows) / MiB
@@ -116,7 +119,7 @@ def sent(ranks: Ranks) -> list[str]:
 
 
 def merged(plan: Plan, rank: int) -> Rows:
-    """What a rank sends, the layers together."""
+    """What a rank sends, with all layers added up."""
     rows: Rows = {}
     for row in expected_traffic(plan, rank):
         kind, _, what = row.reason.rpartition(": ") if row.reason.startswith("layers.") else ("", "", row.reason)
@@ -127,7 +130,7 @@ def merged(plan: Plan, rank: int) -> Rows:
 
 
 def total_sent(ranks: Ranks) -> int:
-    """Bytes of a step of the rank that sends most."""
+    """The bytes per step of the rank that sends most."""
     seen: dict[Hashable, int] = {}
     for (pp, parts), group in ranks.groups.items():
         key = (sending_key(ranks.plan, pp), parts)

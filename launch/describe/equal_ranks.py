@@ -1,4 +1,4 @@
-"""Which ranks hold and send the same, so that a world of thousands is worked out from a few of them. No torch here."""
+"""Groups of ranks that hold and send the same, so that thousands of ranks are computed from a few of them. No torch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from train.strategies.traffic import depends_on_schedule
 
 
 def groups_of_equal_ranks(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
-    """Every rank by (its place on `pp`, what it holds of a layer and of both ends), in the order of the groups' firsts.
+    """The ranks in groups that hold and send the same, by (index on `pp`, parts of a layer's and of both ends'
+    parameters).
 
-    The ranks of a group hold and send the same.
+    The groups are in the order of their first ranks.
     """
     groups: dict[tuple[int, Hashable], list[int]] = {}
     shapes = _shapes(plan)
@@ -31,7 +32,8 @@ def groups_of_equal_ranks(plan: Plan) -> dict[tuple[int, Hashable], list[int]]:
 
 
 def sending_key(plan: Plan, rank: int) -> Hashable:
-    """What is equal for ranks of `pp` that send the same: the numbers of their layers, and the ends that they hold."""
+    """A key that is equal for ranks of `pp` that send the same: the numbers of their layers, and the ends that they
+    have."""
     if depends_on_schedule(plan):
         return rank
     names = [name for name, _ in units(plan, rank) if not name.startswith("layers.")]
@@ -41,7 +43,7 @@ def sending_key(plan: Plan, rank: int) -> Hashable:
 
 
 def _shapes(plan: Plan) -> list[tuple[str, Shape]]:
-    """One of each kind of parameter: those of a layer, and of both ends."""
+    """One parameter of each kind: those of one layer, and those of both ends of the model."""
     last = plan.degrees["pp"] - 1
     found: dict[tuple[str, Shape], tuple[str, Shape]] = {}
     for rank in {0, last}:

@@ -1,4 +1,4 @@
-"""Whether what ranks must hold fits where they run. Activations come on top: what fits here may still be too much."""
+"""Whether the ranks' state fits in memory. Activations need more memory, so a run may fail even if its state fits."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from train.config.schema import Config
 from train.config.world import World
 from train.strategies.memory import GiB, Needs, keeps_parameters_sharded, needs, unknown_needs
 
-SMALL = GiB  # of all ranks together: this fits anywhere, and no device is asked
-MAX_TRIED = 1024  # processes, up to which other layouts are tried
+SMALL = GiB  # for all ranks together: this fits on any machine, so no device is looked up
+MAX_TRIED = 1024  # processes up to which other layouts are tried
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """`where` the memory is; `shared` by all ranks of this machine, as a CPU's is, or else each rank's own."""
+    """The memory that there is. `where`: its name in messages. `shared`: whether all ranks share it, as a CPU's memory,
+    or each rank has its own."""
 
     where: str
     bytes: int
@@ -41,21 +42,21 @@ def gib(size: float) -> str:
 
 
 def machine() -> Capacity:
-    """This machine's memory, or what its container may use of it."""
+    """This machine's memory, or the part of it that its container may use."""
     size = psutil.virtual_memory().total
     limit = CGROUP.read_text().strip() if CGROUP.exists() else "max"
     return Capacity("this machine", min(size, int(limit)) if limit.isdigit() else size, shared=True)
 
 
 def named_device(config: Config) -> Capacity | None:
-    """That of `hardware=NAME`, or of hardware.memory_gib."""
+    """The memory of the device of `hardware=NAME`, or of hardware.memory_gib; None if neither is given."""
     size = config.hardware.memory_gib
     return None if size is None else Capacity(f"hardware={config.hardware.name}", int(size * GiB), shared=False)
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """A plan's ranks in groups that hold and send the same, and what each group needs: worked out once."""
+    """A plan's ranks in groups that hold and send the same, and the memory that each needs. Both are computed once."""
 
     plan: Plan
 
@@ -65,19 +66,19 @@ class Ranks:
 
     @cached_property
     def needs(self) -> list[Needs]:
-        """Of a rank of each group, in the groups' order."""
+        """The needs of one rank of each group, in the groups' order."""
         return [needs(self.plan, ranks[0]) for ranks in self.groups.values()]
 
     @cached_property
     def largest(self) -> tuple[int, Needs]:
-        """(The rank that needs most, its needs)."""
+        """(the rank that needs the most memory, its needs)."""
         pairs = zip(self.groups.values(), self.needs, strict=True)
         ranks, most = max(pairs, key=lambda pair: pair[1].state + pair[1].unsharded)
         return ranks[0], most
 
     @cached_property
     def together(self) -> int:
-        """Bytes of all ranks."""
+        """The bytes that all ranks need together."""
         sizes = zip(self.groups.values(), self.needs, strict=True)
         return sum(len(ranks) * (one.state + one.unsharded) for ranks, one in sizes)
 
@@ -86,7 +87,7 @@ class Ranks:
 
 
 def shortage(ranks: Ranks, capacity: Capacity) -> Problem | None:
-    """Why the ranks cannot run there, and what would fit."""
+    """The problem that the ranks do not fit, with overrides that would fit; None if they fit."""
     if ranks.fit(capacity):
         return None
     plan, message = ranks.plan, _too_much(ranks, capacity)
@@ -105,13 +106,14 @@ def _too_much(ranks: Ranks, capacity: Capacity) -> str:
     if capacity.shared:
         holders = "1 process holds" if count == 1 else f"{count} processes together hold"
         return f"{holders} {gib(ranks.together)} {of}, but {capacity.where} has {gib(capacity.bytes)} GiB"
-    whole = f", and {gib(most.unsharded)} GiB that are put together within a step" if most.unsharded else ""
+    whole = f", and {gib(most.unsharded)} GiB that are gathered within a step" if most.unsharded else ""
     held = most.on_device - most.unsharded
     return f"rank {rank} holds {gib(held)} {of}{whole}, but {capacity.where} has {gib(capacity.bytes)} GiB"
 
 
 def _smaller(plan: Plan, capacity: Capacity) -> Iterator[str]:
-    """Lines of overrides that make a rank's state smaller: never of the batch, which is no part of it."""
+    """Lines of overrides that make a rank's state smaller. They do not change the batch, which is not part of the
+    state."""
     if plan.world_size > MAX_TRIED:
         return
     axes, sharded = plan.axes, ""
@@ -128,7 +130,7 @@ def _smaller(plan: Plan, capacity: Capacity) -> Iterator[str]:
 
 
 def _fitting(plan: Plan, line: str, capacity: Capacity) -> str:
-    """The line, with what must change beside it for a plan without problems; empty if that does not fit either."""
+    """The line, with further overrides if the plan would otherwise have problems; empty if it does not fit either."""
     there = plan.override(line)
     if validate(there.config, there.world_size):
         more = next(iter(find_fixes(there)), None)
@@ -139,8 +141,8 @@ def _fitting(plan: Plan, line: str, capacity: Capacity) -> str:
 
 
 def check_memory(config: Config, nproc: int) -> None:
-    """Raise BadInput (exit code 3) if this machine, or its devices, cannot hold what all ranks must. Loads torch where
-    the state is not small, to know on which device it will be."""
+    """Raise BadInput (exit code 3) if the state of all ranks does not fit on this machine or its devices. It imports
+    torch if the state is not small, to find the device."""
     plan = Plan(config, nproc)
     if unknown_needs(plan) or Ranks(plan).together <= SMALL:
         return
@@ -160,8 +162,10 @@ def capacity_here(config: Config, nproc: int) -> Capacity:
     if device.type == "cpu":
         return machine()
     module = torch.get_device_module(device)
-    if not hasattr(module, "get_device_properties"):  # its memory is the machine's (mps)
+    if not hasattr(module, "get_device_properties"):  # it uses the machine's memory (mps)
         return machine()
     size = module.get_device_properties(device).total_memory
-    ranks = -(-nproc // max(torch.accelerator.device_count(), 1))  # that share a device, over gloo
+    ranks = -(
+        -nproc // max(torch.accelerator.device_count(), 1)
+    )  # ranks per device, which communicate over gloo if there are several
     return Capacity(str(module.get_device_name(device)), size // ranks, shared=False)

@@ -1,4 +1,4 @@
-"""A pipeline's schedule before it runs, in lines of text: its picture, and the bubble of a whole step."""
+"""A pipeline's schedule in lines of text, before it runs: its picture, and the bubble of a whole step."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from train.strategies.pipeline.timetable import (
 )
 from train.strategies.traffic import num_actions
 
-MAX_DRAWN = 16  # microbatches in a picture, and stages whose layers are listed
+MAX_DRAWN = 16  # microbatches in the picture, and stages whose layers are listed
 
 
 def name_of(plan: Plan) -> str:
-    """DeepSpeed has one schedule."""
+    """The name of the plan's schedule. DeepSpeed's only schedule is 1f1b."""
     return plan.config.strategy.schedule_name() or "1f1b"
 
 
 def picture(plan: Plan) -> list[str]:
-    """The schedule over time, of so many microbatches as a line has room for, and the bubble of all of them."""
+    """The schedule over time, drawn for as many microbatches as fit in a line, and the bubble of all microbatches."""
     name, ranks, m = name_of(plan), plan.degrees["pp"], plan.num_microbatches
     accepts = SCHEDULES[name].accepts
     shown = next((n for n in range(min(m, MAX_DRAWN), 0, -1) if accepts(n, ranks, plan.num_stages)), m)
@@ -43,7 +43,7 @@ def picture(plan: Plan) -> list[str]:
 
 
 def bubble(plan: Plan) -> list[str]:
-    """The share of a step in which ranks wait, over all its microbatches, where sending takes no time."""
+    """The fraction of a step in which ranks wait, over all its microbatches, if communication took no time."""
     name, m = name_of(plan), plan.num_microbatches
     closed = closed_form_bubble(name, plan.num_stages, plan.degrees["pp"], m)
     lines = [f"bubble of a step of {m} microbatch(es), if a backward takes twice as long as a forward"]
@@ -57,7 +57,7 @@ def bubble(plan: Plan) -> list[str]:
 
 
 def step_bubble(plan: Plan) -> str:
-    """In percent, as a cell of a table: replayed, or by the closed form; `-` where there is neither."""
+    """The bubble in percent for a table: replayed, or else by the closed form; `-` if there is neither."""
     if "pp" not in plan.axes:
         return "-"
     name, m = name_of(plan), plan.num_microbatches
@@ -68,7 +68,8 @@ def step_bubble(plan: Plan) -> str:
 
 
 def replayed(plan: Plan, head: float) -> float:
-    """The bubble of the schedule where a stage takes as long as its layers, and the last one the head's time more."""
+    """The bubble of the schedule if the time of a stage is proportional to its layers, and the last stage also computes
+    the head, which takes as long as `head` layers."""
     name, layers = name_of(plan), plan.layers_per_stage
     lengths = [*layers[:-1], layers[-1] + head]
 
@@ -80,6 +81,7 @@ def replayed(plan: Plan, head: float) -> float:
 
 
 def head_in_layers(plan: Plan) -> float:
+    """The FLOPs of the head divided by those of a layer."""
     model, seq_len = plan.config.model, plan.config.train.seq_len
     head = flops_per_token(dataclasses.replace(model, num_layers=0), seq_len)
     return head / (flops_per_token(dataclasses.replace(model, num_layers=1), seq_len) - head)

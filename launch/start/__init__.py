@@ -1,1 +1,1 @@
-"""Starting processes, and ending them."""
+"""How processes are started and ended."""

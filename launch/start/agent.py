@@ -1,6 +1,6 @@
-"""Become the torchrun of one point of a sweep: python -m launch.start.agent PARENT LOCK argument …
+"""Run torchrun for one point of a sweep in this process: python -m launch.start.agent PARENT LOCK argument …
 
-It ends when PARENT, the sweep's process, ends, and shares the sweep's lock until then.
+It ends when PARENT, the sweep's process, ends. Until then it has a shared lock on the file LOCK.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from train.config.world import World
 def main(parent: str, lock: str, *line: str) -> None:
     with reported_once(World.single()):
         die_with(int(parent))
-        os.set_inheritable(share_lock(lock), True)  # torchrun closes it in its ranks, which take the lock themselves
+        os.set_inheritable(share_lock(lock), True)  # torchrun's ranks do not inherit it; they lock the file themselves
     become_torchrun(line, os.environ)
 
 

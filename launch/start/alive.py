@@ -1,4 +1,4 @@
-"""A sweep alone with its folder: no second sweep runs it, and no rank of an earlier start of it still trains."""
+"""Locks of a sweep's folder: no second process runs the sweep, and no rank of an earlier start of it is still alive."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported, unusable
 from train.config.world import LOCK
 
-RANKS = "ranks.lock"  # in the sweep's folder: every process of its worlds shares the lock of it
+RANKS = "ranks.lock"  # a file in the sweep's folder, on which every process of its runs has a shared lock
 PATIENCE_S, POLL_S = 10.0, 0.1
 
 
@@ -25,7 +25,7 @@ class StillAlive(Reported):
 
 @contextmanager
 def sweep_lock(folder: Path) -> Iterator[None]:
-    """The sweep's folder, for one process. Raises BadInput (exit code 3) if another runs this sweep."""
+    """Lock the sweep's folder for this process. Raises BadInput (exit code 3) if another process runs this sweep."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -37,15 +37,16 @@ def sweep_lock(folder: Path) -> Iterator[None]:
             message = f"{folder} is being run by another process"
             fix = "wait for it, or end it first"
             raise BadInput(Problem("running", message, fix, exit_code=EXIT_ENVIRONMENT)) from error
-        except OSError:  # the file system knows no locks
+        except OSError:  # the file system does not support locks
             pass
         yield
 
 
 def wait_for_ranks(folder: Path, patience_s: float = PATIENCE_S) -> None:
-    """Return when no process of an earlier world of this sweep lives: it would be measured beside the next one.
+    """Return when no process of an earlier run of this sweep is alive, as it would disturb the measurements of the
+    next.
 
-    Raises StillAlive (exit code 3) with those that still live after `patience_s`: killed ones take a moment to end.
+    Raises StillAlive (exit code 3) if some are alive after `patience_s`: killed processes take a moment to end.
     """
     path, deadline = folder / RANKS, time.monotonic() + patience_s
     with path.open("a") as lock:
@@ -56,7 +57,7 @@ def wait_for_ranks(folder: Path, patience_s: float = PATIENCE_S) -> None:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise StillAlive(_still_alive(path)) from error
-            except OSError:  # the file system knows no locks
+            except OSError:  # the file system does not support locks
                 return
             time.sleep(POLL_S)
 
@@ -65,12 +66,12 @@ def _still_alive(path: Path) -> str:
     found = " ".join(map(str, _holders(path)))
     who = f"processes {found}" if found else "processes, perhaps on another machine,"
     fix = f"end them (kill -9 {found})" if found else "end them"
-    why = "of an earlier start of this sweep still run, and would be measured beside the next point"
-    return f"{who} {why}: {fix}, then type the same line again"
+    why = "of an earlier start of this sweep are still running, and would disturb the measurements"
+    return f"{who} {why}: {fix}, then run the same command again"
 
 
 def _holders(lock: Path) -> list[int]:
-    """The processes that were told to hold this lock."""
+    """The ids of the processes that have this lock, by their environment."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):

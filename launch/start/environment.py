@@ -1,7 +1,7 @@
-"""The command line and the environment that a launcher on this machine gives torchrun, whatever stands in its own.
+"""The command line and the environment with which launchers start torchrun on this machine.
 
-A local world needs no host name: its ranks meet at 127.0.0.1. What another launch left behind (`PET_*`, which would
-override torchrun's own arguments, `RANK`, `WORLD_SIZE` …) is left out, and said to be.
+A local run needs no host name: its ranks connect at 127.0.0.1. Variables from another launch are left out with a note:
+`RANK`, `WORLD_SIZE` and the like, and `PET_*`, which would override torchrun's arguments.
 """
 
 from __future__ import annotations
@@ -17,37 +17,48 @@ from train.command.resources import INSTALLED, ROOT, path_of
 from train.config.world import AGENT, LOCK, NEEDED, PLACE, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
-OWN = (AGENT, LOCK, RUN_FILE)  # ours, left by a rank that starts a run itself: nothing to tell a user
+OWN = (
+    AGENT,
+    LOCK,
+    RUN_FILE,
+)  # the lab's own variables, which may be set if a rank starts a run; users need no note about them
 SET_BY_TORCHRUN = {*PLACE, *NEEDED, "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"} | {
     f"TORCHELASTIC_{name}" for name in ("RUN_ID", "RESTART_COUNT", "MAX_RESTARTS", "USE_AGENT_STORE", "ERROR_FILE")
 }
 
 
 def threads(nproc: int) -> str:
-    """OMP_NUM_THREADS of each process: torchrun would give one to each of several, and leave cores idle."""
+    """OMP_NUM_THREADS of each process. torchrun would set it to 1 for several processes, and cores would be idle."""
     return str(max((os.cpu_count() or 1) // nproc, 1))
 
 
 def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """The environment for a world of this machine, made from `env`, and lines that say what is not as a user set it."""
+    """(the environment for a run on this machine, made from `env`; notes for the user about what was changed)."""
     ignored = sorted(name for name in env if name.startswith("PET_") or name in SET_BY_TORCHRUN)
     kept = {name: value for name, value in env.items() if name not in ignored and name not in OWN}
-    notes = [f"ignored, as a local launch sets its own: {', '.join(ignored)}"] if ignored else []
+    notes = [f"ignored, as a local launch sets its own values: {', '.join(ignored)}"] if ignored else []
     waits, note = _name_servers(kept)
     notes += [note] if note else []
-    # torchrun would make a folder for error files in the temporary directory, and leave it there
+    # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
     return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | {"PET_LOG_DIR": os.devnull}, notes
 
 
 def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
-    """torchrun's arguments for one run on this machine, whose name it need not ask for."""
+    """torchrun's arguments for one run on this machine, with its address, so that no host name is looked up."""
     where = "--standalone" if port is None else f"--master_port={port}"
     return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
 
 
 def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Replace this program by torchrun, which keeps its process id: the ranks are told it, and end with it."""
-    command = [sys.executable, "-P", "-m", "torch.distributed.run", *line]  # -P: as the command torchrun does
+    """Replace this process by torchrun, which keeps the process id. The ranks get this id and end when that process
+    ends."""
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "torch.distributed.run",
+        *line,
+    ]  # -P: the working directory is not searched for modules, as with the command torchrun
     os.execve(sys.executable, command, {**env, AGENT: str(os.getpid())})
 
 
@@ -59,8 +70,8 @@ def source_path() -> dict[str, str]:
 
 @contextmanager
 def own_code() -> Iterator[None]:
-    """A Python process that is started meanwhile imports the code of this program. A module in the working directory,
-    for example somebody's train.py, does not replace a module of this program."""
+    """Within this context, a Python process that is started imports the code of this program. A module in the working
+    directory, for example a user's train.py, does not replace a module of this program."""
     before = dict(os.environ)
     os.environ.update({"PYTHONSAFEPATH": "1"} | source_path())
     try:
@@ -71,23 +82,25 @@ def own_code() -> Iterator[None]:
 
 
 def loopback() -> dict[str, str]:
-    """What keeps gloo from asking for the address of this machine's name."""
+    """The variable with which gloo does not look up the address of this machine's name."""
     names = [name for _, name in socket.if_nameindex()]
     return {"GLOO_SOCKET_IFNAME": LOOPBACK} if LOOPBACK in names else {}
 
 
 def _name_servers(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
-    """torch asks for names even where it has addresses. If this machine's own is not known, nobody waits long for it:
-    (variables for it, what to say of it)."""
-    short = {"RES_OPTIONS": "timeout:1 attempts:1"}  # of glibc's resolver, which waits 10 s or more for a name
+    """(variables that shorten the look-up of names, a note for the user); both are empty if this machine's name has an
+    address. torch looks up names even if it has addresses, and would wait long for a name without one."""
+    short = {
+        "RES_OPTIONS": "timeout:1 attempts:1"
+    }  # for glibc's resolver, which otherwise waits 10 s or more for a name
     if "RES_OPTIONS" in env:
         return {}, ""
     name = socket.gethostname()
-    os.environ.update(short)  # for this question too
+    os.environ.update(short)  # for the look-up below too
     try:
         socket.getaddrinfo(name, None)
     except OSError:
-        return short, f"the name of this machine, {name}, has no address: ranks meet at 127.0.0.1"
+        return short, f"the name of this machine, {name}, has no address: ranks connect at 127.0.0.1"
     finally:
         del os.environ["RES_OPTIONS"]
     return {}, ""

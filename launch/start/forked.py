@@ -1,10 +1,11 @@
-"""A world of processes on this machine for a list of jobs: started once, watched, and ended whatever happens.
+"""A world of processes on this machine that runs a list of jobs. It is started once, watched, and always ended.
 
-The ranks meet through a file, so no port is taken. A job that raises, dies or hangs gets an error as its result and
-costs its world; the jobs after it run in a new one. Jobs run sorted by layout, so that those of one share a mesh.
+The ranks find each other through a file, so no port is used. A job that raises, dies or hangs has an error as its
+result, and ends its world; the remaining jobs run in a new one. Jobs are sorted by layout, so that jobs with the same
+layout share a mesh.
 
-A rank is forked from a server (`multiprocessing`'s forkserver) that has imported the worker and torch already, so that
-starting a world costs a fork per rank. The server never touches a device: ranks may use a GPU.
+A rank is forked from a server (`multiprocessing`'s forkserver) that has already imported the worker and torch, so
+starting a world takes only a fork per rank. The server never uses a device, so that ranks may use a GPU.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from train.command.process.parent import die_with
 from train.config.schema import RuntimeConfig
 from train.config.strategy import resolve_degrees
 
-if TYPE_CHECKING:  # which loads torch
+if TYPE_CHECKING:  # it imports torch
     from train.proof.jobs import Job
 
-GRACE_S = 5.0  # between the first rank's bad end and the end of all: peers notice, and say so in their logs
+GRACE_S = 5.0  # after the first rank has failed, the others have this time to notice it and to log it
 POLL_S = 0.05
-TAIL = 2000  # characters of each rank's log in an error
+TAIL = 2000  # characters of each rank's log that an error shows
 
 
 def run_world(
@@ -45,8 +46,8 @@ def run_world(
 ) -> dict[str, dict[str, Any]]:
     """Results by job name: {"verdicts": …} or {"error": text}.
 
-    `worker`: the module whose `run(job, site)` each rank calls. `runtime`: of the process group itself.
-    `timeout_s`: the longest wait from one job's result to the next.
+    `worker`: the module whose `run(job, site)` each rank calls. `runtime`: the settings of the process group.
+    `timeout_s`: the maximum time between two jobs' results.
     """
     results: dict[str, dict[str, Any]] = {}
     remaining = sorted(jobs, key=lambda job: [*resolve_degrees(job.config.strategy.mesh_axes(), size).values()])
@@ -55,7 +56,7 @@ def run_world(
         attempt.mkdir(parents=True)
         end = _run(attempt, remaining, size, runtime or RuntimeConfig(), worker, timeout_s)
         found = _results(attempt)
-        if end:  # by the job with an error, or the first without a result; all have one if the ranks ended badly after
+        if end:  # the error belongs to the job with one, else the first without a result, else the last job
             last = remaining[-1].name
             dead = next((job.name for job in remaining if "error" in found.get(job.name, {"error": ""})), last)
             said = found.get(dead, {}).get("error") or "\n".join(
@@ -68,16 +69,16 @@ def run_world(
 
 
 def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worker: str, timeout_s: float) -> str:
-    """Start the ranks and wait for them; how they ended, empty if well."""
+    """Start the ranks and wait for them. Returns how they failed; empty if they did not fail."""
     context = multiprocessing.get_context("forkserver")
-    # of the first world of this process (later ones find the server running); and what most strategies import
+    # what the server imports when it starts, with the first world: the worker, and what most strategies import
     context.set_forkserver_preload(["train.proof.jobs", "train.strategies.pipeline.stages", worker])
     results = folder / "results.jsonl"
     for file in (results, *(folder / f"rank_{rank}.log" for rank in range(size))):
         file.touch()
     ranks = [context.Process(target=_rank, args=(rank, size, folder, jobs, runtime, worker)) for rank in range(size)]
     try:
-        with own_code():  # of the server too, which is started with the first rank
+        with own_code():  # the server, which is started with the first rank, needs it too
             for process in ranks:
                 process.start()
         return _watch(ranks, results, timeout_s)
@@ -89,8 +90,8 @@ def _run(folder: Path, jobs: list[Job], size: int, runtime: RuntimeConfig, worke
 
 
 def _rank(rank: int, size: int, folder: Path, jobs: list[Job], runtime: RuntimeConfig, worker: str) -> None:
-    """What a forked process does: it ends with the server, which ends with whoever started the world; its output goes
-    to its log; and `jobs.run_jobs` does the rest."""
+    """What a forked process does: it writes its output to its log and calls `jobs.run_jobs`. It ends with the server,
+    which ends when the process that started the world ends."""
     die_with(os.getppid())
     with (folder / f"rank_{rank}.log").open("w") as log:
         for stream in (sys.stdout, sys.stderr):
@@ -101,7 +102,7 @@ def _rank(rank: int, size: int, folder: Path, jobs: list[Job], runtime: RuntimeC
 
     from train.proof.jobs import run_jobs
 
-    if "OMP_NUM_THREADS" not in os.environ:  # which torch has read
+    if "OMP_NUM_THREADS" not in os.environ:  # otherwise torch has read the variable
         torch.set_num_threads(int(threads(size)))
     run_jobs(rank, size, folder, jobs=jobs, config=runtime, run=importlib.import_module(worker).run)
 
@@ -120,13 +121,14 @@ def _watch(ranks: list[ForkServerProcess], results: Path, timeout_s: float) -> s
         if (size := results.stat().st_size) != seen:
             seen, deadline = size, time.monotonic() + timeout_s
         if time.monotonic() > deadline:
-            return f"no result within {timeout_s:g} s (runtime.timeout_s): a rank hangs, or needs longer"
+            return f"no result within {timeout_s:g} s (runtime.timeout_s): a rank hangs or needs more time"
         time.sleep(POLL_S)
 
 
 def _first_lost(codes: list[int | None], results: Path) -> str:
-    """How the rank ended that the others lost. Which died first cannot be seen, as peers follow within milliseconds:
-    it is one that ended by another way than an exception (code 1), or one that left no error, or the first that did."""
+    """How the rank that failed first ended. The order of their ends is not known, as the others follow within
+    milliseconds. So this is a rank that did not end by an exception (code 1), else one that reported no error, else the
+    first that reported one."""
     wrote = [line["rank"] for line in map(json.loads, results.read_text().splitlines()) if "error" in line]
     bad = [rank for rank, code in enumerate(codes) if code]
     killed = [rank for rank in bad if codes[rank] != 1]
@@ -139,7 +141,7 @@ def _results(folder: Path) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     for result in map(json.loads, (folder / "results.jsonl").read_text().splitlines()):
         before = results.get(result["name"], {})
-        results[result["name"]] = before if "error" in before else before | result  # the first error says why
+        results[result["name"]] = before if "error" in before else before | result  # the first error has the cause
     return results
 
 

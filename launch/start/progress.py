@@ -1,4 +1,4 @@
-"""How far the run of a sweep's point has come: on a terminal in place, elsewhere a few words a minute."""
+"""The progress of a sweep's run: updated in place on a terminal, and otherwise printed once a minute."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-EVERY_S = 60.0  # where output is no terminal
-TAIL = 2**20  # bytes of metrics.jsonl that are looked at: a line has a few dozen for each rank
-HEAD = 2**16  # bytes of the log
+EVERY_S = 60.0  # the interval if the output is not a terminal
+TAIL = 2**20  # bytes at the end of metrics.jsonl that are read: a line has a few dozen per rank
+HEAD = 2**16  # bytes at the start of the log that are read
 
 
 class Progress:
-    """`run_file`: where rank 0 names its run's directory. `log`: the run's output."""
+    """`run_file`: the file in which rank 0 writes the path of its run's directory. `log`: the run's output."""
 
     def __init__(self, run_file: Path, log: Path) -> None:
         self.run_file, self.log = run_file, log
@@ -22,7 +22,7 @@ class Progress:
         self.shown, self.since = "", time.monotonic()
 
     def show(self) -> None:
-        """Print the step if there is a new one, and it is time."""
+        """Print the step if it is new, and on a terminal or after EVERY_S."""
         if not self.in_place and time.monotonic() < self.since + EVERY_S:
             return
         text = self.text()
@@ -37,7 +37,7 @@ class Progress:
         self.shown, self.since = text, time.monotonic()
 
     def clear(self) -> None:
-        """Take back what stands on a terminal: the point's result follows."""
+        """Erase the progress from a terminal, before the result of the point is printed."""
         if self.in_place:
             size = len(self.shown)
             print("\b" * size + " " * size + "\b" * size, end="", flush=True)

@@ -1,4 +1,4 @@
-"""One torchrun world as a child: started with its output in a file, waited for, ended with all its ranks."""
+"""Run torchrun as a child process with its output in a file, wait for it, and end it together with all its ranks."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from launch.start.progress import Progress
 from train.config.world import LOCK, RUN_FILE
 
 PATIENCE_S = 35.0  # torchrun gives its ranks 30 s between TERM and KILL
-POLL_S = 1.0  # how often it is looked how far a world has come
-NUM_LINES, WIDTH = 8, 200  # of what is shown of a log
+POLL_S = 1.0  # the interval between updates of the progress
+NUM_LINES, WIDTH = 8, 200  # how much of a log is shown
 
-# (overrides, nproc, log, the file in which rank 0 names its run's directory) -> exit code
+# (overrides, nproc, log, the file in which rank 0 writes its run's directory) -> exit code
 Start = Callable[[Sequence[str], int, Path, Path], int]
 
 
 def torchrun(overrides: Sequence[str], nproc: int, log: Path, run_file: Path) -> int:
-    """The exit code. Whatever ends this process (ctrl-C, TERM, KILL) ends the ranks; call it from the main thread."""
+    """Run torchrun and return its exit code. Ctrl-C, TERM or KILL of this process ends the ranks too. Call it from the
+    main thread."""
     lock = str((run_file.parent / RANKS).resolve())
     env, _ = local_environment(nproc, os.environ)
     env |= {RUN_FILE: str(run_file.resolve()), LOCK: lock} | source_path()
@@ -34,7 +35,7 @@ def torchrun(overrides: Sequence[str], nproc: int, log: Path, run_file: Path) ->
     agent = [sys.executable, "-P", "-m", "launch.start.agent", str(os.getpid()), lock]
     progress = Progress(run_file, log)
     with log.open("w") as output:
-        # a session of its own: a terminal's ctrl-C reaches this process alone, which then ends torchrun in order
+        # in a new session, so that ctrl-C in a terminal reaches only this process, which then ends torchrun in order
         process = subprocess.Popen(
             [*agent, *torchrun_line(overrides, nproc)],
             env=env,
@@ -55,7 +56,7 @@ def torchrun(overrides: Sequence[str], nproc: int, log: Path, run_file: Path) ->
 
 
 def last_words(log: Path) -> list[str]:
-    """The last lines of a run that failed, without torchrun's own report."""
+    """The last lines of a failed run's log, without torchrun's report."""
     text = log.read_text(errors="replace")
     own = re.split(r"^[EWI]\d{4} .*torch/distributed/elastic", text, maxsplit=1, flags=re.MULTILINE)[0].rstrip()
     lines = [line for line in (own or text.rstrip() or "(no output)").splitlines() if line.strip()]
@@ -63,9 +64,12 @@ def last_words(log: Path) -> list[str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """By TERM, which torchrun hands on; by KILL what is left after a while, or at a second ctrl-C."""
+    """Send TERM, which torchrun forwards to its ranks. After PATIENCE_S or a second ctrl-C, kill what is left."""
     parent = psutil.Process(process.pid)
-    family = [*parent.children(recursive=True), parent]  # ranks have sessions of their own, and outlive torchrun
+    family = [
+        *parent.children(recursive=True),
+        parent,
+    ]  # ranks have their own sessions and may live longer than torchrun
     try:
         process.terminate()
         process.wait(PATIENCE_S)

@@ -1,10 +1,12 @@
-"""The points of a sweep: a command line multiplied out by Hydra's own grammar, made fair, checked. No torch here.
+"""The points of a sweep: all combinations of a command line's values in Hydra's grammar, made comparable and checked.
+
+Torch is not imported.
 
     strategy=dp,tp train.micro_batch_size=range(1,3) nproc=2    gives 4 points
     strategy.layers_per_stage=[3,3,2]                           a list in brackets is one value
 
-Fairness: `global` leaves the global batch as it is given; `micro` and `best` scale it, so that each data rank does as
-many microbatches as one of the first point does. `best` then looks for the micro batch itself (launch/sweep.py).
+Fairness: `global` does not change the global batch. `micro` and `best` scale it, so that each data rank has as many
+microbatches as in the first point. `best` then searches for the best micro batch (launch/sweep.py).
 """
 
 from __future__ import annotations
@@ -33,13 +35,13 @@ from train.config.schema import Config
 from train.data.corpus import load_corpus
 
 GLOBAL, MICRO = "train.global_batch_size", "train.micro_batch_size"
-SCALED = {"global": (), "micro": (GLOBAL,), "best": (GLOBAL, MICRO)}  # keys that a fairness mode sets by itself
-MAX_POINTS = 1_000  # each of which is checked before the first starts
+SCALED = {"global": (), "micro": (GLOBAL,), "best": (GLOBAL, MICRO)}  # keys that each fairness mode sets itself
+MAX_POINTS = 1_000  # all of them are checked before the first starts
 
 
 @dataclass(frozen=True)
 class Point:
-    """`label`: the words in which it differs from the others."""
+    """A point of a sweep. `label`: the words in which it differs from the other points."""
 
     label: str
     overrides: tuple[str, ...]
@@ -48,8 +50,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Checked:
-    """A point, its config if it can be composed, and all that is wrong with it. `microbatches`: per data rank.
-    `environment`: keys whose values come from the environment, each with a hash of its value."""
+    """A point, its plan (None if its config cannot be composed), and all its problems. `microbatches`: per data rank.
+    `environment`: the keys whose values come from the environment, each with a hash of its value."""
 
     point: Point
     plan: Plan | None
@@ -58,7 +60,7 @@ class Checked:
     environment: tuple[str, ...] = ()
 
     def sized(self, micro_batch: int) -> list[str]:
-        """Overrides for another micro batch, with as many microbatches."""
+        """Overrides that set another micro batch, with the same number of microbatches."""
         assert self.plan is not None
         return [f"{MICRO}={micro_batch}", f"{GLOBAL}={micro_batch * self.plan.data_ranks * self.microbatches}"]
 
@@ -79,15 +81,16 @@ class InvalidPoints(Reported):
         first = next((one for one in self.checked if one.microbatches), None)
         if self.fairness != "global" and first:
             lines.append(
-                f"batch={self.fairness} gives every point {first.microbatches} microbatch(es) per data rank, as the "
-                f"first, {first.point.label}, has: a larger {GLOBAL} gives each more"
+                f"batch={self.fairness} gives every point {first.microbatches} microbatch(es) per data rank, as "
+                f"many as the first, {first.point.label}, has: a larger {GLOBAL} gives more to all of them"
             )
         return "\n".join([*lines, f"skip_invalid=true runs the other {good}"] if good else lines)
 
 
 def expand(words: Sequence[str]) -> list[Point]:
-    """All combinations, the last word fastest, each once. Raises BadInput for a word that is not a valid override."""
-    axes: list[list[tuple[str, bool]]] = []  # of each word: its values, and whether a label names them
+    """All combinations without duplicates; the value of the last word changes fastest. Raises BadInput if a word is not
+    a valid override."""
+    axes: list[list[tuple[str, bool]]] = []  # for each word: its values, and whether labels show them
     for word, override in _parsed(words):
         if override.is_sweep_override():
             axes.append([(f"{override.get_key_element()}={value}", True) for value in _values(override)])
@@ -105,10 +108,9 @@ def expand(words: Sequence[str]) -> list[Point]:
 
 
 def check_all(parser: ArgumentParser, points: Sequence[Point], fairness: str, *, force: bool = False) -> list[Checked]:
-    """Each point, in the same order, with everything that stands against it. Nothing is started. `force`: what does not
-    fit in memory is no problem."""
+    """All points in the same order, with their problems. Nothing is started. `force`: memory is not checked."""
     checked: list[Checked] = []
-    read: dict[str, tuple[Problem, ...]] = {}  # what was found in each text, which many points share
+    read: dict[str, tuple[Problem, ...]] = {}  # the problems of each text, which many points share
     for point in points:
         microbatches = next((one.microbatches for one in checked if one.plan), 0)
         checked.append(_check(parser, point, fairness, microbatches, read, force))
@@ -120,7 +122,7 @@ def check_all(parser: ArgumentParser, points: Sequence[Point], fairness: str, *,
 
 
 def invalid_lines(invalid: Sequence[Checked], everything: str = "") -> list[str]:
-    """Lines that say every problem once, under the points that have it (`everything`: a name for all of them)."""
+    """Lines with every problem once, below the points that have it. `everything`: a name for all points together."""
     labels: dict[str, list[str]] = {}
     for one in invalid:
         for problem in one.problems:
@@ -158,7 +160,7 @@ def _check(
 
 
 def _problems(config: Config, nproc: int, read: dict[str, tuple[Problem, ...]], force: bool) -> tuple[Problem, ...]:
-    """As launch.local finds them: of the config, else of the text, else of the machine."""
+    """The problems that launch.local would find: of the config, or else of the text, or else of the machine."""
     try:
         cli.check(config, nproc)
         windows = (config.train.seq_len, config.train.eval_batches, config.train.global_batch_size)
@@ -184,12 +186,12 @@ def _problems_of_text(config: Config) -> tuple[Problem, ...]:
 
 
 def _parsed(words: Sequence[str]) -> list[tuple[str, Override]]:
-    """Each word as it was typed, and what it says."""
+    """Each word as it was typed, with Hydra's parse of it."""
     parser, found = OverridesParser.create(), []
     for word in words:
         try:
             found += [(word, override) for override in parser.parse_overrides([quoted(word)])]
-        except (OverrideParseException, ValueError) as error:  # the latter of a number of thousands of digits
+        except (OverrideParseException, ValueError) as error:  # ValueError: a number with thousands of digits
             fix = f"use key=value, key=a,b or key=range(1,5); {HOW_TO_QUOTE}"
             raise BadInput(Problem("grammar", f"{shortened(word)} is not a valid override", fix)) from error
     return found
@@ -198,13 +200,13 @@ def _parsed(words: Sequence[str]) -> list[tuple[str, Override]]:
 def _values(override: Override) -> list[str]:
     countable = override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP
     try:
-        # more than there can be points, or a range of a thousand million would be written out
+        # one more than the maximum is enough: a range may have a thousand million values
         values = [*itertools.islice(override.sweep_string_iterator(), MAX_POINTS + 1)] if countable else []
     except (HydraException, ValueError) as error:
         raise BadInput(
             Problem("grammar", f"{override.input_line}: {error}", "use key=a,b or key=range(1,5)")
         ) from error
     if not values:
-        message = f"{override.input_line} names no values that can be counted"
+        message = f"{override.input_line} does not give a list of values"
         raise BadInput(Problem("grammar", message, "use key=a,b or key=range(1,5)"))
     return values

@@ -1,6 +1,6 @@
-"""What a sweep remembers of its points: <metrics.dir>/sweep-<id>/points.json, whole after every write.
+"""The state of a sweep's points, in <metrics.dir>/sweep-<id>/points.json. The file is replaced as a whole.
 
-The id follows from the points, not from the order in which they were typed: the same sweep finds its own folder again.
+The id is a hash of the points, in any order, so that the same sweep finds its folder again.
 """
 
 from __future__ import annotations
@@ -26,30 +26,33 @@ RUN_DIR = re.compile(r".+-ws\d+-[0-9a-f]{6}(-\d+)?")
 
 @dataclass
 class Entry:
-    """A point's line in points.json. `tried`: tokens/s by micro batch, None where it did not run (`batch=best`)."""
+    """A point in points.json. `tried`: tokens/s by micro batch under `batch=best`; None if it did not run."""
 
     label: str
     overrides: list[str]
     nproc: int
-    log: str  # its name in the sweep's folder
+    log: str  # the file's name in the sweep's folder
     status: str = WAITING
     run_dir: str | None = None
     exit_code: int | None = None
     seconds: float | None = None
     problems: list[str] = field(default_factory=list)
     tried: dict[str, float | None] = field(default_factory=dict)
-    chosen: list[str] = field(default_factory=list)  # overrides that followed from `tried`
+    chosen: list[str] = field(default_factory=list)  # the overrides that were chosen because of `tried`
 
     def discard(self, folder: Path) -> Path | None:
-        """Remove the directory of a run of this point that did not come to its end, so that the point has one. Returns
-        what was removed. Raises BadInput (exit code 3) if it cannot be."""
+        """Remove the directory of a run of this point that was not finished, so that a point has only one run. Returns
+        the removed directory. Raises BadInput (exit code 3) if it cannot be removed."""
         try:
             path = Path(read_text(folder / self.run_file).strip()) if exists(folder / self.run_file) else None
         except Unreadable:
             return None
         if path is None or path.is_symlink() or not path.is_dir() or (path / "summary.json").exists():
             return None
-        places = (folder.parent.resolve(), (folder / PROBES).resolve())  # what else the file may name is not ours
+        places = (
+            folder.parent.resolve(),
+            (folder / PROBES).resolve(),
+        )  # any other path in the file is not a run of this sweep
         if path.resolve().parent not in places or not RUN_DIR.fullmatch(path.name):
             return None
         try:
@@ -59,7 +62,8 @@ class Entry:
         return path
 
     def settle(self, folder: Path) -> None:
-        """Take over what rank 0 said of its run's directory: a run with a summary is done, whoever watched it."""
+        """Read the run's directory from the file that rank 0 wrote. A run with a summary is done, even if the sweep was
+        ended before it."""
         run_file = folder / self.run_file
         try:
             if exists(run_file):
@@ -72,23 +76,23 @@ class Entry:
             self.status = DONE
 
     def recall(self, old: Record) -> None:
-        """Take over what an earlier start came to; a key that an older version did not write is left as it is."""
+        """Take over the results of an earlier start. A key that an older version did not write is not changed."""
         for name in ("run_dir", "exit_code", "seconds", "chosen"):
             setattr(self, name, old.get(name, getattr(self, name)))
-        # what did not run may run now, unless it was the end of a search that found something
+        # a size that did not run is tried again, unless the search has found a best size
         self.tried = {size: speed for size, speed in old.get("tried", {}).items() if self.chosen or speed is not None}
 
     @property
     def run_file(self) -> str:
-        """The file in which rank 0 names its run's directory."""
+        """The name of the file in which rank 0 writes the path of its run's directory."""
         return Path(self.log).stem + ".run"
 
     def probe_log(self, micro_batch: int) -> str:
-        """The log of a short run of the search for the micro batch."""
+        """The name of the log of a short run, in the search for the best micro batch."""
         return f"{Path(self.log).stem}.micro-{micro_batch}.log"
 
     def summary(self) -> Record | None:
-        """summary.json of the run, which stands there whole only if the run came to its end."""
+        """The run's summary.json, which exists only if the run was finished; None if it cannot be read."""
         try:
             return self._summary()
         except Unreadable:
@@ -97,7 +101,7 @@ class Entry:
     def _summary(self) -> Record | None:
         values = read_facts(Path(self.run_dir) / "summary.json") if self.run_dir else {}
         if values and number(values.get("perf/tokens_per_s")) is None:
-            raise Unreadable("summary.json does not say perf/tokens_per_s")
+            raise Unreadable("summary.json has no perf/tokens_per_s")
         return values or None
 
 
@@ -110,7 +114,7 @@ class State:
 
     @classmethod
     def of(cls, root: Path, checked: Sequence[Checked], fairness: str, line: str, bound: int | None) -> State:
-        """A new sweep's state. `bound`: of the micro batch, under `batch=best`."""
+        """The state of a new sweep. `bound`: the largest micro batch under `batch=best`."""
         points = sorted([[*one.point.overrides], one.point.nproc, *one.environment] for one in checked)
         digest = hashlib.sha256(json.dumps([points, fairness, bound]).encode()).hexdigest()[:6]
         logs = _log_names([one.point for one in checked])
@@ -128,8 +132,8 @@ class State:
         return self.folder / POINTS
 
     def resume(self) -> None:
-        """Take over what an earlier start of the same sweep came to; a point that failed is run again, and one whose
-        line cannot be read is known by what its run left."""
+        """Take over the results of an earlier start of the same sweep. A point that failed is run again. If a point
+        cannot be read from points.json, the files of its run decide whether it is done."""
         try:
             values, said = read_points(self.path)
         except Unreadable as error:
@@ -143,7 +147,8 @@ class State:
                 entry.settle(self.folder)
 
     def forget(self) -> None:
-        """Nothing of an earlier start is taken for this one's. What came to its end is kept, and no longer named."""
+        """Do not use results of an earlier start. Directories of finished runs are kept, but no point refers to
+        them."""
         for entry in self.entries:
             entry.discard(self.folder)
         for run_file in self.folder.glob("*.run"):
@@ -162,7 +167,7 @@ def _key(values: Record) -> str:
 
 
 def _log_names(points: Sequence[Point]) -> list[str]:
-    """Readable and unique: `tp_train.micro_batch_size=2.log`."""
+    """Readable and unique names, for example `tp_train.micro_batch_size=2.log`."""
     names: list[str] = []
     for point in points:
         name = re.sub(r"[^\w.=+-]+", "_", point.label)[:80]

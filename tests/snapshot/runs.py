@@ -35,6 +35,7 @@ DROPPED = {
     r"resident_gib": "memory of the host's process",
     r"^memory_at_peak/": "the fullest moment depends on when threads free what they sent: it differs from run to run",
     r"^(commit|platform|python|torch)$": "the code's commit, and the machine",
+    r"^work_hash$": "it is a hash of the keys that the run reads, and such keys have been left out of it since",
 }
 
 

@@ -14,7 +14,8 @@ class Finding:
 
     `fixes` are lines of overrides, best first, which may also set `nproc`. `validate` tries each of them, alone and
     together with the fixes of other broken rules, and shows only lines that leave no problem. So a check does not have
-    to know the other rules. `otherwise` is advice in words for the case that no such line is found.
+    to know the other rules. `otherwise` is advice in words for the case that no such line is found. It names no
+    override.
     """
 
     message: str

@@ -28,7 +28,7 @@ def single_device(plan: Plan) -> Finding | None:
     if plan.axes or plan.world_size == 1:
         return None
     message = f"strategy={plan.config.strategy.name} runs on 1 process, but there are {plan.world_size}"
-    return Finding(message, ("nproc=1", "strategy.dp_replicate=-1"), "use one process, or strategy=dp")
+    return Finding(message, ("nproc=1", "strategy.dp_replicate=-1"), "use one process, or the preset dp")
 
 
 def ddp_over_tp(plan: Plan) -> Finding | None:
@@ -39,7 +39,7 @@ def ddp_over_tp(plan: Plan) -> Finding | None:
     return Finding(
         f"strategy.dp_replicate={degree} (DDP) is not supported with strategy.tp={axes['tp']}",
         (f"strategy.dp_replicate=null strategy.dp_shard={degree}",),
-        "use FSDP instead of DDP with tp, as strategy=fsdp_tp does",
+        "use FSDP instead of DDP with tp, as the preset fsdp_tp does",
     )
 
 
