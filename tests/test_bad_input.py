@@ -63,7 +63,7 @@ COMMAND_LINES = {
         "data.ignore_token or null",
     ),
     "metrics.dir={short}": (3, "short.txt cannot be written (Not a directory)", "metrics.dir=FOLDER"),
-    "-m strategy=dp,tp": (2, "-m/--multirun", "one torchrun a run"),
+    "-m strategy=dp,tp": (2, "-m/--multirun", "one torchrun per run"),
     "--frobnicate": (2, "unrecognized arguments: --frobnicate", "--help"),
     "metrics.trackers=[pigeon]": (2, "pigeon", "--help"),
     "nproc=none": (2, "nproc=none is not valid: nproc must be a positive integer", "nproc=4"),
@@ -147,7 +147,7 @@ def torchrun(*arguments, nproc, cwd):
     [
         ("strategy=foo", 2, "strategy=foo does not name a preset", "strategy=3d|"),
         ("strategy.tp=3 train.steps=0", 2, "train.steps=0 is out of range", ">= 1"),
-        ("-m strategy=dp", 2, "-m/--multirun", "one torchrun a run"),
+        ("-m strategy=dp", 2, "-m/--multirun", "one torchrun per run"),
         ("runtime.device=teapot", 3, "no teapot device", "runtime.device=auto"),
     ],
 )
