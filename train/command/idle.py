@@ -52,7 +52,13 @@ def presets_with(option: str) -> list[str]:
     """The presets that use the technique to which the option belongs."""
     owners = [one for one in TECHNIQUES if option in {field.name for field in dataclasses.fields(one.keys)}]
     plans = {name: Plan(Config(strategy=strategy, model=ModelConfig()), 1) for name, strategy in strategies().items()}
-    return [name for name, plan in plans.items() if any(one.applies(plan) for one in owners)]
+    degree = any(option in one.axes for one in TECHNIQUES)  # which every preset of such a dataclass has, and few give
+    return [
+        name
+        for name, plan in plans.items()
+        if any(one.applies(plan) for one in owners)
+        and not (degree and getattr(plan.config.strategy, option, None) is None)
+    ]
 
 
 def listed(option: str) -> str:
