@@ -86,15 +86,17 @@ def lab_loops(
     config: Config, runtime: Runtime, world: World, next_batch: Callable[[int], tuple[Tensor, Tensor]], folder: Path
 ) -> dict[str, Loop]:
     """One step of the loop of train/main.py: with logging, without logging, and recorded by the profiler."""
-    mesh, lab = build_mesh(config, runtime), SideGroup(world)
+    mesh, side_group = build_mesh(config, runtime), SideGroup(world)
     train_step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
     sinks = [JsonLines(folder), TensorBoard(folder, {})] if world.rank == 0 else []
-    metrics = Metrics(config, lab, runtime.device, train_step, sinks)
+    metrics = Metrics(config, side_group, runtime.device, train_step, sinks)
 
     def logged(profile_every: int) -> Loop:
         own = dataclasses.replace(config.metrics, profile_every=profile_every)
         once = dataclasses.replace(config.train, steps=1)  # so that the first step is recorded
-        sampler = Sampler(dataclasses.replace(config, metrics=own, train=once), mesh, runtime.device, train_step, lab)
+        sampler = Sampler(
+            dataclasses.replace(config, metrics=own, train=once), mesh, runtime.device, train_step, side_group
+        )
 
         def step(index: int) -> None:
             lr = lr_at(index, config.train.steps, config.optim)

@@ -124,7 +124,7 @@ def test_the_reference_is_a_run_that_must_be_equal(tmp_path):
     make_run(tmp_path, "tp")
     rows = by_label(tmp_path)
     assert rows["tp"].equal == "reference"
-    assert rows["dp"].equal.endswith("allowed: strategy.comm_hook=powersgd loses digits of gradients on the way")
+    assert rows["dp"].equal.endswith("allowed: strategy.comm_hook=powersgd rounds gradients before they are sent")
     assert rows["dp"].good
 
 

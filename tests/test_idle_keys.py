@@ -43,8 +43,8 @@ REFUSED = {
     "metrics.trace=true metrics.profile_every=0": ("metrics.trace", "metrics.profile_every=500"),
     "metrics.memory_snapshot=true runtime.device=cpu": ("metrics.memory_snapshot", "runtime.device=auto"),
     "hardware.match=H300": ("hardware.match", "hardware.match=null"),
-    "hardware=h100_sxm hardware.link_gb_per_s=900": ("hardware.link_gb_per_s", "hardware.link_gb_per_s=450.0"),
-    "hardware.memory_gb_per_s=900": ("hardware.memory_gb_per_s", "hardware.memory_gb_per_s=null"),
+    "strategy=ds_zero1 strategy.whole_below=1000": ("strategy.whole_below", "strategy.whole_below=0"),
+    "strategy=zero2 strategy.reshard_after_forward=false": ("strategy.reshard_after_forward", "strategy.zero_stage=3"),
     "data.dtype=uint16": ("data.dtype", "data.source=tokens"),
     "optim.momentum=0.9 compile.mode=reduce_overhead": (
         "optim.momentum compile.mode",
@@ -60,6 +60,7 @@ VALID = [
     "model.num_experts=4 model.expert_ffn_dim=64 model.top_k=1",  # model.ffn_dim is as the preset has it
     "model=moe_tiny model.name=mine",
     "hardware=h100_sxm hardware.name=mine",
+    "hardware=h100_sxm hardware.link_gb_per_s=900 hardware.memory_gb_per_s=900",  # they are recorded
     "optim.schedule=constant",
     "optim.schedule=linear optim.min_lr_ratio=0.5 train.steps=2 train.eval_every=50",  # a short trial of a longer run
     "compile.enabled=true compile.mode=reduce_overhead",

@@ -47,6 +47,8 @@ def test_deepspeed_holds_by_zeros_arithmetic():
     assert sum(one.parameters for one in of_stages) == total and of_stages[1].optimiser == 2 * of_stages[1].parameters
     ends = 4 * (2 * 256 * 128 + (1 + 2 * 8) * 128)  # embedding, head and norms are whole
     assert needs(plan_of("strategy=ds_autotp nproc=4"), 3).parameters == (total - ends) // 4 + ends
+    ends += 4 * 8 * 2 * 64 * 128  # wk and wv are whole where there are fewer KV heads than ranks
+    assert needs(plan_of("strategy=ds_autotp nproc=8"), 3).parameters == (total - ends) // 8 + ends
     assert needs(plan_of("strategy=ds_zero3 nproc=4 strategy.whole_below=200"), 0).parameters == (
         (total - 17 * 512) // 4 + 17 * 512
     )

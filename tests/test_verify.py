@@ -33,7 +33,7 @@ def test_several_strategies_in_one_world_equal_one_device():
 def test_what_a_lossy_option_leaves_out_is_said():
     run = verify("nproc=2", "strategy=dp", "strategy.comm_hook=powersgd", *SMALL)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "  strategy.comm_hook=powersgd loses digits of gradients on the way\n" in run.stdout
+    assert "  strategy.comm_hook=powersgd rounds gradients before they are sent\n" in run.stdout
     assert "equals one device; strategy.comm_hook=powersgd has no effect in these few steps" in run.stdout
 
 

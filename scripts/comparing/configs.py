@@ -28,10 +28,6 @@ def _fsdp(keys: Record) -> bool:
     return _axis("dp_shard")(keys) or (_axis("cp")(keys) and not _axis("dp_replicate")(keys))
 
 
-def _powersgd(keys: Record) -> bool:
-    return _ddp(keys) and keys.get("comm_hook") == "powersgd"
-
-
 DEGREES = tuple(axis for technique in TECHNIQUES for axis in technique.axes)
 # option -> the axes of its technique, if that has axes: the option has an effect only if one of these axes is named
 AXES = {
@@ -41,15 +37,15 @@ AXES = {
     for field in fields(technique.keys)
     if field.name not in ("name", *DEGREES)
 }
-NEEDS: dict[str, Uses] = {  # options that have an effect only under these conditions
+# options of DDP and of FSDP, which two axes decide; what else an option needs is in the techniques' `read_when`
+NEEDS: dict[str, Uses] = {
     "zero_stage": _fsdp,
-    "reshard_after_forward": lambda keys: _fsdp(keys) and keys.get("zero_stage") == 3,
+    "reshard_after_forward": _fsdp,
     "cpu_offload": _fsdp,
     "bucket_mb": lambda keys: _ddp(keys) or "offload_optimizer" in keys,  # DDP's, and DeepSpeed's
     "comm_hook": _ddp,
-    "powersgd_rank": _powersgd,
-    "powersgd_start_step": _powersgd,
-    "whole_below": lambda keys: keys.get("zero_stage") == 3,
+    "powersgd_rank": _ddp,
+    "powersgd_start_step": _ddp,
 }
 METHODS = ("schedule", "cp_method", "zero_stage")  # also shown if only some of the strategies have it
 
@@ -59,7 +55,7 @@ def differences(configs: list[Record], *, between_strategies: bool = True) -> di
     the key, or the run did not read it. `between_strategies`: leave out names and degrees of strategies, which are
     shown anyway."""
     names = dict.fromkeys(key for config in configs for key in config)
-    idle = [unread(config, READ_WHEN) for config in configs]
+    idle = [unread(config, READ_WHEN, *(one.read_when for one in TECHNIQUES)) for config in configs]
     found = {}
     for key in names:
         if key.startswith("metrics.") and key not in MEANT:
@@ -67,7 +63,7 @@ def differences(configs: list[Record], *, between_strategies: bool = True) -> di
         option = key.removeprefix(STRATEGY) if key.startswith(STRATEGY) else ""
         if between_strategies and option in ("name", *DEGREES):
             continue
-        meaning = [means(option, config) if option else key not in idle_keys
+        meaning = [key not in idle_keys and (not option or means(option, config))
                    for config, idle_keys in zip(configs, idle, strict=True)]  # fmt: skip
         values = [config.get(key) if meant else None for config, meant in zip(configs, meaning, strict=True)]
         meant_values = [value for value, meant in zip(values, meaning, strict=True) if meant]

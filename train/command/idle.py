@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from enum import Enum
 from typing import Any
 
 from train.command.presets import strategies
 from train.config.plan import Plan
 from train.config.rule import Finding
+from train.config.rules.idle import written
 from train.config.schema import Config, ModelConfig
 from train.config.strategy import Strategy
 from train.config.technique import Technique
@@ -30,10 +30,10 @@ def idle_options(plan: Plan) -> dict[str, Finding]:
         if value == default_of(option) or technique.applies(plan):
             continue
         key = f"strategy.{option.name}"
-        message = f"{key}={shown(value)} has no effect: strategy={strategy.name} does not use {technique.name} here"
+        message = f"{key}={written(value)} has no effect: strategy={strategy.name} does not use {technique.name} here"
         if users := listed(option.name):
             message += f" ({users} do)"
-        found[f"idle {key}"] = Finding(message, (f"{key}={shown(default_of(option))}",))
+        found[f"idle {key}"] = Finding(message, (f"{key}={written(default_of(option))}",))
     return found
 
 
@@ -51,6 +51,8 @@ def options(strategy: Strategy) -> Iterator[tuple[Technique, dataclasses.Field[A
 def presets_with(option: str) -> list[str]:
     """The presets that use the technique to which the option belongs."""
     owners = [one for one in TECHNIQUES if option in {field.name for field in dataclasses.fields(one.keys)}]
+    if not owners:
+        return [name for name, strategy in strategies().items() if hasattr(strategy, option)]
     plans = {name: Plan(Config(strategy=strategy, model=ModelConfig()), 1) for name, strategy in strategies().items()}
     degree = any(option in one.axes for one in TECHNIQUES)  # which every preset of such a dataclass has, and few give
     return [
@@ -69,11 +71,3 @@ def listed(option: str) -> str:
 
 def default_of(option: dataclasses.Field[Any]) -> Any:
     return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, Enum):
-        return str(value.value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "null" if value is None else str(value)

@@ -30,9 +30,7 @@ def strategies() -> dict[str, Strategy]:
     """Every preset of a strategy, by name. The result is cached, so callers must not change it."""
     found: dict[str, Strategy] = {}
     for name in names("strategy"):
-        values = dict(_file(CONFIG_DIR / "strategy" / f"{name}.yaml"))
-        (schema,) = values.pop("defaults")
-        found[name] = SCHEMAS["strategy", schema](**values)
+        found[name] = SCHEMAS["strategy", _schema("strategy", name)](**_preset("strategy", name))
     return found
 
 
@@ -57,6 +55,12 @@ def _preset(group: str, name: str) -> dict[str, Any]:
         if isinstance(parent, str) and not parent.startswith("_"):  # otherwise it is a schema, or Hydra's _self_
             values |= _preset(group, parent)
     return values | {key: value for key, value in content.items() if key != "defaults" and "${" not in str(value)}
+
+
+def _schema(group: str, name: str) -> str:
+    """The schema that the preset inherits from, itself or by another preset."""
+    parents = [one for one in _file(CONFIG_DIR / group / f"{name}.yaml")["defaults"] if one != "_self_"]
+    return next((one for one in parents if one.startswith("_")), "") or _schema(group, parents[0])
 
 
 @cache

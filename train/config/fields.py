@@ -42,7 +42,7 @@ def key(default: Any, help: str, *, choices: Iterable[str] = ()) -> Any:
 
 def number(
     default: Any,
-    help: str = "",
+    help: str,
     *,
     ge: float | None = None,
     gt: float | None = None,

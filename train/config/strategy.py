@@ -1,7 +1,7 @@
 """The one abstraction: a strategy turns a model into a `TrainStep`. No other code depends on which strategy runs.
 
 The second half of `Strategy` answers what one technique must know about another, such as whether FSDP is used. So no
-technique's folder imports another's.
+two techniques' folders import each other.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Lossy:
 
     def __str__(self) -> str:
         within = f": within {self.bound:.0e} of one device" if self.bound else ""
-        return f"{self.option} loses digits of gradients on the way{within}"
+        return f"{self.option} rounds gradients before they are sent{within}"
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from train.config.plan import Keys, Plan
 from train.config.rule import Rule
+from train.config.rules.idle import Table
 from train.config.shapes import Shape, shard
 from train.config.strategy import Strategy
 from train.config.traffic import Traffic
@@ -118,6 +119,7 @@ class Technique:
     `split(rank, name)`: the rank's part of the parameter with this global name. `gathers`: whether the whole parameter
     is gathered while it is used.
     `traffic(rank)`: what the rank sends for this technique in one optimiser step.
+    `read_when`: its options that have an effect only with certain values of other keys, for rules and for comparisons.
     `apply(target)`: changes the model. It imports torch when it is called. None: the strategy's `build` does this.
     """
 
@@ -126,6 +128,7 @@ class Technique:
     keys: type[Strategy]
     applies: Callable[[Plan], bool]
     rules: tuple[Rule, ...] = ()
+    read_when: Table = field(default_factory=dict)
     split: Callable[[Rank, str], Split | None] | None = None
     gathers: bool = False
     traffic: Traffics | None = None

@@ -115,11 +115,11 @@ def costs(
 class Energy:
     """The energy that this rank's device used in the steps after warm-up. Collective: every rank creates one."""
 
-    def __init__(self, config: Config, device: torch.device, lab: SideGroup) -> None:
-        ids = json.loads(lab.share(json.dumps(lab.gather_json(device_id(device)))))
+    def __init__(self, config: Config, device: torch.device, side_group: SideGroup) -> None:
+        ids = json.loads(side_group.share(json.dumps(side_group.gather_json(device_id(device)))))
         firsts = first_of_each(ids)
         self.num_devices = sum(firsts)
-        self.meter = open_meter(device) if firsts[lab.world.rank] else SharedMeter("read by another rank")
+        self.meter = open_meter(device) if firsts[side_group.world.rank] else SharedMeter("read by another rank")
         self.hardware = hardware_of(config, device)
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.warmup_steps = config.metrics.warmup_steps

@@ -96,16 +96,22 @@ class Metrics:
     """Collective: every rank creates one and calls the same methods. Only rank 0 has sinks."""
 
     def __init__(
-        self, config: Config, lab: SideGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+        self, config: Config, side_group: SideGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
     ) -> None:
-        self.config, self.lab, self.device, self.train_step, self.sinks = config, lab, device, train_step, sinks
-        self.world_size = lab.world.world_size
+        self.config, self.side_group, self.device, self.train_step, self.sinks = (
+            config,
+            side_group,
+            device,
+            train_step,
+            sinks,
+        )
+        self.world_size = side_group.world.world_size
         self.clock = Clock(device)
         self.process = psutil.Process()
         self.tokens_per_step = config.train.global_batch_size * config.train.seq_len
         self.flops_per_step = flops_per_token(config.model, config.train.seq_len) * self.tokens_per_step
         self.peak_tflops = peak_tflops(config, device)
-        self.energy = Energy(config, device, lab)
+        self.energy = Energy(config, device, side_group)
         self.pending: _Pending | None = None
         self.results = Results(config.metrics.warmup_steps)
         self.start = self.clock.mark()
@@ -148,7 +154,7 @@ class Metrics:
         step_ms = pending.sampled.step_ms or elapsed_ms
         loss, norm, *extras = pending.scalars.tolist()
         joules = self.energy.step_done(pending.step, step_ms, counted=pending.counted)
-        by_rank = self.lab.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
+        by_rank = self.side_group.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
         values = {LOSS: loss, "train/grad_norm": norm, "train/lr": pending.lr}
         if not pending.any_target:  # a step without a target has no loss, and not a loss of 0
             values |= {LOSS: math.nan, VALID_TOKENS: 0.0}

@@ -56,11 +56,17 @@ class Sampler:
         mesh: DeviceMesh,
         device: torch.device,
         train_step: TrainStep,
-        lab: SideGroup,
+        side_group: SideGroup,
         run: Path | None = None,
     ) -> None:
         """`run`: the run's directory, where traces are stored if `metrics.trace` is true."""
-        self.config, self.mesh, self.device, self.train_step, self.lab = config, mesh, device, train_step, lab
+        self.config, self.mesh, self.device, self.train_step, self.side_group = (
+            config,
+            mesh,
+            device,
+            train_step,
+            side_group,
+        )
         self.sent: Record = {}  # under the tags comm/…, from the step that was counted
         # compiled blocks run eagerly under the ledger. This is harmless on a CPU, but needs too much memory and time on
         # a GPU
@@ -97,7 +103,7 @@ class Sampler:
         self.recorder = Recorder(self.device, self.mesh)
         if self.device.type != "cpu":
             torch.accelerator.synchronize()  # work of the previous step does not belong to this one
-        self.lab.barrier()
+        self.side_group.barrier()
         try:
             with self.recorder:
                 yield
@@ -108,13 +114,13 @@ class Sampler:
         """What the step that just ran inside `watch` showed. Collective if it was recorded."""
         if self.recorder is None:
             return Sampled(dict(self.sent))
-        keep = self.traces / f"step-{step}-rank-{self.lab.world.rank}.json.gz" if self.traces else None
+        keep = self.traces / f"step-{step}-rank-{self.side_group.world.rank}.json.gz" if self.traces else None
         recording, self.recorder = self.recorder.recording(keep), None
         give_back_memory()
         if not self.counts:
             self.sent = sent(recording)
-        own = {"rank": self.lab.world.rank, **self._own(recording)}
-        ranks = self.lab.gather_json(own)
+        own = {"rank": self.side_group.world.rank, **self._own(recording)}
+        ranks = self.side_group.gather_json(own)
         values = {} if ranks is None else self.sent | self._values(ranks)
         return Sampled(values, recording.step_ms, ranks)
 
@@ -152,7 +158,7 @@ class Sampler:
         return values
 
     def _pipeline(self, timelines: list[breakdown.Timeline]) -> Record:
-        plan = Plan(self.config, self.lab.world.world_size)
+        plan = Plan(self.config, self.side_group.world.world_size)
         order = self.config.strategy.order(plan.degrees["pp"], plan.num_microbatches)
         if order is None or not all(timelines):
             return {}

@@ -20,9 +20,9 @@ from train.config.schema import ModelConfig, Optimiser
 from train.config.shapes import Shapes, block, coordinates, element_sizes, is_expert, units, units_by_stage
 from train.strategies.data.keys import FsdpKeys
 from train.strategies.data.traffic import frees
+from train.strategies.deepspeed.split import split_dims
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.techniques import rank_of
-from train.strategies.tensor.split import SPLIT_DIM
 
 GiB = 2**30
 LIVE = 10**9  # the most elements that DeepSpeed's stage 3 keeps gathered by default
@@ -160,10 +160,11 @@ def of_deepspeed(plan: Plan, strategy: DeepSpeed, rank: int) -> Needs:
 
 
 def deepspeed_shapes(plan: Plan, stage: int) -> Shapes:
-    """The shapes on one stage, flattened. AutoTP splits the weights of blocks, and not the embedding or the head."""
-    found: Shapes = {}
-    for _, unit in units(plan, stage):
-        for name, shape in unit.items():
-            cut = plan.degrees["tp"] if name.startswith("layers.") and name.split(".")[-2] in SPLIT_DIM else 1
-            found[name] = (math.prod(shape) // cut,)
-    return found
+    """The shapes on one stage, flattened, with what AutoTP splits."""
+    tp = plan.degrees["tp"]
+    dims = split_dims(plan.config.model, tp)
+    return {
+        name: (math.prod(shape) // (tp if name.split(".")[-2] in dims else 1),)
+        for _, unit in units(plan, stage)
+        for name, shape in unit.items()
+    }

@@ -85,7 +85,7 @@ def _bad_degrees(config: Config) -> Iterator[OutOfRange]:
     """A degree is a positive number of ranks. One axis may have -1 instead, for all ranks that are left."""
     axes = config.strategy.mesh_axes()
     free = [axis for axis, degree in axes.items() if degree == -1]
-    for axis, degree in {**axes, "ep": getattr(config.strategy, "ep", None) or 1}.items():
+    for axis, degree in {**axes, "ep": config.strategy.expert_degree() or 1}.items():
         key = f"strategy.{axis}"
         mended = f"{key}={1 if free else -1}"
         if degree < 1 and degree != -1 and axis != "ep":

@@ -52,7 +52,6 @@ DENSE = Condition(
     lambda experts: experts == 0,
     "is not read by a mixture of experts (model.num_experts={}), whose width is model.expert_ffn_dim",
 )
-NEVER = Condition((), lambda: False, "is not read: no figure is computed from it")
 
 READ_WHEN: Table = {
     **dict.fromkeys(("model.top_k", "model.num_shared_experts", "model.expert_ffn_dim"), MIXTURE),
@@ -93,7 +92,6 @@ READ_WHEN: Table = {
     "hardware.match": Condition(
         (), lambda: False, "is not read on the command line: only files in configs/hardware use it"
     ),
-    **dict.fromkeys(("hardware.memory_gb_per_s", "hardware.link_gb_per_s"), NEVER),
 }
 # Keys that do not change the numbers of some runs, but are not refused. A key that only a longer run would read is
 # valid, so that a command line can be tried for a few steps. A model's name and max_seq_len never change a number.

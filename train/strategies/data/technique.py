@@ -5,7 +5,7 @@ from __future__ import annotations
 from train.config.plan import Plan
 from train.config.technique import Target, Technique
 from train.strategies.data.keys import DdpKeys, FsdpKeys
-from train.strategies.data.rules import DDP_RULES, FSDP_RULES
+from train.strategies.data.rules import DDP_RULES, FSDP_RULES, READ_BY_DDP, READ_BY_FSDP
 from train.strategies.data.split import split
 from train.strategies.data.traffic import ddp, fsdp
 
@@ -31,6 +31,15 @@ def apply_ddp(target: Target) -> None:
 
 
 FSDP = Technique(
-    "FSDP", ("dp_shard",), FsdpKeys, applies_fsdp, FSDP_RULES, split, gathers=True, traffic=fsdp, apply=apply_fsdp
+    "FSDP",
+    ("dp_shard",),
+    FsdpKeys,
+    applies_fsdp,
+    FSDP_RULES,
+    READ_BY_FSDP,
+    split,
+    gathers=True,
+    traffic=fsdp,
+    apply=apply_fsdp,
 )
-DDP = Technique("DDP", ("dp_replicate",), DdpKeys, applies_ddp, DDP_RULES, traffic=ddp, apply=apply_ddp)
+DDP = Technique("DDP", ("dp_replicate",), DdpKeys, applies_ddp, DDP_RULES, READ_BY_DDP, traffic=ddp, apply=apply_ddp)

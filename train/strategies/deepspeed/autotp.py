@@ -26,10 +26,8 @@ from train.config.shapes import kv_shards
 from train.model.transformer import Linear
 from train.ranks import collectives
 from train.strategies.deepspeed.engine import ZeroStep
-from train.strategies.tensor.split import KV_MODULES, SPLIT_DIM
+from train.strategies.deepspeed.split import split_dims
 
-# the dimension in which AutoTP splits the weight, by the module's name
-CUT = {name: dim for name, dim in SPLIT_DIM.items() if name not in ("embed", "head")}
 DEEPSPEED_NAMES = {0: "column", 1: "row"}
 
 
@@ -62,9 +60,9 @@ class AutoTpStep(ZeroStep):
         whole = {p: p.shape for p in module.parameters()}
         self.use_mesh()
         tp = self.mesh["tp"].size()
-        model, dims = self.config.model, CUT
+        model = self.config.model
+        dims = split_dims(model, tp)
         if (shards := kv_shards(model, tp)) < tp:
-            dims = {name: dim for name, dim in CUT.items() if name not in KV_MODULES}
             self.share_heads(tp // shards)
             # DeepSpeed reads this number, and would otherwise split layers over the first ranks only, one per KV head.
             self.model.config = dataclasses.replace(model, num_kv_heads=model.num_heads)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
+from train.config.rules import idle
+from train.config.rules.idle import Condition
 from train.config.schema import ActivationCheckpointing, Precision
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.pipeline.rules import too_few_layers
@@ -114,8 +116,16 @@ def dense(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     return Finding(message, ("model.num_experts=0 model.num_shared_experts=0",), "use fsdp, or a dense model")
 
 
+READ_BY_DEEPSPEED = {
+    "strategy.whole_below": Condition(
+        ("strategy.zero_stage",),
+        lambda stage: stage == 3,
+        "has no effect with strategy.zero_stage={}, which does not shard parameters",
+    )
+}
 RULES = (
     *BLOCK_RULES,
+    *idle.rules(READ_BY_DEEPSPEED),
     Rule("layers_and_stages", "every stage needs a layer", too_few_layers),
     Rule(
         "ds_precision",

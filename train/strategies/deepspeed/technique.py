@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from train.config.plan import Plan
 from train.config.technique import Technique
-from train.strategies.deepspeed.rules import RULES
+from train.strategies.deepspeed.rules import READ_BY_DEEPSPEED, RULES
 from train.strategies.deepspeed.strategy import DeepSpeed
 
 
@@ -12,4 +12,4 @@ def applies(plan: Plan) -> bool:
     return isinstance(plan.config.strategy, DeepSpeed)
 
 
-DEEPSPEED = Technique("DeepSpeed", (), DeepSpeed, applies, RULES)
+DEEPSPEED = Technique("DeepSpeed", (), DeepSpeed, applies, RULES, READ_BY_DEEPSPEED)

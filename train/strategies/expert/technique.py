@@ -21,4 +21,4 @@ def apply(target: Target) -> None:
     apply_experts(target)
 
 
-EXPERT = Technique("expert parallelism", ("ep",), ExpertKeys, applies, RULES, split, traffic=traffic, apply=apply)
+EXPERT = Technique("expert parallelism", ("ep",), ExpertKeys, applies, RULES, split=split, traffic=traffic, apply=apply)

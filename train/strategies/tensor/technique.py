@@ -21,4 +21,4 @@ def apply(target: Target) -> None:
     apply_tp(target)
 
 
-TENSOR = Technique("tensor parallelism", ("tp",), TensorKeys, applies, RULES, split, traffic=traffic, apply=apply)
+TENSOR = Technique("tensor parallelism", ("tp",), TensorKeys, applies, RULES, split=split, traffic=traffic, apply=apply)
