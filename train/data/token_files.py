@@ -91,7 +91,7 @@ def _refuse_others(path: Path, head: bytes) -> None:
         fix = f"{kind[1]}; if it does contain ids, use data.dtype=uint16 or another type"
         raise BadInput(Problem("token_file", f"data.path={shown(path)} is {kind[0]}, not a file of token ids", fix))
     if is_text(head):
-        fix = "use data=text or data=jsonl; if it does contain ids, use data.dtype=uint16 or another type"
+        fix = "use data=text (or data=jsonl); if it does contain ids, set data.dtype, such as data.dtype=uint16"
         raise BadInput(Problem("token_file", f"data.path={shown(path)} is text, not a file of token ids", fix))
 
 
