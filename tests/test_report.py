@@ -190,3 +190,23 @@ def test_loss_over_time_and_over_bytes(tmp_path):
     assert panel["series"][0]["x"] == [4.5 * n for n in range(1, 13)]
     assert panel["series"][0]["y"] == pytest.approx([5.0 - 0.1 * n for n in range(1, 13)])
     assert words.listed(["a"]) == "a"
+
+
+def test_the_axis_of_distances_has_numbers(tmp_path):
+    """Mathematical text is off, as names may contain a $, and matplotlib's own labels of a log axis need it."""
+    pytest.importorskip("matplotlib")
+    from matplotlib import rc_context
+
+    from scripts.comparing.pages import curves
+    from scripts.comparing.pages.style import STYLE, Colours
+
+    for strategy, off in (("single", 0.0), ("tp", 1e-6)):
+        make_run(tmp_path, strategy, off=off)
+    (group,) = groups(tmp_path)
+    with rc_context(STYLE):
+        picture = curves.loss(group, Colours([group]))
+        assert picture is not None
+        _, distances = picture.figure.axes
+        picture.figure.canvas.draw()
+    labels = [label.get_text() for label in distances.get_yticklabels()]
+    assert labels and all(re.fullmatch(r"\d+e-\d+", text) for text in labels), labels

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from scripts.comparing import words
 from scripts.comparing.gate import Group, Row
@@ -43,6 +43,8 @@ def loss(group: Group, colours: Colours) -> Picture | None:
         panels.append(_draw(distances, others, apart, colours, what, log=True))
         shown = [y for _, ys in apart.values() for y in ys]
         distances.set(yscale="log", ylabel=f"distance from\n{reference.run.label} (relative)")
+        distances.yaxis.set_major_formatter(lambda y, _: f"{y:.0e}")  # matplotlib's own needs mathematical text
+        distances.yaxis.set_minor_formatter(NullFormatter())
         if shown:  # whole decades, so that at least one of them has a label
             distances.set_ylim(10 ** math.floor(math.log10(min(shown))), 10 ** math.ceil(math.log10(max(shown) * 1.01)))
         else:
