@@ -128,8 +128,8 @@ class Technique:
     keys: type[Strategy]
     applies: Callable[[Plan], bool]
     rules: tuple[Rule, ...] = ()
-    read_when: Table = field(default_factory=dict)
     split: Callable[[Rank, str], Split | None] | None = None
     gathers: bool = False
     traffic: Traffics | None = None
     apply: Callable[[Target], None] | None = None
+    read_when: Table = field(default_factory=dict)

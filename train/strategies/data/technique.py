@@ -36,10 +36,19 @@ FSDP = Technique(
     FsdpKeys,
     applies_fsdp,
     FSDP_RULES,
-    READ_BY_FSDP,
     split,
     gathers=True,
     traffic=fsdp,
     apply=apply_fsdp,
+    read_when=READ_BY_FSDP,
 )
-DDP = Technique("DDP", ("dp_replicate",), DdpKeys, applies_ddp, DDP_RULES, READ_BY_DDP, traffic=ddp, apply=apply_ddp)
+DDP = Technique(
+    "DDP",
+    ("dp_replicate",),
+    DdpKeys,
+    applies_ddp,
+    DDP_RULES,
+    traffic=ddp,
+    apply=apply_ddp,
+    read_when=READ_BY_DDP,
+)

@@ -12,4 +12,4 @@ def applies(plan: Plan) -> bool:
     return isinstance(plan.config.strategy, DeepSpeed)
 
 
-DEEPSPEED = Technique("DeepSpeed", (), DeepSpeed, applies, RULES, READ_BY_DEEPSPEED)
+DEEPSPEED = Technique("DeepSpeed", (), DeepSpeed, applies, RULES, read_when=READ_BY_DEEPSPEED)
