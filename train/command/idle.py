@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from train.command.presets import strategies
+from train.config.fields import default_of
 from train.config.plan import Plan
 from train.config.rule import Finding
 from train.config.rules.idle import written
@@ -67,7 +68,3 @@ def listed(option: str) -> str:
     """`presets_with` as text for a message."""
     names = presets_with(option)
     return ", ".join(names[:MAX_NAMED]) + (", …" if len(names) > MAX_NAMED else "")
-
-
-def default_of(option: dataclasses.Field[Any]) -> Any:
-    return option.default if option.default_factory is dataclasses.MISSING else option.default_factory()

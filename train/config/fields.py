@@ -6,6 +6,7 @@ wide: they allow worlds of 32,768 devices and models much larger than 405 B para
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
@@ -25,6 +26,11 @@ MAX_FIGURE = 1e9  # of a device
 MAX_BUCKET_MB = 2**20
 LARGE = 1e30  # the maximum of a float, so that a float32 can hold it and its products with other numbers
 IGNORE_INDEX = -100  # marks a target without loss, as torch's cross_entropy does by default
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a dataclass field, made anew where a factory makes it; OmegaConf's MISSING if it has none."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def key(default: Any, help: str, *, choices: Iterable[str] = ()) -> Any:

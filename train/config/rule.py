@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from train.config.plan import Plan
+from train.config.schema import ActivationCheckpointing
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,11 @@ def divides(axis: str, name: str, value: Callable[[Plan], int]) -> Callable[[Pla
         return Finding(message, fixes, f"use a smaller strategy.{axis}")
 
     return check
+
+
+def no_selective_recomputation(plan: Plan, what: str) -> Finding | None:
+    """For what is not supported with selective recomputation, such as "strategy.ep=2"."""
+    if plan.config.train.activation_checkpointing is not ActivationCheckpointing.selective:
+        return None
+    message = f"train.activation_checkpointing=selective is not supported with {what}"
+    return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))

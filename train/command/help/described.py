@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from omegaconf import MISSING
 
 from train.command.resources import CONFIG_DIR
+from train.config.fields import default_of
 
 SINGULAR = {bool: "true or false", int: "integer", float: "number", str: "text"}
 PLURAL = {int: "integers", float: "numbers", str: "texts"}
@@ -104,6 +105,5 @@ def _plain(value: float) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default_factory is not dataclasses.MISSING:
-        return written(field.default_factory())
-    return "" if field.default == MISSING else written(field.default)
+    default = default_of(field)
+    return "" if default == MISSING else written(default)

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
+from train.config.fields import default_of
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
 from train.config.rules.ranges import shortened
@@ -144,10 +145,7 @@ def _was_met(condition: Condition, values: Mapping[str, Any]) -> bool:
 def _default(kind: Any, name: str) -> Any:
     """The plain default of a field; None if there is no such field."""
     field = {field.name: field for field in dataclasses.fields(kind)}.get(name)
-    if field is None:
-        return None
-    made = field.default_factory
-    return plain(field.default) if made is dataclasses.MISSING else made()
+    return None if field is None else plain(default_of(field))
 
 
 @cache

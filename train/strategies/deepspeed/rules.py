@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from train.config.plan import Plan
-from train.config.rule import Finding, Rule
+from train.config.rule import Finding, Rule, no_selective_recomputation
 from train.config.rules import idle
 from train.config.rules.idle import Condition
-from train.config.schema import ActivationCheckpointing, Precision
+from train.config.schema import Precision
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.pipeline.rules import too_few_layers
 from train.strategies.tensor.rules import BLOCK_RULES
@@ -89,10 +89,7 @@ def autotp_pipeline(plan: Plan, strategy: DeepSpeed) -> Finding | None:
 
 
 def autotp_checkpointing(plan: Plan, strategy: DeepSpeed) -> Finding | None:
-    if strategy.tp is None or plan.config.train.activation_checkpointing is not ActivationCheckpointing.selective:
-        return None
-    message = f"train.activation_checkpointing=selective is not supported with DeepSpeed's strategy.tp={strategy.tp}"
-    return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))
+    return None if strategy.tp is None else no_selective_recomputation(plan, f"DeepSpeed's strategy.tp={strategy.tp}")
 
 
 def autotp_compile(plan: Plan, strategy: DeepSpeed) -> Finding | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from train.config.plan import Plan
-from train.config.rule import Finding, Rule, degree_fixes, divisors, nearest
-from train.config.schema import ActivationCheckpointing
+from train.config.rule import Finding, Rule, degree_fixes, divisors, nearest, no_selective_recomputation
 from train.config.strategy import folded_ranks
 
 NUM_DEGREES = 4  # the number of degrees that are tried as fixes
@@ -86,11 +85,8 @@ def ep_width(plan: Plan) -> Finding | None:
 
 
 def ep_checkpointing(plan: Plan) -> Finding | None:
-    ep, found = plan.config.strategy.expert_degree(), plan.config.train.activation_checkpointing
-    if ep is None or found is not ActivationCheckpointing.selective:
-        return None
-    message = f"train.activation_checkpointing=selective is not supported with strategy.ep={ep}"
-    return Finding(message, ("train.activation_checkpointing=full", "train.activation_checkpointing=none"))
+    ep = plan.config.strategy.expert_degree()
+    return None if ep is None else no_selective_recomputation(plan, f"strategy.ep={ep}")
 
 
 RULES = (
