@@ -7,11 +7,10 @@ A region costs a few microseconds when nothing is recorded; `sampling.py` record
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch.profiler import record_function
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 PREFIX = "lab:"
 
@@ -19,16 +18,55 @@ Interval = tuple[float, float]
 Intervals = list[Interval]
 
 
-def span(name: str, *of: object) -> record_function:
+@dataclass
+class Work:
+    """What this process computes now: `kind` F, B, I or W of microbatch `microbatch` on stage `stage`, as `span` names
+    them; None between them."""
+
+    kind: str | None = None
+    stage: int = 0
+    microbatch: int = 0
+
+
+# The watchers of this process. Like the profiler, they see all of the process's work, whichever thread runs it.
+_WATCHERS: list[Work] = []
+
+
+@contextmanager
+def watched() -> Iterator[Work]:
+    """A `Work` that always says what the process computes, until the context ends. The proof uses it."""
+    work = Work()
+    _WATCHERS.append(work)
+    try:
+        yield work
+    finally:
+        _WATCHERS.remove(work)
+
+
+def span(name: str, *of: object) -> AbstractContextManager[object]:
     """A context manager for a region that the profiler shows as `lab:name of…`.
 
     The regions are `data`, `optimiser`, `layer n` (its forward) and `comm axis op bytes` (from the ledger). Those of
     microbatch m on stage s are named as in `timetable.Action`: `F s m` is a forward, `B s m` a backward, `I s m` and
-    `W s m` are the two halves of a backward.
+    `W s m` are the two halves of a backward. The forwards of an evaluation are `F s m` too.
     """
     from torch.profiler import record_function
 
-    return record_function(PREFIX + " ".join(map(str, (name, *of))))
+    region = record_function(PREFIX + " ".join(map(str, (name, *of))))
+    return _announced(region, name, *of) if _WATCHERS and name in ("F", "B", "I", "W") else region
+
+
+@contextmanager
+def _announced(region: AbstractContextManager[object], kind: str, stage: Any, microbatch: Any) -> Iterator[None]:
+    before = [(work, work.kind, work.stage, work.microbatch) for work in _WATCHERS]
+    for work in _WATCHERS:
+        work.kind, work.stage, work.microbatch = kind, stage, microbatch
+    try:
+        with region:
+            yield
+    finally:
+        for work, *state in before:
+            work.kind, work.stage, work.microbatch = state
 
 
 def union(intervals: Iterable[Interval], gap: float = 0.0) -> Intervals:

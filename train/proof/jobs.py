@@ -26,7 +26,8 @@ from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import load_corpus
-from train.proof.comparison import BOUNDS, collect, compare
+from train.proof.collecting import collect
+from train.proof.comparison import BOUNDS, CannotBeJudged, compare
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -108,6 +109,8 @@ def run_jobs(
             started = time.time()
             try:
                 result = run(job, site)
+            except CannotBeJudged as reason:
+                result = {"unjudged": str(reason)}
             except Exception:
                 write(folder, {"name": job.name, "rank": rank, "error": traceback.format_exc()})
                 raise

@@ -204,8 +204,10 @@ class ZeroStep(EngineStep):
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         rows = self.config.train.micro_batch_size
-        batches = zip(tokens.split(rows), targets.split(rows), strict=True)
+        losses = []
         self.model.eval()  # no dropout
-        loss_sum = torch.stack([self.model.loss(self.engine(inputs), labels) for inputs, labels in batches]).sum()
+        for i, (inputs, labels) in enumerate(zip(tokens.split(rows), targets.split(rows), strict=True)):
+            with span("F", 0, i):
+                losses.append(self.model.loss(self.engine(inputs), labels))
         self.model.train()
-        return sum_over(loss_sum, self.mesh, *BATCH_AXES), count_valid(targets, self.mesh)
+        return sum_over(torch.stack(losses).sum(), self.mesh, *BATCH_AXES), count_valid(targets, self.mesh)

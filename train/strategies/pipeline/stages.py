@@ -57,7 +57,8 @@ def build_stages(
 ) -> Stages:
     """Make a model of each of this rank's stages, sharded and with its weights. Collective over the mesh.
 
-    Afterwards `model`, which was on meta, has the modules of all these stages under their global names.
+    Afterwards `model`, which was on meta, has the modules of all these stages under their global names, and the loss of
+    the last stage if it is here.
     """
     pp = mesh["pp"]
     rank, num_ranks = pp.get_local_rank(), pp.size()
@@ -75,6 +76,8 @@ def build_stages(
         setattr(
             model, end, next((module for part in parts.values() if (module := getattr(part, end)) is not None), None)
         )
+    last = parts.get(len(layers) - 1)
+    model.loss = last.loss if last is not None else model.loss
     model.rope = next(iter(parts.values())).rope
     return Stages(len(layers), num_ranks, rank, keys.facts().v_shaped, parts, wrapped)
 
@@ -219,12 +222,13 @@ def run_forwards(
         for rank, stage, i in tick:
             following, peer = stage + 1, stages.rank_of(stage + 1) if stage + 1 < stages.num_stages else None
             if rank == stages.rank:
-                out = stages.wrapped[stage](arrived.pop((stage, i)))
-                if peer is None:
-                    finished.append(finish(i, out))
-                elif peer == rank:
+                with span("F", stage, i):
+                    out = stages.wrapped[stage](arrived.pop((stage, i)))
+                    if peer is None:
+                        finished.append(finish(i, out))
+                if peer == rank:
                     arrived[following, i] = out
-                else:
+                elif peer is not None:
                     ops.append(dist.P2POp(dist.isend, out.contiguous(), group=group, group_peer=peer))
             elif peer == stages.rank:
                 buffer = torch.empty_like(hidden, device=stages.parts[following].rope.device, requires_grad=False)
