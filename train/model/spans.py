@@ -57,16 +57,16 @@ def span(name: str, *of: object) -> AbstractContextManager[object]:
 
 
 @contextmanager
-def _announced(region: AbstractContextManager[object], kind: str, stage: Any, microbatch: Any) -> Iterator[None]:
+def _announced(region: AbstractContextManager[object], name: str, of_stage: Any, of: Any) -> Iterator[None]:
     before = [(work, work.kind, work.stage, work.microbatch) for work in _WATCHERS]
     for work in _WATCHERS:
-        work.kind, work.stage, work.microbatch = kind, stage, microbatch
+        work.kind, work.stage, work.microbatch = name, of_stage, of
     try:
         with region:
             yield
     finally:
-        for work, *state in before:
-            work.kind, work.stage, work.microbatch = state
+        for work, kind, stage, microbatch in before:
+            work.kind, work.stage, work.microbatch = kind, stage, microbatch
 
 
 def union(intervals: Iterable[Interval], gap: float = 0.0) -> Intervals:
