@@ -13,10 +13,12 @@ from train.data.corpus import Corpus
 from train.model.transformer import Transformer, dtypes
 from train.proof.comparison import CannotBeJudged, Evidence, Named
 from train.proof.phases import Phases
+from train.proof.replicas import replica_errors
 from train.ranks.distributed import own_device, own_rows
 from train.strategies.expert.balance import RoutingRecord
 
 SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
+EVALUATED_AFTER, EVAL_BATCHES = 1, 2  # the AdamW step after which validation batches are evaluated
 # If the scores of two experts are closer than this, rounding decides between them, and all that follows is random.
 LEAST_MARGIN = {Precision.float64: 1e-8, Precision.float32: 1e-4, Precision.bf16: 3e-2}
 
@@ -38,6 +40,15 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
         tokens, targets = corpus.batch(step, size, rows)
         return tokens.to(device), targets.to(device)
 
+    def evaluations(step: TrainStep) -> Named:
+        found: Named = {}
+        for index in range(EVAL_BATCHES):
+            inputs = (x.to(device) for x in corpus.validation_batch(index, EVAL_BATCHES, size, rows))
+            loss_sum, num_valid = step.evaluate(*inputs)
+            found[f"batch {index + 1}, sum of losses"] = loss_sum.cpu()
+            found[f"batch {index + 1}, number of tokens"] = num_valid.cpu()
+        return found
+
     step, _ = build(Optimiser.sgd)
     gradients: Named = {}
 
@@ -52,6 +63,7 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
         weights = _whole(step.full_parameters())
     step, model = build(Optimiser.adamw)
     record, losses = RoutingRecord(model, mesh, config, rows), []
+    evaluated: Named = {}
     routing: Named = {}
     biases: Named = {}
     for i in range(1, ADAMW_STEPS + 1):
@@ -66,15 +78,30 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
                 f"less than {LEAST_MARGIN[config.precision]:.0e}, so rounding decides between them. Use another "
                 "train.seed, fewer tokens, or precision=float64"
             )
+        if i == EVALUATED_AFTER:
+            with phases("evaluate"):
+                evaluated = evaluations(step)
+    for i in range(ADAMW_STEPS + 1, next_meeting(config) + 1):
+        step(*batch(i), lr=ADAMW_LR)
+    with phases("replicas"):
+        replicas = replica_errors(step.pieces(), mesh)
     return Evidence(
         loss={"loss": result.loss.cpu()},
         gradients=gradients,
         grad_norm={"norm": result.grad_norm.cpu()},
         sgd_weights=weights,
         adamw_loss={f"step {i}": loss.cpu() for i, loss in enumerate(losses, start=1)},
+        evaluate=evaluated,
         routing=routing,
         router_bias=biases,
+        replicas=replicas,
     )
+
+
+def next_meeting(config: Config) -> int:
+    """The first step, from the last compared AdamW step on, after which all copies of a weight are equal."""
+    every = config.strategy.meets_every()
+    return -(-ADAMW_STEPS // every) * every
 
 
 def _whole(tensors: object) -> Named:

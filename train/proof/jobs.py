@@ -22,12 +22,13 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from train.command import cli
+from train.config.fields import IGNORE_INDEX
 from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
-from train.data.corpus import load_corpus
-from train.proof.collecting import collect
-from train.proof.comparison import BOUNDS, CannotBeJudged, compare
+from train.data.corpus import Corpus, load_corpus
+from train.proof.collecting import ADAMW_STEPS, CLIP_NORM, collect
+from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -84,7 +85,18 @@ def run(job: Job, site: Site) -> Result:
         lossy = config.strategy.lossy()
         bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
         verdicts = compare(found, reference, bound, config.strategy.differs())
-    return {"verdicts": [dataclasses.astuple(v) for v in verdicts]}
+    return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": facts(config, corpus, found)}
+
+
+def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, bool]:
+    """What these steps have exercised: `masked`, whether a target had no loss; `clipped`, whether clipping scaled the
+    gradient."""
+    size = config.train.global_batch_size
+    targets = [corpus.batch(step, size, slice(0, size))[1] for step in range(1, ADAMW_STEPS + 1)]
+    return {
+        "masked": any(bool((x == IGNORE_INDEX).any()) for x in targets),
+        "clipped": float(found.grad_norm["norm"]) > CLIP_NORM,
+    }
 
 
 def run_jobs(

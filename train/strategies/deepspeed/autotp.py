@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from train.config.shapes import kv_shards
 from train.model.transformer import Linear
 from train.ranks import collectives
+from train.ranks.state import Piece
 from train.strategies.deepspeed.engine import ZeroStep
 from train.strategies.deepspeed.split import split_dims
 
@@ -95,6 +96,12 @@ class AutoTpStep(ZeroStep):
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         return super().full(lambda p: self.sharded(p, of(p)))
+
+    def pieces(self) -> Iterator[Piece]:
+        """A rank's part of a weight that is split has the rank's number before its offset, as no rank has a copy."""
+        rank, split = self.mesh["tp"].get_local_rank(), {name for name, p in self.parameters.items() if p in self.cut}
+        for piece in super().pieces():
+            yield dataclasses.replace(piece, offset=(rank, *piece.offset)) if piece.name in split else piece
 
     def sharded(self, parameter: nn.Parameter, value: Tensor | None) -> Tensor | None:
         """This rank's shard of a tensor with the parameter's shape, as a DTensor."""
