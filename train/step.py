@@ -36,6 +36,8 @@ class Step:
     `shared`: parameters of which another rank holds a copy.
     """
 
+    gradient_scale = 1.0
+
     def __init__(
         self,
         model: Transformer,

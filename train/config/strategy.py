@@ -47,6 +47,9 @@ class TrainStep(Protocol):
     """One optimiser step over this rank's rows of the global batch, whatever the strategy."""
 
     on_gradients: Callable[[], None] | None  # called after backward and every reduction, before clipping and update
+    # By how much the gradients inside the model are larger than one device's until they are reduced: 1 where ranks'
+    # gradients are summed, and the number of ranks where they are averaged.
+    gradient_scale: float
 
     def __call__(self, tokens: torch.Tensor, targets: torch.Tensor, *, lr: float) -> StepResult: ...
 

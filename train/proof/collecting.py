@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -12,25 +14,38 @@ from train.config.strategy import TrainStep
 from train.data.corpus import Corpus
 from train.model.transformer import Transformer, dtypes
 from train.proof.comparison import CannotBeJudged, Evidence, Named
+from train.proof.locating.trace import Trace, move_inputs, traced
 from train.proof.phases import Phases
 from train.proof.replicas import replica_errors
 from train.ranks.distributed import own_device, own_rows
+from train.ranks.state import Piece
 from train.strategies.expert.balance import RoutingRecord
 
-SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
+SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM, WEIGHT_DECAY = 0.5, 1e-3, 3, 1.0, 0.1
 EVALUATED_AFTER, EVAL_BATCHES = 1, 2  # the AdamW step after which validation batches are evaluated
 # If the scores of two experts are closer than this, rounding decides between them, and all that follows is random.
 LEAST_MARGIN = {Precision.float64: 1e-8, Precision.float32: 1e-4, Precision.bf16: 3e-2}
 
 
-def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) -> Evidence:
+@dataclass
+class Watch:
+    """What the localisation needs of this rank, beside the evidence. `moved`: whether the inputs are moved by one unit
+    of their last place. `trace` is that of the SGD step; `held`: what the rank holds after the first and the last AdamW
+    step."""
+
+    moved: bool = False
+    trace: Trace | None = None
+    held: list[list[Piece]] = field(default_factory=list)
+
+
+def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, watch: Watch | None = None) -> Evidence:
     """Run steps of the strategy and gather the evidence. Collective; `corpus` must be the same on every rank. `phases`
-    measures the time of building, of the steps, and of gathering full tensors."""
+    measures the time of building, of the steps, and of gathering full tensors. `watch` is filled if it is given."""
     device, size = own_device(mesh), config.train.global_batch_size
     rows = own_rows(mesh, size)
 
     def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
-        optim = dataclasses.replace(config.optim, name=name, weight_decay=0.1, momentum=0.0)
+        optim = dataclasses.replace(config.optim, name=name, weight_decay=WEIGHT_DECAY, momentum=0.0)
         train = dataclasses.replace(config.train, clip_norm=CLIP_NORM)
         with phases("build"):
             model = Transformer(config.model, **dtypes(config.precision))
@@ -49,7 +64,7 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
             found[f"batch {index + 1}, number of tokens"] = num_valid.cpu()
         return found
 
-    step, _ = build(Optimiser.sgd)
+    step, model = build(Optimiser.sgd)
     gradients: Named = {}
 
     def keep_gradients() -> None:
@@ -57,11 +72,16 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
             gradients.update(_whole(step.full_gradients()))
 
     step.on_gradients = keep_gradients
-    with phases("steps"):
+    with phases("steps"), ExitStack() as stack:
+        if watch is not None:
+            watch.trace = stack.enter_context(traced(model, mesh, config, moved=watch.moved))
+            watch.trace.gradient_scale = step.gradient_scale
         result = step(*batch(1), lr=SGD_LR)
     with phases("gather"):
         weights = _whole(step.full_parameters())
     step, model = build(Optimiser.adamw)
+    if watch is not None and watch.moved:
+        move_inputs(model)
     record, losses = RoutingRecord(model, mesh, config, rows), []
     evaluated: Named = {}
     routing: Named = {}
@@ -78,6 +98,8 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
                 f"less than {LEAST_MARGIN[config.precision]:.0e}, so rounding decides between them. Use another "
                 "train.seed, fewer tokens, or precision=float64"
             )
+        if watch is not None and i in (1, ADAMW_STEPS):
+            watch.held.append([dataclasses.replace(one, tensor=one.tensor.cpu().clone()) for one in step.pieces()])
         if i == EVALUATED_AFTER:
             with phases("evaluate"):
                 evaluated = evaluations(step)

@@ -89,11 +89,11 @@ def compare(
             name, error = max(of_found.items(), key=lambda item: float(item[1]))
             verdicts.append(Verdict(field.name, name, float(error), 0.0))
         elif of_found or of_reference:
-            verdicts.append(_worst(field.name, of_found, of_reference, norm, bound))
+            verdicts.append(worst(field.name, of_found, of_reference, norm, bound))
     return [dataclasses.replace(verdict, differs=differs.get(verdict.column, "")) for verdict in verdicts]
 
 
-def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
+def worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
     """The tensor with the largest error, relative to its bound. Counts must be equal: the bound of integers is 0."""
     if missing := found.keys() ^ reference.keys():
         return Verdict(column, f"{min(missing)} is only on one side", float("inf"), bound)

@@ -27,8 +27,9 @@ from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus, load_corpus
-from train.proof.collecting import ADAMW_STEPS, CLIP_NORM, collect
+from train.proof.collecting import ADAMW_STEPS, CLIP_NORM, Watch, collect
 from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
+from train.proof.locating.locate import save_run
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -38,12 +39,15 @@ Result = dict[str, Any]
 @dataclass(frozen=True)
 class Job:
     """One config to run. `save`: the file in which its evidence is stored; without it, the evidence is compared with
-    that in the file `reference`."""
+    that in the file `reference`. `trace`: the beginning of the names of the files in which what the localisation needs
+    is stored. `moved`: whether the inputs are moved by one unit of their last place."""
 
     name: str
     config: Config
     save: str = ""
     reference: str = ""
+    trace: str = ""
+    moved: bool = False
 
 
 class Site:
@@ -74,7 +78,10 @@ def run(job: Job, site: Site) -> Result:
         corpus = load_corpus(config)
     with phases("mesh"):
         mesh = site.mesh(config)
-    found = collect(config, mesh, corpus, phases)
+    watch = Watch(job.moved) if job.trace else None
+    found = collect(config, mesh, corpus, phases, watch)
+    if watch is not None:
+        save_run(Path(job.trace), site.world.rank, found, watch)
     if site.world.rank > 0:
         return {}
     if job.save:

@@ -98,10 +98,15 @@ class AutoTpStep(ZeroStep):
         return super().full(lambda p: self.sharded(p, of(p)))
 
     def pieces(self) -> Iterator[Piece]:
-        """A rank's part of a weight that is split has the rank's number before its offset, as no rank has a copy."""
-        rank, split = self.mesh["tp"].get_local_rank(), {name for name, p in self.parameters.items() if p in self.cut}
+        """A part of a flat moment of a weight that is split has the rank's number before its offset: it has no copy."""
+        rank, dims = self.mesh["tp"].get_local_rank(), {name: self.cut.get(p) for name, p in self.parameters.items()}
         for piece in super().pieces():
-            yield dataclasses.replace(piece, offset=(rank, *piece.offset)) if piece.name in split else piece
+            offset, dim = list(piece.offset), dims.get(piece.name)
+            if dim is not None and len(offset) == 2:
+                offset[dim] = rank * piece.tensor.shape[dim]
+            elif dim is not None:
+                offset = [rank, *offset]
+            yield dataclasses.replace(piece, offset=tuple(offset))
 
     def sharded(self, parameter: nn.Parameter, value: Tensor | None) -> Tensor | None:
         """This rank's shard of a tensor with the parameter's shape, as a DTensor."""

@@ -69,6 +69,7 @@ class EngineStep:
         plan = Plan(config, mesh.size())
         self.strategy = plan.keys(DeepSpeed)
         self.data_ranks, self.num_microbatches = plan.data_ranks, plan.num_microbatches
+        self.gradient_scale = float(self.data_ranks)
         self.gradient_bytes = 0
 
     def initialise(self, module: torch.nn.Module, mpu: object | None, **more: Any) -> None:
