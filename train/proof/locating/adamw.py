@@ -12,10 +12,11 @@ from train.proof.locating.kinds import error_of
 from train.ranks.state import Piece
 
 # AdamW moves a weight by about the learning rate, whatever the size of its gradient. If rounding decides the sign of a
-# very small gradient, the weight moves the other way. So weights are compared as a whole: by the root of the mean square
-# of the error, relative to the learning rate. This much of it is never called wrong, nor FLIPS times what one device
-# with moved inputs has.
-LEAST_MOVE, FLIPS = 0.02, 8.0
+# very small gradient, the weight moves the other way. So weights are compared as a whole: by the root of the mean
+# square of the error relative to the learning rate. LEAST_MOVE is never called wrong, nor FLIPS times what one device
+# with moved inputs has. After later steps, moments have such moves in them: they may differ LATER times as much as
+# after the first.
+LEAST_MOVE, FLIPS, LATER = 0.02, 8.0, 1000.0
 Whole = dict[tuple[str, str], Tensor]
 
 
@@ -48,7 +49,11 @@ def first_wrong(
         for rank, steps in enumerate(held):
             for piece in steps[step]:
                 is_weight, by_moving = piece.kind == "parameter", apart.get((piece.name, piece.kind), 0.0)
-                scale = max(LEAST_MOVE, FLIPS * by_moving) if is_weight else max(explained(by_moving), lossy)
+                scale = (
+                    max(LEAST_MOVE, FLIPS * by_moving)
+                    if is_weight
+                    else max(explained(by_moving) * (LATER if step else 1), lossy)
+                )
                 if (error := error_of_piece(piece, whole)) > scale:
                     found["weights" if is_weight else "moments"].append((error, rank, piece, scale))
         for module, wrong in found.items():
