@@ -7,23 +7,32 @@ import dataclasses
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from train.config.schema import Config, Optimiser, Precision
+from train.config.schema import Config, Optimiser
 from train.config.strategy import TrainStep
 from train.data.corpus import Corpus
+from train.model.spans import watched
 from train.model.transformer import Transformer, dtypes
-from train.proof.comparison import CannotBeJudged, Evidence, Named
+from train.proof.comparison import Evidence, Named
 from train.proof.phases import Phases
+from train.proof.routing import Routing, router_biases
 from train.ranks.distributed import own_device, own_rows
-from train.strategies.expert.balance import RoutingRecord
 
 SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
-# If the scores of two experts are closer than this, rounding decides between them, and all that follows is random.
-LEAST_MARGIN = {Precision.float64: 1e-8, Precision.float32: 1e-4, Precision.bf16: 3e-2}
 
 
-def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) -> Evidence:
-    """Run steps of the strategy and gather the evidence. Collective; `corpus` must be the same on every rank. `phases`
-    measures the time of building, of the steps, and of gathering full tensors."""
+def collect(
+    config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, choices: Named
+) -> tuple[Evidence, dict[str, int]]:
+    """Run steps of the strategy and gather the evidence, and facts about how it was found. Collective; `corpus` must be
+    the same on every rank. `phases` measures the time of building, of the steps, and of gathering full tensors.
+    `choices`: what the routers of one device chose (`Evidence.routing`); empty on one device and for a dense model."""
+    with watched() as work:
+        return _collect(config, mesh, corpus, phases, Routing(config, mesh, work, choices))
+
+
+def _collect(
+    config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, routing: Routing
+) -> tuple[Evidence, dict[str, int]]:
     device, size = own_device(mesh), config.train.global_batch_size
     rows = own_rows(mesh, size)
 
@@ -32,7 +41,9 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
         train = dataclasses.replace(config.train, clip_norm=CLIP_NORM)
         with phases("build"):
             model = Transformer(config.model, **dtypes(config.precision))
-            return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train)), model
+            step = config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+            routing.attach(model)
+            return step, model
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         tokens, targets = corpus.batch(step, size, rows)
@@ -46,35 +57,29 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
             gradients.update(_whole(step.full_gradients()))
 
     step.on_gradients = keep_gradients
+    routing.phase("sgd step")
     with phases("steps"):
         result = step(*batch(1), lr=SGD_LR)
     with phases("gather"):
         weights = _whole(step.full_parameters())
     step, model = build(Optimiser.adamw)
-    record, losses = RoutingRecord(model, mesh, config, rows), []
-    routing: Named = {}
+    losses: Named = {}
     biases: Named = {}
     for i in range(1, ADAMW_STEPS + 1):
+        routing.phase(f"step {i}")
         with phases("steps"):
-            losses.append(step(*batch(i), lr=ADAMW_LR).loss)
-        chosen, router_biases, margin = record.collect()
-        routing |= {f"step {i} {name}": choice for name, choice in chosen.items()}
-        biases |= {f"step {i} {name}": bias for name, bias in router_biases.items()}
-        if margin < LEAST_MARGIN[config.precision]:
-            raise CannotBeJudged(
-                f"step {i}: the scores of a token's last chosen expert and of the next one differ by {margin:.1e}, "
-                f"less than {LEAST_MARGIN[config.precision]:.0e}, so rounding decides between them. Use another "
-                "train.seed, fewer tokens, or precision=float64"
-            )
-    return Evidence(
+            losses[f"step {i}"] = step(*batch(i), lr=ADAMW_LR).loss.cpu()
+        biases |= {f"step {i} {name}": bias for name, bias in router_biases(model, mesh, config).items()}
+    evidence = Evidence(
         loss={"loss": result.loss.cpu()},
         gradients=gradients,
         grad_norm={"norm": result.grad_norm.cpu()},
         sgd_weights=weights,
-        adamw_loss={f"step {i}": loss.cpu() for i, loss in enumerate(losses, start=1)},
-        routing=routing,
+        adamw_loss=losses,
+        routing=routing.collect(),
         router_bias=biases,
     )
+    return evidence, routing.facts()
 
 
 def _whole(tensors: object) -> Named:

@@ -27,7 +27,7 @@ from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import load_corpus
 from train.proof.collecting import collect
-from train.proof.comparison import BOUNDS, CannotBeJudged, compare
+from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -73,18 +73,20 @@ def run(job: Job, site: Site) -> Result:
         corpus = load_corpus(config)
     with phases("mesh"):
         mesh = site.mesh(config)
-    found = collect(config, mesh, corpus, phases)
+    reference: Evidence | None = None
+    if job.reference and (site.world.rank == 0 or config.model.num_experts > 0):  # a mixture's ranks replay choices
+        reference = torch.load(site.folder / job.reference, weights_only=False, mmap=True)
+    found, facts = collect(config, mesh, corpus, phases, reference.routing if reference is not None else {})
     if site.world.rank > 0:
         return {}
-    if job.save:
+    if reference is None:
         torch.save(found, site.folder / job.save)
-        return {}
+        return {"facts": facts}
     with phases("compare"):
-        reference = torch.load(site.folder / job.reference, weights_only=False)
         lossy = config.strategy.lossy()
         bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
         verdicts = compare(found, reference, bound, config.strategy.differs())
-    return {"verdicts": [dataclasses.astuple(v) for v in verdicts]}
+    return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": facts}
 
 
 def run_jobs(
