@@ -70,17 +70,21 @@ class Routing:
     def choose(self, layer: int, ranked_BTE: Tensor, own_BTK: Tensor) -> Tensor:
         """The choices to use, for the microbatch that runs now. A recomputed forward gets those of the original."""
         used, rows = self.used[self.now][layer], self.microbatch(layer, len(own_BTK))
-        if in_backward():
-            return used[rows].clone()
-        chosen_BTK = own_BTK
-        if self.expected:
-            expected_BTK = self.expected[layer][rows]
-            replayed_BT = is_within_rounding(ranked_BTE, own_BTK, expected_BTK, LEAST_MARGIN[self.config.precision])
-            chosen_BTK = torch.where(replayed_BT.unsqueeze(-1), expected_BTK, own_BTK)
-            self.counts[0] += replayed_BT.sum()
+        if not in_backward():
+            used[rows] = self.decide(layer, rows, ranked_BTE, own_BTK)
+        # a copy, because autograd keeps it; also in a forward, because torch's selective recomputation raises if a
+        # recomputation runs an operator that the forward did not run
+        return used[rows].clone()
+
+    def decide(self, layer: int, rows: slice, ranked_BTE: Tensor, own_BTK: Tensor) -> Tensor:
+        """Each token's own choice, or the reference's where rounding decides."""
         self.counts[1] += own_BTK[..., 0].numel()
-        used[rows] = chosen_BTK
-        return chosen_BTK
+        if not self.expected:
+            return own_BTK
+        expected_BTK = self.expected[layer][rows]
+        replayed_BT = is_within_rounding(ranked_BTE, own_BTK, expected_BTK, LEAST_MARGIN[self.config.precision])
+        self.counts[0] += replayed_BT.sum()
+        return torch.where(replayed_BT.unsqueeze(-1), expected_BTK, own_BTK)
 
     def microbatch(self, layer: int, size: int) -> slice:
         """Which of this rank's rows run now. A loop that does not say so must run them in order, and each backward
