@@ -159,6 +159,7 @@ def test_phases_are_apart(begin):
     assert not torch.equal(first, then)
 
 
+@pytest.mark.filterwarnings("default")  # the compiler of torch 2.13 causes warnings in torch itself
 def test_a_compiled_block_is_compiled_once_for_all_microbatches(begin, monkeypatch):
     reference = with_another_choice(record(begin))
     monkeypatch.setitem(LEAST_MARGIN, Precision.float64, 1.0)
