@@ -127,6 +127,9 @@ def report(plan: Plan, result: dict[str, Any]) -> bool:
     for v in verdicts:
         answer = "ok" if v.equal else f"differs, as expected: {v.differs}" if v.ok else "differs"
         print(f"  {v.column:<14}{v.name:<{width}}  {v.error:>8.1e}  {v.bound:>6.0e}  {answer}")
+    if facts := result["facts"]:
+        replayed = f"{facts['replayed']:,} of {facts['choices']:,} choices of experts were replayed from one device"
+        print(f"  {replayed}, because rounding decides them")
     wrong = [v.column for v in verdicts if not v.ok]
     allowed = [v.column for v in verdicts if v.ok and not v.equal]
     but = f" but for {', '.join(allowed)}, as expected" if allowed else ""

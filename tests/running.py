@@ -58,7 +58,7 @@ def run_rows(
         trace = {"trace": f"{files[key]}.trace"} if traced else {}
         saves += [job(name, [*overrides, *runtime], save=str(files[key]), **trace)] if missing else []
         if traced and missing:
-            moved = {"save": f"{files[key]}.moved", "trace": f"{files[key]}.moved_trace", "moved": True}
+            moved = {"reference": str(files[key]), "trace": f"{files[key]}.moved_trace", "moved": True}
             saves.append(job(f"{name}, moved", [*overrides, *runtime], **moved))
     made = run_jobs(folder / "one", saves, size=1) if saves else {}
     if errors := [result["error"] for result in made.values() if "error" in result]:

@@ -78,24 +78,28 @@ def run(job: Job, site: Site) -> Result:
         corpus = load_corpus(config)
     with phases("mesh"):
         mesh = site.mesh(config)
+    reference: Evidence | None = None
+    if job.reference and (site.world.rank == 0 or config.model.num_experts > 0):  # a mixture's ranks replay choices
+        reference = torch.load(site.folder / job.reference, weights_only=False, mmap=True)
     watch = Watch(job.moved) if job.trace else None
-    found = collect(config, mesh, corpus, phases, watch)
+    choices = reference.routing if reference is not None else {}
+    found, routed = collect(config, mesh, corpus, phases, choices, watch)
     if watch is not None:
         save_run(Path(job.trace), site.world.rank, found, watch)
     if site.world.rank > 0:
         return {}
-    if job.save:
+    exercised = facts(config, corpus, found) | routed
+    if reference is None:
         torch.save(found, site.folder / job.save)
-        return {}
+        return {"facts": exercised}
     with phases("compare"):
-        reference = torch.load(site.folder / job.reference, weights_only=False)
         lossy = config.strategy.lossy()
         bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
         verdicts = compare(found, reference, bound, config.strategy.differs())
-    return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": facts(config, corpus, found)}
+    return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": exercised}
 
 
-def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, bool]:
+def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, int]:
     """What these steps have exercised: `masked`, whether a target had no loss; `clipped`, whether clipping scaled the
     gradient."""
     size = config.train.global_batch_size
