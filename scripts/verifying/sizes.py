@@ -126,8 +126,8 @@ def _kept(wanted: Words) -> Iterator[Words]:
 def _batches(plan: Plan, typed: Typed) -> list[Words]:
     """The batches and microbatches that the typed keys allow, best first.
 
-    The number of microbatches is at least two, at least the ranks of a pipeline, and preferably none of the degrees:
-    then an error by a factor tells where the factor comes from.
+    The number of microbatches is at least two, at least the ranks of a pipeline, and preferably neither a degree nor
+    the number of stages: then an error by a factor tells where the factor comes from.
     """
     train, ranks = plan.config.train, plan.data_ranks
     least = max(LEAST_MICROBATCHES, plan.degrees["pp"])
@@ -135,11 +135,12 @@ def _batches(plan: Plan, typed: Typed) -> list[Words]:
     rows = train.global_batch_size // ranks
     sizes = [train.micro_batch_size] if micro else divisors(rows) if whole and rows else [ROWS]
     counts = range(least, 2 * max(least, plan.num_stages) + 2)
+    factors = {*plan.degrees.values(), plan.num_stages}
     pairs = [(size, count) for size in sizes for count in ([rows // size] if whole else counts)]
 
     def last(pair: tuple[int, int]) -> tuple[bool, bool, int, int]:
         size, count = pair
-        return count < least, count in plan.degrees.values(), abs(size - ROWS), count
+        return count < least, count in factors, abs(size - ROWS), count
 
     return [
         {

@@ -13,9 +13,7 @@ from train.config.schema import Config, RuntimeConfig
 Result = dict[str, Any]
 
 
-def run_proof(
-    folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs"
-) -> dict[str, Result]:
+def run_proof(folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs") -> dict[str, Result]:
     """Results by strategy, as `run_world` returns them. Equal references are made once. A strategy without a reference
     cannot be judged, so it is not run."""
     from train.proof.jobs import Job

@@ -1,8 +1,9 @@
 """What each rank of the proof runs: a list of jobs, one after the other, in one process group.
 
 `launch/start/forked.py` starts the ranks. The folder has the references. Rank 0 writes the results to results.jsonl in
-this folder, and any rank writes its error there. A job that raises ends all ranks, because others may be waiting inside
-one of its collectives. Consecutive jobs with the same layout share their mesh.
+this folder, and any rank writes its error there, with its number. A job that raises ends all ranks, because others may
+be waiting inside one of its collectives; an error in comparing, which only rank 0 does, is only the job's result.
+Consecutive jobs with the same layout share their mesh.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from train.command import cli
 from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
-from train.data.corpus import load_corpus
+from train.data.corpus import Corpus, load_corpus
 from train.proof.collecting import collect
-from train.proof.comparison import BOUNDS, CannotBeJudged, compare
+from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -77,14 +78,46 @@ def run(job: Job, site: Site) -> Result:
     if site.world.rank > 0:
         return {}
     if job.save:
+        check_reference(found, config, corpus)
         torch.save(found, site.folder / job.save)
         return {}
     with phases("compare"):
-        reference = torch.load(site.folder / job.reference, weights_only=False)
-        lossy = config.strategy.lossy()
-        bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
-        verdicts = compare(found, reference, bound, config.strategy.differs())
-    return {"verdicts": [dataclasses.astuple(v) for v in verdicts]}
+        try:
+            return {"verdicts": _compared(found, config, site.folder / job.reference)}
+        except CannotBeJudged:
+            raise
+        except Exception:  # the other ranks are in the next job already, in which this rank must take part
+            return {"error": traceback.format_exc()}
+
+
+def _compared(found: Evidence, config: Config, file: Path) -> list[tuple[Any, ...]]:
+    reference = torch.load(file, weights_only=False)
+    lossy = config.strategy.lossy()
+    bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
+    return [dataclasses.astuple(v) for v in compare(found, reference, bound, config.strategy.differs())]
+
+
+def check_reference(reference: Evidence, config: Config, corpus: Corpus) -> None:
+    """Raise CannotBeJudged for the evidence of one device to which nothing can be compared."""
+    train = config.train
+    if not corpus.any_target(1, train.global_batch_size):
+        raise CannotBeJudged(
+            f"all {train.global_batch_size * train.seq_len} targets of the batch are data.ignore_token="
+            f"{config.data.ignore_token}, but a gradient needs a target with a loss: use another train.seed, a larger "
+            "train.global_batch_size or another data.ignore_token"
+        )
+    for column in dataclasses.fields(reference):
+        for name, tensor in getattr(reference, column.name).items():
+            if not torch.isfinite(tensor).all():
+                raise CannotBeJudged(
+                    f"{name} ({column.name}) of one device is not finite, but only finite numbers can be compared: use "
+                    "a smaller model.init_scale, or another precision or train.seed"
+                )
+    if not float(reference.grad_norm["norm"]):
+        raise CannotBeJudged(
+            "the gradient norm of one device is 0, but errors are measured relative to it: use a larger "
+            "model.init_scale, or another train.seed or data"
+        )
 
 
 def run_jobs(
