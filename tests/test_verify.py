@@ -39,15 +39,16 @@ def verify(*argv, bad_worker=""):
 def test_several_strategies_in_one_world_equal_one_device():
     run = verify("nproc=2", "strategy=tp,pp", "precision=float64", *SMALL)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert run.stdout.count("equals one device") == 2
+    assert run.stdout.count("\n  equals one device\n") == 2
     assert "tp on 2 process(es): tp 2" in run.stdout
     rows = [line.split() for line in run.stdout.splitlines() if line.endswith(" ok")]
     columns = ["loss", "gradients", "grad_norm", "sgd_weights", "adamw_loss"]
     assert [row[0] for row in rows] == columns * 2
     assert "  chosen: model.vocab_size=257 data.ignore_token=32 train.micro_batch_size=2\n" in run.stdout
-    assert "  not exercised: accumulation (one microbatch)\n" in run.stdout
     summary = [line.split() for line in run.stdout.splitlines()[-2:]]
-    assert [row[:3] for row in summary] == [["tp", "tp", "2"], ["pp", "pp", "2"]]
+    assert [row[:7] for row in summary] == [
+        [name, name, "2", "float64", "equals", "one", "device"] for name in ("tp", "pp")
+    ]
     assert all(float(row[2 if row[0] != "adamw_loss" else 3]) <= 1e-9 for row in rows)
 
 

@@ -74,9 +74,10 @@ def test_what_is_typed_is_never_changed(typed, key):
     assert not any(findings(Plan(subject.config, 2)))
 
 
-def test_a_typed_global_batch_is_split_into_microbatches_that_differ_from_the_degrees():
+def test_a_typed_global_batch_is_split_into_the_best_microbatches():
     assert chosen("strategy=dp nproc=2 train.global_batch_size=12")["train.micro_batch_size"] == "2"
     assert chosen("strategy=dp nproc=2 train.global_batch_size=6")["train.micro_batch_size"] == "1"
+    assert chosen("strategy=dp nproc=2 train.global_batch_size=8")["train.micro_batch_size"] == "2"  # several rows
 
 
 def test_a_value_that_breaks_a_rule_keeps_its_default():

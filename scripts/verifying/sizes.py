@@ -126,8 +126,8 @@ def _kept(wanted: Words) -> Iterator[Words]:
 def _batches(plan: Plan, typed: Typed) -> list[Words]:
     """The batches and microbatches that the typed keys allow, best first.
 
-    The number of microbatches is at least two, at least the ranks of a pipeline, and preferably neither a degree nor
-    the number of stages: then an error by a factor tells where the factor comes from.
+    The number of microbatches is at least two and at least the ranks of a pipeline. A microbatch has several rows. If
+    possible, the number is neither a degree nor that of the stages: then a wrong factor shows where it comes from.
     """
     train, ranks = plan.config.train, plan.data_ranks
     least = max(LEAST_MICROBATCHES, plan.degrees["pp"])
@@ -138,9 +138,9 @@ def _batches(plan: Plan, typed: Typed) -> list[Words]:
     factors = {*plan.degrees.values(), plan.num_stages}
     pairs = [(size, count) for size in sizes for count in ([rows // size] if whole else counts)]
 
-    def last(pair: tuple[int, int]) -> tuple[bool, bool, int, int]:
+    def last(pair: tuple[int, int]) -> tuple[bool, bool, bool, int, int]:
         size, count = pair
-        return count < least, count in factors, abs(size - ROWS), count
+        return count < least, size < ROWS, count in factors, abs(size - ROWS), count
 
     return [
         {
