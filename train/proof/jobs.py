@@ -90,12 +90,16 @@ def run(job: Job, site: Site) -> Result:
         return {}
     exercised = facts(config, corpus, found) | routed
     if reference is None:
+        check_reference(found, config, corpus)
         torch.save(found, site.folder / job.save)
         return {"facts": exercised}
     with phases("compare"):
         lossy = config.strategy.lossy()
         bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
-        verdicts = compare(found, reference, bound, config.strategy.differs())
+        try:
+            verdicts = compare(found, reference, bound, config.strategy.differs())
+        except Exception:  # the other ranks are in the next job already, in which this rank must take part
+            return {"error": traceback.format_exc()}
     return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": exercised}
 
 
@@ -108,6 +112,29 @@ def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, int]:
         "masked": any(bool((x == IGNORE_INDEX).any()) for x in targets),
         "clipped": float(found.grad_norm["norm"]) > CLIP_NORM,
     }
+
+
+def check_reference(reference: Evidence, config: Config, corpus: Corpus) -> None:
+    """Raise CannotBeJudged for the evidence of one device to which nothing can be compared."""
+    train = config.train
+    if not corpus.any_target(1, train.global_batch_size):
+        raise CannotBeJudged(
+            f"all {train.global_batch_size * train.seq_len} targets of the batch are data.ignore_token="
+            f"{config.data.ignore_token}, but a gradient needs a target with a loss: use another train.seed, a larger "
+            "train.global_batch_size or another data.ignore_token"
+        )
+    for column in dataclasses.fields(reference):
+        for name, tensor in getattr(reference, column.name).items():
+            if not torch.isfinite(tensor).all():
+                raise CannotBeJudged(
+                    f"{name} ({column.name}) of one device is not finite, but only finite numbers can be compared: use "
+                    "a smaller model.init_scale, or another precision or train.seed"
+                )
+    if not float(reference.grad_norm["norm"]):
+        raise CannotBeJudged(
+            "the gradient norm of one device is 0, but errors are measured relative to it: use a larger "
+            "model.init_scale, or another train.seed or data"
+        )
 
 
 def run_jobs(
