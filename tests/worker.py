@@ -3,16 +3,17 @@
 import warnings
 from contextlib import nullcontext
 
-from tests import checks, planted
+from tests import checks, museum, planted
 from train.proof import jobs
 
+BUGS = planted.BUGS | museum.BUGS
 warnings.filterwarnings("error", category=DeprecationWarning, module="train")
 
 
 def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     words = dict(word.split(":", 1) for word in job.name.split() if word.startswith(("CHECK:", "BUG:")))
     counter = planted.Counter()
-    with planted.BUGS[words["BUG"]](counter) if "BUG" in words else nullcontext():
+    with BUGS[words["BUG"]](counter) if "BUG" in words else nullcontext():
         if "CHECK" in words:
             result = getattr(checks, words["CHECK"])(job.config, site.mesh(job.config))
         else:
