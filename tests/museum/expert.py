@@ -44,9 +44,9 @@ def doubled_by_every_microbatch(counter: Counter) -> Planted:
     def make(original: Any) -> Any:
         def microbatch(wrapped: Any, *args: Any, **options: Any) -> Any:
             experts = [module for module in wrapped.modules() if isinstance(module, Experts)]
-            for p in (p for module in experts for p in module.parameters() if p.grad is not None):
+            for grad in (p.grad for module in experts for p in module.parameters() if p.grad is not None):
                 counter.calls += 1
-                local(p.grad).mul_(2)
+                local(grad).mul_(2)
             return original(wrapped, *args, **options)
 
         return microbatch
@@ -62,8 +62,7 @@ def experts_counted_on_one_tensor_rank(counter: Counter) -> Planted:
         def global_norm(grads: Any, *args: Any) -> Any:
             grads = list(grads)
             for i, grad in enumerate(grads):
-                axes = grad.device_mesh.mesh_dim_names if isinstance(grad, DTensor) else ()
-                if grad.ndim == 3 and grad.device_mesh.get_local_rank(axes.index("tp")) > 0:
+                if isinstance(grad, DTensor) and grad.ndim == 3 and grad.device_mesh.get_local_rank("tp") > 0:
                     counter.calls += 1
                     grads[i] = grad * 0.0
             return original(grads, *args)

@@ -105,7 +105,7 @@ EXHIBITS = (
             "Several all-to-alls were merged into one, to be faster, and a reshape after it took the dimensions in "
             "the wrong order. Queries, keys and values were all corrupted in the same way, which is why nothing "
             "crashed.",
-            "fixed 2024-06-17; it came with the change to a single all-to-all",
+            "fix approved 2024-06-17; it seems to have come with the change to a single all-to-all",
         ),
     ),
     Exhibit(

@@ -35,8 +35,8 @@ EXHIBITS = (
             "30",
             "https://github.com/karpathy/build-nanogpt/pull/30",
             "DDP reads the flag that asks for a sum in the forward, not in the backward. A well-known video sets it "
-            "between the two. More accumulation should have changed nothing, and the validation loss at step 1000 was "
-            '4.88 instead of what the author had seen. His answer: "TIL. I think nanoGPT is broken too, then."',
+            "between the two. More accumulation should have changed nothing, and the loss was clearly worse. The "
+            "author answered that nanoGPT was probably broken too.",
             "fixed 2024-06-17",
         ),
     ),
@@ -105,8 +105,8 @@ EXHIBITS = (
             "verl-project/verl",
             "7493",
             "https://github.com/verl-project/verl/issues/7493",
-            "`fsdp_size=1` on several GPUs reads like plain data parallelism. It was mapped to a strategy that shards "
-            "over one rank and synchronises over nobody, so that each GPU trained a model of its own, without a word.",
+            "`fsdp_size=1` on several GPUs reads like plain data parallelism. It switched the synchronisation of "
+            "gradients off, without a word: each GPU trained a model of its own.",
         ),
     ),
     Exhibit(
@@ -119,10 +119,11 @@ EXHIBITS = (
             "huggingface/transformers",
             "34191",
             "https://github.com/huggingface/transformers/pull/34191",
-            "Gradient accumulation is supposed to equal one large batch. For language models it did not, in nearly "
-            "every trainer: each microbatch's loss was the mean over its own tokens, and the means were averaged, so "
-            "that tokens of short texts weighed more. The project wrote that it had been caught by surprise.",
-            "fixed in October 2024; it had been there for years, exactly how long is not known",
+            "Gradient accumulation is supposed to equal one large batch. For language models it did not, in this "
+            "trainer and in many others: each microbatch's loss was the mean over its own tokens, and the means were "
+            "averaged, so that tokens of short texts weighed more. The project wrote that it had been caught by "
+            "surprise.",
+            "fixed in October 2024; since when it was there is not known",
         ),
     ),
     Exhibit(
@@ -168,8 +169,8 @@ EXHIBITS = (
             "6717",
             "https://github.com/NVIDIA/Megatron-LM/pull/6717",
             "A new axis had taken ranks from the data axis. Training reduced its loss over both, the evaluation over "
-            "the old one: of 384 ranks that had read other samples, 6 were averaged. The number was not biased, only "
-            "eight times as noisy, and someone wondered why validation curves were so rough.",
+            "the old one: of 384 ranks that had read other samples, 6 were averaged. The number was not biased, but "
+            "its error was about eight times as large, which showed as scatter between evaluations.",
             "fixed 2026-08-20",
         ),
     ),

@@ -21,7 +21,7 @@ EXHIBITS = (
             "https://github.com/deepspeedai/DeepSpeed/issues/7773",
             "In the pipeline engine the gradients of microbatches were summed and never averaged. Two runs with the "
             "same global batch, cut into 4 and into 16 microbatches, had norms that differed by exactly 4. The "
-            "reporter saw it only when an optimiser of his own logged the norm: Adam had hidden the factor.",
+            "reporter saw it only when an optimiser of his own logged the norm: Adam itself hides a factor.",
             "reported 2026-01-11, open when it was read",
         ),
     ),
@@ -38,7 +38,7 @@ EXHIBITS = (
             "The trainer had learned to divide by the number of all tokens in a step. DeepSpeed's `backward` went on "
             "dividing by the number of microbatches, unless it is told not to. Under DDP the norm did not depend on "
             "accumulation, under DeepSpeed it did.",
-            "fix opened 2025-01-21; it came with the fix of October 2024 for everybody else",
+            "fix opened 2025-01-21",
         ),
     ),
     Exhibit(
@@ -69,7 +69,7 @@ EXHIBITS = (
             "https://github.com/deepspeedai/DeepSpeed/pull/8154",
             "Every stage had a hook that divides the gradient of its output by the number of microbatches. The last "
             "stage must; the others receive a gradient that has been divided, and divided it again, so that a stage's "
-            "gradients were too small by m to the power of its distance from the end. Early layers hardly trained.",
+            "gradients were too small by m to the power of its distance from the end.",
             "fix opened 2026-07-18 (issue #8152), approved 2026-07-20",
         ),
     ),

@@ -76,9 +76,10 @@ EXHIBITS = (
             "pytorch/torchtitan",
             "1324",
             "https://github.com/pytorch/torchtitan/pull/1324",
-            "Balancing without an auxiliary loss moves a bias per expert once per step. It was done in the backward "
-            "of every microbatch: with accumulation the bias moved several times as fast, and later microbatches were "
-            "routed differently from the first. The pull request moved it into a hook of the optimiser.",
+            "Balancing without an auxiliary loss moves a bias per expert once per step. It was done in a hook of the "
+            "model, and so at every microbatch: with accumulation the bias moved several times as fast, and later "
+            "microbatches were routed differently from the first. The pull request moved it into a hook of the "
+            "optimiser.",
             "balancing came with #1114 (2025-04-17), the fix with #1324 (2025-06-21): two months",
         ),
     ),

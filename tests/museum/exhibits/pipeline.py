@@ -51,8 +51,8 @@ EXHIBITS = (
             "2972",
             "https://github.com/pytorch/torchtitan/issues/2972",
             "Without a pipeline the loss was divided by the number of valid tokens before the backward; with one, "
-            "after it, for the log. Gradients were larger by the number of tokens in the batch. Adam does not care "
-            "about a factor, and clipping hides it, so the loss curves lay on top of each other.",
+            "after it, for the log. Gradients were larger by the number of tokens in the batch. Adam hides a factor, "
+            "and so does clipping.",
             "reported 2026-04-15, open when it was read",
         ),
     ),
@@ -84,7 +84,7 @@ EXHIBITS = (
             "https://github.com/pytorch/pytorch/issues/139404",
             "A stage stored its activations by microbatch, but of its gradients only the most recent one. A schedule "
             "that runs two backwards before it sends would have sent the second one twice. No test did this; it was "
-            "found by thinking about schedules that did not exist yet.",
+            "found by thinking about what a schedule may do.",
             "noted 2024-10-31, fix proposed 2024-11-18 (#140981)",
         ),
     ),

@@ -18,7 +18,7 @@ EXHIBITS = (
             "https://github.com/deepspeedai/DeepSpeed/pull/2058",
             "After ZeRO-2's update the float32 weights are copied back into the 16-bit ones, each rank its partition. "
             "For mixtures the number of the partition was wrong, so that only a fraction of the dense parameters was "
-            "trained. The loss went down all the same, more slowly.",
+            "trained.",
             "fixed 2022-06-27; the same bug with offloading was left to a later fix",
         ),
     ),
