@@ -62,7 +62,8 @@ def lessons(exhibits: Sequence[Exhibit], outcomes: Mapping[str, Outcome]) -> str
     axes = Counter(exhibit.axis or "none" for exhibit in exhibits).most_common()
     kinds = Counter(exhibit.kind for exhibit in exhibits).most_common(3)
     often = [f"{count} are of the kind “{kind}”" for kind, count in kinds]
-    return f"""What people really get wrong is rarely an algorithm. It is bookkeeping: of these bugs, {", ".join(often)}.
+    return f"""What people really get wrong is rarely an algorithm. It is bookkeeping. Of these bugs,
+{", ".join(often)}.
 
 - **The loss says little.** {len(silent)} of the {len(caught)} bugs that were caught leave the loss of the first step
   right. After three steps of AdamW, the loss of {len(late)} differs by less than a thousandth.
