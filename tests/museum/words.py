@@ -1,14 +1,21 @@
 """What is said about outcomes, on the terminal and in docs/museum.md."""
 
+import math
 from collections.abc import Iterable
 
 from tests.museum.running import Outcome
+from train.proof.comparison import Verdict
 
 
 def margins(outcome: Outcome) -> str:
     """The columns that differ, each with its error in bounds, the largest first."""
-    red = sorted(outcome.red.values(), key=lambda verdict: -verdict.error / verdict.bound)
-    return ", ".join(f"{v.column} {v.error / v.bound:.0e} ({v.name})" for v in red)
+    red = sorted(outcome.red.values(), key=in_bounds, reverse=True)
+    return ", ".join(f"{v.column} {in_bounds(v):.0e} ({v.name})" for v in red)
+
+
+def in_bounds(verdict: Verdict) -> float:
+    """The error in bounds; infinite for what must be exactly equal."""
+    return verdict.error / verdict.bound if verdict.bound else math.inf
 
 
 def place(module: str, axis: str, kind: str) -> str:

@@ -60,6 +60,6 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
         reference=reference,
         plan=plan,
         lossy=(lossy and lossy.bound) or 0.0,
-        boxes=activations.boxes(),
+        activations=activations,
     )
     return activations.first_wrong() or updates.first_wrong()

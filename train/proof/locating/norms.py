@@ -26,6 +26,7 @@ def sums_of_squares(gradients: Named, plan: Plan) -> Iterator[tuple[Guess, float
             Guess(Kind.counted_again, (axis,), f"what {axis} does not split counts {n} times"),
             everything + (n - 1) * whole,
         )
+        yield Guess(Kind.part_missing, (axis,), f"what {axis} does not split does not count"), everything - whole
         own = sum(own_square(gradients[name].double(), name, axis, plan) for name in squares if axis in split[name])
         yield Guess(Kind.own_part, (axis,), f"what {axis} splits counts with rank 0's part alone"), whole + own
         yield Guess(Kind.counted_again, (axis,), f"every square counts {n} times"), everything * n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from train.config.strategy import BATCH_AXES
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.kinds import error_of, factors, fitted
-from train.proof.locating.layout import Sizes
-from train.proof.locating.reference import Reference
+from train.proof.locating.layout import Judged, Sizes
+from train.proof.locating.reference import READERS, Reference
 from train.strategies.context.apply import positions_of
 
 MICROBATCH = "microbatch"
@@ -88,6 +89,29 @@ def guess(name: str, found: Tensor, right: Tensor, reference: Reference, place: 
     return Guess(Kind.unknown)
 
 
+def of_own_rank(name: str, found: Tensor, reference: Reference, pieces: Sequence[Judged], scale: float) -> Guess | None:
+    """Ranks share rows of the weight, as those of a KV head do, and the gradient is that of one of them alone.
+    `pieces`: of the gradient of the module's output, on all ranks."""
+    module = name.removesuffix(".weight")
+    if module.rpartition(".")[2] not in READERS:
+        return None
+    own: dict[tuple[int, ...], dict[int, Tensor]] = {}
+    x = reference.input_features(module, reference.forward[reference.input_of(module)]).double()
+    for one in pieces:
+        if one.part is None:
+            return None
+        rows, positions, features = one.part.index
+        seen = x[torch.meshgrid(rows, positions, indexing="ij")].flatten(0, 1)
+        of_rank = own.setdefault(tuple(features.tolist()), {})
+        of_rank[one.rank] = of_rank.get(one.rank, 0) + one.piece.double().flatten(0, 1).T @ seen
+    blocks = [(found.double()[list(rows)], terms) for rows, terms in own.items()]
+    largest = found.double().abs().max()
+    for block, terms in blocks:
+        if len(terms) < 2 or all((block - term).abs().max() > 64 * scale * largest for term in terms.values()):
+            return None
+    return Guess(Kind.own_part, ("tp",), "ranks share its rows, and it has the part of one of them") if blocks else None
+
+
 def of_tied(found: Tensor, right: Tensor, reference: Reference, place: Place, scale: float) -> Guess:
     """A tied weight's gradient is the sum of that of its use as an embedding and that of its use as a head."""
     everything = torch.meshgrid(
@@ -109,7 +133,7 @@ def of_weights(weights: Tensor, axes: tuple[str, ...], place: Place) -> Guess:
         mean = f"its terms are multiplied by {sorted({round(float(w), 3) for w in rounded.flatten()})[:4]}"
         return Guess(Kind.factor, tuple(axes[i] for i in varying if axes[i] != MICROBATCH), mean)
     (dim,) = varying
-    line = rounded.movedim(dim, 0).flatten(1)[:, 0]
+    line = rounded.movedim(dim, 0).reshape(rounded.shape[dim], -1)[:, 0]
     axis, zeros = axes[dim], [i for i, value in enumerate(line) if abs(float(value)) < 2e-3]
     named = () if axis == MICROBATCH else (axis,)
     whose = f"{axis} {zeros[0]}" if axis == MICROBATCH and zeros else f"rank {zeros[0]} of {axis}" if zeros else ""

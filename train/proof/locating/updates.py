@@ -14,13 +14,14 @@ from train.model.transformer import dtypes
 from train.model.weights import initial_value
 from train.proof.collecting import CLIP_NORM, SGD_LR, WEIGHT_DECAY
 from train.proof.comparison import Evidence, Named, Verdict, worst
+from train.proof.locating.activations import Activations
 from train.proof.locating.adamw import first_wrong
-from train.proof.locating.finding import Box, Finding, Guess, Kind
+from train.proof.locating.finding import Finding, Guess, Kind
 from train.proof.locating.kinds import error_of, factors, fitted
 from train.proof.locating.layout import Sizes, likely
 from train.proof.locating.norms import sums_of_squares
 from train.proof.locating.reference import SLACK, Reference
-from train.proof.locating.sums import Place, guess
+from train.proof.locating.sums import Place, guess, of_own_rank
 from train.ranks.optim import decays
 from train.ranks.state import Piece
 
@@ -42,7 +43,7 @@ class Updates:
     reference: Reference
     plan: Plan
     lossy: float
-    boxes: tuple[Box, ...]
+    activations: Activations
 
     @property
     def sizes(self) -> Sizes:
@@ -81,7 +82,9 @@ class Updates:
         return SLACK * max(moved, torch.finfo(dtypes(self.plan.config.precision)["compute_dtype"]).eps)
 
     def found_at(self, module: str, verdict: Verdict, guess: Guess, ranks: tuple[int, ...] = ()) -> Finding:
-        return Finding(module, "update", guess, ranks, verdict.error, verdict.bound, tensor_of(verdict), self.boxes)
+        return Finding(
+            module, "update", guess, ranks, verdict.error, verdict.bound, tensor_of(verdict), self.activations.boxes()
+        )
 
     def factor(self, number: float) -> Guess:
         known = factors(number, self.sizes, self.plan.num_microbatches)
@@ -123,6 +126,9 @@ class Updates:
             if verdict is not None:
                 place = Place(self.sizes, self.plan.num_microbatches)
                 what = guess(name, found, right, self.reference, place, verdict.bound)
+                if what.kind is Kind.unknown:
+                    pieces = self.activations.judged["backward"].get(name.removesuffix(".weight"), [])
+                    what = of_own_rank(name, found, self.reference, pieces, verdict.bound) or what
                 axes = what.axes or (likely(self.sizes) if what.kind is Kind.unknown else ())
                 return self.found_at("gradients", verdict, Guess(what.kind, axes, what.because))
         return None
