@@ -100,7 +100,7 @@ class ShardedState:
         like = next(iter(self.parameters.values()))
         owner = torch.tensor(-1 if full is None else self.pipeline.rank(), device=like.device)
         dist.all_reduce(owner, dist.ReduceOp.MAX, group=self.pipeline)
-        # Two stages hold a tied weight. The one that does not send must not receive into its own live tensor: that would
+        # Two stages hold a tied weight. The one that does not send must not receive into its own live tensor: it would
         # mend a copy that has drifted, and nobody would see it.
         if full is None or int(owner) != self.pipeline.rank():
             full = torch.empty(shape, dtype=like.dtype, device=like.device)
