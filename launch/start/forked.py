@@ -1,8 +1,9 @@
 """A world of processes on this machine that runs a list of jobs. It is started once, watched, and always ended.
 
 The ranks find each other through a file, so no port is used. A job that raises, dies or hangs has an error as its
-result, and ends its world; the remaining jobs run in a new one. Jobs are sorted by layout, so that jobs with the same
-layout share a mesh.
+result, and ends its world; the remaining jobs run in a new one. A failure on one rank leads to errors of the others,
+which may be in a later job by then: only the first failed job keeps its error, and the later ones run again. Jobs are
+sorted by layout, so that jobs with the same layout share a mesh.
 
 A rank is forked from a server (`multiprocessing`'s forkserver) that has already imported the worker and torch, so
 starting a world takes only a fork per rank. The server never uses a device, so that ranks may use a GPU.
@@ -44,7 +45,7 @@ def run_world(
     timeout_s: float,
     worker: str = "train.proof.jobs",
 ) -> dict[str, dict[str, Any]]:
-    """Results by job name: {"verdicts": …} or {"error": text}.
+    """Results by job name: {"verdicts": …}, {"unjudged": sentence} or {"error": text}.
 
     `worker`: the module whose `run(job, site)` each rank calls. `runtime`: the settings of the process group.
     `timeout_s`: the maximum time between two jobs' results.
@@ -56,12 +57,13 @@ def run_world(
         attempt.mkdir(parents=True)
         end = _run(attempt, remaining, size, runtime or RuntimeConfig(), worker, timeout_s)
         found = _results(attempt)
-        if end:  # the error belongs to the job with one, else the first without a result, else the last job
-            last = remaining[-1].name
-            dead = next((job.name for job in remaining if "error" in found.get(job.name, {"error": ""})), last)
+        if end:  # the error belongs to the first job that ended a rank or has no result, else to the last job
+            names = [job.name for job in remaining]
+            dead = next((name for name in names if name not in found or _ended_a_rank(found[name])), names[-1])
             said = found.get(dead, {}).get("error") or "\n".join(
                 f"rank {i}: {_tail(attempt / f'rank_{i}.log')}" for i in range(size)
             )
+            found = {name: found[name] for name in names[: names.index(dead)]}
             found[dead] = {"name": dead, "error": f"{end}\n{said}"}
         results |= found
         remaining = [job for job in remaining if job.name not in results]
@@ -129,12 +131,17 @@ def _first_lost(codes: list[int | None], results: Path) -> str:
     """How the rank that failed first ended. The order of their ends is not known, as the others follow within
     milliseconds. So this is a rank that did not end by an exception (code 1), else one that reported no error, else the
     first that reported one."""
-    wrote = [line["rank"] for line in map(json.loads, results.read_text().splitlines()) if "error" in line]
+    wrote = [line["rank"] for line in map(json.loads, results.read_text().splitlines()) if _ended_a_rank(line)]
     bad = [rank for rank, code in enumerate(codes) if code]
     killed = [rank for rank in bad if codes[rank] != 1]
     rank = [*killed, *(rank for rank in bad if rank not in wrote), *wrote][0]
     code = codes[rank] or 0
     return f"rank {rank} " + (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
+
+
+def _ended_a_rank(result: dict[str, Any]) -> bool:
+    """Whether the result is an error that ended a rank, which then names itself. An error in comparing does not."""
+    return "error" in result and "rank" in result
 
 
 def _results(folder: Path) -> dict[str, dict[str, Any]]:

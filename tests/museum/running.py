@@ -12,6 +12,7 @@ from typing import Any
 from tests.museum.base import Exhibit
 from tests.running import run_rows
 from train.proof.comparison import Verdict
+from train.proof.locating.finding import Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ROOT / "build" / "museum.jsonl"
@@ -66,11 +67,11 @@ def run(exhibits: Sequence[Exhibit], lines: Path = LINES) -> Iterator[Outcome]:
     lines.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="museum-") as folder:
         for number, group in enumerate(_groups(exhibits)):
-            results = run_rows(Path(folder) / str(number), [exhibit.row for exhibit in group])
+            results = run_rows(Path(folder) / str(number), [exhibit.row for exhibit in group], traced=True)
             with lines.open("a") as file:
                 for exhibit in group:
                     about = {"exhibit": exhibit.row.name, "commit": commit, "torch": torch.__version__}
-                    line = about | results[exhibit.row.name]
+                    line = about | results[exhibit.row.name] | {"finding": said(results[exhibit.row.name])}
                     file.write(json.dumps(line) + "\n")
                     yield outcome(exhibit, line)
 
@@ -94,6 +95,20 @@ def outcome(exhibit: Exhibit, line: dict[str, Any]) -> Outcome:
         line.get("finding"),
         line.get("error") or line.get("unjudged") or "",
     )
+
+
+def said(result: dict[str, Any]) -> dict[str, Any] | None:
+    """What the localiser says of a result. `seconds`: of the traced run and of the search in it."""
+    finding: Finding | None = result.get("finding")
+    if finding is None:
+        return None
+    return {
+        "module": finding.module,
+        "axis": " or ".join(finding.guess.axes),
+        "kind": finding.guess.kind.value,
+        "sentence": finding.sentence(),
+        "seconds": result["seconds"] + result["locating_seconds"],
+    }
 
 
 def _groups(exhibits: Iterable[Exhibit]) -> Iterator[list[Exhibit]]:

@@ -59,6 +59,10 @@ class Corpus:
         """`rows` of the global batch of `size` windows at random positions: (tokens, targets), int64 [rows, T]."""
         return self._tensors(self._windows(self.training, self._starts(step, size)[rows]))
 
+    def valid_targets(self, step: int, size: int) -> np.ndarray:
+        """The number of targets with a loss in every row of the global batch: [size]."""
+        return (self._windows(self.training, self._starts(step, size))[:, 1:] != self.ignore_token).sum(1)
+
     def any_target(self, step: int, size: int) -> bool:
         """Whether any target of the global batch has a loss. It reads rows only until it finds one."""
         if self.ignore_token is None:
@@ -138,7 +142,7 @@ class Corpus:
 def load_corpus(config: Config) -> Corpus:
     """The corpus that the config names. Raises BadInput if it is missing, empty, too short or in another format."""
     try:
-        return _checked(config, sources.read(config))
+        return checked(config, sources.read(config))
     except OSError as error:
         path, file = config.data.path, error.filename
         what = shown(path) if file is None or str(file) == path else f"{shown(path)} ({shown(file)} in it)"
@@ -146,7 +150,8 @@ def load_corpus(config: Config) -> Corpus:
         raise BadInput(Problem("data_path", message, "use readable files")) from error
 
 
-def _checked(config: Config, source: Source) -> Corpus:
+def checked(config: Config, source: Source) -> Corpus:
+    """The corpus of tokens that have been read. Raises BadInput if they do not suit the config."""
     tokens, name, train = source.tokens, sources.name_of(config), config.train
     held_out = int(len(tokens) * config.data.validation_fraction)
     _check_length(name, len(tokens), held_out, train.seq_len)

@@ -22,12 +22,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from train.command import cli
+from train.config.fields import IGNORE_INDEX
 from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
-from train.data.corpus import load_corpus
-from train.proof.collecting import collect
-from train.proof.comparison import BOUNDS, CannotBeJudged, compare
+from train.data.corpus import Corpus, load_corpus
+from train.proof.collecting import ADAMW_STEPS, CLIP_NORM, Watch, collect
+from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
+from train.proof.locating.locate import save_run
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -37,12 +39,15 @@ Result = dict[str, Any]
 @dataclass(frozen=True)
 class Job:
     """One config to run. `save`: the file in which its evidence is stored; without it, the evidence is compared with
-    that in the file `reference`."""
+    that in the file `reference`. `trace`: the beginning of the names of the files in which what the localisation needs
+    is stored. `moved`: whether the inputs are moved by one unit of their last place."""
 
     name: str
     config: Config
     save: str = ""
     reference: str = ""
+    trace: str = ""
+    moved: bool = False
 
 
 class Site:
@@ -73,18 +78,63 @@ def run(job: Job, site: Site) -> Result:
         corpus = load_corpus(config)
     with phases("mesh"):
         mesh = site.mesh(config)
-    found = collect(config, mesh, corpus, phases)
+    reference: Evidence | None = None
+    if job.reference and (site.world.rank == 0 or config.model.num_experts > 0):  # a mixture's ranks replay choices
+        reference = torch.load(site.folder / job.reference, weights_only=False, mmap=True)
+    watch = Watch(job.moved) if job.trace else None
+    choices = reference.routing if reference is not None else {}
+    found, routed = collect(config, mesh, corpus, phases, choices, watch)
+    if watch is not None:
+        save_run(Path(job.trace), site.world.rank, found, watch)
     if site.world.rank > 0:
         return {}
-    if job.save:
+    exercised = facts(config, corpus, found) | routed
+    if reference is None:
+        check_reference(found, config, corpus)
         torch.save(found, site.folder / job.save)
-        return {}
+        return {"facts": exercised}
     with phases("compare"):
-        reference = torch.load(site.folder / job.reference, weights_only=False)
         lossy = config.strategy.lossy()
         bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
-        verdicts = compare(found, reference, bound, config.strategy.differs())
-    return {"verdicts": [dataclasses.astuple(v) for v in verdicts]}
+        try:
+            verdicts = compare(found, reference, bound, config.strategy.differs())
+        except Exception:  # the other ranks are in the next job already, in which this rank must take part
+            return {"error": traceback.format_exc()}
+    return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": exercised}
+
+
+def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, int]:
+    """What these steps have exercised: `masked`, whether a target had no loss; `clipped`, whether clipping scaled the
+    gradient."""
+    size = config.train.global_batch_size
+    targets = [corpus.batch(step, size, slice(0, size))[1] for step in range(1, ADAMW_STEPS + 1)]
+    return {
+        "masked": any(bool((x == IGNORE_INDEX).any()) for x in targets),
+        "clipped": float(found.grad_norm["norm"]) > CLIP_NORM,
+    }
+
+
+def check_reference(reference: Evidence, config: Config, corpus: Corpus) -> None:
+    """Raise CannotBeJudged for the evidence of one device to which nothing can be compared."""
+    train = config.train
+    if not corpus.any_target(1, train.global_batch_size):
+        raise CannotBeJudged(
+            f"all {train.global_batch_size * train.seq_len} targets of the batch are data.ignore_token="
+            f"{config.data.ignore_token}, but a gradient needs a target with a loss: use another train.seed, a larger "
+            "train.global_batch_size or another data.ignore_token"
+        )
+    for column in dataclasses.fields(reference):
+        for name, tensor in getattr(reference, column.name).items():
+            if not torch.isfinite(tensor).all():
+                raise CannotBeJudged(
+                    f"{name} ({column.name}) of one device is not finite, but only finite numbers can be compared: use "
+                    "a smaller model.init_scale, or another precision or train.seed"
+                )
+    if not float(reference.grad_norm["norm"]):
+        raise CannotBeJudged(
+            "the gradient norm of one device is 0, but errors are measured relative to it: use a larger "
+            "model.init_scale, or another train.seed or data"
+        )
 
 
 def run_jobs(

@@ -1,0 +1,1 @@
+"""What `scripts/verify.py` does: choose sizes, run the proof, and say what it shows and what it leaves out."""

@@ -1,0 +1,162 @@
+"""Read the command line of `scripts/verify.py`, choose sizes, and check all that can be checked without a process."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from launch.describe.memory import check_memory
+from launch.local import check_machine, check_text
+from scripts.verifying.sizes import MIXTURE, Typed, Words, choose, needs_mixture, valid_with
+from train.command import cli, options
+from train.command.presets import names
+from train.config.plan import Plan
+from train.config.problems import BadInput, Problem, problem_lines
+from train.config.schema import Config
+from train.data import sources
+from train.data.text import Source
+
+ALL = "all"
+MOST_PROCESSES = 16  # up to which another number of processes is looked for, with which a preset can be verified
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A strategy to verify. `reference`: the same work on one device. `chosen`: values that the command line leaves
+    open, by key."""
+
+    config: Config
+    reference: Config
+    chosen: Words
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to verify, by the name of the strategy. `left_out`: the presets of strategy=all that cannot be verified
+    with this number of processes, each with the reason."""
+
+    nproc: int
+    subjects: dict[str, Subject] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def read(argv: Sequence[str], description: str) -> Task:
+    """Read the command line. Raises BadInput."""
+    argv = [*argv]
+    nproc, force = options.NPROC.pop(argv), options.FORCE.pop(argv)
+    parser = cli.parser(options.VERIFY, description)
+    given = [word for word in argv if word.startswith("strategy=")]
+    others = [word for word in argv if word not in given]
+    text = given[-1].partition("=")[2] if given else ""
+    chosen = names("strategy") if text == ALL else text.split(",") if given else []
+    lines = [[f"strategy={name}", *others] for name in chosen] or [others]
+    if parser.parse_intermixed_args(argv).help:
+        cli.show_help(parser, lines)
+    reader = _Reader(parser, nproc)
+    subjects = [] if text == ALL else [reader.subject(line) for line in lines]
+    task = Task(nproc, {one.config.strategy.name: one for one in subjects}) if subjects else _every(reader, lines)
+    for subject in task.subjects.values():
+        cli.check(subject.config, nproc)
+        _check_dropout(subject.config)
+    _check_surroundings([subject.config for subject in task.subjects.values()], nproc, force=force)
+    return task
+
+
+def _check_dropout(config: Config) -> None:
+    if config.model.dropout > 0:
+        message = f"model.dropout={config.model.dropout} draws masks that differ from those of one device"
+        raise BadInput(Problem("dropout", message, "use model.dropout=0", ("model.dropout=0",)))
+
+
+def _check_surroundings(configs: Sequence[Config], nproc: int, *, force: bool) -> None:
+    """Check the data, the machine and its memory."""
+    checked = []
+    for config in configs:
+        data = (config.data, config.train, config.model.vocab_size)
+        if data not in checked:  # reading a large text takes a while
+            check_text(config, nproc)
+            checked.append(data)
+        check_machine(config, nproc, None)
+        if not force:
+            check_memory(config, nproc)
+
+
+class _Reader:
+    """Makes a `Subject` of each command line. What the lines share is read and composed once."""
+
+    def __init__(self, parser: argparse.ArgumentParser, nproc: int) -> None:
+        self.parser, self.nproc = parser, nproc
+        self.source: Source | None = None
+        self.references: dict[tuple[str, ...], Config] = {}
+
+    def subject(self, line: Sequence[str]) -> Subject:
+        """The strategy of a line, with the sizes that are chosen for it. Raises BadInput for a line that cannot be
+        composed, but not for broken rules."""
+        words = self.words(line)
+        config = cli.parse(self.parser, words)[0]
+        if self.source is None:  # data=… is the same in all lines
+            with suppress(BadInput, OSError):  # _check_surroundings reports it
+                self.source = sources.read(config)
+        config, mixture = with_mixture(config, words, self.nproc)
+        chosen = mixture | choose(Plan(config, self.nproc), Typed(words), self.source)
+        config = cli.parse(self.parser, [*_overrides(chosen), *line])[0]
+        # degrees and options apply only to the strategy; model, data, batch and precision also to the reference
+        shared = [word for word in words if not word.lstrip("+~").startswith(("strategy=", "strategy."))]
+        key = ("strategy=single", *_overrides(chosen), *shared)
+        if key not in self.references:
+            self.references[key] = cli.configured(key)
+        return Subject(config, self.references[key], chosen)
+
+    def words(self, line: Sequence[str]) -> list[str]:
+        return list(self.parser.parse_intermixed_args([*line]).overrides)
+
+
+def with_mixture(config: Config, words: Sequence[str], nproc: int) -> tuple[Config, Words]:
+    """The config with a model that is a mixture of experts, if the strategy needs one and the words choose none."""
+    if not needs_mixture(Plan(config, nproc), Typed(words)):
+        return config, {}
+    chosen = {"model": MIXTURE}
+    return cli.configured([*_overrides(chosen), *words]), chosen
+
+
+def _overrides(chosen: Words) -> list[str]:
+    return [f"{key}={value}" for key, value in chosen.items()]
+
+
+def _every(reader: _Reader, lines: Sequence[Sequence[str]]) -> Task:
+    """The presets that the number of processes and the other words allow. Raises BadInput if there is none."""
+    task = Task(reader.nproc)
+    errors = []
+    for line in lines:
+        name = line[0].partition("=")[2]
+        try:
+            subject = reader.subject(line)
+            cli.check(subject.config, reader.nproc)
+            task.subjects[name] = subject
+        except BadInput as error:
+            errors.append(error)
+            number = other_number(reader.words(line), reader.nproc)
+            task.left_out[name] = _needs(number) if number else problem_lines(error.problems)[0]
+    if not task.subjects:
+        raise errors[0]
+    return task
+
+
+def _needs(number: int) -> str:
+    return "needs 1 process" if number == 1 else f"needs {number} processes"
+
+
+def other_number(words: Sequence[str], nproc: int) -> int:
+    """The number of processes next to `nproc`, rather above than below it, with which these words break no rule; 0 if
+    there is none up to MOST_PROCESSES, or if they break none with `nproc` either."""
+    try:
+        config, _ = with_mixture(cli.configured(words), words, nproc)
+    except BadInput:
+        return 0
+    for number in (nproc, *range(nproc + 1, MOST_PROCESSES + 1), *range(nproc - 1, 0, -1)):
+        plan = Plan(config, number)
+        if valid_with(plan.override(" ".join(_overrides(choose(plan, Typed(words), None)))), None):
+            return number if number != nproc else 0
+    return 0

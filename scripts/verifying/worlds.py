@@ -1,0 +1,50 @@
+"""Run the proof: all references in a world of one process, then the strategies in worlds of nproc processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launch.start.forked import run_world
+from scripts.verifying.task import Task
+from train.config.schema import Config, RuntimeConfig
+
+Result = dict[str, Any]
+
+
+def run_proof(folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs") -> dict[str, Result]:
+    """Results by strategy, as `run_world` returns them. Equal references are made once. A strategy without a reference
+    cannot be judged, so it is not run."""
+    from train.proof.jobs import Job
+
+    limits: dict[str, Any] = {"runtime": runtime, "timeout_s": runtime.timeout_s, "worker": worker}
+    references: list[Config] = []
+    for subject in task.subjects.values():
+        if subject.reference not in references:
+            references.append(subject.reference)
+    saves = [
+        Job(f"one device {i}", replace(config, runtime=runtime), save=str(folder / f"reference_{i}.pt"))
+        for i, config in enumerate(references)
+    ]
+    made = run_world(folder / "one", saves, size=1, **limits)
+    results: dict[str, Result] = {}
+    jobs: dict[str, list[Job]] = {}
+    for name, subject in task.subjects.items():
+        save = saves[references.index(subject.reference)]
+        if reason := why_missing(made[save.name]):
+            results[name] = {"unjudged": reason}
+            continue
+        # a package such as DeepSpeed changes the state of its process, so its strategies are in a world of their own
+        job = Job(name, replace(subject.config, runtime=runtime), reference=save.save)
+        jobs.setdefault(subject.config.strategy.extra or "", []).append(job)
+    for package, together in jobs.items():
+        results |= run_world(folder / f"all_{package}", together, size=task.nproc, **limits)
+    return results
+
+
+def why_missing(result: Result) -> str:
+    """Why there is no reference; empty if there is one."""
+    if "error" in result:
+        return f"one device could not be run: {result['error'].strip().splitlines()[-1]}"
+    return str(result.get("unjudged", ""))
