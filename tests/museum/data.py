@@ -87,13 +87,14 @@ def replicas_not_synchronised(counter: Counter) -> Planted:
     """HSDP with one rank in a shard group is taken for a run that shards nothing and synchronises nothing: the replicas
     train each for itself."""
 
-    def sum_gradients(model: Any) -> None:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                counter.calls += 1
-                module.set_requires_all_reduce(False)
+    def make(original: Any) -> Any:
+        def sharding_mesh(mesh: Any, axes: Any) -> Any:
+            counter.calls += 1
+            return original(mesh, [axis for axis in axes if axis != "dp_replicate"])
 
-    return after(data, "sum_gradients", sum_gradients)
+        return sharding_mesh
+
+    return replaced(data, "sharding_mesh", make)
 
 
 def mean_of_microbatch_means(counter: Counter) -> Planted:
@@ -132,7 +133,7 @@ def full_bucket_not_reduced(counter: Counter) -> Planted:
     begins."""
 
     def make(original: Any) -> Any:
-        def sum_bucket(group: Any, bucket: Any) -> Any:
+        def sum_bucket(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
             if len(bucket.parameters()) > 1:
                 return original(group, bucket)
             counter.calls += 1
