@@ -18,6 +18,7 @@ from train.ranks import gradients
 from train.strategies.data import apply as data
 
 Planted = AbstractContextManager[None]
+BUCKET = 2**18  # bytes: strategy.bucket_mb=0.25 of the exhibit
 
 
 def first_microbatch_synchronised(counter: Counter) -> Planted:
@@ -129,16 +130,18 @@ def mean_of_microbatch_means(counter: Counter) -> Planted:
 
 
 def full_bucket_not_reduced(counter: Counter) -> Planted:
-    """A parameter that fills a bucket alone is not reduced, because the bucket is not seen to be full when the next one
-    begins."""
+    """A parameter that has exactly the size of a bucket (the embedding and the head here) is taken for a bucket that
+    was reduced before, and keeps the gradient of its own rank."""
 
     def make(original: Any) -> Any:
         def sum_bucket(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-            if len(bucket.parameters()) > 1:
-                return original(group, bucket)
-            counter.calls += 1
-            done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-            done.set_result(bucket.buffer())
+            full = [grad for grad in bucket.gradients() if grad.nbytes == BUCKET]
+            own = [grad.clone() for grad in full]
+            done = original(group, bucket)
+            done.wait()
+            for grad, value in zip(full, own, strict=True):
+                counter.calls += 1
+                grad.copy_(value)
             return done
 
         return sum_bucket
