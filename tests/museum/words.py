@@ -7,15 +7,15 @@ from tests.museum.running import Outcome
 from train.proof.comparison import Verdict
 
 
+def margin(verdict: Verdict) -> float:
+    """The error in bounds; infinite where everything but equality is an error."""
+    return verdict.error / verdict.bound if verdict.bound else math.inf
+
+
 def margins(outcome: Outcome) -> str:
     """The columns that differ, each with its error in bounds, the largest first."""
-    red = sorted(outcome.red.values(), key=in_bounds, reverse=True)
-    return ", ".join(f"{v.column} {in_bounds(v):.0e} ({v.name})" for v in red)
-
-
-def in_bounds(verdict: Verdict) -> float:
-    """The error in bounds; infinite for what must be exactly equal."""
-    return verdict.error / verdict.bound if verdict.bound else math.inf
+    red = sorted(outcome.red.values(), key=margin, reverse=True)
+    return ", ".join(f"{v.column} {f'{margin(v):.0e}' if v.bound else 'not equal'} ({v.name})" for v in red)
 
 
 def place(module: str, axis: str, kind: str) -> str:
