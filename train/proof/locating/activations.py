@@ -118,7 +118,7 @@ class Activations:
     def _finding(self, side: str, name: str, wrong: list[Judged]) -> Finding:
         scale = self.reference.scales[side, name]
         guess = self._guess(side, name, wrong, scale)
-        if not guess.axes and guess.kind is not Kind.stale:
+        if not guess.axes:
             guess = Guess(guess.kind, self._likely_axes(side, name, wrong, guess), guess.because)
         ranks = tuple(sorted({one.rank for one in wrong}))
         error = max(one.error for one in wrong)
@@ -150,6 +150,10 @@ class Activations:
                 yield kinds.as_factor(wrong, self.sizes, self.num_microbatches)
                 yield kinds.as_own_part(wrong, peers, self.sizes)
                 yield kinds.as_sum(wrong, terms(name, self.sizes.degrees))
+                if side == "forward":
+                    yield kinds.as_old_weights(wrong, self.reference)
+                else:
+                    yield kinds.as_auxiliary(wrong, self.reference, self.sizes, self.num_microbatches)
             yield kinds.as_stale(wrong)
             yield kinds.as_positions(wrong)
             if side == "forward" and ".kernel" in name:
@@ -163,7 +167,7 @@ class Activations:
         return kinds.first_guess(guesses()) or Guess(Kind.unknown)
 
     def _likely_axes(self, side: str, name: str, wrong: list[Judged], guess: Guess) -> tuple[str, ...]:
-        """Axes that separate wrong ranks from right ones; else the axes that split the tensor; else the only axis."""
+        """Axes that separate wrong ranks from right ones; else those that the kind and the place speak for."""
         bad = {one.rank for one in wrong}
         good = {one.rank for one in self.judged[side][name]} - bad
         apart = []
@@ -174,5 +178,13 @@ class Activations:
         if apart:
             fewest = min(map(len, apart))
             return tuple(dict.fromkeys(axis for axes in apart if len(axes) == fewest for axis in axes))
+        if guess.kind is Kind.factor:  # the same number on all ranks, which is no degree
+            return ()
+        if guess.kind is Kind.stale and self.sizes.degrees["pp"] > 1:  # what a stage has received
+            return ("pp",)
+        if guess.kind is Kind.stale and self.reference.first:
+            return ()
+        if self.sizes.ep > 1 and ".feed_forward." in name:
+            return ("ep",)
         split = tuple(dict.fromkeys(axis for one in wrong if one.part is not None for axis in one.part.axes))
         return split or likely(self.sizes)

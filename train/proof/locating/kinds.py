@@ -78,6 +78,8 @@ def as_factor(wrong: list[Wrong], sizes: Sizes, num_microbatches: int) -> Guess 
         if number != number or not one.fits(one.right.double() * number):
             return None
         numbers.append(number)
+    if max(map(abs, numbers)) <= 1e-3:
+        return Guess(Kind.part_missing, (), "it is zero")
     if max(numbers) - min(numbers) > 1e-3 * abs(max(numbers, key=abs)):
         shown = ", ".join(f"rank {one.rank}: {number:.4g}" for one, number in zip(wrong[:4], numbers, strict=False))
         return Guess(Kind.factor, (), f"times other numbers on other ranks or microbatches: {shown}")
@@ -197,10 +199,40 @@ def as_mask(wrong: list[Wrong], reference: Reference, sizes: Sizes) -> Guess | N
     return Guess(Kind.own_part, ("cp",), "queries see only the keys of their own rank")
 
 
+def as_old_weights(wrong: list[Wrong], reference: Reference) -> Guess | None:
+    """A linear module uses the weights that it had before the last update."""
+    value = reference.with_old_weights(wrong[0].name)
+    if value is None or not all(one.fits(one.part.of(value)) for one in wrong):
+        return None
+    return Guess(Kind.stale, (), "it is what the weights before the update give")
+
+
+def as_auxiliary(wrong: list[Wrong], reference: Reference, sizes: Sizes, num_microbatches: int) -> Guess | None:
+    """The part of the gradient that comes from the auxiliary loss is multiplied by a number."""
+    value = reference.auxiliary(wrong[0].name)
+    if value is None:
+        return None
+    numbers = [1 + fitted(one.piece.double() - one.right.double(), one.part.of(value)) for one in wrong]
+    if not all(
+        one.fits(one.right.double() + (number - 1) * one.part.of(value))
+        for one, number in zip(wrong, numbers, strict=True)
+    ):
+        return None
+    guess = factors(numbers[0], sizes, num_microbatches) or Guess(Kind.factor, (), f"times {numbers[0]:.4g}")
+    return Guess(guess.kind, guess.axes, f"the part of the auxiliary loss is {guess.because}")
+
+
 def as_rounding(wrong: list[Wrong]) -> Guess | None:
+    """Small errors without structure: seen as a matrix of tokens and features they have full rank, while a term that is
+    missing or added has the rank of a weight at most."""
     largest = max(error_of(one.piece, one.right, one.whole) for one in wrong)
     if largest > ROUNDED or any(abs(fitted(one.piece, one.right) - 1) > ROUNDED / 4 for one in wrong):
         return None
+    for one in wrong:
+        errors = (one.piece.double() - one.right.double()).flatten(0, -2) if one.piece.ndim > 1 else one.piece[None]
+        values = torch.linalg.svdvals(errors.double())
+        if len(values) > 1 and float(values[len(values) // 2]) < 1e-3 * float(values[0]):
+            return None
     return Guess(Kind.rounding, (), f"it is within {largest:.0e} of the right value")
 
 

@@ -57,7 +57,13 @@ def guess_of_loss(
         return factors(number, sizes, num_microbatches) or Guess(Kind.factor, (), f"times {number:.4g}")
     if side == "backward":
         shown = ", ".join(f"rank {one.rank}: {number:.4g}" for one, number in zip(losses[:4], numbers, strict=False))
-        return Guess(Kind.factor, varying_axes(losses, numbers, places), f"times other numbers: {shown}")
+        by_rank: dict[int, list[float]] = {}
+        for one, number in zip(losses, numbers, strict=True):
+            by_rank.setdefault(one.rank, []).append(number)
+        within = any(max(of_one) - min(of_one) > SAME * max(of_one) for of_one in by_rank.values())
+        axes = () if within else varying_axes(losses, numbers, places)
+        what = "other numbers in other microbatches" if within else "other numbers on other ranks"
+        return Guess(Kind.factor, axes, f"times {what}: {shown}")
     for axis, degree in sizes.degrees.items():
         more = [(float(one.piece) - one.right) / max(one.num_valid, 1) for one in losses]
         if degree > 1 and all(abs(each - math.log(degree)) <= SAME for each in more):

@@ -129,17 +129,20 @@ def of_weights(weights: Tensor, axes: tuple[str, ...], place: Place) -> Guess:
     """What the weights of the terms say; each should be 1. `weights` has a dimension for each of the axes."""
     rounded = (weights * 1000).round() / 1000
     varying = [i for i in range(rounded.ndim) if (rounded - rounded.select(i, 0).unsqueeze(i)).abs().max() > 2e-3]
+    named = tuple(axes[i] for i in varying if axes[i] != MICROBATCH)
+    if len(varying) > 1 and all(abs(float(w)) < 2e-3 or abs(float(w) - 1) < 2e-3 for w in rounded.flatten()):
+        return Guess(Kind.part_missing, named, "the terms of some ranks and microbatches are missing")
     if len(varying) != 1:
         mean = f"its terms are multiplied by {sorted({round(float(w), 3) for w in rounded.flatten()})[:4]}"
-        return Guess(Kind.factor, tuple(axes[i] for i in varying if axes[i] != MICROBATCH), mean)
+        return Guess(Kind.factor, named, mean)
     (dim,) = varying
     line = rounded.movedim(dim, 0).reshape(rounded.shape[dim], -1)[:, 0]
     axis, zeros = axes[dim], [i for i, value in enumerate(line) if abs(float(value)) < 2e-3]
-    named = () if axis == MICROBATCH else (axis,)
-    whose = f"{axis} {zeros[0]}" if axis == MICROBATCH and zeros else f"rank {zeros[0]} of {axis}" if zeros else ""
+    if zeros and axis == MICROBATCH:
+        return Guess(Kind.part_missing, (), f"the terms of the microbatches {', '.join(map(str, zeros))} are missing")
     if zeros and len(zeros) == len(line) - 1:
         kept = next(i for i in range(len(line)) if i not in zeros)
         return Guess(Kind.own_part, named, f"it has only the term of number {kept} of the {len(line)} along {axis}")
     if len(zeros) == 1:
-        return Guess(Kind.part_missing, named, f"the term of {whose} is missing")
+        return Guess(Kind.part_missing, named, f"the term of rank {zeros[0]} of {axis} is missing")
     return Guess(Kind.factor, named, f"the terms along {axis} are multiplied by {[round(float(x), 3) for x in line]}")
