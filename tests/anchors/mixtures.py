@@ -26,7 +26,7 @@ SOFTMAX = ("model.score_function=softmax", "model.balance=none")
 
 @dataclass(frozen=True)
 class Case:
-    """A mixture. `mixtral`: it is Mixtral's, and else DeepSeek-V3's. In float64 their routers compute in float64 too."""
+    """A mixture. `mixtral`: it is Mixtral's, else DeepSeek-V3's. In float64 their routers compute in float64 too."""
 
     name: str
     mixtral: bool

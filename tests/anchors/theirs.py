@@ -1,4 +1,4 @@
-"""The models, mixtures and schedules of transformers. It is imported when a check first needs it, as this takes seconds.
+"""The models and schedules of transformers, which is imported when a check first needs it: that takes seconds.
 
 transformers computes norms, rotations, routers and the loss in float32, whatever the dtype of the model. `in_float64`
 lets the same code compute in float64, so that it can be compared to the last digits.
@@ -120,7 +120,8 @@ def schedule(optimiser: torch.optim.Optimizer, config: OptimConfig, num_steps: i
     options["num_training_steps"] = num_steps
     linear, to_zero = config.schedule is LrSchedule.linear, config.min_lr_ratio == 0
     if to_zero:
-        return (t.get_linear_schedule_with_warmup if linear else t.get_cosine_schedule_with_warmup)(optimiser, **options)
+        make = t.get_linear_schedule_with_warmup if linear else t.get_cosine_schedule_with_warmup
+        return make(optimiser, **options)
     if linear:
         options |= {"power": 1.0, "lr_end": config.lr * config.min_lr_ratio}
         return t.get_polynomial_decay_schedule_with_warmup(optimiser, **options)
