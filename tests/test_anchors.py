@@ -17,6 +17,7 @@ from tests.anchors.theirs import schedule
 from tests.planted import reference
 from tests.planted.base import Counter
 from train.config.schema import LrSchedule, OptimConfig, Optimiser, Precision
+from train.measure.metrics import Metrics
 from train.ranks.optim import lr_at
 
 LONG = ("model.num_layers=1", "model.dim=16", "model.num_heads=2", "model.num_kv_heads=1")
@@ -136,6 +137,13 @@ def test_a_bug_that_one_device_shares_is_seen(bug, ready, tmp_path, record_prope
             check_ten_steps(ready.expected, ready.text, tmp_path / "runs")
     assert counter.calls > 0, "the patched line never ran"
     record_property("planted_bug", f"{bug.__name__}: {found.value}")
+
+
+def test_a_number_without_an_anchor_is_seen(ready, tmp_path, monkeypatch):
+    original = Metrics._performance
+    monkeypatch.setattr(Metrics, "_performance", lambda self, step_ms: original(self, step_ms) | {"perf/new": 1.0})
+    with pytest.raises(Differs, match="step 1 has values that are held against nothing: perf/new"):
+        check_ten_steps(ready.expected, ready.text, tmp_path / "runs")
 
 
 def test_the_comparison_can_fail():
