@@ -72,10 +72,7 @@ class AdamW:
 
     def _of_pieces(self, wrong: list[WrongPiece], *, first: bool) -> Finding:
         worst = max(wrong, key=lambda one: one.error)
-        piece, same = (
-            worst.piece,
-            [one for one in wrong if (one.piece.name, one.piece.kind) == (worst.piece.name, worst.piece.kind)],
-        )
+        piece = worst.piece
         ranks = tuple(sorted({rank for one in wrong for rank in one.ranks}))
         copies = [rank for rank, watch in enumerate(self.ranks) for other in watch.held[0] if is_copy(other, piece)]
         name = piece.name if piece.kind == "parameter" else f"{piece.name} {piece.kind}"
