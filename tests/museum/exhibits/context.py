@@ -6,13 +6,13 @@ from tests.rows.base import row
 from tests.rows.context import by
 
 RING, GATHER, ULYSSES = by("ring"), by("allgather"), by("ulysses")
-KERNEL, LAST_VALUES = "layers.0.attention.kernel", "layers.1.attention.wv"
+KERNEL, LAST_VALUES = "layers.0.attention.kernel", "layers.1.attention.kernel:v"
 
 EXHIBITS = (
     Exhibit(
         "labels_shifted_after_sharding",
         row(2, "strategy=cp", GATHER, FOUR, bug="labels_shifted_after_sharding"),
-        "loss",
+        "loss:targets",
         "cp",
         "positions",
         Source(
@@ -111,7 +111,7 @@ EXHIBITS = (
     Exhibit(
         "rope_of_a_contiguous_part",
         row(2, "strategy=cp", RING, FOUR, bug="rope_of_a_contiguous_part"),
-        KERNEL,
+        f"{KERNEL}:q",
         "cp",
         "positions",
         Source(

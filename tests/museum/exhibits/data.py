@@ -145,9 +145,9 @@ EXHIBITS = (
     Exhibit(
         "all_ranks_read_the_same_rows",
         row(2, "strategy=dp", FOUR, options=EIGHT, bug="all_ranks_read_the_same_rows"),
-        "embed",
+        "embed:tokens",
         "dp_replicate",
-        "counted more than once",
+        "stale",
         Source(
             "stanford-crfm/mistral",
             "194",

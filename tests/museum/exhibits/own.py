@@ -63,13 +63,13 @@ ANSWERS = {
     "maximum_of_own_shard": ("loss", "tp", "own part only"),
     "pipeline_scale": ("gradients", "", "factor"),
     "tied_gradients_not_summed": ("gradients", "pp", "own part only"),
-    "rope_from_zero": ("layers.0.attention.kernel", "cp", "positions"),
+    "rope_from_zero": ("layers.0.attention.kernel:q", "cp", "positions"),
     "merge_without_weights": ("layers.0.attention.kernel", "cp", "unknown"),
-    "backward_of_another_step": ("layers.1.attention.wv", "cp", "mask"),
+    "backward_of_another_step": ("layers.1.attention.kernel:v", "cp", "mask"),
     "expert_gradients_times_ep": ("gradients", "ep", "factor"),
     "aux_loss_of_local_sequences": ("layers.1.feed_forward_norm", "dp_shard", "factor"),
-    "aux_loss_on_every_tp_rank": ("layers.1.feed_forward_norm", "tp", "counted more than once"),
-    "averaged_over_ranks": ("gradients", "dp_shard", "factor"),
+    "aux_loss_on_every_tp_rank": ("layers.1.feed_forward_norm", "tp", "factor"),
+    "averaged_over_ranks": ("loss", "dp_shard", "factor"),
     "tensor_ranks_averaged": ("loss", "tp", "factor"),
 }
 

@@ -168,9 +168,9 @@ EXHIBITS = (
     Exhibit(
         "tensor_ranks_read_other_rows",
         row(2, "strategy=tp", FOUR, bug="tensor_ranks_read_other_rows"),
-        "embed",
+        "embed:tokens",
         "tp",
-        "unknown",
+        "stale",
         Source(
             "huggingface/accelerate",
             "3092",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from train.config.strategy import MESH_AXES
-from train.proof.locating import kinds
+from train.proof.locating import kinds, modules
 from train.proof.locating.finding import Box, Finding, Guess, Kind
 from train.proof.locating.kinds import Wrong, error_of
 from train.proof.locating.layout import Judged, Sizes, likely, parts, whole_shape
@@ -133,7 +133,8 @@ class Activations:
             )
         if name == "loss":
             places = [trace.place for trace in self.traces]
-            return guess_of_loss(side, judged, places, self.sizes, self.num_microbatches)
+            heads = self.judged["backward"].get("head", [])
+            return guess_of_loss(side, judged, heads, places, self.reference, self.sizes, self.num_microbatches)
         wrong = [
             Wrong(name, one.rank, one.key[1], one.piece, one.part, whole, scale)
             for one in judged
@@ -151,16 +152,17 @@ class Activations:
                 yield kinds.as_own_part(wrong, peers, self.sizes)
                 yield kinds.as_sum(wrong, terms(name, self.sizes.degrees))
                 if side == "forward":
-                    yield kinds.as_old_weights(wrong, self.reference)
+                    yield modules.as_unmasked_rows(wrong, self.reference, self.sizes)
+                    yield modules.as_old_weights(wrong, self.reference)
                 else:
-                    yield kinds.as_auxiliary(wrong, self.reference, self.sizes, self.num_microbatches)
+                    yield modules.as_auxiliary(wrong, self.reference, self.sizes, self.num_microbatches)
             yield kinds.as_stale(wrong)
             yield kinds.as_positions(wrong)
             if side == "forward" and ".kernel" in name:
                 yield (
-                    kinds.as_rotation(wrong, self.reference)
+                    modules.as_rotation(wrong, self.reference)
                     if ":" in name
-                    else kinds.as_mask(wrong, self.reference, self.sizes)
+                    else modules.as_mask(wrong, self.reference, self.sizes)
                 )
             yield kinds.as_rounding(wrong)
 

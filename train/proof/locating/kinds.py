@@ -11,7 +11,6 @@ from torch import Tensor
 
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.layout import Part, Sizes, sequence_dim
-from train.proof.locating.reference import Reference
 
 ROUNDED = 2**-6  # bf16 rounds with a relative error of 2^-8; a few such errors may add up
 
@@ -162,64 +161,6 @@ def as_positions(wrong: list[Wrong]) -> Guess | None:
         pairs = [(int(a), int(b)) for a, b in zip(one.part.index[dim], nearest, strict=True) if int(a) != int(b)]
         said = said or f"position {pairs[0][0]} has the value of position {pairs[0][1]}" if pairs else said
     return Guess(Kind.positions, (), said)
-
-
-def as_rotation(wrong: list[Wrong], reference: Reference) -> Guess | None:
-    """Queries or keys are rotated as if their tokens had other positions."""
-    said = ""
-    for one in wrong:
-        length, own = one.whole.shape[2], one.part.index[2]
-        rotations = torch.stack([one.part.of(reference.rotated(one.name, t)) for t in range(length)])
-        distances = (rotations - one.piece).abs().amax((1, 2, 4))  # [position, token]
-        nearest = distances.argmin(0)
-        if not one.fits(rotations[nearest, :, :, torch.arange(len(own))].permute(1, 2, 0, 3)):
-            return None
-        pairs = [(int(a), int(b)) for a, b in zip(own, nearest, strict=True) if int(a) != int(b)]
-        said = said or (f"position {pairs[0][0]} is rotated as position {pairs[0][1]}" if pairs else "")
-    return Guess(Kind.positions, (), said)
-
-
-def as_mask(wrong: list[Wrong], reference: Reference, sizes: Sizes) -> Guess | None:
-    """What attention gives with other masks: none, one that is shifted, or a rank's own keys only."""
-    length = wrong[0].whole.shape[2]
-    query, key = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
-    variants = {
-        "queries see all keys": torch.zeros(length, length, dtype=torch.bool),
-        "queries see the next key too": key > query + 1,
-        "queries do not see their own key": key >= query,
-    }
-    for said, masked in variants.items():
-        if all(one.fits(one.part.of(reference.attention(wrong[0].name, masked))) for one in wrong):
-            return Guess(Kind.mask, (), said)
-    for one in wrong:
-        elsewhere = torch.ones(length, dtype=torch.bool)
-        elsewhere[one.part.index[2]] = False
-        if not one.fits(one.part.of(reference.attention(one.name, (key > query) | elsewhere[key]))):
-            return None
-    return Guess(Kind.own_part, ("cp",), "queries see only the keys of their own rank")
-
-
-def as_old_weights(wrong: list[Wrong], reference: Reference) -> Guess | None:
-    """A linear module uses the weights that it had before the last update."""
-    value = reference.with_old_weights(wrong[0].name)
-    if value is None or not all(one.fits(one.part.of(value)) for one in wrong):
-        return None
-    return Guess(Kind.stale, (), "it is what the weights before the update give")
-
-
-def as_auxiliary(wrong: list[Wrong], reference: Reference, sizes: Sizes, num_microbatches: int) -> Guess | None:
-    """The part of the gradient that comes from the auxiliary loss is multiplied by a number."""
-    value = reference.auxiliary(wrong[0].name)
-    if value is None:
-        return None
-    numbers = [1 + fitted(one.piece.double() - one.right.double(), one.part.of(value)) for one in wrong]
-    if not all(
-        one.fits(one.right.double() + (number - 1) * one.part.of(value))
-        for one, number in zip(wrong, numbers, strict=True)
-    ):
-        return None
-    guess = factors(numbers[0], sizes, num_microbatches) or Guess(Kind.factor, (), f"times {numbers[0]:.4g}")
-    return Guess(guess.kind, guess.axes, f"the part of the auxiliary loss is {guess.because}")
 
 
 def as_rounding(wrong: list[Wrong]) -> Guess | None:

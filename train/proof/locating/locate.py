@@ -55,7 +55,9 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
     second = activations_of(plan, "second", run, one, other)
     searches: tuple[Callable[[], Finding | None], ...] = (
         first.first_wrong,
-        updates.first_wrong,
+        updates.sums,
+        adamw.wrong_copies,
+        updates.step,
         partial(adamw.first_wrong, 0),
         partial(evaluation, updates, activations_of(plan, "evaluated", run, one, other)),
         second.first_wrong,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from train.config.fields import IGNORE_INDEX
 from train.config.strategy import MESH_AXES
 from train.proof.locating.finding import Guess, Kind
-from train.proof.locating.kinds import error_of, factors
+from train.proof.locating.kinds import error_of, factors, fitted
 from train.proof.locating.layout import Judged, Part, Sizes, parts
 from train.proof.locating.reference import Reference
 from train.proof.locating.trace import Key, Trace
@@ -45,9 +47,16 @@ def judge_loss(
 
 
 def guess_of_loss(
-    side: str, judged: list[Judged], places: list[dict[str, int]], sizes: Sizes, num_microbatches: int
+    side: str,
+    judged: list[Judged],
+    heads: list[Judged],
+    places: list[dict[str, int]],
+    reference: Reference,
+    sizes: Sizes,
+    num_microbatches: int,
 ) -> Guess:
-    """A factor; or the logarithm of a degree in every token, if a sum over the vocabulary counts copies."""
+    """A factor; or the logarithm of a degree in every token, if a sum over the vocabulary counts copies; or what the
+    maximum of a rank's own shard of the vocabulary gives. `heads`: the gradients of the logits."""
     losses = [one for one in judged if isinstance(one, JudgedLoss) and one.right]
     numbers = [float(one.piece) / one.right for one in losses]
     if not numbers:
@@ -55,7 +64,11 @@ def guess_of_loss(
     if max(numbers) - min(numbers) <= SAME * abs(numbers[0]):
         number = numbers[0]
         return factors(number, sizes, num_microbatches) or Guess(Kind.factor, (), f"times {number:.4g}")
-    if side == "backward":
+    slopes = {(one.rank, one.key[1]): slope_of(one, reference) for one in heads}
+    if side == "backward" or all(
+        abs(slopes.get((one.rank, one.key[1]), math.inf) - number) <= SAME * abs(number)
+        for one, number in zip(losses, numbers, strict=True)
+    ):
         shown = ", ".join(f"rank {one.rank}: {number:.4g}" for one, number in zip(losses[:4], numbers, strict=False))
         by_rank: dict[int, list[float]] = {}
         for one, number in zip(losses, numbers, strict=True):
@@ -68,7 +81,24 @@ def guess_of_loss(
         more = [(float(one.piece) - one.right) / max(one.num_valid, 1) for one in losses]
         if degree > 1 and all(abs(each - math.log(degree)) <= SAME for each in more):
             return Guess(Kind.counted_again, (axis,), f"every token's loss is larger by the logarithm of {degree}")
+    if (tp := sizes.degrees["tp"]) > 1:
+        logits, targets = reference.forward["head"].double(), reference.forward["loss:targets"]
+        found = sum(float(one.piece) for one in losses if places[one.rank]["tp"] == 0 and places[one.rank]["cp"] == 0)
+        if abs(found - with_own_maxima(logits, targets, tp)) <= SAME * abs(found):
+            return Guess(Kind.own_part, ("tp",), "each rank subtracts the maximum of its own shard of the logits")
     return Guess(Kind.unknown)
+
+
+def slope_of(one: Judged, reference: Reference) -> float:
+    """The number by which the gradient of the logits is multiplied."""
+    return math.nan if one.part is None else fitted(one.piece, one.part.of(reference.backward["head"]))
+
+
+def with_own_maxima(logits: Tensor, targets: Tensor, degree: int) -> float:
+    """The sum of losses if every shard of the vocabulary subtracts its own maximum from its logits."""
+    shards = logits.split(-(-logits.shape[-1] // degree), -1)
+    shifted = torch.cat([shard - shard.amax(-1, keepdim=True) for shard in shards], -1)
+    return float(cross_entropy(shifted.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
 
 
 def varying_axes(losses: list[JudgedLoss], numbers: list[float], places: list[dict[str, int]]) -> tuple[str, ...]:

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from train.config.fields import IGNORE_INDEX
 from train.config.schema import Balance, Config
-from train.model.moe import Router
-from train.model.transformer import dtypes, rope_table, rotate
-from train.model.weights import initial_value
+from train.model.moe import MixtureOfExperts
+from train.model.transformer import dtypes, feed_forward, rope_table, rotate
+from train.model.weights import initial_value, materialise
 from train.proof.locating.layout import whole_shape
 from train.proof.locating.trace import Trace
 
@@ -83,6 +83,12 @@ class Reference:
         shape = torch.Size((self.forward[name].shape[-1], self.input_features(name, like).shape[-1]))
         return initial_value(f"{name}.weight", shape, self.config.model, self.config.train.seed).to(dtype)
 
+    def embedding(self) -> Tensor:
+        """The initial table, in the dtype in which it is stored."""
+        shape = torch.Size((self.config.model.vocab_size, self.config.model.dim))
+        table = initial_value("embed.weight", shape, self.config.model, self.config.train.seed)
+        return table.to(self.forward["embed"].dtype)
+
     def input_of(self, name: str) -> str:
         """The name of what goes into a linear module."""
         prefix, _, leaf = name.rpartition(".")
@@ -140,21 +146,33 @@ class Reference:
             return None
         return F.linear(self.input_features(name, self.forward[self.input_of(name)]), self.weight(name))
 
+    def mixture(self, layer: str) -> MixtureOfExperts:
+        """The mixture of a layer with its initial weights, on the CPU."""
+        model, dtype = self.config.model, dtypes(self.config.precision)["param_dtype"]
+        with torch.device("meta"):
+            mixture = feed_forward(model).to(dtype)
+        materialise(mixture, f"{layer}.feed_forward.", model, seed=self.config.train.seed, device=torch.device("cpu"))
+        assert isinstance(mixture, MixtureOfExperts)
+        mixture.router.aux_scale = 1 / self.config.train.global_batch_size
+        return mixture
+
+    def mixture_gradients(self, layer: str, index: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What some tokens add to the gradients of a mixture's parameters in the first step, by global name. `index`:
+        their rows and positions."""
+        mixture = self.mixture(layer)
+        x = self.forward[f"{layer}.feed_forward_norm"][index]
+        mixture(x).backward(self.backward[f"{layer}.feed_forward"][index])
+        prefix = f"{layer}.feed_forward."
+        return {prefix + name: p.grad.double() for name, p in mixture.named_parameters() if p.grad is not None}
+
     def auxiliary(self, name: str) -> Tensor | None:
         """The part of a gradient that comes from the auxiliary loss of a mixture, in the first step; None if there is
         none. `name`: of the norm before the mixture."""
         model, layer = self.config.model, name.removesuffix(".feed_forward_norm")
         if not self.first or name == layer or model.num_experts == 0 or model.balance is not Balance.aux_loss:
             return None
-        router, x = Router(model), self.forward[name].clone().requires_grad_()
-        weight = initial_value(
-            f"{layer}.feed_forward.router.weight", router.weight.shape, model, self.config.train.seed
-        )
-        router.weight = torch.nn.Parameter(weight.to(dtypes(self.config.precision)["param_dtype"]))
-        router.num_chosen.zero_()
-        router.sums.zero_()
-        router.aux_scale = 1 / self.config.train.global_batch_size
-        (router(x)[0] * 0).sum().backward()
+        x = self.forward[name].clone().requires_grad_()
+        (self.mixture(layer).router(x)[0] * 0).sum().backward()
         return x.grad
 
     def linears(self) -> list[str]:

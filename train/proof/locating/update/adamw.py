@@ -62,7 +62,31 @@ class AdamW:
                 and (error := error_of_piece(piece, whole)) > (scale := self._scale(weights, apart.get(key, 0.0), step))
             ]
             if wrong:
-                return self._of_pieces(wrong, first=step == 0)
+                return self._of_pieces(wrong)
+        return None
+
+    def wrong_copies(self) -> Finding | None:
+        """Gradients of which some ranks have a wrong copy, while others have a right one. AdamW's first moment after
+        the first step is a multiple of the gradient, the same on all ranks."""
+        whole = {(one.name, one.kind): one.tensor for one in self.one.held[0]}
+        copies: dict[tuple[str, tuple[int, ...]], list[WrongPiece]] = {}
+        for rank, watch in enumerate(self.ranks):
+            for piece in watch.held[0]:
+                if piece.kind == "exp_avg" and piece.tensor.ndim == len(piece.offset):
+                    right = part_of(whole[piece.name, piece.kind], piece)
+                    number = fitted(piece.tensor, right)
+                    error = error_of(piece.tensor, right.double() * number, right) if number == number else 0.0
+                    scale = max(self.updates.scale(0.0) * LATER, self.updates.lossy)
+                    copies.setdefault((piece.name, piece.offset), []).append(
+                        WrongPiece(piece, right, error, scale, (rank,))
+                    )
+        for held in copies.values():
+            wrong = [one for one in held if one.error > one.scale]
+            if wrong and len(wrong) < len(held):
+                ranks = tuple(rank for one in wrong for rank in one.ranks)
+                guess = self._of_gradient(wrong[0], ranks, {rank for one in held for rank in one.ranks} - {*ranks})
+                verdict = Verdict("gradients", wrong[0].piece.name, wrong[0].error, wrong[0].scale)
+                return self.updates.found_at("gradients", verdict, guess, ranks)
         return None
 
     def _scale(self, weights: bool, moved: float, step: int) -> float:
@@ -70,21 +94,15 @@ class AdamW:
             return max(LEAST_MOVE, FLIPS * moved)
         return max(self.updates.scale(moved) * (LATER if step else 1), self.updates.lossy)
 
-    def _of_pieces(self, wrong: list[WrongPiece], *, first: bool) -> Finding:
+    def _of_pieces(self, wrong: list[WrongPiece]) -> Finding:
         worst = max(wrong, key=lambda one: one.error)
         piece = worst.piece
         ranks = tuple(sorted({rank for one in wrong for rank in one.ranks}))
-        copies = [rank for rank, watch in enumerate(self.ranks) for other in watch.held[0] if is_copy(other, piece)]
         name = piece.name if piece.kind == "parameter" else f"{piece.name} {piece.kind}"
         where = {"parameter": "weights", "buffer": piece.name.rpartition(".")[0]}.get(piece.kind, "moments")
-        guess = self._guess(worst, where)
-        right_copies = set(copies) - {rank for one in wrong if is_copy(one.piece, piece) for rank in one.ranks}
-        if first and piece.kind == "exp_avg" and right_copies:
-            # the moment is a multiple of the gradient, of which other ranks have a right copy
-            where, guess = "gradients", self._of_gradient(worst, ranks, right_copies)
         verdict = Verdict(where, name, worst.error, worst.scale)
         everywhere = len(ranks) == self.updates.plan.world_size
-        return self.updates.found_at(where, verdict, guess, () if everywhere else ranks)
+        return self.updates.found_at(where, verdict, self._guess(worst, where), () if everywhere else ranks)
 
     def _guess(self, wrong: WrongPiece, where: str) -> Guess:
         number = fitted(wrong.piece.tensor, wrong.right)
@@ -125,11 +143,6 @@ class AdamW:
                 guess = Guess(Kind.stale, (), because) if stale else Guess(Kind.unknown, self.updates.likely(name))
                 return self.updates.found_at("gradients", Verdict("gradients", name, error, scale), guess)
         return None
-
-
-def is_copy(one: Piece, other: Piece) -> bool:
-    same = (one.name, one.kind, one.offset) == (other.name, other.kind, other.offset)
-    return same and one.tensor.shape == other.tensor.shape
 
 
 def error_of_piece(piece: Piece, whole: Whole) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from train.config.plan import Plan
-from train.config.shapes import shard
+from train.config.shapes import is_expert, shard
 from train.proof.comparison import Named
 from train.proof.locating.finding import Guess, Kind
 from train.strategies.techniques import rank_of
@@ -48,7 +48,9 @@ def _without_a_group(
     gradients: Named, squares: dict[str, float], axis: str, plan: Plan
 ) -> Iterator[tuple[Guess, float]]:
     """Sums in which weights with one name, or wk and wv, do not count, or count with one rank's part."""
-    leaves = {name: name.removesuffix(".weight").rpartition(".")[2] for name in squares}
+    leaves = {
+        name: "experts" if is_expert(name) else name.removesuffix(".weight").rpartition(".")[2] for name in squares
+    }
     for group in [{leaf} for leaf in dict.fromkeys(leaves.values())] + [{"wk", "wv"}]:
         names, said = [name for name, leaf in leaves.items() if leaf in group], " and ".join(sorted(group))
         left = sum(squares.values()) - sum(squares[name] for name in names)

@@ -45,16 +45,16 @@ class Place:
 
 
 def own_terms(name: str, reference: Reference, place: Place) -> dict[tuple[int, ...], Tensor] | None:
-    """The terms of the gradient of this parameter, by place. None for parameters of which the trace does not give
-    them: those of a router and of experts."""
-    module = name.removesuffix(".weight")
-    if module not in reference.backward or ".router" in module:
+    """The terms of the gradient of this parameter, by place; None if the trace does not give them."""
+    module, layer = name.removesuffix(".weight"), name.partition(".feed_forward.")[0]
+    mixture = reference.config.model.num_experts > 0 and ".feed_forward." in name
+    if (f"{layer}.feed_forward" if mixture else module) not in reference.backward:
         return None
     batch, found = reference.config.train.global_batch_size, {}
     for numbers in itertools.product(*(range(n) for n in place.axes.values())):
         rows, positions = place.tokens(dict(zip(place.axes, numbers, strict=True)), batch)
         index = torch.meshgrid(rows, positions, indexing="ij")
-        found[numbers] = _term(module, reference, index)
+        found[numbers] = reference.mixture_gradients(layer, index)[name] if mixture else _term(module, reference, index)
     return found
 
 
@@ -122,6 +122,10 @@ def of_tied(found: Tensor, right: Tensor, reference: Reference, place: Place, sc
     for use, term in uses.items():
         if error_of(found, term, right) <= 64 * scale:
             return Guess(Kind.own_part, axes, f"it is the gradient of its use in {use} alone")
+    rest, head = found.double() - uses["embed"], uses["head"]
+    matched = head[torch.cdist(rest, head).argmin(1)]
+    if error_of(rest, matched, right) <= 64 * scale:
+        return Guess(Kind.positions, axes, "rows of the two uses are added to other rows")
     return Guess(Kind.unknown, axes)
 
 
@@ -132,6 +136,9 @@ def of_weights(weights: Tensor, axes: tuple[str, ...], place: Place) -> Guess:
     named = tuple(axes[i] for i in varying if axes[i] != MICROBATCH)
     if len(varying) > 1 and all(abs(float(w)) < 2e-3 or abs(float(w) - 1) < 2e-3 for w in rounded.flatten()):
         return Guess(Kind.part_missing, named, "the terms of some ranks and microbatches are missing")
+    if axes and all(float(w) >= 1 - 2e-3 and abs(float(w) - round(float(w))) < 2e-3 for w in rounded.flatten()):
+        counts = sorted({round(float(w)) for w in rounded.flatten()})
+        return Guess(Kind.counted_again, named, f"its terms count {' or '.join(map(str, counts))} times")
     if len(varying) != 1:
         mean = f"its terms are multiplied by {sorted({round(float(w), 3) for w in rounded.flatten()})[:4]}"
         return Guess(Kind.factor, named, mean)

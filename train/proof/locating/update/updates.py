@@ -47,10 +47,13 @@ class Updates:
         lossy = self.plan.config.strategy.lossy()
         return (lossy and lossy.bound) or 0.0
 
-    def first_wrong(self) -> Finding | None:
-        """Of the first step, SGD's."""
-        parts = {"loss": self.loss, "gradients": self.gradients, "grad_norm": self.norm, "sgd_weights": self.sgd_update}
-        return self._first(parts)
+    def sums(self) -> Finding | None:
+        """Of the first step's sums over ranks and microbatches."""
+        return self._first({"loss": self.loss, "gradients": self.gradients})
+
+    def step(self) -> Finding | None:
+        """Of the first step, SGD's, once gradients are complete."""
+        return self._first({"grad_norm": self.norm, "sgd_weights": self.sgd_update})
 
     def last(self) -> Finding | None:
         """Of what is compared after all steps."""
