@@ -53,7 +53,7 @@ def run_rows(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[
         if not files[key].exists()
     ]
     made = run_jobs(folder / "one", saves, size=1) if saves else {}
-    if errors := [result["error"] for result in made.values() if "error" in result]:
+    if errors := [why for result in made.values() if (why := result.get("error") or result.get("unjudged"))]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
     jobs = [
         job(row.name, [*row.overrides, *runtime], reference=str(files[" ".join([*row.reference, *runtime])]))
