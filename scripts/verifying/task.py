@@ -55,8 +55,7 @@ def read(argv: Sequence[str], description: str) -> Task:
     if parser.parse_intermixed_args(argv).help:
         cli.show_help(parser, lines)
     reader = _Reader(parser, nproc)
-    subjects = [] if text == ALL else [reader.subject(line) for line in lines]
-    task = Task(nproc, {one.config.strategy.name: one for one in subjects}) if subjects else _every(reader, lines)
+    task = _every(reader, lines) if text == ALL else _these(reader, lines)
     for subject in task.subjects.values():
         cli.check(subject.config, nproc)
         _check_dropout(subject.config)
@@ -123,6 +122,11 @@ def with_mixture(config: Config, words: Sequence[str], nproc: int) -> tuple[Conf
 
 def _overrides(chosen: Words) -> list[str]:
     return [f"{key}={value}" for key, value in chosen.items()]
+
+
+def _these(reader: _Reader, lines: Sequence[Sequence[str]]) -> Task:
+    subjects = [reader.subject(line) for line in lines]
+    return Task(reader.nproc, {subject.config.strategy.name: subject for subject in subjects})
 
 
 def _every(reader: _Reader, lines: Sequence[Sequence[str]]) -> Task:
