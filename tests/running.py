@@ -11,14 +11,16 @@ from typing import Any
 from launch.start.forked import run_world
 from tests.rows import Row
 from tests.rows.base import BASE, configured
+from train.config.plan import Plan
 from train.proof.jobs import Job
+from train.proof.locating.locate import locate
 
 TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
 SECONDS_PER_ROW = 300
 
 
-def job(name: str, overrides: Sequence[str], **files: str) -> Job:
-    return Job(name, configured(overrides), **files)
+def job(name: str, overrides: Sequence[str], **options: Any) -> Job:
+    return Job(name, configured(overrides), **options)
 
 
 def run_jobs(
@@ -39,24 +41,40 @@ def run_jobs(
     return results
 
 
-def run_rows(folder: Path, rows: Sequence[Row], cuda_backend: str = "") -> dict[str, dict[str, Any]]:
+def run_rows(
+    folder: Path, rows: Sequence[Row], cuda_backend: str = "", *, traced: bool = False
+) -> dict[str, dict[str, Any]]:
     """Run the rows of one size, after the references that they need, on the CPU or with this backend on a GPU. Returns
-    the results by row name. A reference is made once, and all tables and sizes of a test run use it from one folder."""
+    the results by row name. A reference is made once, and all tables and sizes of a test run use it from one folder.
+    `traced`: each result also has a "finding", the first thing that is wrong in the row, or None."""
     runtime = [TIMEOUT_S, *(["runtime.device=cuda", f"runtime.backend={cuda_backend}"] if cuda_backend else [])]
     references = {" ".join([*row.reference, *runtime]): row.reference for row in rows}
     kept = folder.parent / "references"
     kept.mkdir(exist_ok=True)
     files = {key: kept / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt" for key in references}
-    saves = [
-        job(f"one device: {' '.join(overrides[len(BASE) :])}", [*overrides, *runtime], save=str(files[key]))
-        for key, overrides in references.items()
-        if not files[key].exists()
-    ]
+    saves = []
+    for key, overrides in references.items():
+        name, missing = f"one device: {' '.join(overrides[len(BASE) :])}", not files[key].exists()
+        trace = {"trace": f"{files[key]}.trace"} if traced else {}
+        saves += [job(name, [*overrides, *runtime], save=str(files[key]), **trace)] if missing else []
+        if traced and missing:
+            moved = {"reference": str(files[key]), "trace": f"{files[key]}.moved_trace", "moved": True}
+            saves.append(job(f"{name}, moved", [*overrides, *runtime], **moved))
     made = run_jobs(folder / "one", saves, size=1) if saves else {}
     if errors := [why for result in made.values() if (why := result.get("error") or result.get("unjudged"))]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
+    keys = {row.name: " ".join([*row.reference, *runtime]) for row in rows}
+    traces = {row.name: str(folder / f"trace_{i}") if traced else "" for i, row in enumerate(rows)}
     jobs = [
-        job(row.name, [*row.overrides, *runtime], reference=str(files[" ".join([*row.reference, *runtime])]))
+        job(row.name, [*row.overrides, *runtime], reference=str(files[keys[row.name]]), trace=traces[row.name])
         for row in rows
     ]
-    return run_jobs(folder / "rows", jobs, size=rows[0].size)
+    results = run_jobs(folder / "rows", jobs, size=rows[0].size)
+    for one in jobs if traced else []:
+        if "verdicts" in results[one.name]:
+            started, right = time.perf_counter(), files[keys[one.name]]
+            finding = locate(
+                Plan(one.config, rows[0].size), Path(one.trace), Path(f"{right}.trace"), Path(f"{right}.moved_trace")
+            )
+            results[one.name] |= {"finding": finding, "locating_seconds": time.perf_counter() - started}
+    return results

@@ -159,7 +159,8 @@ def test_torchrun_says_it_once(line, code, says, fix, tmp_path):
     assert run.stderr.count("nothing was trained") == 1
     assert says in run.stderr
     assert fix in run.stderr
-    assert set(re.findall(r"exitcode\s*: (-?\d+)", run.stderr)) == {str(code)}
+    codes = set(re.findall(r"exitcode\s*: (-?\d+)", run.stderr))
+    assert str(code) in codes and codes <= {str(code), "-15"}  # torchrun ends a rank that is still starting
 
 
 @pytest.mark.timeout(120)

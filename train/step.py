@@ -17,7 +17,7 @@ from train.model.weights import global_parameters
 from train.ranks import gradients
 from train.ranks.distributed import count_valid, inverse_valid, sum_over
 from train.ranks.optim import ShardOptimiser
-from train.ranks.state import ShardedState
+from train.ranks.state import Piece, ShardedState
 from train.strategies.data.apply import microbatch
 from train.strategies.expert.balance import LoadBalance
 
@@ -35,6 +35,8 @@ class Step:
 
     `shared`: parameters of which another rank holds a copy.
     """
+
+    gradient_scale = 1.0
 
     def __init__(
         self,
@@ -96,6 +98,10 @@ class Step:
 
     def full_gradients(self) -> Iterator[tuple[str, Tensor]]:
         return self.state.full(lambda p: p.grad)
+
+    def pieces(self) -> Iterator[Piece]:
+        kept = self.optimiser.inner.state
+        return self.state.pieces(self.model, lambda name, _: kept.get(self.optimiser.shards[name], {}))
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         return self.state.state_tensors()

@@ -42,7 +42,14 @@ class Judgement:
     @property
     def worst(self) -> Verdict | None:
         """The column with the largest error for its bound, rather one that must be equal."""
-        return max(self.verdicts, key=lambda v: (not v.differs, v.error / v.bound), default=None)
+        return max(self.verdicts, key=lambda v: (not v.differs, share_of_bound(v)), default=None)
+
+
+def share_of_bound(verdict: Verdict) -> float:
+    """The error relative to its bound. Counts and copies must be equal: their bound is 0."""
+    if verdict.error == 0:
+        return 0.0
+    return verdict.error / verdict.bound if verdict.bound else float("inf")
 
 
 def exit_code(judgements: Sequence[Judgement]) -> int:
@@ -106,7 +113,7 @@ def summarise(judgements: Sequence[Judgement]) -> None:
     rows = [("strategy", "layout", "precision", "verdict", "worst column", "error/bound")]
     for one in judgements:
         worst, config = one.worst, one.plan.config
-        column, share = (worst.column, f"{worst.error / worst.bound:.1e}") if worst else ("", "")
+        column, share = (worst.column, f"{share_of_bound(worst):.1e}") if worst else ("", "")
         answer = one.answer.value + (one.allowed if one.answer is Answer.equals else "")
         rows.append((config.strategy.name, layout(one.plan), config.precision.value, answer, column, share))
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]

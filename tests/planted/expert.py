@@ -5,12 +5,12 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from tests.planted.base import Counter
-from train.model.moe import Experts
+from train.model.moe import Experts, Router
 from train.strategies.data import apply as data
 from train.strategies.expert import apply as expert
 from train.strategies.tensor import apply as tensor
@@ -62,4 +62,27 @@ def aux_loss_on_every_tp_rank(counter: Counter) -> Iterator[None]:
         yield
 
 
-BUGS = (expert_gradients_times_ep, aux_loss_of_local_sequences, aux_loss_on_every_tp_rank)
+@contextmanager
+def first_expert_ranked_higher(counter: Counter) -> Iterator[None]:
+    """The first expert is chosen as if its score were higher by 0.05. The gates are those of the scores themselves."""
+    original = Router.choose
+
+    def choose(self: Any, x_BTD: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        counter.calls += 1
+        bias, self.bias = self.bias, self.bias.clone()
+        self.bias[0] += 0.05
+        try:
+            return original(self, x_BTD, weight)
+        finally:
+            self.bias = bias
+
+    with mock.patch.object(Router, "choose", choose):
+        yield
+
+
+BUGS = (
+    expert_gradients_times_ep,
+    aux_loss_of_local_sequences,
+    aux_loss_on_every_tp_rank,
+    first_expert_ranked_higher,
+)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # this file is imported to check a command line, and importin
 
     from train.config.schema import Config, ModelConfig
     from train.model.transformer import Transformer
+    from train.ranks.state import Piece
     from train.strategies.pipeline.timetable import Action
 
 # From outer to inner: ranks along the innermost axis are neighbours, which share the fastest links.
@@ -46,6 +47,9 @@ class TrainStep(Protocol):
     """One optimiser step over this rank's rows of the global batch, whatever the strategy."""
 
     on_gradients: Callable[[], None] | None  # called after backward and every reduction, before clipping and update
+    # By how much the gradients inside the model are larger than one device's until they are reduced: 1 where ranks'
+    # gradients are summed, and the number of ranks where they are averaged.
+    gradient_scale: float
 
     def __call__(self, tokens: torch.Tensor, targets: torch.Tensor, *, lr: float) -> StepResult: ...
 
@@ -56,6 +60,11 @@ class TrainStep(Protocol):
     def full_parameters(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
     def full_gradients(self) -> Iterator[tuple[str, torch.Tensor]]: ...
+
+    def pieces(self) -> Iterator[Piece]:
+        """The parts of parameters, buffers and optimiser states that this rank holds between steps. The proof compares
+        the copies that several ranks hold. Collective."""
+        ...
 
     def state_tensors(self) -> dict[str, Iterable[torch.Tensor]]:
         """The tensors that `state_bytes` counts, under the same names, as far as they exist now: gradients exist from
@@ -109,6 +118,11 @@ class Strategy(ABC):
         All other columns must be equal. launch.explain, the proof and the run itself show this.
         """
         return {}
+
+    def meets_every(self) -> int:
+        """After every so many optimiser steps all copies of a weight are equal: 1, unless replicas train alone between
+        meetings."""
+        return 1
 
     def lossy(self) -> Lossy | None:
         """The option by which gradients are sent with less precision, so that results are only close to one device's.

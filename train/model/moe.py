@@ -25,20 +25,19 @@ from train.model.numerics import upcast
 
 class _Observe(torch.autograd.Function):
     """The identity on the scores. Its backward gives `loss` the gradient `scale`, so that the auxiliary loss needs no
-    path to the model's output (as in Megatron-LM), and passes `seen` to `Router.note`. `place`: the number of this
-    forward among the router's forwards; a recomputed forward keeps the number of the original."""
+    path to the model's output (as in Megatron-LM), and passes `seen` to `Router.note`."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, loss: Tensor, router: Router, scale: float, place: int, *seen: Tensor) -> Any:
-        ctx.router, ctx.scale, ctx.place = router, scale, place
+    def forward(ctx: Any, scores: Tensor, loss: Tensor, router: Router, scale: float, *seen: Tensor) -> Any:
+        ctx.router, ctx.scale = router, scale
         ctx.save_for_backward(loss, *seen)
         return scores.view_as(scores)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         loss, *seen = ctx.saved_tensors
-        ctx.router.note(ctx.place, loss, *seen)
-        return grad, torch.full_like(loss, ctx.scale), None, None, None, *(None for _ in seen)
+        ctx.router.note(loss, *seen)
+        return grad, torch.full_like(loss, ctx.scale), None, None, *(None for _ in seen)
 
 
 class Router(nn.Module):
@@ -71,9 +70,8 @@ class Router(nn.Module):
         self.aux_scale = 1.0  # the weight of a sequence's auxiliary loss; a strategy knows the number of sequences
         self.sequence_shards = 1  # the number of ranks that share each sequence
         self.sum_over_sequence: Callable[[Tensor], Tensor] = _identity  # the sum over these ranks
-        # called in each microbatch's backward with (number of the forward, chosen BTK, margins BT)
-        self.on_choice: Callable[[int, Tensor, Tensor], None] | None = None
-        self.num_forwards = 0  # counted while `on_choice` is set
+        # called in each forward with (what experts are ranked by BTE, chosen BTK); it returns the experts to use, BTK
+        self.on_choice: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """The gates and the numbers of the chosen experts, both BTK; gates are in float32 or float64."""
@@ -85,15 +83,16 @@ class Router(nn.Module):
         logits_BTE = F.linear(upcast(x_BTD), upcast(weight.to(x_BTD.dtype)))
         softmax = self.score_function is ScoreFunction.softmax
         scores_BTE = logits_BTE.softmax(-1) if softmax else logits_BTE.sigmoid()
-        with torch.no_grad():
-            ranked_BTE = scores_BTE if self.bias is None else scores_BTE + self.bias
-            chosen_BTK = ranked_BTE.topk(self.top_k, dim=-1).indices
+        ranked_BTE = scores_BTE.detach() if self.bias is None else scores_BTE.detach() + self.bias
+        chosen_BTK = ranked_BTE.topk(self.top_k, dim=-1).indices
+        if self.on_choice is not None:
+            chosen_BTK = self.on_choice(ranked_BTE, chosen_BTK)
         if torch.is_grad_enabled():
-            scores_BTE = self.observed(scores_BTE, ranked_BTE, chosen_BTK)
+            scores_BTE = self.observed(scores_BTE, chosen_BTK)
         gates_BTK = scores_BTE.gather(-1, chosen_BTK)
         return gates_BTK if self.top_k == 1 else gates_BTK / gates_BTK.sum(-1, keepdim=True), chosen_BTK
 
-    def observed(self, scores_BTE: Tensor, ranked_BTE: Tensor, chosen_BTK: Tensor) -> Tensor:
+    def observed(self, scores_BTE: Tensor, chosen_BTK: Tensor) -> Tensor:
         """The scores; their backward also computes the auxiliary loss's gradient and updates the statistics."""
         num_experts = scores_BTE.shape[-1]
         length = scores_BTE.shape[1] * self.sequence_shards
@@ -104,25 +103,12 @@ class Router(nn.Module):
         aux = (load_BE * probability_BTE.sum(1) / length).sum()
         entropy = torch.special.entr(probability_BTE.detach()).sum()
         scale = self.coefficient * self.aux_scale
-        seen = [num_chosen_BE.sum(0).long(), entropy]
-        if self.on_choice is not None:
-            self.num_forwards += 1
-            seen += [chosen_BTK.sort(-1).values, self.margin(ranked_BTE)]
-        return _Observe.apply(scores_BTE, aux if scale else aux.detach(), self, scale, self.num_forwards, *seen)
+        num_chosen_E = num_chosen_BE.sum(0).long()
+        return _Observe.apply(scores_BTE, aux if scale else aux.detach(), self, scale, num_chosen_E, entropy)
 
-    def margin(self, ranked_BTE: Tensor) -> Tensor:
-        """How far each token's last chosen expert is above the first one not chosen. Where the margin is smaller than
-        the rounding error, another device may choose otherwise."""
-        if self.top_k == ranked_BTE.shape[-1]:
-            return torch.full_like(ranked_BTE[..., 0], torch.inf)
-        best = ranked_BTE.detach().topk(self.top_k + 1, dim=-1).values
-        return best[..., -2] - best[..., -1]
-
-    def note(self, place: int, aux: Tensor, num_chosen_E: Tensor, entropy: Tensor, *choice: Tensor) -> None:
+    def note(self, aux: Tensor, num_chosen_E: Tensor, entropy: Tensor) -> None:
         self.num_chosen += num_chosen_E
         self.sums += torch.stack((aux, entropy)).to(self.sums.dtype)
-        if choice and self.on_choice is not None:
-            self.on_choice(place, *choice)
 
 
 def _identity(x: Tensor) -> Tensor:

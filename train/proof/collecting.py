@@ -3,42 +3,82 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from train.config.schema import Config, Optimiser, Precision
+from train.config.schema import Config, Optimiser
 from train.config.strategy import TrainStep
 from train.data.corpus import Corpus
+from train.model.spans import watched
 from train.model.transformer import Transformer, dtypes
-from train.proof.comparison import CannotBeJudged, Evidence, Named
+from train.proof.comparison import Evidence, Named
+from train.proof.locating.trace import Trace, move_inputs, traced
 from train.proof.phases import Phases
+from train.proof.replicas import replica_errors
+from train.proof.routing import Routing, router_biases
 from train.ranks.distributed import own_device, own_rows
-from train.strategies.expert.balance import RoutingRecord
+from train.ranks.state import Piece
 
-SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM = 0.5, 1e-3, 3, 1.0
-# If the scores of two experts are closer than this, rounding decides between them, and all that follows is random.
-LEAST_MARGIN = {Precision.float64: 1e-8, Precision.float32: 1e-4, Precision.bf16: 3e-2}
+SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM, WEIGHT_DECAY = 0.5, 1e-3, 3, 1.0, 0.1
+EVALUATED_AFTER, EVAL_BATCHES = 1, 2  # the AdamW step after which validation batches are evaluated
 
 
-def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) -> Evidence:
-    """Run steps of the strategy and gather the evidence. Collective; `corpus` must be the same on every rank. `phases`
-    measures the time of building, of the steps, and of gathering full tensors."""
+@dataclass
+class Watch:
+    """What the localisation needs of this rank, beside the evidence. `moved`: whether the inputs are moved by one unit
+    of their last place. `trace` is that of the SGD step; `held`: what the rank holds after the first and the last AdamW
+    step."""
+
+    moved: bool = False
+    trace: Trace | None = None
+    held: list[list[Piece]] = field(default_factory=list)
+
+
+def collect(
+    config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, choices: Named, watch: Watch | None = None
+) -> tuple[Evidence, dict[str, int]]:
+    """Run steps of the strategy and gather the evidence, and facts about how it was found. Collective; `corpus` must be
+    the same on every rank. `phases` measures the time of building, of the steps, and of gathering full tensors.
+    `choices`: what the routers of one device chose (`Evidence.routing`); empty on one device and for a dense model.
+    `watch` is filled if it is given."""
+    with watched() as work:
+        routing = Routing(config, mesh, work, choices)
+        return _collect(config, mesh, corpus, phases, routing, watch), routing.facts()
+
+
+def _collect(
+    config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, routing: Routing, watch: Watch | None
+) -> Evidence:
     device, size = own_device(mesh), config.train.global_batch_size
     rows = own_rows(mesh, size)
 
     def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
-        optim = dataclasses.replace(config.optim, name=name, weight_decay=0.1, momentum=0.0)
+        optim = dataclasses.replace(config.optim, name=name, weight_decay=WEIGHT_DECAY, momentum=0.0)
         train = dataclasses.replace(config.train, clip_norm=CLIP_NORM)
         with phases("build"):
             model = Transformer(config.model, **dtypes(config.precision))
-            return config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train)), model
+            step = config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+            routing.attach(model)
+            return step, model
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         tokens, targets = corpus.batch(step, size, rows)
         return tokens.to(device), targets.to(device)
 
-    step, _ = build(Optimiser.sgd)
+    def evaluations(step: TrainStep) -> Named:
+        found: Named = {}
+        for index in range(EVAL_BATCHES):
+            routing.phase(f"evaluation {index + 1}")
+            inputs = (x.to(device) for x in corpus.validation_batch(index, EVAL_BATCHES, size, rows))
+            loss_sum, num_valid = step.evaluate(*inputs)
+            found[f"batch {index + 1}, sum of losses"] = loss_sum.cpu()
+            found[f"batch {index + 1}, number of tokens"] = num_valid.cpu()
+        return found
+
+    step, model = build(Optimiser.sgd)
     gradients: Named = {}
 
     def keep_gradients() -> None:
@@ -46,35 +86,52 @@ def collect(config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases) ->
             gradients.update(_whole(step.full_gradients()))
 
     step.on_gradients = keep_gradients
-    with phases("steps"):
+    routing.phase("sgd step")
+    with phases("steps"), ExitStack() as stack:
+        if watch is not None:
+            watch.trace = stack.enter_context(traced(model, mesh, config, moved=watch.moved))
+            watch.trace.gradient_scale = step.gradient_scale
         result = step(*batch(1), lr=SGD_LR)
     with phases("gather"):
         weights = _whole(step.full_parameters())
     step, model = build(Optimiser.adamw)
-    record, losses = RoutingRecord(model, mesh, config, rows), []
-    routing: Named = {}
+    if watch is not None and watch.moved:
+        move_inputs(model)
+    losses: Named = {}
+    evaluated: Named = {}
     biases: Named = {}
     for i in range(1, ADAMW_STEPS + 1):
+        routing.phase(f"step {i}")
         with phases("steps"):
-            losses.append(step(*batch(i), lr=ADAMW_LR).loss)
-        chosen, router_biases, margin = record.collect()
-        routing |= {f"step {i} {name}": choice for name, choice in chosen.items()}
-        biases |= {f"step {i} {name}": bias for name, bias in router_biases.items()}
-        if margin < LEAST_MARGIN[config.precision]:
-            raise CannotBeJudged(
-                f"step {i}: the scores of a token's last chosen expert and of the next one differ by {margin:.1e}, "
-                f"less than {LEAST_MARGIN[config.precision]:.0e}, so rounding decides between them. Use another "
-                "train.seed, fewer tokens, or precision=float64"
-            )
+            losses[f"step {i}"] = step(*batch(i), lr=ADAMW_LR).loss.cpu()
+        biases |= {f"step {i} {name}": bias for name, bias in router_biases(model, mesh, config).items()}
+        if watch is not None and i in (1, ADAMW_STEPS):
+            watch.held.append([dataclasses.replace(one, tensor=one.tensor.cpu().clone()) for one in step.pieces()])
+        if i == EVALUATED_AFTER:
+            with phases("evaluate"):
+                evaluated = evaluations(step)
+    routing.detach(model)
+    for i in range(ADAMW_STEPS + 1, next_meeting(config) + 1):
+        step(*batch(i), lr=ADAMW_LR)
+    with phases("replicas"):
+        replicas = replica_errors(step.pieces(), mesh)
     return Evidence(
         loss={"loss": result.loss.cpu()},
         gradients=gradients,
         grad_norm={"norm": result.grad_norm.cpu()},
         sgd_weights=weights,
-        adamw_loss={f"step {i}": loss.cpu() for i, loss in enumerate(losses, start=1)},
-        routing=routing,
+        adamw_loss=losses,
+        evaluate=evaluated,
+        routing=routing.collect(),
         router_bias=biases,
+        replicas=replicas,
     )
+
+
+def next_meeting(config: Config) -> int:
+    """The first step, from the last compared AdamW step on, after which all copies of a weight are equal."""
+    every = config.strategy.meets_every()
+    return -(-ADAMW_STEPS // every) * every
 
 
 def _whole(tensors: object) -> Named:

@@ -1,12 +1,15 @@
 """Evidence that a strategy computes the same as one device, from identical weights on the same global batch.
 
-It has five columns:
+It has these columns:
 - the loss
 - every gradient, before clipping
 - the global gradient norm
 - every weight after one clipped SGD step, whose learning rate is so large that a factor of two is visible; so a wrong
   norm is visible in the weights
 - the loss over a few AdamW steps
+- `evaluate`: the sum of losses and the number of tokens of each validation batch, between two AdamW steps. The numbers
+  of tokens must be equal; the next step shows whether the evaluation has changed anything
+- the copies of weights, moments and buffers that several ranks hold: after the AdamW steps they must be bitwise equal
 
 The loss under AdamW alone proves little: if every gradient is four times too large, it changes by 2e-5 in six steps. A
 mixture of experts has two more columns over the AdamW steps: the experts that every token chose, and the biases of the
@@ -48,8 +51,10 @@ class Evidence:
     grad_norm: Named
     sgd_weights: Named
     adamw_loss: Named
+    evaluate: Named
     routing: Named
     router_bias: Named
+    replicas: Named  # already errors: see replicas.py
 
 
 @dataclass(frozen=True)
@@ -72,29 +77,33 @@ class Verdict:
         return self.equal or (bool(self.differs) and math.isfinite(self.error))
 
 
-_COLUMNS = dataclasses.fields(Evidence)
-
-
 def compare(
     found: Evidence, reference: Evidence, bound: float, differs: Mapping[str, str] = MappingProxyType({})
 ) -> list[Verdict]:
     """The largest error of every column that either side has. `differs`: the reasons of the strategy, by column."""
     norm = float(reference.grad_norm["norm"])
-    columns = [(field.name, *(getattr(side, field.name) for side in (found, reference))) for field in _COLUMNS]
-    verdicts = [_worst(name, a, b, norm, bound) for name, a, b in columns if a or b]
+    verdicts = []
+    for field in dataclasses.fields(Evidence):
+        of_found, of_reference = getattr(found, field.name), getattr(reference, field.name)
+        if field.name == "replicas":
+            name, error = max(of_found.items(), key=lambda item: float(item[1]))
+            verdicts.append(Verdict(field.name, name, float(error), 0.0))
+        elif of_found or of_reference:
+            verdicts.append(worst(field.name, of_found, of_reference, norm, bound))
     return [dataclasses.replace(verdict, differs=differs.get(verdict.column, "")) for verdict in verdicts]
 
 
-def _worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
+def worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
+    """The tensor with the largest error, relative to its bound. Counts must be equal: the bound of integers is 0."""
     if missing := found.keys() ^ reference.keys():
         return Verdict(column, f"{min(missing)} is only on one side", float("inf"), bound)
-    errors = []
+    verdicts = []
     for name, b in reference.items():
         a = found[name].double()
         if a.shape != b.shape:
             return Verdict(column, f"{name} has shape {tuple(a.shape)}, not {tuple(b.shape)}", float("inf"), bound)
         scale = float(b.abs().max())
         error = float((a - b.double()).abs().max()) / (scale if scale > NEGLIGIBLE * norm else norm)
-        errors.append((float("inf") if error != error else error, name))
-    error, name = max(errors)
-    return Verdict(column, name, error, bound)
+        exact = not b.is_floating_point()
+        verdicts.append(Verdict(column, name, float("inf") if error != error else error, 0.0 if exact else bound))
+    return max(verdicts, key=lambda verdict: (not verdict.equal, verdict.error))

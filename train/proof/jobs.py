@@ -1,9 +1,8 @@
 """What each rank of the proof runs: a list of jobs, one after the other, in one process group.
 
 `launch/start/forked.py` starts the ranks. The folder has the references. Rank 0 writes the results to results.jsonl in
-this folder, and any rank writes its error there, with its number. A job that raises ends all ranks, because others may
-be waiting inside one of its collectives; an error in comparing, which only rank 0 does, is only the job's result.
-Consecutive jobs with the same layout share their mesh.
+this folder, and any rank writes its error there. A job that raises ends all ranks, because others may be waiting inside
+one of its collectives. Consecutive jobs with the same layout share their mesh.
 """
 
 from __future__ import annotations
@@ -23,12 +22,14 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from train.command import cli
+from train.config.fields import IGNORE_INDEX
 from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus, load_corpus
-from train.proof.collecting import collect
+from train.proof.collecting import ADAMW_STEPS, CLIP_NORM, Watch, collect
 from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
+from train.proof.locating.locate import save_run
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -38,12 +39,15 @@ Result = dict[str, Any]
 @dataclass(frozen=True)
 class Job:
     """One config to run. `save`: the file in which its evidence is stored; without it, the evidence is compared with
-    that in the file `reference`."""
+    that in the file `reference`. `trace`: the beginning of the names of the files in which what the localisation needs
+    is stored. `moved`: whether the inputs are moved by one unit of their last place."""
 
     name: str
     config: Config
     save: str = ""
     reference: str = ""
+    trace: str = ""
+    moved: bool = False
 
 
 class Site:
@@ -74,27 +78,40 @@ def run(job: Job, site: Site) -> Result:
         corpus = load_corpus(config)
     with phases("mesh"):
         mesh = site.mesh(config)
-    found = collect(config, mesh, corpus, phases)
+    reference: Evidence | None = None
+    if job.reference and (site.world.rank == 0 or config.model.num_experts > 0):  # a mixture's ranks replay choices
+        reference = torch.load(site.folder / job.reference, weights_only=False, mmap=True)
+    watch = Watch(job.moved) if job.trace else None
+    choices = reference.routing if reference is not None else {}
+    found, routed = collect(config, mesh, corpus, phases, choices, watch)
+    if watch is not None:
+        save_run(Path(job.trace), site.world.rank, found, watch)
     if site.world.rank > 0:
         return {}
-    if job.save:
+    exercised = facts(config, corpus, found) | routed
+    if reference is None:
         check_reference(found, config, corpus)
         torch.save(found, site.folder / job.save)
-        return {}
+        return {"facts": exercised}
     with phases("compare"):
+        lossy = config.strategy.lossy()
+        bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
         try:
-            return {"verdicts": _compared(found, config, site.folder / job.reference)}
-        except CannotBeJudged:
-            raise
+            verdicts = compare(found, reference, bound, config.strategy.differs())
         except Exception:  # the other ranks are in the next job already, in which this rank must take part
             return {"error": traceback.format_exc()}
+    return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": exercised}
 
 
-def _compared(found: Evidence, config: Config, file: Path) -> list[tuple[Any, ...]]:
-    reference = torch.load(file, weights_only=False)
-    lossy = config.strategy.lossy()
-    bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
-    return [dataclasses.astuple(v) for v in compare(found, reference, bound, config.strategy.differs())]
+def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, int]:
+    """What these steps have exercised: `masked`, whether a target had no loss; `clipped`, whether clipping scaled the
+    gradient."""
+    size = config.train.global_batch_size
+    targets = [corpus.batch(step, size, slice(0, size))[1] for step in range(1, ADAMW_STEPS + 1)]
+    return {
+        "masked": any(bool((x == IGNORE_INDEX).any()) for x in targets),
+        "clipped": float(found.grad_norm["norm"]) > CLIP_NORM,
+    }
 
 
 def check_reference(reference: Evidence, config: Config, corpus: Corpus) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -24,15 +25,14 @@ def full_tensor(x: Tensor) -> Tensor:
     """A DTensor's full value on every rank of its mesh. Collective: an all-reduce over each axis that shards it.
 
     `DTensor.full_tensor` is not used, because it gathers with a collective that gloo has for CPU tensors only, and that
-    crashes with CUDA tensors. The offset comes from a private function (torch 2.11 to 2.13), because FSDP over tp uses
-    a private placement.
+    crashes with CUDA tensors.
     """
     if not isinstance(x, DTensor):
         return x
     mesh, shard = x.device_mesh, x.to_local()
     shard = shard.to(mesh.device_type)  # it is in the host's memory if it is offloaded
-    shape, offset = compute_local_shape_and_global_offset(x.shape, mesh, x.placements)
-    assert tuple(shape) == tuple(shard.shape)
+    shape, offset = place_of(x)
+    assert shape == tuple(shard.shape)
     full = torch.zeros(x.shape, dtype=x.dtype, device=shard.device)
     full[tuple(slice(start, start + length) for start, length in zip(offset, shape, strict=True))] = shard
     for i, placement in enumerate(x.placements):
@@ -40,6 +40,28 @@ def full_tensor(x: Tensor) -> Tensor:
         if not isinstance(placement, Replicate):
             dist.all_reduce(full, group=mesh.get_group(i))
     return full
+
+
+def place_of(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(The shape of this rank's part of x, the indices of its first element in the whole x). It uses a private function
+    (torch 2.11 to 2.13), because FSDP over tp uses a private placement."""
+    if not isinstance(x, DTensor):
+        return tuple(x.shape), (0,) * x.ndim
+    shape, offset = compute_local_shape_and_global_offset(x.shape, x.device_mesh, x.placements)
+    return tuple(shape), tuple(offset)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor that this rank holds between steps: a part of the parameter or buffer `name`, or of a state that the
+    optimiser keeps for it. `kind`: "parameter", "buffer", or the state's name in the optimiser, such as exp_avg.
+    `offset`: the indices of its first element in the whole tensor. Ranks whose pieces have the same name, kind, offset
+    and shape hold copies."""
+
+    name: str
+    kind: str
+    offset: tuple[int, ...]
+    tensor: Tensor
 
 
 class ShardedState:
@@ -78,6 +100,18 @@ class ShardedState:
             "optimiser": num_bytes(tensors["optimiser"]),
         }
 
+    def pieces(self, model: nn.Module, kept: Callable[[str, nn.Parameter], Mapping[str, object]]) -> Iterator[Piece]:
+        """What this rank holds between steps: parameters, the model's buffers, and what the optimiser has `kept` for a
+        parameter. Nothing is sent."""
+        for name, parameter in self.parameters.items():
+            shape, offset = place_of(parameter)
+            yield Piece(name, "parameter", offset, local(parameter.detach()))
+            for kind, value in kept(name, parameter).items():
+                if isinstance(value, Tensor) and tuple(value.shape) == shape:
+                    yield Piece(name, kind, offset, value)
+        for name, buffer in model.named_buffers():
+            yield Piece(name, "buffer", (0,) * buffer.ndim, buffer)
+
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         """The full tensor `of` each parameter of the whole model, in its order, one at a time, on every rank.
 
@@ -100,6 +134,10 @@ class ShardedState:
         like = next(iter(self.parameters.values()))
         owner = torch.tensor(-1 if full is None else self.pipeline.rank(), device=like.device)
         dist.all_reduce(owner, dist.ReduceOp.MAX, group=self.pipeline)
-        value = torch.empty(shape, dtype=like.dtype, device=like.device) if full is None else full.contiguous()
+        # Two stages hold a tied weight. The one that does not send must not receive into its own live tensor: it would
+        # mend a copy that has drifted, and nobody would see it.
+        if full is None or int(owner) != self.pipeline.rank():
+            full = torch.empty(shape, dtype=like.dtype, device=like.device)
+        value = full.contiguous()
         dist.broadcast(value, group_src=int(owner), group=self.pipeline)
         return value

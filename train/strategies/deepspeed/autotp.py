@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from train.config.shapes import kv_shards
 from train.model.transformer import Linear
 from train.ranks import collectives
+from train.ranks.state import Piece
 from train.strategies.deepspeed.engine import ZeroStep
 from train.strategies.deepspeed.split import split_dims
 
@@ -95,6 +96,17 @@ class AutoTpStep(ZeroStep):
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         return super().full(lambda p: self.sharded(p, of(p)))
+
+    def pieces(self) -> Iterator[Piece]:
+        """A part of a flat moment of a weight that is split has the rank's number before its offset: it has no copy."""
+        rank, dims = self.mesh["tp"].get_local_rank(), {name: self.cut.get(p) for name, p in self.parameters.items()}
+        for piece in super().pieces():
+            offset, dim = list(piece.offset), dims.get(piece.name)
+            if dim is not None and len(offset) == 2:
+                offset[dim] = rank * piece.tensor.shape[dim]
+            elif dim is not None:
+                offset = [rank, *offset]
+            yield dataclasses.replace(piece, offset=tuple(offset))
 
     def sharded(self, parameter: nn.Parameter, value: Tensor | None) -> Tensor | None:
         """This rank's shard of a tensor with the parameter's shape, as a DTensor."""

@@ -21,7 +21,7 @@ from train.model.spans import span
 from train.model.transformer import Transformer
 from train.ranks.distributed import count_valid, inverse_valid, own_device, sum_over
 from train.ranks.optim import build_optimiser, set_lr
-from train.ranks.state import ShardedState, num_bytes
+from train.ranks.state import Piece, ShardedState, num_bytes
 from train.strategies.compile.technique import COMPILE
 from train.strategies.deepspeed.settings import engine_config, load_deepspeed
 from train.strategies.deepspeed.strategy import DeepSpeed
@@ -30,6 +30,9 @@ from train.strategies.target import new_target, seed_dropout
 
 if TYPE_CHECKING:
     from train.config.schema import Config
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, by torch's names
 
 
 def prepare(model: Transformer, mesh: DeviceMesh, config: Config) -> Callable[[torch.nn.Module, str], None]:
@@ -66,6 +69,7 @@ class EngineStep:
         plan = Plan(config, mesh.size())
         self.strategy = plan.keys(DeepSpeed)
         self.data_ranks, self.num_microbatches = plan.data_ranks, plan.num_microbatches
+        self.gradient_scale = float(self.data_ranks)
         self.gradient_bytes = 0
 
     def initialise(self, module: torch.nn.Module, mpu: object | None, **more: Any) -> None:
@@ -107,6 +111,22 @@ class EngineStep:
     def full(self, of: Callable[[torch.nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         """`ShardedState.full` of tensors that DeepSpeed has gathered over its data ranks."""
         return self.state.full(of)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Weights as this rank computes with them, and the moments of the optimiser. With ZeRO, a rank has the moments
+        of a flat partition, and gives the part of it that belongs to each parameter. Stage 3 shards weights too, and no
+        other data rank holds a copy: of these it gives none."""
+        inner = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        for piece in self.state.pieces(self.model, lambda _, p: inner.state.get(p, {})):
+            if piece.tensor.numel() > 0:
+                yield piece
+        for name, p in self.parameters.items():
+            if (mapping := getattr(p, "_hp_mapping", None)) is not None:  # private; deepspeed 0.19
+                (flat,) = inner.param_groups[mapping.param_group_index]["params"]
+                start, length = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
+                for kind in MOMENTS:
+                    moment = inner.state[flat][kind].narrow(0, start, length)
+                    yield Piece(name, kind, (mapping.lp_fragment_address.start,), moment)
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         """The tensors by kind. `optimiser` includes the rank's part of the master weights, which DeepSpeed keeps in

@@ -8,16 +8,14 @@ whose ranks are those of the data axes.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from train.config.schema import Config
 from train.config.strategy import BATCH_AXES
-from train.model.moe import Router, routers
+from train.model.moe import routers
 from train.model.transformer import Transformer
 from train.ranks.distributed import sum_over
-from train.strategies.context.apply import positions_of
 
 TOKEN_AXES = (*BATCH_AXES, "cp")  # ranks that differ on one of these axes route other tokens
 
@@ -65,43 +63,3 @@ class LoadBalance:
         for layer, router in self.routers.items():
             totals[layer] = torch.cat((router.num_chosen.double(), router.sums.double()))
         return sum_over(totals, self.mesh, "pp", *TOKEN_AXES)
-
-
-class RoutingRecord:
-    """Records the routers' choices, for the proof. Make it before the first step, and call `collect` after each."""
-
-    def __init__(self, model: Transformer, mesh: DeviceMesh, config: Config, rows: slice) -> None:
-        self.routers, self.mesh, self.config, self.rows = routers(model.layers), mesh, config, rows
-        self.positions = positions_of(mesh["cp"].get_local_rank(), mesh["cp"].size(), config.train.seq_len)
-        self.seen: dict[int, list[tuple[int, Tensor, Tensor]]] = {layer: [] for layer in self.routers}
-        for layer, router in self.routers.items():
-            router.on_choice = lambda *choice, layer=layer: self.seen[layer].append(choice)
-
-    def collect(self) -> tuple[dict[str, Tensor], dict[str, Tensor], float]:
-        """The record since the last call: the chosen experts of the global batch by layer, sorted for each token; the
-        biases by layer; and the smallest margin. Collective over the token axes and `pp`."""
-        model, train = self.config.model, self.config.train
-        if model.num_experts == 0:
-            return {}, {}, float("inf")
-        any_router: Router = next(iter(self.routers.values()))
-        device, dtype = any_router.weight.device, any_router.sums.dtype
-        chosen: Tensor = torch.zeros(
-            model.num_layers, train.global_batch_size, train.seq_len, model.top_k, dtype=torch.long, device=device
-        )
-        biases = torch.zeros(model.num_layers, model.num_experts, dtype=dtype, device=device)
-        least = torch.tensor(float("inf"), device=device)
-        for layer, router in self.routers.items():
-            # forwards run microbatches in order, but backwards may not (looped_bfs begins with the last one)
-            in_order = sorted(self.seen[layer], key=lambda choice: choice[0])
-            chosen[layer, self.rows][:, self.positions] = torch.cat([choice for _, choice, _ in in_order])
-            least = torch.stack((least, *(margin.min().float() for *_, margin in in_order))).min()
-            if router.bias is not None:
-                biases[layer] = router.bias
-            self.seen[layer].clear()
-        dist.all_reduce(least, dist.ReduceOp.MIN)
-        sum_over(chosen, self.mesh, "pp", *TOKEN_AXES)
-        sum_over(biases, self.mesh, "pp")
-        names = [f"layers.{layer}.feed_forward.router" for layer in range(model.num_layers)]
-        named_biases = {f"{name}.bias": bias.cpu() for name, bias in zip(names, biases, strict=True)}
-        routing = {name: choice.cpu() for name, choice in zip(names, chosen, strict=True)}
-        return routing, named_biases if any_router.bias is not None else {}, float(least)

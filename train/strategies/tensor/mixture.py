@@ -20,6 +20,10 @@ from train.strategies.tensor.layers import ColumnParallelLinear, RowParallelLine
 from train.strategies.tensor.split import SPLIT_DIM
 
 SEQUENCE_DIM = 1  # of activations BTD
+# The ends of the names of modules whose output, or its gradient, is one term of a sum over `tp`. The hooks of the
+# mixture complete the sum.
+PARTIAL_OUTPUTS = (".feed_forward.dispatch", ".feed_forward.shared", ".shared.down")
+PARTIAL_GRADIENTS = (".feed_forward.router",)
 
 
 def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, Any]:
