@@ -11,9 +11,8 @@ from typing import Any
 from launch.start.forked import run_world
 from tests.rows import Row
 from tests.rows.base import BASE, configured
-from train.config.plan import Plan
-from train.proof.jobs import Job
-from train.proof.locating.locate import locate
+from train.proof.jobs import Job, finding_of
+from train.proof.jobs import references as reference_jobs
 
 TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
 SECONDS_PER_ROW = 300
@@ -54,14 +53,11 @@ def run_rows(
     files = {key: kept / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt" for key in references}
     saves = []
     for key, overrides in references.items():
-        name, missing = f"one device: {' '.join(overrides[len(BASE) :])}", not files[key].exists()
-        trace = {"trace": f"{files[key]}.trace"} if traced else {}
-        saves += [job(name, [*overrides, *runtime], save=str(files[key]), **trace)] if missing else []
-        if traced and missing:
-            moved = {"reference": str(files[key]), "trace": f"{files[key]}.moved_trace", "moved": True}
-            saves.append(job(f"{name}, moved", [*overrides, *runtime], **moved))
+        if not files[key].exists():
+            name = f"one device: {' '.join(overrides[len(BASE) :])}"
+            saves += reference_jobs(name, configured([*overrides, *runtime]), files[key], traced=traced)
     made = run_jobs(folder / "one", saves, size=1) if saves else {}
-    if errors := [result["error"] for result in made.values() if "error" in result]:
+    if errors := [why for result in made.values() if (why := result.get("error") or result.get("unjudged"))]:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
     keys = {row.name: " ".join([*row.reference, *runtime]) for row in rows}
     traces = {row.name: str(folder / f"trace_{i}") if traced else "" for i, row in enumerate(rows)}
@@ -72,9 +68,6 @@ def run_rows(
     results = run_jobs(folder / "rows", jobs, size=rows[0].size)
     for one in jobs if traced else []:
         if "verdicts" in results[one.name]:
-            started, right = time.perf_counter(), files[keys[one.name]]
-            finding = locate(
-                Plan(one.config, rows[0].size), Path(one.trace), Path(f"{right}.trace"), Path(f"{right}.moved_trace")
-            )
+            started, finding = time.perf_counter(), finding_of(one, rows[0].size)
             results[one.name] |= {"finding": finding, "locating_seconds": time.perf_counter() - started}
     return results
