@@ -65,7 +65,7 @@ ANSWERS = {
     "tied_gradients_not_summed": ("gradients", "pp", "own part only"),
     "rope_from_zero": ("layers.0.attention.kernel", "cp", "positions"),
     "merge_without_weights": ("layers.0.attention.kernel", "cp", "unknown"),
-    "backward_of_another_step": ("layers.1.attention.wv", "cp", "mask"),
+    "backward_of_another_step": ("layers.1.attention.kernel", "cp", "mask"),
     "expert_gradients_times_ep": ("gradients", "ep", "factor"),
     "aux_loss_of_local_sequences": ("layers.1.feed_forward_norm", "dp_shard", "factor"),
     "aux_loss_on_every_tp_rank": ("layers.1.feed_forward_norm", "tp", "counted more than once"),
