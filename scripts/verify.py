@@ -9,8 +9,8 @@ changed. Precision and sizes that are not typed are chosen for each strategy: th
 What the typed values do not try is printed as "not exercised".
 
 Where a strategy differs, it is run once more, and the first thing that is wrong is named: a module's output, the
-gradient of one, or a part of the update; with the axis of the mesh and the likely kind of mistake. locate=true looks for
-it in any case, and --html FILE shows it as a page.
+gradient of one, or a part of the update; with the axis of the mesh and the likely kind of mistake. locate=true looks
+for it in any case, and --html FILE shows it as a page.
 
 The exit code is 0 if every strategy equals one device but for what it declares to differ (`Strategy.differs`), 1 if
 one differs or could not be run, 4 if one cannot be judged, and 2 (input) or 3 (environment) if nothing could be

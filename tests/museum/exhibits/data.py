@@ -145,7 +145,7 @@ EXHIBITS = (
     Exhibit(
         "all_ranks_read_the_same_rows",
         row(2, "strategy=dp", FOUR, options=EIGHT, bug="all_ranks_read_the_same_rows"),
-        "embed:tokens",
+        "embed",
         "dp_replicate",
         "stale",
         Source(

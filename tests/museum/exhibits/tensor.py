@@ -168,7 +168,7 @@ EXHIBITS = (
     Exhibit(
         "tensor_ranks_read_other_rows",
         row(2, "strategy=tp", FOUR, bug="tensor_ranks_read_other_rows"),
-        "embed:tokens",
+        "embed",
         "tp",
         "stale",
         Source(

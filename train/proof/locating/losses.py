@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from train.config.fields import IGNORE_INDEX
-from train.config.strategy import MESH_AXES
+from train.config.strategy import BATCH_AXES, MESH_AXES
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.kinds import error_of, factors, fitted
 from train.proof.locating.layout import Judged, Part, Sizes, parts
@@ -74,7 +74,9 @@ def guess_of_loss(
         for one, number in zip(losses, numbers, strict=True):
             by_rank.setdefault(one.rank, []).append(number)
         within = any(max(of_one) - min(of_one) > SAME * max(of_one) for of_one in by_rank.values())
-        axes = () if within else varying_axes(losses, numbers, places)
+        axes = varying_axes(losses, numbers, places)
+        if within:  # then data ranks, which have other microbatches, differ too
+            axes = tuple(axis for axis in axes if axis not in BATCH_AXES)
         what = "other numbers in other microbatches" if within else "other numbers on other ranks"
         return Guess(Kind.factor, axes, f"times {what}: {shown}")
     for axis, degree in sizes.degrees.items():

@@ -120,7 +120,8 @@ def of_tied(found: Tensor, right: Tensor, reference: Reference, place: Place, sc
     uses = {use: _term(use, reference, everything) for use in ("embed", "head")}
     axes = ("pp",) if place.sizes.degrees["pp"] > 1 else ()
     for use, term in uses.items():
-        if error_of(found, term, right) <= 64 * scale:
+        number = fitted(found, term)
+        if error_of(found, term * number, right) <= 64 * scale:
             return Guess(Kind.own_part, axes, f"it is the gradient of its use in {use} alone")
     rest, head = found.double() - uses["embed"], uses["head"]
     matched = head[torch.cdist(rest, head).argmin(1)]

@@ -159,8 +159,17 @@ class Updates:
         module, what = guess_of_step(self.found, self.right, self.plan)
         guess = Guess(what.kind, what.axes or self.step_axes(what), what.because)
         if guess.kind is Kind.factor and module == "clip":
-            guess = self.factor(float(what.because))
+            guess = self.clipping(float(what.because))
         return self.found_at(module, verdict, guess)
+
+    def clipping(self, number: float) -> Guess:
+        """What is wrong with the factor of clipping, which is `number` times what it should be: another norm, or any
+        factor."""
+        norm = float(self.right.grad_norm["norm"]) / number
+        for what, total in sums_of_squares(self.right.gradients, self.plan):
+            if abs(norm - total**0.5) <= SAME * norm:
+                return Guess(what.kind, what.axes, f"it clips by another norm: {what.because}")
+        return self.factor(number)
 
     def step_axes(self, what: Guess) -> tuple[str, ...]:
         return likely(self.sizes) if what.kind is not Kind.factor else ()
