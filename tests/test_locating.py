@@ -1,0 +1,76 @@
+"""Where a strategy goes wrong: right strategies have no finding, and each kind of planted bug has the right one.
+
+tests/test_locating_kinds.py tests the single questions without a world, and `python -m tests.museum` asks about many more
+bugs.
+"""
+
+import dataclasses
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.rows.base import COMPILED, F32, F64, Row, row
+from tests.rows.expert import AUX
+from tests.running import run_rows
+from tests.test_verify import SMALL, verify
+from train.config.strategy import MESH_AXES
+from train.proof.locating.finding import Finding, Kind
+
+RING = ("strategy=cp", "strategy.cp_method=ring")
+RECOMPUTED = "train.activation_checkpointing=full"
+RIGHT = [
+    row(2, "strategy=tp"),
+    row(2, "strategy=fsdp"),
+    row(2, *RING),
+    row(2, "strategy=pp"),
+    row(2, "strategy=ep", options=AUX),
+]
+# module, tensor, axes, kind, ranks (none: all)
+WRONG = {
+    ("rope_from_zero", RING): ("layers.0.attention.kernel:q", "", "cp", Kind.positions, (0, 1)),
+    ("norm_gradient_not_summed", ("strategy=tp",)): ("gradients", "norm.weight", "tp", Kind.own_part, ()),
+    ("norm_counts_replicas", ("strategy=tp",)): ("norm", "", "tp", Kind.counted_again, ()),
+    ("shards_do_not_decay", ("strategy=fsdp",)): ("weights", "embed.weight", "dp_shard", Kind.decay, ()),
+    ("norms_rounded_on_every_rank", ("strategy=dp",)): (
+        *("replicas", "embed.weight exp_avg", "dp_replicate"),
+        *(Kind.replicas, (0, 1)),
+    ),
+    ("own_tokens_times_ranks", ("strategy=dp",)): (
+        *("evaluate", "batch 1, number of tokens", "dp_replicate"),
+        *(Kind.own_part, ()),
+    ),
+}
+ROWS = {bug: row(2, *strategy, bug=bug) for bug, strategy in WRONG}
+ELSEWHERE = {
+    "recomputed": row(2, *RING, RECOMPUTED, bug="rope_from_zero"),
+    "compiled": row(2, *RING, options=(F32, COMPILED), bug="rope_from_zero"),
+}
+ZERO2 = row(2, "strategy=ds_zero2", options=(F32,))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What is found in these rows, by their names. One world runs them all."""
+    rows = [*RIGHT, *ROWS.values()]
+    return run_rows(tmp_path_factory.mktemp("world"), rows, traced=True)
+
+
+def finding(results, one: Row) -> Finding | None:
+    result = results[one.name]
+    assert "finding" in result, result
+    return result["finding"]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("right", RIGHT, ids=lambda one: one.name)
+def test_in_a_right_strategy_nothing_is_found(found, right):
+    assert finding(found, right) is None
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("bug", "place"), [(bug, place) for (bug, _), place in WRONG.items()], ids=lambda x: str(x)[:30])
+def test_a_planted_bug_is_located(found, bug, place):
+    one = finding(found, ROWS[bug])
+    assert one is not None
+    assert (one.module, one.tensor, " or ".join(one.guess.axes), one.guess.kind, one.ranks) == place, one.sentence()
+    assert found[ROWS[bug].name]["patched_calls"] > 0
