@@ -8,6 +8,10 @@ every gradient, the global norm, every weight after an SGD step, and the loss ov
 changed. Precision and sizes that are not typed are chosen for each strategy: the smallest that exercise what it can do.
 What the typed values do not try is printed as "not exercised".
 
+Where a strategy differs, it is run once more, and the first thing that is wrong is named: a module's output, the
+gradient of one, or a part of the update; with the axis of the mesh and the likely kind of mistake. locate=true looks
+for it in any case, and --html FILE shows it as a page.
+
 The exit code is 0 if every strategy equals one device but for what it declares to differ (`Strategy.differs`), 1 if
 one differs or could not be run, 4 if one cannot be judged, and 2 (input) or 3 (environment) if nothing could be
 started. If a rank dies or hangs, the command ends within runtime.timeout_s.
@@ -24,6 +28,8 @@ from pathlib import Path
 
 from launch.start.environment import loopback
 from scripts.verifying import task as tasks
+from scripts.verifying.page import write_page
+from scripts.verifying.places import differs, place_of
 from scripts.verifying.report import exit_code, introduce, report, summarise
 from scripts.verifying.task import Task
 from scripts.verifying.worlds import run_proof
@@ -51,12 +57,18 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
     # `auto` may choose another device for one process than for several, so both use the choice for several
     where = replace(asked, device=runtime.device.type, backend=runtime.backend)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        results = run_proof(Path(folder), task, where, worker)
+        results = run_proof(Path(folder) / "proof", task, where, worker)
+        wanted = [name for name, one in results.items() if task.wants_place(differs=differs(one)) and "verdicts" in one]
+        if wanted:
+            traced = run_proof(Path(folder) / "places", task.only(wanted), where, worker, traced=True)
+            results |= {name: results[name] | {"place": place_of(traced[name])} for name in wanted}
     judgements = []
     for name, subject in task.subjects.items():
         plan = Plan(subject.config, task.nproc)
         introduce(plan, subject.chosen)
         judgements.append(report(plan, results[name]))
+    if task.html:
+        write_page(task.html, judgements)
     if len(judgements) > 1:
         summarise(judgements)
     return exit_code(judgements)

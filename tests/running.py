@@ -11,9 +11,8 @@ from typing import Any
 from launch.start.forked import run_world
 from tests.rows import Row
 from tests.rows.base import BASE, configured
-from train.config.plan import Plan
-from train.proof.jobs import Job
-from train.proof.locating.locate import locate
+from train.proof.jobs import Job, finding_of
+from train.proof.jobs import references as reference_jobs
 
 TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
 SECONDS_PER_ROW = 300
@@ -55,12 +54,9 @@ def run_rows(
     files = {key: kept / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.pt" for key in references}
     saves = []
     for key, overrides in references.items():
-        name, missing = f"one device: {' '.join(overrides[len(BASE) :])}", not files[key].exists()
-        trace = {"trace": f"{files[key]}.trace"} if traced else {}
-        saves += [job(name, [*overrides, *runtime], save=str(files[key]), **trace)] if missing else []
-        if traced and missing:
-            moved = {"reference": str(files[key]), "trace": f"{files[key]}.moved_trace", "moved": True}
-            saves.append(job(f"{name}, moved", [*overrides, *runtime], **moved))
+        if not files[key].exists():
+            name = f"one device: {' '.join(overrides[len(BASE) :])}"
+            saves += reference_jobs(name, configured([*overrides, *runtime]), files[key], traced=traced)
     made = run_jobs(folder / "one", saves, size=1) if saves else {}
     unjudged = {one.save: made[one.name]["unjudged"] for one in saves if "unjudged" in made[one.name]}
     errors = [made[one.name]["error"] for one in saves if "error" in made[one.name] and one.reference not in unjudged]
@@ -77,9 +73,6 @@ def run_rows(
         results |= run_jobs(folder / "rows", judged, size=rows[0].size)
     for one in jobs if traced else []:
         if "verdicts" in results[one.name]:
-            started, right = time.perf_counter(), files[keys[one.name]]
-            finding = locate(
-                Plan(one.config, rows[0].size), Path(one.trace), Path(f"{right}.trace"), Path(f"{right}.moved_trace")
-            )
+            started, finding = time.perf_counter(), finding_of(one, rows[0].size)
             results[one.name] |= {"finding": finding, "locating_seconds": time.perf_counter() - started}
     return results

@@ -80,6 +80,7 @@ def test_a_finding_is_compared_with_what_is_expected():
     right = {"module": exhibit.module, "axis": exhibit.axis, "kind": exhibit.kind, "sentence": "", "seconds": 1.0}
     found = outcome(exhibit, line(finding=right))
     assert found.place_found and found.kind_found
+    assert outcome(exhibit, line(finding=right | {"module": f"{exhibit.module}:x"})).place_found
     assert not outcome(exhibit, line(finding=right | {"axis": "pp"})).place_found
     assert not outcome(exhibit, line(finding=right | {"kind": "rounding"})).kind_found
     assert not outcome(exhibit, line()).place_found

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from scripts.verifying.exercise import left_out
+from scripts.verifying.places import Place, lines
 from scripts.verifying.sizes import Words
 from train.config.plan import Plan
 
@@ -32,6 +33,13 @@ class Judgement:
     plan: Plan
     answer: Answer
     verdicts: tuple[Verdict, ...] = ()
+    place: Place | None = None  # where it goes wrong, if this was searched
+
+    @property
+    def allowed(self) -> str:
+        """The columns that differ as the strategy declares, as the end of a sentence."""
+        columns = [verdict.column for verdict in self.verdicts if verdict.ok and not verdict.equal]
+        return f" but for {', '.join(columns)}" if columns else ""
 
     @property
     def worst(self) -> Verdict | None:
@@ -86,10 +94,14 @@ def report(plan: Plan, result: dict[str, Any]) -> Judgement:
     if missing := left_out(plan, facts):
         print(f"  not exercised: {'; '.join(missing)}")
     wrong = [v.column for v in verdicts if not v.ok]
-    allowed = [v.column for v in verdicts if v.ok and not v.equal]
-    but = f" but for {', '.join(allowed)}, as expected" if allowed else ""
-    print(f"  {'DIFFERS from one device in ' + ', '.join(wrong) if wrong else 'equals one device' + but}")
-    return Judgement(plan, Answer.differs if wrong else Answer.equals, verdicts)
+    judgement = Judgement(plan, Answer.differs if wrong else Answer.equals, verdicts, result.get("place"))
+    for line in lines(judgement.place, plan) if judgement.place else ():
+        print(f"  {line}")
+    if wrong:
+        print(f"  DIFFERS from one device in {', '.join(wrong)}")
+    else:
+        print(f"  equals one device{judgement.allowed}{', as expected' if judgement.allowed else ''}")
+    return judgement
 
 
 def _table(verdicts: Sequence[Verdict]) -> None:
@@ -106,7 +118,8 @@ def summarise(judgements: Sequence[Judgement]) -> None:
     for one in judgements:
         worst, config = one.worst, one.plan.config
         column, share = (worst.column, f"{share_of_bound(worst):.1e}") if worst else ("", "")
-        rows.append((config.strategy.name, layout(one.plan), config.precision.value, one.answer.value, column, share))
+        answer = one.answer.value + (one.allowed if one.answer is Answer.equals else "")
+        rows.append((config.strategy.name, layout(one.plan), config.precision.value, answer, column, share))
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     print()
     for row in rows:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launch.describe.memory import check_memory
 from launch.local import check_machine, check_text
@@ -35,33 +35,44 @@ class Subject:
 @dataclass(frozen=True)
 class Task:
     """What to verify, by the name of the strategy. `left_out`: the presets of strategy=all that cannot be verified
-    with this number of processes, each with the reason."""
+    with this number of processes, each with the reason. `locate`, `html`: the options with these names."""
 
     nproc: int
     subjects: dict[str, Subject] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    locate: bool | None = None
+    html: str = ""
+
+    def wants_place(self, *, differs: bool) -> bool:
+        """Whether the first thing that is wrong is searched for a strategy."""
+        return differs if self.locate is None else self.locate
+
+    def only(self, names: Iterable[str]) -> Task:
+        """The same for some of the strategies."""
+        return replace(self, subjects={name: self.subjects[name] for name in names})
 
 
 def read(argv: Sequence[str], description: str) -> Task:
     """Read the command line. Raises BadInput."""
     argv = [*argv]
-    nproc, force = options.NPROC.pop(argv), options.FORCE.pop(argv)
+    nproc, force, where = options.NPROC.pop(argv), options.FORCE.pop(argv), options.LOCATE.pop(argv)
     parser = cli.parser(options.VERIFY, description)
+    parser.add_argument("--html", metavar="FILE", default="", help="write the findings to one self-contained page")
     given = [word for word in argv if word.startswith("strategy=")]
     others = [word for word in argv if word not in given]
     text = given[-1].partition("=")[2] if given else ""
     chosen = names("strategy") if text == ALL else text.split(",") if given else []
     lines = [[f"strategy={name}", *others] for name in chosen] or [others]
-    if parser.parse_intermixed_args(argv).help:
+    args = parser.parse_intermixed_args(argv)
+    if args.help:
         cli.show_help(parser, lines)
     reader = _Reader(parser, nproc)
-    subjects = [] if text == ALL else [reader.subject(line) for line in lines]
-    task = Task(nproc, {one.config.strategy.name: one for one in subjects}) if subjects else _every(reader, lines)
+    task = _every(reader, lines) if text == ALL else _these(reader, lines)
     for subject in task.subjects.values():
         cli.check(subject.config, nproc)
         _check_dropout(subject.config)
     _check_surroundings([subject.config for subject in task.subjects.values()], nproc, force=force)
-    return task
+    return replace(task, locate=where, html=args.html)
 
 
 def _check_dropout(config: Config) -> None:
@@ -123,6 +134,11 @@ def with_mixture(config: Config, words: Sequence[str], nproc: int) -> tuple[Conf
 
 def _overrides(chosen: Words) -> list[str]:
     return [f"{key}={value}" for key, value in chosen.items()]
+
+
+def _these(reader: _Reader, lines: Sequence[Sequence[str]]) -> Task:
+    subjects = [reader.subject(line) for line in lines]
+    return Task(reader.nproc, {subject.config.strategy.name: subject for subject in subjects})
 
 
 def _every(reader: _Reader, lines: Sequence[Sequence[str]]) -> Task:

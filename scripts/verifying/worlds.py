@@ -13,33 +13,42 @@ from train.config.schema import Config, RuntimeConfig
 Result = dict[str, Any]
 
 
-def run_proof(folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs") -> dict[str, Result]:
+def run_proof(
+    folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs", *, traced: bool = False
+) -> dict[str, Result]:
     """Results by strategy, as `run_world` returns them. Equal references are made once. A strategy without a reference
-    cannot be judged, so it is not run."""
-    from train.proof.jobs import Job
+    cannot be judged, so it is not run. `traced`: results also have a "finding", the first that is wrong, or None."""
+    from train.proof.jobs import Job, finding_of
+    from train.proof.jobs import references as reference_jobs
 
     limits: dict[str, Any] = {"runtime": runtime, "timeout_s": runtime.timeout_s, "worker": worker}
     references: list[Config] = []
     for subject in task.subjects.values():
         if subject.reference not in references:
             references.append(subject.reference)
+    files = [folder / f"reference_{i}.pt" for i in range(len(references))]
     saves = [
-        Job(f"one device {i}", replace(config, runtime=runtime), save=str(folder / f"reference_{i}.pt"))
-        for i, config in enumerate(references)
+        reference_jobs(f"one device {i}", replace(config, runtime=runtime), file, traced=traced)
+        for i, (config, file) in enumerate(zip(references, files, strict=True))
     ]
-    made = run_world(folder / "one", saves, size=1, **limits)
+    made = run_world(folder / "one", [job for together in saves for job in together], size=1, **limits)
     results: dict[str, Result] = {}
     jobs: dict[str, list[Job]] = {}
     for name, subject in task.subjects.items():
-        save = saves[references.index(subject.reference)]
-        if reason := why_missing(made[save.name]):
+        number = references.index(subject.reference)
+        reason = next((why for job in saves[number] if (why := why_missing(made[job.name]))), "")
+        if reason:
             results[name] = {"unjudged": reason}
             continue
         # a package such as DeepSpeed changes the state of its process, so its strategies are in a world of their own
-        job = Job(name, replace(subject.config, runtime=runtime), reference=save.save)
+        trace = str(folder / f"trace_{name}") if traced else ""
+        job = Job(name, replace(subject.config, runtime=runtime), reference=str(files[number]), trace=trace)
         jobs.setdefault(subject.config.strategy.extra or "", []).append(job)
     for package, together in jobs.items():
         results |= run_world(folder / f"all_{package}", together, size=task.nproc, **limits)
+        for job in together if traced else ():
+            if "verdicts" in results[job.name]:
+                results[job.name]["finding"] = finding_of(job, task.nproc)
     return results
 
 

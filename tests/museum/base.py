@@ -42,7 +42,8 @@ class Exhibit:
     """A planted bug in a config, and what the proof should say about it.
 
     `module`: the global name of the module whose output is the first wrong one in forward order, or else whose output's
-    gradient is the first wrong one in backward order; if all of these are right, one of PARTS. `axis`: the mesh axis
+    gradient is the first wrong one in backward order; if all of these are right, one of PARTS. If a module's output has
+    a right gradient and its input a wrong one, it is this module. `axis`: the mesh axis
     along which the mistake is made, or empty. `kind`: one of KINDS. `source`: None for the lab's own bugs.
     """
 

@@ -18,6 +18,7 @@ from train.ranks import gradients
 from train.strategies.data import apply as data
 
 Planted = AbstractContextManager[None]
+BUCKET = 2**18  # bytes: strategy.bucket_mb=0.25 of the exhibit
 
 
 def first_microbatch_synchronised(counter: Counter) -> Planted:
@@ -87,13 +88,14 @@ def replicas_not_synchronised(counter: Counter) -> Planted:
     """HSDP with one rank in a shard group is taken for a run that shards nothing and synchronises nothing: the replicas
     train each for itself."""
 
-    def sum_gradients(model: Any) -> None:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                counter.calls += 1
-                module.set_requires_all_reduce(False)
+    def make(original: Any) -> Any:
+        def sharding_mesh(mesh: Any, axes: Any) -> Any:
+            counter.calls += 1
+            return original(mesh, [axis for axis in axes if axis != "dp_replicate"])
 
-    return after(data, "sum_gradients", sum_gradients)
+        return sharding_mesh
+
+    return replaced(data, "sharding_mesh", make)
 
 
 def mean_of_microbatch_means(counter: Counter) -> Planted:
@@ -128,16 +130,18 @@ def mean_of_microbatch_means(counter: Counter) -> Planted:
 
 
 def full_bucket_not_reduced(counter: Counter) -> Planted:
-    """A parameter that fills a bucket alone is not reduced, because the bucket is not seen to be full when the next one
-    begins."""
+    """A parameter that has exactly the size of a bucket (the embedding and the head here) is taken for a bucket that
+    was reduced before, and keeps the gradient of its own rank."""
 
     def make(original: Any) -> Any:
-        def sum_bucket(group: Any, bucket: Any) -> Any:
-            if len(bucket.parameters()) > 1:
-                return original(group, bucket)
-            counter.calls += 1
-            done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-            done.set_result(bucket.buffer())
+        def sum_bucket(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            full = [grad for grad in bucket.gradients() if grad.nbytes == BUCKET]
+            own = [grad.clone() for grad in full]
+            done = original(group, bucket)
+            done.wait()
+            for grad, value in zip(full, own, strict=True):
+                counter.calls += 1
+                grad.copy_(value)
             return done
 
         return sum_bucket

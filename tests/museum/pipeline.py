@@ -159,7 +159,7 @@ def last_stage_not_synchronised(counter: Counter) -> Planted:
     have: its ranks keep their own gradients."""
 
     def make(original: Any) -> Any:
-        def sum_bucket(group: Any, bucket: Any) -> Any:
+        def sum_bucket(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
             if dist.get_rank() < dist.get_world_size() // 2:  # pp is the outermost axis
                 return original(group, bucket)
             counter.calls += 1

@@ -43,11 +43,10 @@ class Outcome:
 
     @property
     def place_found(self) -> bool:
-        exhibit = self.exhibit
-        return self.finding is not None and (self.finding["module"], self.finding["axis"]) == (
-            exhibit.module,
-            exhibit.axis,
-        )
+        if self.finding is None:
+            return False
+        module, _, _ = self.finding["module"].partition(":")  # after it stands the name of an input of the module
+        return (module, self.finding["axis"]) == (self.exhibit.module, self.exhibit.axis)
 
     @property
     def kind_found(self) -> bool:

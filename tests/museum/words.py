@@ -1,14 +1,21 @@
 """What is said about outcomes, on the terminal and in docs/museum.md."""
 
+import math
 from collections.abc import Iterable
 
 from tests.museum.running import Outcome
+from train.proof.comparison import Verdict
+
+
+def margin(verdict: Verdict) -> float:
+    """The error in bounds; infinite where everything but equality is an error."""
+    return verdict.error / verdict.bound if verdict.bound else math.inf
 
 
 def margins(outcome: Outcome) -> str:
     """The columns that differ, each with its error in bounds, the largest first."""
-    red = sorted(outcome.red.values(), key=lambda verdict: -verdict.error / verdict.bound)
-    return ", ".join(f"{v.column} {v.error / v.bound:.0e} ({v.name})" for v in red)
+    red = sorted(outcome.red.values(), key=margin, reverse=True)
+    return ", ".join(f"{v.column} {f'{margin(v):.0e}' if v.bound else 'not equal'} ({v.name})" for v in red)
 
 
 def place(module: str, axis: str, kind: str) -> str:

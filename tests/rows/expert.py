@@ -7,6 +7,9 @@ AUX = (F64, MOE, "model.balance=aux_loss", "model.aux_loss_coef=0.1")
 BIAS = (F64, MOE, "model.balance=bias", "model.bias_update_rate=0.05")
 FLOAT32 = (F32, *AUX[1:], "model.num_experts=4", "model.num_shared_experts=0")
 ROUNDED = (BF16, *BIAS[1:])
+# The gradient of a router is a small difference of the gates' gradients, which are rounded to bf16, under `tp` on every
+# rank. With 16 tokens in a sequence, its error is 5.8e-2 under tp=2 with four layers; with 64, it is 1.6e-2.
+LONGER = (*ROUNDED, "train.seq_len=64")
 
 ROWS: list[Row] = [
     row(2, "strategy=dp", options=AUX),
@@ -38,6 +41,6 @@ SLOW_ROWS: list[Row] = [
     row(2, "strategy=cp", options=ROUNDED),
     row(4, "strategy=ep", options=ROUNDED),
     # recomputed in backwards that run in another order than the forwards
-    row(4, "strategy=tp_pp", "strategy.schedule=looped_bfs", "train.activation_checkpointing=full", options=ROUNDED),
-    row(8, "strategy=moe_3d", options=ROUNDED),
+    row(4, "strategy=tp_pp", "strategy.schedule=looped_bfs", "train.activation_checkpointing=full", options=LONGER),
+    row(8, "strategy=moe_3d", options=LONGER),
 ]

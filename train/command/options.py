@@ -139,6 +139,16 @@ FRESH: Option[bool] = Option(
     example="true",
     help="The results of an earlier start of the same command are not used; without this, that sweep is continued.",
 )
+LOCATE: Option[bool | None] = Option(
+    "locate",
+    None,
+    (VERIFY,),
+    *_TRUE_OR_FALSE,
+    example="true",
+    help="Whether the first thing that is wrong is searched, by a second run in which every module's output and its "
+    "gradient are compared.",
+    unset="only where a strategy differs",
+)
 STEPS: Option[int] = Option(
     "steps",
     40,
@@ -147,4 +157,4 @@ STEPS: Option[int] = Option(
     example="40",
     help="The number of timed steps of each loop.",
 )
-OPTIONS: tuple[Option[Any], ...] = (NPROC, PORT, FORCE, BATCH, MAX_MICRO_BATCH_SIZE, SKIP_INVALID, FRESH, STEPS)
+OPTIONS: tuple[Option[Any], ...] = (NPROC, PORT, FORCE, BATCH, MAX_MICRO_BATCH_SIZE, SKIP_INVALID, FRESH, LOCATE, STEPS)

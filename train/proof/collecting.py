@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
@@ -23,17 +24,22 @@ from train.ranks.distributed import own_device, own_rows
 from train.ranks.state import Piece
 
 SGD_LR, ADAMW_LR, ADAMW_STEPS, CLIP_NORM, WEIGHT_DECAY = 0.5, 1e-3, 3, 1.0, 0.1
+SECOND = 2  # the AdamW step that is traced
 EVALUATED_AFTER, EVAL_BATCHES = 1, 2  # the AdamW step after which validation batches are evaluated
 
 
 @dataclass
 class Watch:
     """What the localisation needs of this rank, beside the evidence. `moved`: whether the inputs are moved by one unit
-    of their last place. `trace` is that of the SGD step; `held`: what the rank holds after the first and the last AdamW
-    step."""
+    of their last place. `trace` is that of the SGD step, `evaluated` of the first validation batch, and `second` of the
+    second AdamW step, after which come `second_gradients`. `held`: what the rank holds after the first and the last
+    AdamW step."""
 
     moved: bool = False
     trace: Trace | None = None
+    evaluated: Trace | None = None
+    second: Trace | None = None
+    second_gradients: Named = field(default_factory=dict)
     held: list[list[Piece]] = field(default_factory=list)
 
 
@@ -68,12 +74,15 @@ def _collect(
         tokens, targets = corpus.batch(step, size, rows)
         return tokens.to(device), targets.to(device)
 
-    def evaluations(step: TrainStep) -> Named:
+    def evaluations(step: TrainStep, model: Transformer) -> Named:
         found: Named = {}
         for index in range(EVAL_BATCHES):
             routing.phase(f"evaluation {index + 1}")
             inputs = (x.to(device) for x in corpus.validation_batch(index, EVAL_BATCHES, size, rows))
-            loss_sum, num_valid = step.evaluate(*inputs)
+            with ExitStack() as stack:
+                if watch is not None and index == 0:
+                    watch.evaluated = stack.enter_context(traced(model, mesh, config))
+                loss_sum, num_valid = step.evaluate(*inputs)
             found[f"batch {index + 1}, sum of losses"] = loss_sum.cpu()
             found[f"batch {index + 1}, number of tokens"] = num_valid.cpu()
         return found
@@ -81,16 +90,17 @@ def _collect(
     step, model = build(Optimiser.sgd)
     gradients: Named = {}
 
-    def keep_gradients() -> None:
+    def keep(step: TrainStep, kept: Named) -> None:
         with phases("gather"):
-            gradients.update(_whole(step.full_gradients()))
+            kept.update(_whole(step.full_gradients()))
 
-    step.on_gradients = keep_gradients
+    step.on_gradients = partial(keep, step, gradients)
     routing.phase("sgd step")
     with phases("steps"), ExitStack() as stack:
         if watch is not None:
-            watch.trace = stack.enter_context(traced(model, mesh, config, moved=watch.moved))
-            watch.trace.gradient_scale = step.gradient_scale
+            if watch.moved:
+                move_inputs(model)
+            watch.trace = stack.enter_context(traced(model, mesh, config, step.gradient_scale))
         result = step(*batch(1), lr=SGD_LR)
     with phases("gather"):
         weights = _whole(step.full_parameters())
@@ -102,14 +112,18 @@ def _collect(
     biases: Named = {}
     for i in range(1, ADAMW_STEPS + 1):
         routing.phase(f"step {i}")
-        with phases("steps"):
+        with phases("steps"), ExitStack() as stack:
+            if watch is not None and i == SECOND:
+                watch.second = stack.enter_context(traced(model, mesh, config, step.gradient_scale))
+                step.on_gradients = partial(keep, step, watch.second_gradients)
+                stack.callback(setattr, step, "on_gradients", None)
             losses[f"step {i}"] = step(*batch(i), lr=ADAMW_LR).loss.cpu()
         biases |= {f"step {i} {name}": bias for name, bias in router_biases(model, mesh, config).items()}
         if watch is not None and i in (1, ADAMW_STEPS):
             watch.held.append([dataclasses.replace(one, tensor=one.tensor.cpu().clone()) for one in step.pieces()])
         if i == EVALUATED_AFTER:
             with phases("evaluate"):
-                evaluated = evaluations(step)
+                evaluated = evaluations(step, model)
     routing.detach(model)
     for i in range(ADAMW_STEPS + 1, next_meeting(config) + 1):
         step(*batch(i), lr=ADAMW_LR)

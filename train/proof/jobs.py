@@ -23,13 +23,15 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from train.command import cli
 from train.config.fields import IGNORE_INDEX
+from train.config.plan import Plan
 from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus, load_corpus
 from train.proof.collecting import ADAMW_STEPS, CLIP_NORM, Watch, collect
 from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
-from train.proof.locating.locate import save_run
+from train.proof.locating.finding import Finding
+from train.proof.locating.locate import locate, save_run
 from train.proof.phases import Phases
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
@@ -48,6 +50,24 @@ class Job:
     reference: str = ""
     trace: str = ""
     moved: bool = False
+
+
+def references(name: str, config: Config, file: Path, *, traced: bool = False) -> list[Job]:
+    """The jobs that store the evidence of one device in `file`. `traced`: with what the localisation needs of it, and
+    of one device with moved inputs, in files beside it."""
+    plain = Job(name, config, save=str(file), trace=str(_beside(file, "trace")) if traced else "")
+    moved = Job(f"{name}, moved", config, reference=str(file), trace=str(_beside(file, "moved")), moved=True)
+    return [plain, moved] if traced else [plain]
+
+
+def finding_of(job: Job, size: int) -> Finding | None:
+    """The first thing that is wrong in a traced job that has run on `size` ranks; None if all is right."""
+    reference = Path(job.reference)
+    return locate(Plan(job.config, size), Path(job.trace), _beside(reference, "trace"), _beside(reference, "moved"))
+
+
+def _beside(file: Path, what: str) -> Path:
+    return file.with_name(f"{file.name}.{what}")
 
 
 class Site:

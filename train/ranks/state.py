@@ -134,6 +134,10 @@ class ShardedState:
         like = next(iter(self.parameters.values()))
         owner = torch.tensor(-1 if full is None else self.pipeline.rank(), device=like.device)
         dist.all_reduce(owner, dist.ReduceOp.MAX, group=self.pipeline)
-        value = torch.empty(shape, dtype=like.dtype, device=like.device) if full is None else full.contiguous()
+        # Two stages hold a tied weight. The one that does not send must not receive into its own live tensor: it would
+        # mend a copy that has drifted, and nobody would see it.
+        if full is None or int(owner) != self.pipeline.rank():
+            full = torch.empty(shape, dtype=like.dtype, device=like.device)
+        value = full.contiguous()
         dist.broadcast(value, group_src=int(owner), group=self.pipeline)
         return value

@@ -53,3 +53,17 @@ CHAPTERS = {
         "Values of other sentences, or other ranks, mixed into a sum.",
     ),
 }
+
+# what the bugs of a kind do, as the end of a sentence
+SHORT = {
+    "factor": "multiply or divide by something once too often",
+    "own part only": "take a rank's own part for the sum",
+    "one part missing": "leave a part of a sum out",
+    "counted more than once": "count something twice",
+    "positions": "put right values in wrong places",
+    "mask": "use another mask",
+    "stale": "use values of another moment",
+    "weight decay": "let the wrong weights decay",
+    "rounding": "round where it adds up",
+    "unknown": "mix what does not belong together",
+}

@@ -6,7 +6,7 @@ from tests.rows.base import row
 from tests.rows.context import by
 
 RING, GATHER, ULYSSES = by("ring"), by("allgather"), by("ulysses")
-KERNEL, LAST_VALUES = "layers.0.attention.kernel", "layers.1.attention.wv"
+KERNEL, LAST_KERNEL = "layers.0.attention.kernel", "layers.1.attention.kernel"
 
 EXHIBITS = (
     Exhibit(
@@ -61,7 +61,7 @@ EXHIBITS = (
     Exhibit(
         "ring_backward_with_own_keys",
         row(2, "strategy=cp", RING, FOUR, bug="ring_backward_with_own_keys"),
-        LAST_VALUES,
+        LAST_KERNEL,
         "cp",
         "stale",
         Source(
@@ -78,7 +78,7 @@ EXHIBITS = (
     Exhibit(
         "backward_of_each_block_alone",
         row(2, "strategy=cp", GATHER, FOUR, bug="backward_of_each_block_alone"),
-        LAST_VALUES,
+        LAST_KERNEL,
         "cp",
         "own part only",
         Source(

@@ -128,7 +128,7 @@ EXHIBITS = (
     ),
     Exhibit(
         "full_bucket_not_reduced",
-        row(2, "strategy=dp", "strategy.bucket_mb=0.5", FOUR, options=EIGHT, bug="full_bucket_not_reduced"),
+        row(2, "strategy=dp", "strategy.bucket_mb=0.25", FOUR, options=EIGHT, bug="full_bucket_not_reduced"),
         "gradients",
         "dp_replicate",
         "own part only",
@@ -147,7 +147,7 @@ EXHIBITS = (
         row(2, "strategy=dp", FOUR, options=EIGHT, bug="all_ranks_read_the_same_rows"),
         "embed",
         "dp_replicate",
-        "counted more than once",
+        "stale",
         Source(
             "stanford-crfm/mistral",
             "194",

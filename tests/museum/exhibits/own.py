@@ -3,8 +3,10 @@ been published; then their source is named. The four bugs of dropout (`tests/pla
 are not shown: with different random numbers a strategy cannot be compared with one device, and other tests see them."""
 
 from tests.museum.base import Exhibit, Source
-from tests.museum.exhibits.tensor import MEGATRON
+from tests.museum.exhibits.data import EIGHT
+from tests.museum.exhibits.tensor import FOUR, MEGATRON
 from tests.rows import ROWS, Row, deepspeed
+from tests.rows.base import row
 
 SOURCES = {
     "mean_of_means": Source(
@@ -65,11 +67,11 @@ ANSWERS = {
     "tied_gradients_not_summed": ("gradients", "pp", "own part only"),
     "rope_from_zero": ("layers.0.attention.kernel", "cp", "positions"),
     "merge_without_weights": ("layers.0.attention.kernel", "cp", "unknown"),
-    "backward_of_another_step": ("layers.1.attention.wv", "cp", "mask"),
+    "backward_of_another_step": ("layers.1.attention.kernel", "cp", "mask"),
     "expert_gradients_times_ep": ("gradients", "ep", "factor"),
     "aux_loss_of_local_sequences": ("layers.1.feed_forward_norm", "dp_shard", "factor"),
-    "aux_loss_on_every_tp_rank": ("layers.1.feed_forward_norm", "tp", "counted more than once"),
-    "averaged_over_ranks": ("gradients", "dp_shard", "factor"),
+    "aux_loss_on_every_tp_rank": ("layers.1.feed_forward_norm", "tp", "factor"),
+    "averaged_over_ranks": ("loss", "dp_shard", "factor"),
     "tensor_ranks_averaged": ("loss", "tp", "factor"),
 }
 
@@ -77,13 +79,17 @@ ANSWERS = {
 def planted_rows() -> dict[str, Row]:
     """The first row of the tables with each bug."""
     found: dict[str, Row] = {}
-    for row in (*ROWS, *deepspeed.ROWS):
-        if row.bug:
-            found.setdefault(row.bug, row)
+    for one in (*ROWS, *deepspeed.ROWS):
+        if one.bug:
+            found.setdefault(one.bug, one)
     return found
 
 
-ROW_OF = planted_rows()
+# In these rows no degree is also the number of microbatches, and one rank is not half of all ranks.
+ROW_OF = planted_rows() | {
+    "accumulation_scale": row(2, "strategy=dp", FOUR, options=EIGHT, bug="accumulation_scale"),
+    "rank_left_out": row(4, "strategy=dp", bug="rank_left_out"),
+}
 EXHIBITS = tuple(
     Exhibit(bug, ROW_OF[bug], module, axis, kind, SOURCES.get(bug)) for bug, (module, axis, kind) in ANSWERS.items()
 )

@@ -170,7 +170,7 @@ EXHIBITS = (
         row(2, "strategy=tp", FOUR, bug="tensor_ranks_read_other_rows"),
         "embed",
         "tp",
-        "unknown",
+        "stale",
         Source(
             "huggingface/accelerate",
             "3092",

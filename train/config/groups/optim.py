@@ -31,7 +31,11 @@ class OptimConfig:
         MISSING, "The weight decay of matrices; norms do not decay.", ge=0, le=1e6, example=0.1
     )
     warmup_steps: int = number(
-        10, "The optimiser steps over which the learning rate rises linearly to optim.lr.", ge=0, le=MAX_STEPS
+        10,
+        "The optimiser steps over which the learning rate rises linearly to optim.lr. Step 1 trains at "
+        "optim.lr / optim.warmup_steps; with the schedules of transformers it would train at 0.",
+        ge=0,
+        le=MAX_STEPS,
     )
     schedule: LrSchedule = key(LrSchedule.cosine, "How the learning rate falls from the warm-up to the last step.")
     min_lr_ratio: float = number(0.1, "The learning rate of the last step as a share of optim.lr.", ge=0, le=1)

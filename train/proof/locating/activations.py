@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from train.config.strategy import BATCH_AXES, MESH_AXES
-from train.proof.locating import kinds
+from train.config.strategy import MESH_AXES
+from train.proof.locating import kinds, modules
 from train.proof.locating.finding import Box, Finding, Guess, Kind
 from train.proof.locating.kinds import Wrong, error_of
-from train.proof.locating.layout import Part, Sizes, likely, parts, whole_shape
+from train.proof.locating.layout import Judged, Sizes, likely, parts, whole_shape
+from train.proof.locating.losses import guess_of_loss, judge_loss
 from train.proof.locating.reference import Reference
 from train.proof.locating.trace import Key, Trace
 from train.strategies.tensor.mixture import PARTIAL_GRADIENTS, PARTIAL_OUTPUTS
@@ -20,18 +20,6 @@ from train.strategies.tensor.mixture import PARTIAL_GRADIENTS, PARTIAL_OUTPUTS
 SIDES = ("forward", "backward")
 OF_KV_HEADS = (".wk", ".wv", ".kernel:k", ".kernel:v")
 WHAT = {"forward": "activation", "backward": "gradient"}
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A piece of one rank with the part of the whole tensor that it is nearest to. `part`: None if no part has its
-    shape."""
-
-    rank: int
-    key: Key
-    piece: Tensor
-    part: Part | None
-    error: float
 
 
 class Activations:
@@ -87,7 +75,7 @@ class Activations:
     def _judge_piece(self, rank: int, key: Key, value: Tensor, whole: Tensor, side: str) -> Judged:
         trace, name = self.traces[rank], key[0]
         if name == "loss":
-            return self._judge_loss(rank, key, value, side)
+            return judge_loss(rank, key, value, side, trace, self.reference, self.sizes)
         length = value.shape[0] // trace.micro_batch_size if name.endswith(".dispatch") else 0
         piece = whole_shape(name, value, length)
         if side == "backward":
@@ -97,24 +85,6 @@ class Activations:
         ]
         error, part = min(found, key=lambda one: one[0], default=(float("inf"), None))
         return Judged(rank, key, piece, part, error)
-
-    def _judge_loss(self, rank: int, key: Key, value: Tensor, side: str) -> Judged:
-        """The loss of a microbatch is a sum over the tokens of which the rank has the targets. Its gradient is the
-        weight of each of them."""
-        trace, reference = self.traces[rank], self.reference
-        if side == "backward":
-            right = reference.backward["loss"][0]
-            scaled = value / trace.gradient_scale
-            return Judged(rank, key, scaled, Part((), ()), error_of(scaled, right, right))
-        targets, whole = trace.forward.get(("loss:targets", key[1])), reference.forward["loss:targets"]
-        if targets is None:
-            return Judged(rank, key, value, None, float("inf"))
-        choices = parts("loss:targets", whole, targets, ("loss:targets", key[1]), trace, self.sizes)
-        part = min(choices, key=lambda part: error_of(targets, part.of(whole), whole), default=None)
-        if part is None:
-            return Judged(rank, key, value, None, float("inf"))
-        right = part.of(reference.token_losses).sum()
-        return Judged(rank, key, value, Part((), part.axes), error_of(value, right, right))
 
     def _is_partial(self, side: str, name: str) -> bool:
         """Whether a tp rank has a term of a sum that is completed later: in a mixture, or if ranks share KV heads."""
@@ -148,7 +118,7 @@ class Activations:
     def _finding(self, side: str, name: str, wrong: list[Judged]) -> Finding:
         scale = self.reference.scales[side, name]
         guess = self._guess(side, name, wrong, scale)
-        if not guess.axes and guess.kind is not Kind.stale:
+        if not guess.axes:
             guess = Guess(guess.kind, self._likely_axes(side, name, wrong, guess), guess.because)
         ranks = tuple(sorted({one.rank for one in wrong}))
         error = max(one.error for one in wrong)
@@ -162,7 +132,9 @@ class Activations:
                 Kind.unknown, (), f"no part of {tuple(whole.shape)} has the shape {' or '.join(map(str, shapes))}"
             )
         if name == "loss":
-            return self._guess_of_loss(side, judged)
+            places = [trace.place for trace in self.traces]
+            heads = self.judged["backward"].get("head", [])
+            return guess_of_loss(side, judged, heads, places, self.reference, self.sizes, self.num_microbatches)
         wrong = [
             Wrong(name, one.rank, one.key[1], one.piece, one.part, whole, scale)
             for one in judged
@@ -179,36 +151,25 @@ class Activations:
                 yield kinds.as_factor(wrong, self.sizes, self.num_microbatches)
                 yield kinds.as_own_part(wrong, peers, self.sizes)
                 yield kinds.as_sum(wrong, terms(name, self.sizes.degrees))
+                if side == "forward":
+                    yield modules.as_unmasked_rows(wrong, self.reference, self.sizes)
+                    yield modules.as_old_weights(wrong, self.reference)
+                else:
+                    yield modules.as_auxiliary(wrong, self.reference, self.sizes, self.num_microbatches)
             yield kinds.as_stale(wrong)
             yield kinds.as_positions(wrong)
             if side == "forward" and ".kernel" in name:
                 yield (
-                    kinds.as_rotation(wrong, self.reference)
+                    modules.as_rotation(wrong, self.reference)
                     if ":" in name
-                    else kinds.as_mask(wrong, self.reference, self.sizes)
+                    else modules.as_mask(wrong, self.reference, self.sizes)
                 )
             yield kinds.as_rounding(wrong)
 
         return kinds.first_guess(guesses()) or Guess(Kind.unknown)
 
-    def _guess_of_loss(self, side: str, judged: list[Judged]) -> Guess:
-        """A loss is one number, of which only factors and offsets can be recognised."""
-        if side == "backward":
-            numbers = [float(one.piece / self.reference.backward["loss"][0]) for one in judged]
-        else:
-            return Guess(Kind.unknown)
-        if max(numbers) - min(numbers) > 1e-3 * abs(numbers[0]):
-            return Guess(
-                Kind.factor,
-                tuple(axis for axis in likely(self.sizes) if axis in BATCH_AXES),
-                f"times other numbers on other ranks: {numbers[:4]}",
-            )
-        return kinds.factors(numbers[0], self.sizes, self.num_microbatches) or Guess(
-            Kind.factor, (), f"times {numbers[0]:.4g}"
-        )
-
     def _likely_axes(self, side: str, name: str, wrong: list[Judged], guess: Guess) -> tuple[str, ...]:
-        """Axes that separate wrong ranks from right ones; else the axes that split the tensor; else the only axis."""
+        """Axes that separate wrong ranks from right ones; else those that the kind and the place speak for."""
         bad = {one.rank for one in wrong}
         good = {one.rank for one in self.judged[side][name]} - bad
         apart = []
@@ -219,5 +180,13 @@ class Activations:
         if apart:
             fewest = min(map(len, apart))
             return tuple(dict.fromkeys(axis for axes in apart if len(axes) == fewest for axis in axes))
+        if guess.kind is Kind.factor:  # the same number on all ranks, which is no degree
+            return ()
+        if guess.kind is Kind.stale and self.sizes.degrees["pp"] > 1:  # what a stage has received
+            return ("pp",)
+        if guess.kind is Kind.stale and self.reference.first:
+            return ()
+        if self.sizes.ep > 1 and ".feed_forward." in name:
+            return ("ep",)
         split = tuple(dict.fromkeys(axis for one in wrong if one.part is not None for axis in one.part.axes))
         return split or likely(self.sizes)

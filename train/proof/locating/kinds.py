@@ -11,7 +11,6 @@ from torch import Tensor
 
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.layout import Part, Sizes, sequence_dim
-from train.proof.locating.reference import Reference
 
 ROUNDED = 2**-6  # bf16 rounds with a relative error of 2^-8; a few such errors may add up
 
@@ -78,6 +77,8 @@ def as_factor(wrong: list[Wrong], sizes: Sizes, num_microbatches: int) -> Guess 
         if number != number or not one.fits(one.right.double() * number):
             return None
         numbers.append(number)
+    if max(map(abs, numbers)) <= 1e-3:
+        return Guess(Kind.part_missing, (), "it is zero")
     if max(numbers) - min(numbers) > 1e-3 * abs(max(numbers, key=abs)):
         shown = ", ".join(f"rank {one.rank}: {number:.4g}" for one, number in zip(wrong[:4], numbers, strict=False))
         return Guess(Kind.factor, (), f"times other numbers on other ranks or microbatches: {shown}")
@@ -162,45 +163,17 @@ def as_positions(wrong: list[Wrong]) -> Guess | None:
     return Guess(Kind.positions, (), said)
 
 
-def as_rotation(wrong: list[Wrong], reference: Reference) -> Guess | None:
-    """Queries or keys are rotated as if their tokens had other positions."""
-    said = ""
-    for one in wrong:
-        length, own = one.whole.shape[2], one.part.index[2]
-        rotations = torch.stack([one.part.of(reference.rotated(one.name, t)) for t in range(length)])
-        distances = (rotations - one.piece).abs().amax((1, 2, 4))  # [position, token]
-        nearest = distances.argmin(0)
-        if not one.fits(rotations[nearest, :, :, torch.arange(len(own))].permute(1, 2, 0, 3)):
-            return None
-        pairs = [(int(a), int(b)) for a, b in zip(own, nearest, strict=True) if int(a) != int(b)]
-        said = said or (f"position {pairs[0][0]} is rotated as position {pairs[0][1]}" if pairs else "")
-    return Guess(Kind.positions, (), said)
-
-
-def as_mask(wrong: list[Wrong], reference: Reference, sizes: Sizes) -> Guess | None:
-    """What attention gives with other masks: none, one that is shifted, or a rank's own keys only."""
-    length = wrong[0].whole.shape[2]
-    query, key = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
-    variants = {
-        "queries see all keys": torch.zeros(length, length, dtype=torch.bool),
-        "queries see the next key too": key > query + 1,
-        "queries do not see their own key": key >= query,
-    }
-    for said, masked in variants.items():
-        if all(one.fits(one.part.of(reference.attention(wrong[0].name, masked))) for one in wrong):
-            return Guess(Kind.mask, (), said)
-    for one in wrong:
-        elsewhere = torch.ones(length, dtype=torch.bool)
-        elsewhere[one.part.index[2]] = False
-        if not one.fits(one.part.of(reference.attention(one.name, (key > query) | elsewhere[key]))):
-            return None
-    return Guess(Kind.own_part, ("cp",), "queries see only the keys of their own rank")
-
-
 def as_rounding(wrong: list[Wrong]) -> Guess | None:
+    """Small errors without structure: seen as a matrix of tokens and features they have full rank, while a term that is
+    missing or added has the rank of a weight at most."""
     largest = max(error_of(one.piece, one.right, one.whole) for one in wrong)
     if largest > ROUNDED or any(abs(fitted(one.piece, one.right) - 1) > ROUNDED / 4 for one in wrong):
         return None
+    for one in wrong:
+        errors = (one.piece.double() - one.right.double()).flatten(0, -2) if one.piece.ndim > 1 else one.piece[None]
+        values = torch.linalg.svdvals(errors.double())
+        if len(values) > 1 and float(values[len(values) // 2]) < 1e-3 * float(values[0]):
+            return None
     return Guess(Kind.rounding, (), f"it is within {largest:.0e} of the right value")
 
 

@@ -36,6 +36,18 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A piece of one rank with the part of the whole tensor that it is nearest to. `part`: None if no part has its
+    shape."""
+
+    rank: int
+    key: Key
+    piece: Tensor
+    part: Part | None
+    error: float
+
+
+@dataclass(frozen=True)
 class Sizes:
     """The degree of every axis of the mesh, the length of a sequence, and the degree of expert parallelism, which is no
     axis of the mesh."""

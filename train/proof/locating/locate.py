@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,53 +15,63 @@ from train.proof.comparison import Evidence
 from train.proof.locating.activations import Activations
 from train.proof.locating.finding import Finding
 from train.proof.locating.layout import Sizes
-from train.proof.locating.reference import Reference
-from train.proof.locating.trace import Trace
-from train.proof.locating.updates import Updates
-from train.ranks.state import Piece
+from train.proof.locating.reference import SLACK, Reference
+from train.proof.locating.update.adamw import LATER, AdamW
+from train.proof.locating.update.evaluation import evaluation
+from train.proof.locating.update.updates import Updates
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the proof with what all its ranks have recorded. `held`: [rank][step][piece]."""
+    """A run of the proof with what all its ranks have recorded."""
 
     evidence: Evidence
-    traces: list[Trace]
-    held: list[list[list[Piece]]]
+    ranks: list[Watch]
 
 
 def save_run(path: Path, rank: int, evidence: Evidence, watch: Watch) -> None:
     """Store what this rank has recorded in a file whose name begins with `path`; rank 0 stores the evidence too."""
-    kept = (watch.trace, watch.held, evidence if rank == 0 else None)
-    torch.save(kept, path.with_name(f"{path.name}.rank_{rank}"))
+    torch.save((watch, evidence if rank == 0 else None), path.with_name(f"{path.name}.rank_{rank}"))
 
 
 def load_run(path: Path, world_size: int) -> Run:
     """What `save_run` has stored. The files are the lab's own: they are loaded as pickles."""
     kept = [torch.load(path.with_name(f"{path.name}.rank_{rank}"), weights_only=False) for rank in range(world_size)]
-    return Run(kept[0][2], [trace for trace, _, _ in kept], [held for _, held, _ in kept])
+    return Run(kept[0][1], [watch for watch, _ in kept])
 
 
 def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
     """The first wrong activation in forward order; else the first wrong gradient of one in backward order; else the
     first wrong part of the update; None if all is right. The files are those of the strategy, of one device, and of one
-    device with moved inputs."""
+    device with moved inputs.
+
+    It looks at the first step (SGD), then at what AdamW's first step leaves, at an evaluation, at AdamW's second step,
+    and at what its last step leaves.
+    """
     one, other, run = load_run(right, 1), load_run(moved, 1), load_run(found, plan.world_size)
-    reference = Reference(one.traces[0], other.traces[0], plan.config)
-    activations = Activations(
-        reference, run.traces, Sizes(plan.degrees, plan.config.train.seq_len, plan.ep), plan.num_microbatches
+    first = activations_of(plan, "trace", run, one, other)
+    updates = Updates(run.evidence, one.evidence, other.evidence, plan, first)
+    adamw = AdamW(updates, run.ranks, one.ranks[0], other.ranks[0])
+    second = activations_of(plan, "second", run, one, other)
+    searches: tuple[Callable[[], Finding | None], ...] = (
+        first.first_wrong,
+        updates.sums,
+        adamw.wrong_copies,
+        updates.step,
+        partial(adamw.first_wrong, 0),
+        partial(evaluation, updates, activations_of(plan, "evaluated", run, one, other)),
+        second.first_wrong,
+        partial(adamw.second_gradients, second),
+        partial(adamw.first_wrong, -1),
+        updates.last,
     )
-    lossy = plan.config.strategy.lossy()
-    updates = Updates(
-        found=run.evidence,
-        right=one.evidence,
-        moved=other.evidence,
-        held=run.held,
-        right_held=one.held[0],
-        moved_held=other.held[0],
-        reference=reference,
-        plan=plan,
-        lossy=(lossy and lossy.bound) or 0.0,
-        boxes=activations.boxes(),
-    )
-    return activations.first_wrong() or updates.first_wrong()
+    return next((finding for search in searches if (finding := search()) is not None), None)
+
+
+def activations_of(plan: Plan, which: str, run: Run, right: Run, moved: Run) -> Activations:
+    """The activations of one of the traces that a `Watch` has."""
+    first = which == "trace"
+    slack = SLACK if first else SLACK * LATER
+    reference = Reference(getattr(right.ranks[0], which), getattr(moved.ranks[0], which), plan.config, first, slack)
+    sizes = Sizes(plan.degrees, plan.config.train.seq_len, plan.ep)
+    return Activations(reference, [getattr(watch, which) for watch in run.ranks], sizes, plan.num_microbatches)

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from train.config.fields import IGNORE_INDEX
-from train.config.schema import Config
-from train.model.transformer import dtypes, rope_table, rotate
-from train.model.weights import initial_value
+from train.config.schema import Balance, Config
+from train.model.moe import MixtureOfExperts
+from train.model.transformer import dtypes, feed_forward, rope_table, rotate
+from train.model.weights import initial_value, materialise
 from train.proof.locating.layout import whole_shape
 from train.proof.locating.trace import Trace
 
@@ -28,11 +29,15 @@ Terms = dict[str, list[Tensor]]  # by axis: the term of every rank
 
 @dataclass(frozen=True)
 class Reference:
-    """`trace` is that of one device, `moved` that of one device with moved inputs."""
+    """`trace` is that of one device, `moved` that of one device with moved inputs. `first`: whether it is the first
+    step, in which the weights have their initial values. `slack`: how much further off than moved inputs a strategy may
+    be."""
 
     trace: Trace
     moved: Trace
     config: Config
+    first: bool = True
+    slack: float = SLACK
 
     @cached_property
     def order(self) -> list[str]:
@@ -59,7 +64,7 @@ class Reference:
                 largest = float(whole.double().abs().max())
                 apart = float((whole.double() - others[name].double()).abs().max())
                 least = unit if whole.is_floating_point() else 0.0
-                found[side, name] = SLACK * max(apart / largest if largest > 0 else 0.0, least)
+                found[side, name] = self.slack * max(apart / largest if largest > 0 else 0.0, least)
         return found
 
     def _whole(self, recorded: dict[tuple[str, int], Tensor]) -> dict[str, Tensor]:
@@ -77,6 +82,12 @@ class Reference:
         like = self.forward[self.input_of(name)]
         shape = torch.Size((self.forward[name].shape[-1], self.input_features(name, like).shape[-1]))
         return initial_value(f"{name}.weight", shape, self.config.model, self.config.train.seed).to(dtype)
+
+    def embedding(self) -> Tensor:
+        """The initial table, in the dtype in which it is stored."""
+        shape = torch.Size((self.config.model.vocab_size, self.config.model.dim))
+        table = initial_value("embed.weight", shape, self.config.model, self.config.train.seed)
+        return table.to(self.forward["embed"].dtype)
 
     def input_of(self, name: str) -> str:
         """The name of what goes into a linear module."""
@@ -101,7 +112,7 @@ class Reference:
         """The terms that the ranks of `tp` add up: products over a part of the input features, and rows of the
         embedding. Empty for modules without such a sum."""
         n, leaf = degrees["tp"], name.rpartition(".")[2]
-        if n == 1 or leaf not in ("wo", "down", "embed"):
+        if not self.first or n == 1 or leaf not in ("wo", "down", "embed"):
             return {}
         if leaf == "embed":
             tokens, width = self.forward["embed:tokens"], -(-self.config.model.vocab_size // n)
@@ -116,7 +127,7 @@ class Reference:
         modules that use it. Empty for other modules."""
         n = degrees["tp"]
         readers = [one for one in self.linears() if one.rpartition(".")[2] in READERS and self.input_of(one) == name]
-        if n == 1 or not readers:
+        if not self.first or n == 1 or not readers:
             return {}
         totals = []
         for rank in range(n):
@@ -128,6 +139,41 @@ class Reference:
                 terms.append(columns[0] @ columns[1] / share)
             totals.append(torch.stack(terms).sum(0))
         return {"tp": totals}
+
+    def with_old_weights(self, name: str) -> Tensor | None:
+        """What a linear module would give with the initial weights; None for other modules, and in the first step."""
+        if self.first or name.rpartition(".")[2] not in (*READERS, "wo", "down"):
+            return None
+        return F.linear(self.input_features(name, self.forward[self.input_of(name)]), self.weight(name))
+
+    def mixture(self, layer: str) -> MixtureOfExperts:
+        """The mixture of a layer with its initial weights, on the CPU."""
+        model, dtype = self.config.model, dtypes(self.config.precision)["param_dtype"]
+        with torch.device("meta"):
+            mixture = feed_forward(model).to(dtype)
+        materialise(mixture, f"{layer}.feed_forward.", model, seed=self.config.train.seed, device=torch.device("cpu"))
+        assert isinstance(mixture, MixtureOfExperts)
+        mixture.router.aux_scale = 1 / self.config.train.global_batch_size
+        return mixture
+
+    def mixture_gradients(self, layer: str, index: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """What some tokens add to the gradients of a mixture's parameters in the first step, by global name. `index`:
+        their rows and positions."""
+        mixture = self.mixture(layer)
+        x = self.forward[f"{layer}.feed_forward_norm"][index]
+        mixture(x).backward(self.backward[f"{layer}.feed_forward"][index])
+        prefix = f"{layer}.feed_forward."
+        return {prefix + name: p.grad.double() for name, p in mixture.named_parameters() if p.grad is not None}
+
+    def auxiliary(self, name: str) -> Tensor | None:
+        """The part of a gradient that comes from the auxiliary loss of a mixture, in the first step; None if there is
+        none. `name`: of the norm before the mixture."""
+        model, layer = self.config.model, name.removesuffix(".feed_forward_norm")
+        if not self.first or name == layer or model.num_experts == 0 or model.balance is not Balance.aux_loss:
+            return None
+        x = self.forward[name].clone().requires_grad_()
+        (self.mixture(layer).router(x)[0] * 0).sum().backward()
+        return x.grad
 
     def linears(self) -> list[str]:
         leaves = (*READERS, "wo", "down")

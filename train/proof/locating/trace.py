@@ -52,16 +52,13 @@ class Trace:
 
 
 @contextmanager
-def traced(model: Transformer, mesh: DeviceMesh, config: Config, *, moved: bool = False) -> Iterator[Trace]:
-    """Record all forwards and backwards of the model until the context ends. Nothing is sent. `moved`: the
-    inputs are moved (`move_inputs`)."""
+def traced(model: Transformer, mesh: DeviceMesh, config: Config, gradient_scale: float = 1.0) -> Iterator[Trace]:
+    """Record all forwards and backwards of the model until the context ends. Nothing is sent."""
     rows = own_rows(mesh, config.train.global_batch_size)
     place = {axis: mesh[axis].get_local_rank() for axis in MESH_AXES}
-    trace = Trace(place, (rows.start, rows.stop), config.train.micro_batch_size)
+    trace = Trace(place, (rows.start, rows.stop), config.train.micro_batch_size, gradient_scale)
     with ExitStack() as stack:
         recorder = Recorder(trace, stack.enter_context(watched()))
-        if moved:
-            move_inputs(model)
         for name, module in model.named_modules():
             if is_recorded(name, compiled=config.compile.enabled):
                 for handle in recorder.watch(name, module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 from train.config.strategy import BATCH_AXES
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.kinds import error_of, factors, fitted
-from train.proof.locating.layout import Sizes
-from train.proof.locating.reference import Reference
+from train.proof.locating.layout import Judged, Sizes
+from train.proof.locating.reference import READERS, Reference
 from train.strategies.context.apply import positions_of
 
 MICROBATCH = "microbatch"
@@ -44,16 +45,16 @@ class Place:
 
 
 def own_terms(name: str, reference: Reference, place: Place) -> dict[tuple[int, ...], Tensor] | None:
-    """The terms of the gradient of this parameter, by place. None for parameters of which the trace does not give
-    them: those of a router and of experts."""
-    module = name.removesuffix(".weight")
-    if module not in reference.backward or ".router" in module:
+    """The terms of the gradient of this parameter, by place; None if the trace does not give them."""
+    module, layer = name.removesuffix(".weight"), name.partition(".feed_forward.")[0]
+    mixture = reference.config.model.num_experts > 0 and ".feed_forward." in name
+    if (f"{layer}.feed_forward" if mixture else module) not in reference.backward:
         return None
     batch, found = reference.config.train.global_batch_size, {}
     for numbers in itertools.product(*(range(n) for n in place.axes.values())):
         rows, positions = place.tokens(dict(zip(place.axes, numbers, strict=True)), batch)
         index = torch.meshgrid(rows, positions, indexing="ij")
-        found[numbers] = _term(module, reference, index)
+        found[numbers] = reference.mixture_gradients(layer, index)[name] if mixture else _term(module, reference, index)
     return found
 
 
@@ -88,6 +89,29 @@ def guess(name: str, found: Tensor, right: Tensor, reference: Reference, place: 
     return Guess(Kind.unknown)
 
 
+def of_own_rank(name: str, found: Tensor, reference: Reference, pieces: Sequence[Judged], scale: float) -> Guess | None:
+    """Ranks share rows of the weight, as those of a KV head do, and the gradient is that of one of them alone.
+    `pieces`: of the gradient of the module's output, on all ranks."""
+    module = name.removesuffix(".weight")
+    if module.rpartition(".")[2] not in READERS:
+        return None
+    own: dict[tuple[int, ...], dict[int, Tensor]] = {}
+    x = reference.input_features(module, reference.forward[reference.input_of(module)]).double()
+    for one in pieces:
+        if one.part is None:
+            return None
+        rows, positions, features = one.part.index
+        seen = x[torch.meshgrid(rows, positions, indexing="ij")].flatten(0, 1)
+        of_rank = own.setdefault(tuple(features.tolist()), {})
+        of_rank[one.rank] = of_rank.get(one.rank, 0) + one.piece.double().flatten(0, 1).T @ seen
+    blocks = [(found.double()[list(rows)], terms) for rows, terms in own.items()]
+    largest = found.double().abs().max()
+    for block, terms in blocks:
+        if len(terms) < 2 or all((block - term).abs().max() > 64 * scale * largest for term in terms.values()):
+            return None
+    return Guess(Kind.own_part, ("tp",), "ranks share its rows, and it has the part of one of them") if blocks else None
+
+
 def of_tied(found: Tensor, right: Tensor, reference: Reference, place: Place, scale: float) -> Guess:
     """A tied weight's gradient is the sum of that of its use as an embedding and that of its use as a head."""
     everything = torch.meshgrid(
@@ -96,8 +120,13 @@ def of_tied(found: Tensor, right: Tensor, reference: Reference, place: Place, sc
     uses = {use: _term(use, reference, everything) for use in ("embed", "head")}
     axes = ("pp",) if place.sizes.degrees["pp"] > 1 else ()
     for use, term in uses.items():
-        if error_of(found, term, right) <= 64 * scale:
+        number = fitted(found, term)
+        if error_of(found, term * number, right) <= 64 * scale:
             return Guess(Kind.own_part, axes, f"it is the gradient of its use in {use} alone")
+    rest, head = found.double() - uses["embed"], uses["head"]
+    matched = head[torch.cdist(rest, head).argmin(1)]
+    if error_of(rest, matched, right) <= 64 * scale:
+        return Guess(Kind.positions, axes, "rows of the two uses are added to other rows")
     return Guess(Kind.unknown, axes)
 
 
@@ -105,17 +134,23 @@ def of_weights(weights: Tensor, axes: tuple[str, ...], place: Place) -> Guess:
     """What the weights of the terms say; each should be 1. `weights` has a dimension for each of the axes."""
     rounded = (weights * 1000).round() / 1000
     varying = [i for i in range(rounded.ndim) if (rounded - rounded.select(i, 0).unsqueeze(i)).abs().max() > 2e-3]
+    named = tuple(axes[i] for i in varying if axes[i] != MICROBATCH)
+    if len(varying) > 1 and all(abs(float(w)) < 2e-3 or abs(float(w) - 1) < 2e-3 for w in rounded.flatten()):
+        return Guess(Kind.part_missing, named, "the terms of some ranks and microbatches are missing")
+    if axes and all(float(w) >= 1 - 2e-3 and abs(float(w) - round(float(w))) < 2e-3 for w in rounded.flatten()):
+        counts = sorted({round(float(w)) for w in rounded.flatten()})
+        return Guess(Kind.counted_again, named, f"its terms count {' or '.join(map(str, counts))} times")
     if len(varying) != 1:
         mean = f"its terms are multiplied by {sorted({round(float(w), 3) for w in rounded.flatten()})[:4]}"
-        return Guess(Kind.factor, tuple(axes[i] for i in varying if axes[i] != MICROBATCH), mean)
+        return Guess(Kind.factor, named, mean)
     (dim,) = varying
-    line = rounded.movedim(dim, 0).flatten(1)[:, 0]
+    line = rounded.movedim(dim, 0).reshape(rounded.shape[dim], -1)[:, 0]
     axis, zeros = axes[dim], [i for i, value in enumerate(line) if abs(float(value)) < 2e-3]
-    named = () if axis == MICROBATCH else (axis,)
-    whose = f"{axis} {zeros[0]}" if axis == MICROBATCH and zeros else f"rank {zeros[0]} of {axis}" if zeros else ""
+    if zeros and axis == MICROBATCH:
+        return Guess(Kind.part_missing, (), f"the terms of the microbatches {', '.join(map(str, zeros))} are missing")
     if zeros and len(zeros) == len(line) - 1:
         kept = next(i for i in range(len(line)) if i not in zeros)
         return Guess(Kind.own_part, named, f"it has only the term of number {kept} of the {len(line)} along {axis}")
     if len(zeros) == 1:
-        return Guess(Kind.part_missing, named, f"the term of {whose} is missing")
+        return Guess(Kind.part_missing, named, f"the term of rank {zeros[0]} of {axis} is missing")
     return Guess(Kind.factor, named, f"the terms along {axis} are multiplied by {[round(float(x), 3) for x in line]}")

@@ -1,0 +1,85 @@
+"""A self-contained page of where strategies go wrong: the model as a column of boxes, forward and backward."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from scripts.verifying.report import Judgement, layout
+from train.proof.locating.finding import Box, Finding
+
+STYLE = """
+:root { --page: #fafaf8; --card: #fff; --ink: #1c1d1f; --soft: #61656b; --line: #dcdcd6;
+  --right: #d9efdd; --wrong: #f8d4cf; --first: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --page: #141517; --card: #1d1f22; --ink: #e8e8e4; --soft: #a2a6ad;
+  --line: #3a3d42; --right: #1f3d29; --wrong: #57241f; --first: #ff9b91; } }
+body { margin: 0 auto; max-width: 60rem; padding: 1rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, sans-serif; }
+h2 { margin: 2rem 0 .5rem; font-size: 1.15rem; }
+table { border-collapse: separate; border-spacing: .3rem .2rem; font-size: .84rem; font-variant-numeric: tabular-nums; }
+th { text-align: left; font-weight: 500; color: var(--soft); }
+td { padding: .25rem .6rem; border: 1px solid var(--line); border-radius: 4px; background: var(--card); }
+td.right { background: var(--right); }
+td.wrong { background: var(--wrong); }
+td.first { background: var(--wrong); outline: 3px solid var(--first); font-weight: 600; }
+.finding { font-size: 1.1rem; max-width: 50rem; }
+.soft { color: var(--soft); }
+"""
+
+
+def write_page(path: str, judgements: Sequence[Judgement]) -> None:
+    """Write the page; it needs no other file. A path that cannot be written is reported."""
+    try:
+        Path(path).write_text(page(judgements))
+    except OSError as error:
+        sys.exit(f"{path} cannot be written ({error.strerror}): name a path that can be written")
+    print(f"\n{path}", file=sys.stderr)
+
+
+def page(judgements: Sequence[Judgement]) -> str:
+    body = "".join(_strategy(judgement) for judgement in judgements)
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    return (
+        f"<!doctype html><html lang=en><head>{head}<title>Where it goes wrong</title><style>{STYLE}</style></head>"
+        "<body><h1>Where it goes wrong</h1><p class=soft>A module is green if every rank's part of its output "
+        "(forward) and of the gradient of its output (backward) is one device's, as far as rounding allows. Read the "
+        "first column down, then the second one up: the outlined box is the first that is wrong.</p>"
+        f"{body}</body></html>\n"
+    )
+
+
+def _strategy(judgement: Judgement) -> str:
+    name = escape(judgement.plan.config.strategy.name)
+    title = f"<h2>{name}: {escape(layout(judgement.plan))}, {judgement.plan.config.precision.value}</h2>"
+    if judgement.place is None or judgement.place.finding is None:
+        problem = judgement.place.problem if judgement.place else ""
+        return f"{title}<p>{escape(judgement.answer.value)}{escape(f'; not located: {problem}' if problem else '')}</p>"
+    finding = judgement.place.finding
+    rows = "".join(_row(box, finding) for box in finding.boxes)
+    head = "<tr><th>module<th>forward ↓<th>backward ↑</tr>"
+    below = _update(finding) if finding.what == "update" else ""
+    sentence = finding.sentence()
+    sentence = sentence[0].upper() + sentence[1:]
+    return f"{title}<p class=finding>{escape(sentence)}.</p><table>{head}{rows}</table>{below}"
+
+
+def _row(box: Box, finding: Finding) -> str:
+    sides = (("activation", box.forward), ("gradient", box.backward))
+    cells = "".join(_cell(errors, first=finding.what == what and finding.module == box.name) for what, errors in sides)
+    return f"<tr><th>{escape(box.name)}{cells}</tr>"
+
+
+def _cell(errors: tuple[float, float] | None, *, first: bool) -> str:
+    if errors is None:
+        return "<td class=soft>"
+    error, scale = errors
+    kind = "first" if first else "right" if error <= scale else "wrong"
+    return f'<td class={kind} title="rounding explains {scale:.0e}">{error:.1e}'
+
+
+def _update(finding: Finding) -> str:
+    of = f" of {finding.tensor}" if finding.tensor else ""
+    cell = f'<td class=first title="rounding explains {finding.scale:.0e}">{finding.error:.1e}'
+    return f"<table><tr><th>the update: {escape(finding.module + of)}{cell}</tr></table>"

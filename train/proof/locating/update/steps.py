@@ -1,0 +1,79 @@
+"""The clipped step of SGD with weight decay, w - lr (c g + d w), of every weight: which c and d it has taken."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from train.config.plan import Plan
+from train.config.shapes import chunk
+from train.config.technique import Split
+from train.model.weights import initial_value
+from train.proof.collecting import CLIP_NORM, SGD_LR, WEIGHT_DECAY
+from train.proof.comparison import Evidence
+from train.proof.locating.finding import Guess, Kind
+from train.proof.locating.kinds import error_of
+from train.strategies.techniques import rank_of
+
+SAME, ROUNDED = 1e-3, 2**-6
+
+
+def guess_of_step(found: Evidence, right: Evidence, plan: Plan) -> tuple[str, Guess]:
+    """("clip" or "weights", what is wrong). A factor that all weights have in common is that of clipping; it is what
+    the guess is because of."""
+    numbers = {name: step_of(name, found.sgd_weights[name], right, plan) for name in right.sgd_weights}
+    off = {name: c for name, (c, _) in numbers.items() if abs(c - 1) > SAME}
+    decayed = {name: d for name, (_, d) in numbers.items() if abs(d - (right.gradients[name].ndim >= 2)) > SAME}
+    if off and len(off) == len(numbers) and max(off.values()) - min(off.values()) <= SAME * max(map(abs, off.values())):
+        return "clip", Guess(Kind.factor, (), repr(next(iter(off.values()))))
+    if off:
+        name = next(iter(off))
+        missing = shards_that_stay(name, found.sgd_weights[name], right, plan)
+        return "weights", missing or Guess(Kind.factor, (), f"{name} moves {off[name]:.4g} times as far")
+    if decayed:
+        name, number = next(iter(decayed.items()))
+        too_little = number < float(right.gradients[name].ndim >= 2)  # a shard may not look like a matrix
+        axes = rank_of(plan, 0).split_axes(name) if too_little else ()
+        return "weights", Guess(Kind.decay, axes, f"{name} decays {number:.3g} times as much as it should")
+    largest = max(error_of(found.sgd_weights[name], value, value) for name, value in right.sgd_weights.items())
+    return "weights", Guess(Kind.rounding if largest <= ROUNDED else Kind.unknown, (), f"within {largest:.0e}")
+
+
+def step_of(name: str, after: Tensor, right: Evidence, plan: Plan) -> tuple[float, float]:
+    """(c, d) of a weight: 1 and 1 for a matrix, 1 and 0 for the weight of a norm, if all is right."""
+    gradient, before = terms(name, right, plan)
+    return fit(after, gradient, before)
+
+
+def terms(name: str, right: Evidence, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The clipped gradient, and the weight before the step."""
+    clipping = min(1.0, CLIP_NORM / float(right.grad_norm["norm"]))
+    before = initial_value(name, right.gradients[name].shape, plan.config.model, plan.config.train.seed)
+    return right.gradients[name].double() * clipping, before.double()
+
+
+def fit(after: Tensor, gradient: Tensor, before: Tensor) -> tuple[float, float]:
+    columns = torch.stack((gradient.flatten(), WEIGHT_DECAY * before.flatten()), 1)
+    step = ((before - after.double()) / SGD_LR).flatten().unsqueeze(1)
+    c, d = torch.linalg.lstsq(columns, step).solution.squeeze(1).tolist()
+    return c, d
+
+
+def shards_that_stay(name: str, after: Tensor, right: Evidence, plan: Plan) -> Guess | None:
+    """Some ranks' shards of the weight move as they should, and others do not move."""
+    gradient, before = terms(name, right, plan)
+    rank = rank_of(plan, 0)
+    for technique in rank.techniques:
+        split: Split | None = None if technique.split is None else technique.split(rank, name)
+        if split is None or split.degree == 1:
+            continue
+        pieces = [chunk(after.shape[split.dim], split.degree, i) for i in range(split.degree)]
+        moves = []
+        for piece in (piece for piece in pieces if len(piece)):
+            part = [x.narrow(split.dim, piece.start, len(piece)) for x in (after, gradient, before)]
+            moves.append(fit(*part)[0])
+        still = [i for i, move in enumerate(moves) if abs(move) <= SAME]
+        if still and all(abs(move - 1) <= SAME for i, move in enumerate(moves) if i not in still):
+            ranks = ", ".join(map(str, still))
+            return Guess(Kind.part_missing, (split.axis,), f"{name} does not move on ranks {ranks} of {split.axis}")
+    return None

@@ -1,0 +1,198 @@
+"""The first wrong part of the first update: the reported loss, the reduced gradients, the norm, clipping, weights.
+After all steps: routing and replicas."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from train.config.plan import Plan
+from train.model.transformer import dtypes
+from train.proof.collecting import CLIP_NORM
+from train.proof.comparison import Evidence, Named, Verdict, worst
+from train.proof.locating.activations import Activations
+from train.proof.locating.finding import Finding, Guess, Kind
+from train.proof.locating.kinds import factors
+from train.proof.locating.layout import Sizes, likely
+from train.proof.locating.reference import SLACK
+from train.proof.locating.update.norms import sums_of_squares
+from train.proof.locating.update.steps import guess_of_step
+from train.proof.locating.update.sums import Place, guess, of_own_rank
+
+SAME = 1e-3  # of a factor: nearer than this is equal
+
+
+@dataclass(frozen=True)
+class Updates:
+    """`found`, `right`, `moved`: the evidence of the strategy, of one device, and of one device with moved inputs.
+    `first`: the activations of the first step."""
+
+    found: Evidence
+    right: Evidence
+    moved: Evidence
+    plan: Plan
+    first: Activations
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.first.sizes
+
+    @property
+    def lossy(self) -> float:
+        """What gradients may differ by, because they are sent with less precision."""
+        lossy = self.plan.config.strategy.lossy()
+        return (lossy and lossy.bound) or 0.0
+
+    def sums(self) -> Finding | None:
+        """Of the first step's sums over ranks and microbatches."""
+        return self._first({"loss": self.loss, "gradients": self.gradients})
+
+    def step(self) -> Finding | None:
+        """Of the first step, SGD's, once gradients are complete."""
+        return self._first({"grad_norm": self.norm, "sgd_weights": self.sgd_update})
+
+    def last(self) -> Finding | None:
+        """Of what is compared after all steps."""
+        return self._first({"routing": self.routing, "replicas": self.replicas})
+
+    def _first(self, parts: dict[str, Callable[[], Finding | None]]) -> Finding | None:
+        """By column, without those in which the strategy is expected to differ."""
+        expected = self.plan.config.strategy.differs()
+        wanted = (part for column, part in parts.items() if column not in expected)
+        return next((finding for part in wanted if (finding := part()) is not None), None)
+
+    def worst(self, column: str) -> Verdict | None:
+        """The largest error of a column, if it is more than rounding explains."""
+        of_found, of_right, of_moved = (getattr(side, column) for side in (self.found, self.right, self.moved))
+        return self.judged(column, of_found, of_right, of_moved) if of_right else None
+
+    def judged(self, column: str, found: Named, right: Named, moved: Named) -> Verdict | None:
+        norm = float(self.right.grad_norm["norm"])
+        scale = self.scale(worst(column, moved, right, norm, 0.0).error)
+        verdict = worst(column, found, right, norm, max(scale, self.lossy))
+        return None if verdict.equal else verdict
+
+    def scale(self, moved: float) -> float:
+        """What rounding explains of an error, if moved inputs lead to an error of `moved`."""
+        return SLACK * max(moved, torch.finfo(dtypes(self.plan.config.precision)["compute_dtype"]).eps)
+
+    def found_at(self, module: str, verdict: Verdict, guess: Guess, ranks: tuple[int, ...] = ()) -> Finding:
+        return Finding(
+            module, "update", guess, ranks, verdict.error, verdict.bound, tensor_of(verdict), self.first.boxes()
+        )
+
+    def factor(self, number: float) -> Guess:
+        known = factors(number, self.sizes, self.plan.num_microbatches)
+        return known or Guess(Kind.factor, (), f"times {number:.4g}")
+
+    def loss(self) -> Finding | None:
+        """The loss that is reported, a sum over ranks; what each rank has computed is right."""
+        verdict = self.worst("loss")
+        if verdict is None:
+            return None
+        found, right = float(self.found.loss["loss"]), float(self.right.loss["loss"])
+        weight = float(self.first.reference.backward["loss"][0])
+        place = Place(self.sizes, 1)
+        for axis in place.axes:
+            terms = [
+                float(
+                    self.first.reference.token_losses[
+                        torch.meshgrid(*place.tokens({axis: i}, self.batch), indexing="ij")
+                    ].sum()
+                )
+                * weight
+                for i in range(self.plan.degrees[axis])
+            ]
+            if any(abs(found - term) <= SAME * abs(right) for term in terms):
+                return self.found_at("loss", verdict, Guess(Kind.own_part, (axis,), "a rank has its own part"))
+        return self.found_at("loss", verdict, self.factor(found / right))
+
+    @property
+    def batch(self) -> int:
+        return self.plan.config.train.global_batch_size
+
+    def gradients(self) -> Finding | None:
+        """The gradient that is wrong first in backward order."""
+        if self.worst("gradients") is None:
+            return None
+        for name in reversed([*self.right.gradients]):
+            found, right, moved = (side.gradients[name] for side in (self.found, self.right, self.moved))
+            verdict = self.judged("gradients", {name: found}, {name: right}, {name: moved})
+            if verdict is not None:
+                return self.found_at("gradients", verdict, self.guess(name, found, right, verdict.bound))
+        return None
+
+    def guess(self, name: str, found: Tensor, right: Tensor, scale: float) -> Guess:
+        """What is wrong with the gradient of a parameter in the first step."""
+        place, reference = Place(self.sizes, self.plan.num_microbatches), self.first.reference
+        what = guess(name, found, right, reference, place, scale)
+        if what.kind is Kind.unknown:
+            pieces = self.first.judged["backward"].get(name.removesuffix(".weight"), [])
+            what = of_own_rank(name, found, reference, pieces, scale) or what
+        axes = what.axes or (self.likely(name) if what.kind is Kind.unknown else ())
+        return Guess(what.kind, axes, what.because)
+
+    def likely(self, name: str) -> tuple[str, ...]:
+        return ("ep",) if self.sizes.ep > 1 and ".experts." in name else likely(self.sizes)
+
+    def norm(self) -> Finding | None:
+        verdict = self.worst("grad_norm")
+        if verdict is None:
+            return None
+        found, right = float(self.found.grad_norm["norm"]), float(self.right.grad_norm["norm"])
+        if abs(found - min(CLIP_NORM, right)) <= SAME * found and right > CLIP_NORM:
+            return self.found_at("norm", verdict, Guess(Kind.stale, (), "it is the norm after clipping"))
+        for what, total in sums_of_squares(self.right.gradients, self.plan):
+            if abs(found - total**0.5) <= 1e-6 * found:
+                return self.found_at("norm", verdict, what)
+        return self.found_at("norm", verdict, self.factor(found / right))
+
+    def sgd_update(self) -> Finding | None:
+        """The clipped step of SGD with weight decay. Gradients and norm are right."""
+        verdict = self.worst("sgd_weights")
+        if verdict is None:
+            return None
+        module, what = guess_of_step(self.found, self.right, self.plan)
+        guess = Guess(what.kind, what.axes or self.step_axes(what), what.because)
+        if guess.kind is Kind.factor and module == "clip":
+            guess = self.clipping(float(what.because))
+        return self.found_at(module, verdict, guess)
+
+    def clipping(self, number: float) -> Guess:
+        """What is wrong with the factor of clipping, which is `number` times what it should be: another norm, or any
+        factor."""
+        norm = float(self.right.grad_norm["norm"]) / number
+        for what, total in sums_of_squares(self.right.gradients, self.plan):
+            if abs(norm - total**0.5) <= SAME * norm:
+                return Guess(what.kind, what.axes, f"it clips by another norm: {what.because}")
+        return self.factor(number)
+
+    def step_axes(self, what: Guess) -> tuple[str, ...]:
+        return likely(self.sizes) if what.kind is not Kind.factor else ()
+
+    def routing(self) -> Finding | None:
+        for column in ("routing", "router_bias"):
+            if (verdict := self.worst(column)) is not None:
+                return self.found_at("routing", verdict, Guess(Kind.unknown))
+        return None
+
+    def replicas(self) -> Finding | None:
+        wrong = {name: float(error) for name, error in self.found.replicas.items() if float(error) > 0}
+        if not wrong:
+            return None
+        name = max(wrong, key=lambda name: wrong[name])
+        ranks, axes = re.search(r"on ranks ([\d, and]+) \((.*)\)$", name).groups()  # type: ignore[union-attr]
+        numbers = tuple(map(int, re.findall(r"\d+", ranks)))
+        guess = Guess(Kind.replicas, tuple(axes.split(", ")), "the ranks hold other bits")
+        return self.found_at(
+            "replicas", Verdict("replicas", name.partition(" on ranks")[0], wrong[name], 0.0), guess, numbers
+        )
+
+
+def tensor_of(verdict: Verdict) -> str:
+    """The parameter that the verdict names, if it is one."""
+    return verdict.name if verdict.column not in ("loss", "grad_norm") else ""
