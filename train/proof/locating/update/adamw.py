@@ -128,11 +128,15 @@ class AdamW:
         guess = self.updates.guess(name, wrong.piece.tensor.double() / share, right, 4 * wrong.scale)
         return Guess(guess.kind, guess.axes if guess.kind is not Kind.unknown and guess.axes else axes, guess.because)
 
-    def second_gradients(self, second: Activations) -> Finding | None:
-        """The gradients of the second step, whose activations are right."""
+    def second_step(self, second: Activations) -> Finding | None:
+        """The activations of the second step, or else its gradients. They are not compared for a strategy that is
+        expected to differ after the first step."""
         differs = self.updates.plan.config.strategy.differs()
         if differs.keys() & {"gradients", "adamw_loss"}:
             return None
+        return second.first_wrong() or self._second_gradients()
+
+    def _second_gradients(self) -> Finding | None:
         found, right, moved = (watch.second_gradients for watch in (self.ranks[0], self.one, self.moved))
         for name in reversed([*right]):
             error = error_of(found[name], right[name], right[name])
