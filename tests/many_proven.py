@@ -80,7 +80,9 @@ def is_alarm(one: Proven) -> bool:
 def read(wanted: Sequence[Drawn]) -> list[Proven]:
     """The last results of those of the configs that have one, in the order of the configs."""
     lines = map(json.loads, FILE.read_text().splitlines()) if FILE.exists() else ()
-    found = (Proven(**line | {"overrides": tuple(line["overrides"]), "answer": Answer(line["answer"])}) for line in lines)
+    found = (
+        Proven(**line | {"overrides": tuple(line["overrides"]), "answer": Answer(line["answer"])}) for line in lines
+    )
     last = {one.drawn: one for one in found}
     return [last[one] for one in wanted if one in last]
 
