@@ -178,7 +178,7 @@ def test_a_rank_has_its_rows_of_the_batch():
 @pytest.mark.parametrize(
     ("weights", "kind", "axes", "because"),
     [
-        ([[1, 1], [0, 0]], Kind.own_part, ("dp_shard",), "only the term of number 0 of the 2 along dp_shard"),
+        ([[1, 1], [0, 0]], Kind.own_part, ("dp_shard",), "of 2 terms it has that of rank 0 of dp_shard alone"),
         ([[0, 1], [0, 1]], Kind.part_missing, (), "the terms of the microbatches 0 are missing"),
         ([[2, 2], [1, 1]], Kind.counted_again, ("dp_shard",), "its terms count 1 or 2 times"),
         ([[0.5, 0.5], [0.25, 0.25]], Kind.factor, ("dp_shard",), "along dp_shard are multiplied by [0.5, 0.25]"),

@@ -70,8 +70,8 @@ def rank_left_out(counter: Counter) -> Iterator[None]:
 
 @contextmanager
 def norms_rounded_on_every_rank(counter: Counter) -> Iterator[None]:
-    """Every rank clips by a norm of its own, which differs in the last bits, as if each added it up in its own order: its
-    copy of the weights drifts away from the others."""
+    """Every rank clips by a norm of its own, which differs in the last bits, as if each added it up in its own order:
+    its copy of the weights drifts away from the others."""
     original = gradients.clip
 
     def clip(grads: Sequence[torch.Tensor], norm: torch.Tensor, max_norm: float) -> None:
