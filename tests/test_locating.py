@@ -28,13 +28,19 @@ WRONG = {
     ("rope_from_zero", RING): ("layers.0.attention.kernel:q", "", "cp", Kind.positions, (0, 1)),
     ("norm_gradient_not_summed", ("strategy=tp",)): ("gradients", "norm.weight", "tp", Kind.own_part, ()),
     ("norm_counts_replicas", ("strategy=tp",)): ("norm", "", "tp", Kind.counted_again, ()),
-    ("shards_do_not_decay", ("strategy=fsdp",)): ("weights", "embed.weight", "dp_shard", Kind.decay, ()),
+    ("shards_do_not_decay", ("strategy=fsdp",)): (
+        "weights",
+        "layers.0.attention.wo.weight",
+        "dp_shard",
+        Kind.decay,
+        (),
+    ),
     ("norms_rounded_on_every_rank", ("strategy=dp",)): (
-        *("replicas", "embed.weight exp_avg", "dp_replicate"),
+        *("replicas", "layers.1.attention.wq.weight exp_avg_sq", "dp_replicate"),
         *(Kind.replicas, (0, 1)),
     ),
     ("judged_on_the_first_labels", ("strategy=pp",)): (
-        *("evaluate", "batch 1, sum of losses", "pp"),
+        *("evaluate", "batch 2, sum of losses", "pp"),
         *(Kind.stale, ()),
     ),
     ("own_tokens_times_ranks", ("strategy=dp",)): (

@@ -156,7 +156,7 @@ class Updates:
         verdict = self.worst("sgd_weights")
         if verdict is None:
             return None
-        module, what = guess_of_step(self.found, self.right, self.plan)
+        module, what = guess_of_step(self.found, self.right, self.plan, verdict.name)
         guess = Guess(what.kind, what.axes or self.step_axes(what), what.because)
         if guess.kind is Kind.factor and module == "clip":
             guess = self.clipping(float(what.because))
