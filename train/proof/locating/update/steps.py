@@ -36,7 +36,8 @@ def guess_of_step(found: Evidence, right: Evidence, plan: Plan, worst: str) -> t
         too_little = number < float(right.gradients[name].ndim >= 2)  # a shard may not look like a matrix
         axes = rank_of(plan, 0).split_axes(name) if too_little else ()
         decays = "does not decay" if abs(number) <= SAME else f"decays {number:.3g} times as much as a matrix should"
-        return "weights", Guess(Kind.decay, axes, f"{name} {decays}, like {len(decayed) - 1} others")
+        more = f", and {len(decayed) - 1} more" if len(decayed) > 1 else ""
+        return "weights", Guess(Kind.decay, axes, f"{name} {decays}{more}")
     largest = max(error_of(found.sgd_weights[name], value, value) for name, value in right.sgd_weights.items())
     return "weights", Guess(Kind.rounding if largest <= ROUNDED else Kind.unknown, (), f"within {largest:.0e}")
 
