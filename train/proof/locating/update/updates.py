@@ -156,7 +156,7 @@ class Updates:
         verdict = self.worst("sgd_weights")
         if verdict is None:
             return None
-        module, what = guess_of_step(self.found, self.right, self.plan)
+        module, what = guess_of_step(self.found, self.right, self.plan, verdict.name)
         guess = Guess(what.kind, what.axes or self.step_axes(what), what.because)
         if guess.kind is Kind.factor and module == "clip":
             guess = self.clipping(float(what.because))
@@ -187,7 +187,7 @@ class Updates:
         name = max(wrong, key=lambda name: wrong[name])
         ranks, axes = re.search(r"on ranks ([\d, and]+) \((.*)\)$", name).groups()  # type: ignore[union-attr]
         numbers = tuple(map(int, re.findall(r"\d+", ranks)))
-        guess = Guess(Kind.replicas, tuple(axes.split(", ")), "the ranks hold other bits")
+        guess = Guess(Kind.replicas, tuple(axes.split(", ")), _kinds_of_copies(self.found.replicas))
         return self.found_at(
             "replicas", Verdict("replicas", name.partition(" on ranks")[0], wrong[name], 0.0), guess, numbers
         )
@@ -196,3 +196,11 @@ class Updates:
 def tensor_of(verdict: Verdict) -> str:
     """The parameter that the verdict names, if it is one."""
     return verdict.name if verdict.column not in ("loss", "grad_norm") else ""
+
+
+def _kinds_of_copies(errors: Named) -> str:
+    """Which kinds of copies differ, such as parameters or a moment, and which are equal."""
+    differ = {name.split()[1] for name, error in errors.items() if float(error) > 0}
+    equal = {name.split()[1] for name in errors} - differ
+    said = f"copies of {', '.join(sorted(differ))} differ"
+    return f"{said}, those of {', '.join(sorted(equal))} are equal" if equal else said
