@@ -60,7 +60,7 @@ def too_large(config: Config) -> str:
     needed = 12 * size * train.global_batch_size * train.seq_len * (width + 2 * model.vocab_size)
     if needed <= psutil.virtual_memory().available / 2:
         return ""
-    return f"its traces need about {needed / GiB:.0f} GiB, more than half of the free memory: use fewer or shorter sequences"
+    return f"its traces need {needed / GiB:.0f} GiB, over half of the free memory: use fewer or shorter sequences"
 
 
 def lines(place: Place, plan: Plan) -> Iterator[str]:
