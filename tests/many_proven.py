@@ -27,6 +27,7 @@ from tests.running import run_rows
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "build" / "many_proven.jsonl"
 CHUNK = 10  # configs a world
+REASON = 20_000  # characters of a traceback that are kept: its first lines name the cause
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def is_alarm(one: Proven) -> bool:
 def read(wanted: Sequence[Drawn]) -> list[Proven]:
     """The last results of those of the configs that have one, in the order of the configs."""
     lines = map(json.loads, FILE.read_text().splitlines()) if FILE.exists() else ()
-    found = (
-        Proven(**line | {"overrides": tuple(line["overrides"]), "answer": Answer(line["answer"])}) for line in lines
-    )
-    last = {one.drawn: one for one in found}
+    last = {one.drawn: one for one in map(restored, lines)}
     return [last[one] for one in wanted if one in last]
+
+
+def restored(line: dict[str, Any]) -> Proven:
+    return Proven(**line | {"overrides": tuple(line["overrides"]), "answer": Answer(line["answer"])})
 
 
 def chunked(configs: Sequence[Drawn]) -> list[list[Drawn]]:
@@ -127,10 +129,10 @@ def results_of(chunk: Sequence[Drawn]) -> dict[Drawn, dict[str, Any]]:
 def judged(one: Drawn, result: dict[str, Any], commit: str, torch: str) -> Proven:
     from train.proof.comparison import Verdict
 
-    by = {"commit": commit, "torch": torch}
     for key, answer in (("error", Answer.not_run), ("unjudged", Answer.unjudged)):
         if key in result:
-            return Proven(one.overrides, one.world_size, answer, reason=result[key][-2000:], **by)
+            reason = result[key][-REASON:]
+            return Proven(one.overrides, one.world_size, answer, reason=reason, commit=commit, torch=torch)
     verdicts = [Verdict(*values) for values in result["verdicts"]]
     worst = max(verdicts, key=lambda verdict: (not verdict.ok, share_of_bound(verdict)))
     return Proven(
@@ -141,7 +143,8 @@ def judged(one: Drawn, result: dict[str, Any], commit: str, torch: str) -> Prove
         share=share_of_bound(worst),
         finding="" if result["finding"] is None else result["finding"].sentence(),
         seconds=round(result["seconds"] + result["locating_seconds"], 1),
-        **by,
+        commit=commit,
+        torch=torch,
     )
 
 

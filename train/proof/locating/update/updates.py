@@ -157,7 +157,8 @@ class Updates:
         if verdict is None:
             return None
         module, what = guess_of_step(self.found, self.right, self.plan, verdict.name)
-        guess = Guess(what.kind, what.axes or self.step_axes(what), what.because)
+        of_no_axis = what.axes or what.kind in (Kind.factor, Kind.decay)
+        guess = what if of_no_axis else Guess(what.kind, likely(self.sizes), what.because)
         if guess.kind is Kind.factor and module == "clip":
             guess = self.clipping(float(what.because))
         return self.found_at(module, verdict, guess)
@@ -170,9 +171,6 @@ class Updates:
             if abs(norm - total**0.5) <= SAME * norm:
                 return Guess(what.kind, what.axes, f"it clips by another norm: {what.because}")
         return self.factor(number)
-
-    def step_axes(self, what: Guess) -> tuple[str, ...]:
-        return likely(self.sizes) if what.kind is not Kind.factor else ()
 
     def routing(self) -> Finding | None:
         for column in ("routing", "router_bias"):
