@@ -12,6 +12,7 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"(?:^`(?P<path>[^`\n]+)`\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 SMALL = ("model.num_layers=2", "train.seq_len=16", "train.micro_batch_size=1", "data.ignore_token=32")
+ERROR = re.compile(r"\d\.\de[-+]\d\d|\de[-+]\d\d")  # these depend on the machine
 IN_CPU64 = ("runtime.device=cpu", "precision=float64")
 # of launch.explain's lines: axis, operation, calls, MiB
 SENT = re.compile(r"^    (\S+) +(\w+) +([\d,]+) call\(s\) +([\d.]+) MiB", re.MULTILINE)
@@ -80,9 +81,34 @@ def test_the_proof_says_what_the_page_says(copy):
     assert product.rstrip().endswith("equals one device")
     answers = {line.split()[0]: line for line in technique.splitlines()[2:] if line.strip()}
     assert answers["loss"].endswith("1e-09  ok") and answers["gradients"].endswith("1e-09  ok")
-    for column in ("grad_norm", "sgd_weights", "adamw_loss"):
+    assert answers["replicas"].endswith("0e+00  ok")
+    for column in ("grad_norm", "sgd_weights", "adamw_loss", "evaluate"):
         assert "differs, as expected: " in answers[column]
     assert "equals one device but for grad_norm, sgd_weights, adamw_loss, evaluate, as expected" in technique
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("inverse_num_valid * group.size()) / group.size()", "inverse_num_valid)"),
+        ("return total.div_(group.size())", "return total"),
+        ("p.detach().copy_(self.weights[name])", "p.detach().copy_(self.weights[name] if self.replica == 0 else p)"),
+    ],
+)
+def test_a_wrong_line_is_told_as_the_page_says(copy, right, wrong):
+    page, file = (copy / "docs" / "adding-a-strategy.md").read_text(), copy / "train" / "strategies" / "diloco.py"
+    text = file.read_text()
+    assert text.count(right) == 1 and f"`{wrong}`" in page
+    file.write_text(text.replace(right, wrong))
+    words = ("strategy=diloco", "nproc=2", "strategy.inner_steps=2", "runtime.device=cpu")
+    try:
+        out = run(copy, "scripts/verify.py", *words, code=1)
+    finally:
+        file.write_text(text)
+    sentence = next(line for line in out.splitlines() if line.startswith("  first wrong: "))
+    assert ERROR.sub("", sentence) in ERROR.sub("", page), sentence
 
 
 @pytest.mark.timeout(300)

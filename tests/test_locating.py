@@ -114,11 +114,14 @@ class Page(HTMLParser):
 
 
 @pytest.mark.timeout(300)
-def test_the_command_prints_the_place_and_writes_a_page(tmp_path):
+def test_of_a_wrong_strategy_the_command_prints_the_place_and_writes_a_page(tmp_path):
     file = tmp_path / "page.html"
     run = verify("nproc=2", "strategy=dp", "precision=float64", *SMALL, "--html", str(file), bad_worker="wrong")
     assert run.returncode == 1, run.stdout + run.stderr
-    sentence = next(line for line in run.stdout.splitlines() if line.startswith("  first wrong: "))
+    lines = run.stdout.splitlines()
+    assert any(line.split()[0] == "gradients" and line.endswith("differs") for line in lines if line)
+    assert "DIFFERS from one device in" in lines[-1]
+    sentence = next(line for line in lines if line.startswith("  first wrong: "))
     assert sentence.startswith("  first wrong: the update: gradients of head.weight, error ")
     assert "; own part only along dp_replicate" in sentence
     page = Page()

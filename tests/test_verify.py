@@ -1,6 +1,6 @@
 """`scripts/verify.py`: what it prints, its exit code, and that it never waits for long.
 
-tests/test_verify_sizes.py tests the sizes that it chooses.
+tests/test_verify_sizes.py tests the sizes that it chooses, and tests/test_locating.py what it says of a wrong strategy.
 """
 
 import dataclasses
@@ -50,13 +50,6 @@ def test_several_strategies_in_one_world_equal_one_device():
         [name, name, "2", "float64", "equals", "one", "device"] for name in ("tp", "pp")
     ]
     assert all(float(row[-3]) <= 1e-9 for row in rows)  # before the bound and "ok"
-
-
-def test_a_wrong_strategy_differs():
-    run = verify("nproc=2", "strategy=dp", *SMALL, bad_worker="wrong")
-    assert run.returncode == 1, run.stdout + run.stderr
-    assert "DIFFERS from one device in" in run.stdout
-    assert any(line.split()[0] == "gradients" and line.endswith("differs") for line in run.stdout.splitlines() if line)
 
 
 def test_without_its_reference_a_strategy_cannot_be_judged_but_the_others_are():

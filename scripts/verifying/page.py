@@ -47,8 +47,8 @@ def page(judgements: Sequence[Judgement]) -> str:
         "<body><h1>Where it goes wrong</h1><p class=soft>A module is green if every rank's part of its output "
         "(forward) and of the gradient of its output (backward) is one device's, as far as rounding allows. Read the "
         "first column down, then the second one up: the outlined box is the first that is wrong. A part of the update "
-        "is below the two columns. A number is the largest error on any rank, relative to the largest right value; point "
-        "at it to see what rounding explains.</p>"
+        "is below the two columns. A number is the largest error on any rank, relative to the largest right value; "
+        "point at it to see what rounding explains.</p>"
         f"{body}</body></html>\n"
     )
 
