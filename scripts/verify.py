@@ -24,12 +24,13 @@ import signal
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from launch.start.environment import loopback
 from scripts.verifying import task as tasks
 from scripts.verifying.page import write_page
-from scripts.verifying.places import differs, place_of
+from scripts.verifying.places import add_places
 from scripts.verifying.report import exit_code, introduce, report, summarise
 from scripts.verifying.task import Task
 from scripts.verifying.worlds import run_proof
@@ -58,10 +59,9 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
     where = replace(asked, device=runtime.device.type, backend=runtime.backend)
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         results = run_proof(Path(folder) / "proof", task, where, worker)
-        wanted = [name for name, one in results.items() if task.wants_place(differs=differs(one)) and "verdicts" in one]
-        if wanted:
-            traced = run_proof(Path(folder) / "places", task.only(wanted), where, worker, traced=True)
-            results |= {name: results[name] | {"place": place_of(traced[name])} for name in wanted}
+        add_places(
+            results, task, partial(run_proof, Path(folder) / "places", runtime=where, worker=worker, traced=True)
+        )
     judgements = []
     for name, subject in task.subjects.items():
         plan = Plan(subject.config, task.nproc)

@@ -1,8 +1,12 @@
-"""Configs drawn by hypothesis: any preset, with degrees, options, a model and a batch, in a world of up to 64."""
+"""Configs drawn by hypothesis or by a seed: any preset, with degrees, options, a model and a batch, in a world of up to
+64."""
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from hypothesis import strategies as st
 
@@ -73,6 +77,51 @@ DEEPSPEED = {
     "strategy.bucket_mb": (25, 0.01),
     "strategy.whole_below": (0, 1000),
 }
+T = TypeVar("T")
+
+
+class Choices(Protocol):
+    """Who chooses."""
+
+    def flag(self) -> bool: ...
+
+    def one(self, values: Sequence[T]) -> T: ...
+
+    def some(self, values: Sequence[T], most: int) -> list[T]:
+        """Up to `most` different values."""
+        ...
+
+
+@dataclass(frozen=True)
+class OfHypothesis:
+    """Prefers what is simple and what is at the ends, and makes failures smaller."""
+
+    draw: st.DrawFn
+
+    def flag(self) -> bool:
+        return self.draw(st.booleans())
+
+    def one(self, values: Sequence[T]) -> T:
+        return self.draw(st.sampled_from(values))
+
+    def some(self, values: Sequence[T], most: int) -> list[T]:
+        return self.draw(st.lists(st.sampled_from(values), max_size=most, unique=True))
+
+
+@dataclass(frozen=True)
+class BySeed:
+    """Everything is equally likely, and a seed gives the same with every version of hypothesis."""
+
+    random: random.Random
+
+    def flag(self) -> bool:
+        return self.random.random() < 0.5
+
+    def one(self, values: Sequence[T]) -> T:
+        return self.random.choice(values)
+
+    def some(self, values: Sequence[T], most: int) -> list[T]:
+        return self.random.sample(values, self.random.randint(0, most))
 
 
 @dataclass(frozen=True)
@@ -107,26 +156,30 @@ def composed(preset: str) -> Config:
 @st.composite
 def drawn(draw: st.DrawFn, presets: list[str] = PRESETS, most_changes: int = 8, compiled: bool = True) -> Drawn:
     """`most_changes`: the largest number of changed keys, without degrees."""
-    preset = f"strategy={draw(st.sampled_from(presets))}"
+    return chosen(OfHypothesis(draw), presets, most_changes=most_changes, compiled=compiled)
+
+
+def chosen(choices: Choices, presets: Sequence[str], *, most_changes: int, compiled: bool) -> Drawn:
+    preset = f"strategy={choices.one(presets)}"
     strategy = composed(preset).strategy
     axes = ("dp_replicate", "dp_shard", "tp", *(() if isinstance(strategy, DeepSpeed) else ("cp",)))
     axes += ("pp",) if isinstance(strategy, Pipeline | DeepSpeed) else ()
     words: dict[str, object] = {
-        f"strategy.{axis}": draw(st.sampled_from(DEGREES)) for axis in strategy.mesh_axes() if draw(st.booleans())
+        f"strategy.{axis}": choices.one(DEGREES) for axis in strategy.mesh_axes() if choices.flag()
     }
-    for axis in draw(st.lists(st.sampled_from(axes), max_size=1)):
-        words[f"strategy.{axis}"] = draw(st.sampled_from(("null", 0, *DEGREES)))
+    for axis in choices.some(axes, 1):
+        words[f"strategy.{axis}"] = choices.one(("null", 0, *DEGREES))
     own = DEEPSPEED if isinstance(strategy, DeepSpeed) else PIPELINE if isinstance(strategy, Pipeline) else SPMD
     keys = VALUES | own | ({"compile.enabled": (False, True)} if compiled else {})
-    for key in draw(st.lists(st.sampled_from(sorted(keys)), max_size=most_changes, unique=True)):
-        words[key] = draw(st.sampled_from(keys[key]))
+    for key in choices.some(sorted(keys), most_changes):
+        words[key] = choices.one(keys[key])
     if words.get("model.num_experts"):
         words.setdefault("model.expert_ffn_dim", 24)
     elif "ep" in preset or "moe" in preset:
         words |= {"model.num_experts": 8, "model.expert_ffn_dim": 24}
     words = BASE | words
-    if draw(st.integers(0, 3)):  # else with the keys that the run does not read, if some were drawn
+    if choices.one(range(4)):  # else with the keys that the run does not read, if some were drawn
         for key in unread({"optim.name": "adamw"} | words, READ_WHEN):
             del words[key]
-    size = draw(st.sampled_from((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)))
+    size = choices.one((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64))
     return Drawn((preset, *(f"{key}={value}" for key, value in words.items())), size)

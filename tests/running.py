@@ -44,8 +44,9 @@ def run_rows(
     folder: Path, rows: Sequence[Row], cuda_backend: str = "", *, traced: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Run the rows of one size, after the references that they need, on the CPU or with this backend on a GPU. Returns
-    the results by row name. A reference is made once, and all tables and sizes of a test run use it from one folder.
-    `traced`: each result also has a "finding", the first thing that is wrong in the row, or None."""
+    the results by row name. A reference is made once, and all tables and sizes of a test run use it from one folder. A
+    row whose reference cannot be judged is not run. `traced`: each result also has a "finding", the first thing that is
+    wrong in the row, or None."""
     runtime = [TIMEOUT_S, *(["runtime.device=cuda", f"runtime.backend={cuda_backend}"] if cuda_backend else [])]
     references = {" ".join([*row.reference, *runtime]): row.reference for row in rows}
     kept = folder.parent / "references"
@@ -57,7 +58,9 @@ def run_rows(
             name = f"one device: {' '.join(overrides[len(BASE) :])}"
             saves += reference_jobs(name, configured([*overrides, *runtime]), files[key], traced=traced)
     made = run_jobs(folder / "one", saves, size=1) if saves else {}
-    if errors := [why for result in made.values() if (why := result.get("error") or result.get("unjudged"))]:
+    unjudged = {one.save: made[one.name]["unjudged"] for one in saves if "unjudged" in made[one.name]}
+    errors = [made[one.name]["error"] for one in saves if "error" in made[one.name] and one.reference not in unjudged]
+    if errors:
         raise RuntimeError(f"a reference could not be made:\n{errors[0]}")
     keys = {row.name: " ".join([*row.reference, *runtime]) for row in rows}
     traces = {row.name: str(folder / f"trace_{i}") if traced else "" for i, row in enumerate(rows)}
@@ -65,7 +68,9 @@ def run_rows(
         job(row.name, [*row.overrides, *runtime], reference=str(files[keys[row.name]]), trace=traces[row.name])
         for row in rows
     ]
-    results = run_jobs(folder / "rows", jobs, size=rows[0].size)
+    results = {one.name: {"unjudged": unjudged[one.reference]} for one in jobs if one.reference in unjudged}
+    if judged := [one for one in jobs if one.name not in results]:
+        results |= run_jobs(folder / "rows", judged, size=rows[0].size)
     for one in jobs if traced else []:
         if "verdicts" in results[one.name]:
             started, finding = time.perf_counter(), finding_of(one, rows[0].size)

@@ -193,7 +193,7 @@ WRONG = {
     "steps": NUMBERS,
     "batch": ("x", "", "Micro"),
 }
-SWITCHES = dict.fromkeys(("force", "fresh", "skip_invalid"), ("yes", "", "1", "True"))
+SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid"), ("yes", "", "1", "True"))
 
 
 @pytest.mark.parametrize(

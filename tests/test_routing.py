@@ -191,3 +191,11 @@ def test_a_dense_model_has_nothing_to_replay(begin):
     assert found.facts() == {}
     assert found.collect() == {}
     assert routing.router_biases(build(found.config.model), found.mesh, found.config) == {}
+
+
+def test_a_watcher_that_ends_does_not_end_another_one_that_has_seen_the_same():
+    with watched() as routed:
+        with watched(), span("F", 0, 1):
+            pass
+        with span("F", 0, 2):
+            assert (routed.kind, routed.microbatch) == ("F", 2)

@@ -22,8 +22,9 @@ table { border-collapse: separate; border-spacing: .3rem .2rem; font-size: .84re
 th { text-align: left; font-weight: 500; color: var(--soft); }
 td { padding: .25rem .6rem; border: 1px solid var(--line); border-radius: 4px; background: var(--card); }
 td.right { background: var(--right); }
-td.wrong { background: var(--wrong); }
-td.first { background: var(--wrong); outline: 3px solid var(--first); font-weight: 600; }
+td.wrong, td.first { background: var(--wrong); font-weight: 600; }
+td.first { outline: 3px solid var(--first); }
+td.none { border-color: transparent; background: none; }
 .finding { font-size: 1.1rem; max-width: 50rem; }
 .soft { color: var(--soft); }
 """
@@ -45,7 +46,9 @@ def page(judgements: Sequence[Judgement]) -> str:
         f"<!doctype html><html lang=en><head>{head}<title>Where it goes wrong</title><style>{STYLE}</style></head>"
         "<body><h1>Where it goes wrong</h1><p class=soft>A module is green if every rank's part of its output "
         "(forward) and of the gradient of its output (backward) is one device's, as far as rounding allows. Read the "
-        "first column down, then the second one up: the outlined box is the first that is wrong.</p>"
+        "first column down, then the second one up: the outlined box is the first that is wrong. A part of the update "
+        "is below the two columns. A number is the largest error on any rank, relative to the largest right value; point "
+        "at it to see what rounding explains.</p>"
         f"{body}</body></html>\n"
     )
 
@@ -58,7 +61,7 @@ def _strategy(judgement: Judgement) -> str:
         return f"{title}<p>{escape(judgement.answer.value)}{escape(f'; not located: {problem}' if problem else '')}</p>"
     finding = judgement.place.finding
     rows = "".join(_row(box, finding) for box in finding.boxes)
-    head = "<tr><th>module<th>forward ↓<th>backward ↑</tr>"
+    head = "<tr><th>module</th><th>forward ↓</th><th>backward ↑</th></tr>"
     below = _update(finding) if finding.what == "update" else ""
     sentence = finding.sentence()
     sentence = sentence[0].upper() + sentence[1:]
@@ -68,18 +71,18 @@ def _strategy(judgement: Judgement) -> str:
 def _row(box: Box, finding: Finding) -> str:
     sides = (("activation", box.forward), ("gradient", box.backward))
     cells = "".join(_cell(errors, first=finding.what == what and finding.module == box.name) for what, errors in sides)
-    return f"<tr><th>{escape(box.name)}{cells}</tr>"
+    return f"<tr><th>{escape(box.name)}</th>{cells}</tr>"
 
 
 def _cell(errors: tuple[float, float] | None, *, first: bool) -> str:
     if errors is None:
-        return "<td class=soft>"
+        return "<td class=none></td>"  # a module's inputs that are whole numbers have no gradient
     error, scale = errors
     kind = "first" if first else "right" if error <= scale else "wrong"
-    return f'<td class={kind} title="rounding explains {scale:.0e}">{error:.1e}'
+    return f'<td class={kind} title="rounding explains {scale:.0e}">{f"{error:.1e}" if error else "0"}</td>'
 
 
 def _update(finding: Finding) -> str:
     of = f" of {finding.tensor}" if finding.tensor else ""
-    cell = f'<td class=first title="rounding explains {finding.scale:.0e}">{finding.error:.1e}'
-    return f"<table><tr><th>the update: {escape(finding.module + of)}{cell}</tr></table>"
+    cell = _cell((finding.error, finding.scale), first=True)
+    return f"<table><tr><th>the update: {escape(finding.module + of)}</th>{cell}</tr></table>"

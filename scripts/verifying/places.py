@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
+
+from scripts.verifying.task import Task
 from train.config.plan import Plan
+from train.config.schema import Config, Precision
 from train.proof.locating.finding import Finding
+
+GiB = 2**30
+WIDEST = 8  # bytes of a float64
 
 
 @dataclass(frozen=True)
@@ -26,12 +33,34 @@ def differs(result: dict[str, Any]) -> bool:
     return any(not Verdict(*values).ok for values in result.get("verdicts", ()))
 
 
+def add_places(results: dict[str, dict[str, Any]], task: Task, run_traced: Callable[[Task], Any]) -> None:
+    """Search for the first thing that is wrong where the task wants it, and add it to the results as "place"."""
+    wanted = [name for name, one in results.items() if "verdicts" in one and task.wants_place(differs=differs(one))]
+    refused = {name: why for name in wanted if (why := too_large(task.subjects[name].config))}
+    searched = [name for name in wanted if name not in refused]
+    traced = run_traced(task.only(searched)) if searched else {}
+    for name in wanted:
+        results[name]["place"] = Place(problem=refused[name]) if name in refused else place_of(traced[name])
+
+
 def place_of(result: dict[str, Any]) -> Place:
     """`result`: of a traced job of the proof."""
     if "finding" in result:
         return Place(result["finding"])
     reason = result.get("unjudged") or result.get("error", "").strip().splitlines()[-1:]
-    return Place(problem=f"the traced run failed: {reason if isinstance(reason, str) else ''.join(reason)}")
+    return Place(problem=f"the search has failed ({reason if isinstance(reason, str) else ''.join(reason)})")
+
+
+def too_large(config: Config) -> str:
+    """Why the traces of this config are not made; empty if they are. They hold what every module gives, and its
+    gradient, in two steps of three runs, on the host."""
+    model, train = config.model, config.train
+    width = model.num_layers * (12 * model.dim + 3 * max(model.ffn_dim, model.top_k * model.expert_ffn_dim))
+    size = WIDEST if config.precision is Precision.float64 else WIDEST // 2
+    needed = 12 * size * train.global_batch_size * train.seq_len * (width + 2 * model.vocab_size)
+    if needed <= psutil.virtual_memory().available / 2:
+        return ""
+    return f"its traces need {needed / GiB:.0f} GiB, over half of the free memory: use fewer or shorter sequences"
 
 
 def lines(place: Place, plan: Plan) -> Iterator[str]:

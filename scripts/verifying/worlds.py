@@ -48,7 +48,10 @@ def run_proof(
         results |= run_world(folder / f"all_{package}", together, size=task.nproc, **limits)
         for job in together if traced else ():
             if "verdicts" in results[job.name]:
-                results[job.name]["finding"] = finding_of(job, task.nproc)
+                try:
+                    results[job.name]["finding"] = finding_of(job, task.nproc)
+                except Exception as error:  # the verdict stands, and is not lost because the search has failed
+                    results[job.name]["unjudged"] = f"{type(error).__name__}: {error}"
     return results
 
 

@@ -1,6 +1,6 @@
 """Bugs of accumulation, of data parallelism and of sharded state."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from unittest import mock
 
@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from tests.planted.base import Counter
 from train.config.fields import IGNORE_INDEX
-from train.ranks import distributed, optim
+from train.ranks import distributed, gradients, optim
 from train.strategies.data import apply as data
 
 
@@ -68,4 +68,18 @@ def rank_left_out(counter: Counter) -> Iterator[None]:
         yield
 
 
-BUGS = (accumulation_scale, mean_of_means, shards_do_not_decay, rank_left_out)
+@contextmanager
+def norms_rounded_on_every_rank(counter: Counter) -> Iterator[None]:
+    """Every rank clips by a norm of its own, which differs in the last bits, as if each added it up in its own order:
+    its copy of the weights drifts away from the others."""
+    original = gradients.clip
+
+    def clip(grads: Sequence[torch.Tensor], norm: torch.Tensor, max_norm: float) -> None:
+        counter.calls += 1
+        original(grads, norm * (1 + 2 * dist.get_rank() * torch.finfo(norm.dtype).eps), max_norm)
+
+    with mock.patch.object(gradients, "clip", clip):
+        yield
+
+
+BUGS = (accumulation_scale, mean_of_means, shards_do_not_decay, rank_left_out, norms_rounded_on_every_rank)

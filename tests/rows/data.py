@@ -26,6 +26,8 @@ ROWS = [
     row(2, "strategy=dp", bug="accumulation_scale"),
     row(2, "strategy=dp", bug="rank_left_out"),
     row(2, "strategy=dp", bug="mean_of_means"),
+    row(2, "strategy=dp", bug="norms_rounded_on_every_rank"),
+    row(2, "strategy=dp", bug="own_tokens_times_ranks"),
     row(2, "strategy=fsdp", bug="shards_do_not_decay"),
     row(1, "strategy=dp", "train.activation_checkpointing=full", options=DROPOUT, bug="masks_not_replayed"),
 ]

@@ -28,6 +28,7 @@ ROWS = [
     row(4, "strategy=pp", options=(F64, TIED)),
     scheduled(2, "zbv_zero_bubble", options=(F64, TIED)),
     row(2, "strategy=pp", bug="pipeline_scale"),
+    row(2, "strategy=pp", bug="judged_on_the_first_labels"),
     row(2, "strategy=pp", options=(F64, TIED), bug="tied_gradients_not_summed"),
 ]
 SLOW_ROWS = [

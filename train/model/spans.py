@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 Intervals = list[Interval]
 
 
-@dataclass
+@dataclass(eq=False)  # two watchers see the same work, and yet the end of one must not end the other
 class Work:
     """What this process computes now: `kind` F, B, I or W of microbatch `microbatch` on stage `stage`, as `span` names
     them; None between them."""

@@ -60,8 +60,7 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
         updates.step,
         partial(adamw.first_wrong, 0),
         partial(evaluation, updates, activations_of(plan, "evaluated", run, one, other)),
-        second.first_wrong,
-        partial(adamw.second_gradients, second),
+        partial(adamw.second_step, second),
         partial(adamw.first_wrong, -1),
         updates.last,
     )

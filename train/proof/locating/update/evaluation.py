@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from train.config.fields import IGNORE_INDEX
 from train.proof.locating.activations import Activations
 from train.proof.locating.finding import Finding, Guess, Kind
 from train.proof.locating.update.sums import Place
@@ -28,18 +29,22 @@ def evaluation(updates: Updates, activations: Activations) -> Finding | None:
 
 
 def _terms(updates: Updates, activations: Activations, name: str) -> Guess | None:
-    """Whether the sum has the terms of one rank of an axis alone. Only the first batch's terms are known."""
-    if not name.startswith("batch 1, sum"):
-        name = "batch 1, sum of losses"
-    found, right = float(updates.found.evaluate[name]), float(updates.right.evaluate[name])
-    place, losses = Place(updates.sizes, 1), activations.reference.token_losses
+    """Whether the number has the tokens of one rank of an axis alone. Only the first batch's tokens are known."""
+    what, reference = name.partition(", ")[2], activations.reference
+    found, right = (float(side.evaluate[f"batch 1, {what}"]) for side in (updates.found, updates.right))
+    if abs(found - right) <= SAME * abs(right):
+        return None
+    targets = reference.forward["loss:targets"]
+    values = reference.token_losses if what == "sum of losses" else (targets != IGNORE_INDEX).double()
+    place = Place(updates.sizes, 1)
     for axis, degree in place.axes.items():
-        terms = []
-        for i in range(degree):
-            rows, positions = place.tokens({axis: i}, len(losses))
-            terms.append(float(losses[torch.meshgrid(rows, positions, indexing="ij")].sum()))
-        if any(abs(found - term) <= SAME * abs(right) for term in terms):
-            return Guess(Kind.own_part, (axis,), "it is the sum over one rank's tokens")
+        terms = [
+            float(values[torch.meshgrid(*place.tokens({axis: i}, len(values)), indexing="ij")].sum())
+            for i in range(degree)
+        ]
+        for times, said in ((1, ""), (degree, f", times {degree}")):
+            if any(abs(found - times * term) <= SAME * abs(right) for term in terms):
+                return Guess(Kind.own_part, (axis,), f"it has one rank's tokens alone{said}")
         if any(abs(found - (right - term)) <= SAME * abs(right) for term in terms):
             return Guess(Kind.part_missing, (axis,), "the tokens of one rank are missing")
     return None

@@ -18,23 +18,26 @@ from train.strategies.techniques import rank_of
 SAME, ROUNDED = 1e-3, 2**-6
 
 
-def guess_of_step(found: Evidence, right: Evidence, plan: Plan) -> tuple[str, Guess]:
+def guess_of_step(found: Evidence, right: Evidence, plan: Plan, worst: str) -> tuple[str, Guess]:
     """("clip" or "weights", what is wrong). A factor that all weights have in common is that of clipping; it is what
-    the guess is because of."""
+    the guess is because of. `worst`: the weight with the largest error, which the guess is about if it can be."""
     numbers = {name: step_of(name, found.sgd_weights[name], right, plan) for name in right.sgd_weights}
     off = {name: c for name, (c, _) in numbers.items() if abs(c - 1) > SAME}
     decayed = {name: d for name, (_, d) in numbers.items() if abs(d - (right.gradients[name].ndim >= 2)) > SAME}
     if off and len(off) == len(numbers) and max(off.values()) - min(off.values()) <= SAME * max(map(abs, off.values())):
         return "clip", Guess(Kind.factor, (), repr(next(iter(off.values()))))
     if off:
-        name = next(iter(off))
+        name = worst if worst in off else next(iter(off))
         missing = shards_that_stay(name, found.sgd_weights[name], right, plan)
         return "weights", missing or Guess(Kind.factor, (), f"{name} moves {off[name]:.4g} times as far")
     if decayed:
-        name, number = next(iter(decayed.items()))
+        name = worst if worst in decayed else next(iter(decayed))
+        number = decayed[name]
         too_little = number < float(right.gradients[name].ndim >= 2)  # a shard may not look like a matrix
         axes = rank_of(plan, 0).split_axes(name) if too_little else ()
-        return "weights", Guess(Kind.decay, axes, f"{name} decays {number:.3g} times as much as it should")
+        decays = "does not decay" if abs(number) <= SAME else f"decays {number:.3g} times as much as a matrix should"
+        more = f", and {len(decayed) - 1} more" if len(decayed) > 1 else ""
+        return "weights", Guess(Kind.decay, axes, f"{name} {decays}{more}")
     largest = max(error_of(found.sgd_weights[name], value, value) for name, value in right.sgd_weights.items())
     return "weights", Guess(Kind.rounding if largest <= ROUNDED else Kind.unknown, (), f"within {largest:.0e}")
 

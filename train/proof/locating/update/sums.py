@@ -150,7 +150,7 @@ def of_weights(weights: Tensor, axes: tuple[str, ...], place: Place) -> Guess:
         return Guess(Kind.part_missing, (), f"the terms of the microbatches {', '.join(map(str, zeros))} are missing")
     if zeros and len(zeros) == len(line) - 1:
         kept = next(i for i in range(len(line)) if i not in zeros)
-        return Guess(Kind.own_part, named, f"it has only the term of number {kept} of the {len(line)} along {axis}")
+        return Guess(Kind.own_part, named, f"of {len(line)} terms it has that of rank {kept} of {axis} alone")
     if len(zeros) == 1:
         return Guess(Kind.part_missing, named, f"the term of rank {zeros[0]} of {axis} is missing")
     return Guess(Kind.factor, named, f"the terms along {axis} are multiplied by {[round(float(x), 3) for x in line]}")

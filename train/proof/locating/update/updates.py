@@ -156,8 +156,9 @@ class Updates:
         verdict = self.worst("sgd_weights")
         if verdict is None:
             return None
-        module, what = guess_of_step(self.found, self.right, self.plan)
-        guess = Guess(what.kind, what.axes or self.step_axes(what), what.because)
+        module, what = guess_of_step(self.found, self.right, self.plan, verdict.name)
+        of_no_axis = what.axes or what.kind in (Kind.factor, Kind.decay)
+        guess = what if of_no_axis else Guess(what.kind, likely(self.sizes), what.because)
         if guess.kind is Kind.factor and module == "clip":
             guess = self.clipping(float(what.because))
         return self.found_at(module, verdict, guess)
@@ -170,9 +171,6 @@ class Updates:
             if abs(norm - total**0.5) <= SAME * norm:
                 return Guess(what.kind, what.axes, f"it clips by another norm: {what.because}")
         return self.factor(number)
-
-    def step_axes(self, what: Guess) -> tuple[str, ...]:
-        return likely(self.sizes) if what.kind is not Kind.factor else ()
 
     def routing(self) -> Finding | None:
         for column in ("routing", "router_bias"):
@@ -187,7 +185,7 @@ class Updates:
         name = max(wrong, key=lambda name: wrong[name])
         ranks, axes = re.search(r"on ranks ([\d, and]+) \((.*)\)$", name).groups()  # type: ignore[union-attr]
         numbers = tuple(map(int, re.findall(r"\d+", ranks)))
-        guess = Guess(Kind.replicas, tuple(axes.split(", ")), "the ranks hold other bits")
+        guess = Guess(Kind.replicas, tuple(axes.split(", ")), _kinds_of_copies(self.found.replicas))
         return self.found_at(
             "replicas", Verdict("replicas", name.partition(" on ranks")[0], wrong[name], 0.0), guess, numbers
         )
@@ -196,3 +194,11 @@ class Updates:
 def tensor_of(verdict: Verdict) -> str:
     """The parameter that the verdict names, if it is one."""
     return verdict.name if verdict.column not in ("loss", "grad_norm") else ""
+
+
+def _kinds_of_copies(errors: Named) -> str:
+    """Which kinds of copies differ, such as parameters or a moment, and which are equal."""
+    differ = {name.split()[1] for name, error in errors.items() if float(error) > 0}
+    equal = {name.split()[1] for name in errors} - differ
+    said = f"copies of {', '.join(sorted(differ))} differ"
+    return f"{said}, those of {', '.join(sorted(equal))} are equal" if equal else said
