@@ -99,23 +99,23 @@ def replicas_not_synchronised(counter: Counter) -> Planted:
 
 
 def mean_of_microbatch_means(counter: Counter) -> Planted:
-    """Each microbatch's loss is the mean over its own valid tokens, and the step's loss the mean of these means: a
-    token of a short microbatch weighs more."""
+    """Each microbatch's loss is the mean over its own valid tokens, and a rank's loss the mean of these means: a token
+    of a short microbatch weighs more."""
 
     def make(original: Any) -> Any:
         def accumulate(wrapped: Any, model: Any, config: Any, zero_stage: int) -> Any:
             forward_backward, forward = original(wrapped, model, config, zero_stage)
-            plan = Plan(config, dist.get_world_size())
-            num_valid = torch.zeros(())
+            num_microbatches = Plan(config, dist.get_world_size()).num_microbatches
+            of_rank = torch.zeros(())
 
             def mean(module: Any, args: Any, loss: Any) -> Any:
                 counter.calls += 1
                 own = (args[1] != IGNORE_INDEX).sum().clamp(min=1)
-                return loss * num_valid / (own * plan.num_microbatches * plan.data_ranks)
+                return loss * of_rank / (own * num_microbatches)
 
             def averaged(tokens: Any, targets: Any, inverse_num_valid: Any) -> Any:
-                nonlocal num_valid
-                num_valid = 1 / inverse_num_valid
+                nonlocal of_rank
+                of_rank = (targets != IGNORE_INDEX).sum()
                 handle = model.loss.register_forward_hook(mean)
                 try:
                     return forward_backward(tokens, targets, inverse_num_valid)

@@ -1,11 +1,12 @@
 """Try plants of the museum with spmd_types, a type system for tensors on several ranks: python -m tests.typed
 
-It prints a table: what spmd_types says of each plant, and what the proof and the localiser say (from build/museum.jsonl,
-which `python -m tests.museum` writes). spmd_types is no dependency of the lab: pip install --no-deps spmd_types==0.3.1
+It prints a table of what spmd_types says of each plant, and what the proof and the localiser say, which is read from
+build/museum.jsonl (`python -m tests.museum` writes it). Where spmd_types is not installed, it says so and ends.
 """
 
 import sys
 import tempfile
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def main() -> int:
     from tests.typed.programs import PROGRAMS  # it imports spmd_types
 
     rows = {exhibit.bug: exhibit.row for exhibit in EXHIBITS}
+    axes = {exhibit.bug: exhibit.axis for exhibit in EXHIBITS}
     right = {rows[bug].strategy + rows[bug].options: rows[bug].overrides for bug in IN_THE_LAB}
     jobs = [
         *(job(f"RIGHT {' '.join(words)}", overrides) for words, overrides in right.items()),
@@ -56,16 +58,20 @@ def main() -> int:
     for name in alarms:
         print(f"NOT USABLE {name}: {results[name].get('error') or results[name].get('said') or results[name]}")
     outcomes = read(EXHIBITS)
-    tried = [result for result in results.items() if result[0] not in alarms and not result[0].startswith("RIGHT")]
-    print("| plant | where | spmd_types | the proof | the localiser |\n|---|---|---|---|---|")
-    for name, result in tried:
+    tried = {name: result for name, result in results.items() if name not in alarms and not name.startswith("RIGHT")}
+    print("| plant | axis | tried in | spmd_types | the proof: columns | the localiser |\n|---|---|---|---|---|---|")
+    for name, result in tried.items():
         kind, bug = name.split()
         where = "the lab" if kind == "BUG" else "a program"
-        print(f"| `{bug}` | {where} | {_verdict(result)} | {_proof(outcomes.get(bug))} |")
+        print(f"| `{bug}` | {axes[bug]} | {where} | {_verdict(result)} | {_proof(outcomes.get(bug))} |")
     for bug in OUT_OF_REACH:
-        print(f"| `{bug}` | | cannot be written | {_proof(outcomes.get(bug))} |")
-    caught = sum(bool(result["said"]) for _, result in tried)
-    print(f"{len(tried) + len(OUT_OF_REACH)} plants, {len(OUT_OF_REACH)} cannot be written; {caught} caught by types")
+        print(f"| `{bug}` | {axes[bug]} | | cannot be written | {_proof(outcomes.get(bug))} |")
+    verdicts = Counter(_verdict(result).partition(",")[0] for result in tried.values())
+    print(f"{len(tried) + len(OUT_OF_REACH)} plants; cannot be written: {len(OUT_OF_REACH)}")
+    print("; ".join(f"{words}: {count}" for words, count in sorted(verdicts.items())))
+    for name, result in tried.items():
+        if message := result["said"] or result.get("global"):
+            print(f"{name}: {result['line']}\n    {message.splitlines()[0]}")
     return 1 if alarms else 0
 
 
@@ -75,15 +81,15 @@ def _right(name: str, result: dict[str, Any]) -> bool:
         return False
     if name.startswith("RIGHT"):
         return not result["said"]
-    return result["acted"] or bool(result["said"]) and not result.get("right")
+    return result["acted"] and not result.get("right")
 
 
 def _verdict(result: dict[str, Any]) -> str:
     if result["said"]:
         words = "caught by an assertion" if "assert_type" in result["line"] else "caught"
-        return f"{words}, {result['line']}: {result['said'].splitlines()[0]}"
+        return f"{words}, {result['line'].split()[0]}"
     if result.get("global") and not result["global_right"]:
-        return f"caught by global types: {result['global'].splitlines()[0]}"
+        return "caught by global types"
     return "not caught"
 
 

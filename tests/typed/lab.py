@@ -58,7 +58,7 @@ HOOKS: dict[type, Hook] = {
     collectives._ReduceScatter: _reduce_scatter,
     layers._VocabParallelLoss: _loss,
 }
-LOCAL = (moe._Observe, moe._GatherRows)  # they send nothing: their results have the types of their inputs
+LOCAL: tuple[Any, ...] = (moe._Observe, moe._GatherRows)  # they send nothing: their results have the types of their inputs
 
 
 @contextmanager

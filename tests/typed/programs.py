@@ -6,7 +6,6 @@ the mistake, and `wrong` is the only condition.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import spmd_types as spmd
 import torch

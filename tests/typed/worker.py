@@ -1,9 +1,9 @@
 """A rank of the world in which plants are tried with spmd_types. `python -m tests.typed` starts it."""
 
 import traceback
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import spmd_types as spmd
 import torch
@@ -51,7 +51,8 @@ def program(name: str, mesh: DeviceMesh) -> jobs.Result:
     }
 
 
-def _tried(act: Any) -> jobs.Result:
+def _tried(act: Callable[[], object]) -> jobs.Result:
+    """The type error that `act` ends with, and the last line of this repository on the way to it."""
     try:
         act()
     except spmd.SpmdTypeError as error:
