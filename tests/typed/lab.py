@@ -58,7 +58,8 @@ HOOKS: dict[type, Hook] = {
     collectives._ReduceScatter: _reduce_scatter,
     layers._VocabParallelLoss: _loss,
 }
-LOCAL: tuple[Any, ...] = (moe._Observe, moe._GatherRows)  # they send nothing: their results have the types of their inputs
+# they send nothing: their results have the types of their inputs
+LOCAL: tuple[Any, ...] = (moe._Observe, moe._GatherRows)
 
 
 @contextmanager
