@@ -66,7 +66,8 @@ class Finding:
         ranks = f" on rank{'s' if len(self.ranks) > 1 else ''} {', '.join(map(str, self.ranks))}" if self.ranks else ""
         axes = f" along {' or '.join(self.guess.axes)}" if self.guess.axes else ""
         because = f" ({self.guess.because})" if self.guess.because else ""
-        size = f"error {self.error:.1e}, rounding explains {self.scale:.0e}"
+        explained = f"{self.scale:.0e}" if self.scale else "nothing of it"  # copies and counts must be equal
+        size = f"error {self.error:.1e}, rounding explains {explained}"
         of = f" of {self.tensor}" if self.tensor else ""
         return (
             f"first wrong: {where[self.what]} {self.module}{of}{ranks}, {size}; {self.guess.kind.value}{axes}{because}"
