@@ -52,14 +52,14 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
     first = activations_of(plan, "trace", run, one, other)
     updates = Updates(run.evidence, one.evidence, other.evidence, plan, first)
     adamw = AdamW(updates, run.ranks, one.ranks[0], other.ranks[0])
-    second = activations_of(plan, "second", run, one, other)
+    second = activations_of(plan, "second", run, one, other, updates.lossy)
     searches: tuple[Callable[[], Finding | None], ...] = (
         first.first_wrong,
         updates.sums,
         adamw.wrong_copies,
         updates.step,
         partial(adamw.first_wrong, 0),
-        partial(evaluation, updates, activations_of(plan, "evaluated", run, one, other)),
+        partial(evaluation, updates, activations_of(plan, "evaluated", run, one, other, updates.lossy)),
         partial(adamw.second_step, second),
         partial(adamw.first_wrong, -1),
         updates.last,
@@ -67,10 +67,11 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
     return next((finding for search in searches if (finding := search()) is not None), None)
 
 
-def activations_of(plan: Plan, which: str, run: Run, right: Run, moved: Run) -> Activations:
-    """The activations of one of the traces that a `Watch` has."""
+def activations_of(plan: Plan, which: str, run: Run, right: Run, moved: Run, lossy: float = 0.0) -> Activations:
+    """The activations of one of the traces that a `Watch` has. `lossy`: see `Reference`."""
     first = which == "trace"
     slack = SLACK if first else SLACK * LATER
-    reference = Reference(getattr(right.ranks[0], which), getattr(moved.ranks[0], which), plan.config, first, slack)
+    traces = getattr(right.ranks[0], which), getattr(moved.ranks[0], which)
+    reference = Reference(*traces, plan.config, first, slack, lossy)
     sizes = Sizes(plan.degrees, plan.config.train.seq_len, plan.ep)
     return Activations(reference, [getattr(watch, which) for watch in run.ranks], sizes, plan.num_microbatches)

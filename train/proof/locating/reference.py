@@ -31,13 +31,14 @@ Terms = dict[str, list[Tensor]]  # by axis: the term of every rank
 class Reference:
     """`trace` is that of one device, `moved` that of one device with moved inputs. `first`: whether it is the first
     step, in which the weights have their initial values. `slack`: how much further off than moved inputs a strategy may
-    be."""
+    be. `lossy`: how far off it may be because gradients were sent with less precision in the steps before."""
 
     trace: Trace
     moved: Trace
     config: Config
     first: bool = True
     slack: float = SLACK
+    lossy: float = 0.0
 
     @cached_property
     def order(self) -> list[str]:
@@ -63,8 +64,8 @@ class Reference:
             for name, whole in wholes.items():
                 largest = float(whole.double().abs().max())
                 apart = float((whole.double() - others[name].double()).abs().max())
-                least = unit if whole.is_floating_point() else 0.0
-                found[side, name] = self.slack * max(apart / largest if largest > 0 else 0.0, least)
+                least, lossy = (unit, self.lossy) if whole.is_floating_point() else (0.0, 0.0)
+                found[side, name] = max(self.slack * max(apart / largest if largest > 0 else 0.0, least), lossy)
         return found
 
     def _whole(self, recorded: dict[tuple[str, int], Tensor]) -> dict[str, Tensor]:
