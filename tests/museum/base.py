@@ -45,6 +45,7 @@ class Exhibit:
     gradient is the first wrong one in backward order; if all of these are right, one of PARTS. If a module's output has
     a right gradient and its input a wrong one, it is this module. `axis`: the mesh axis
     along which the mistake is made, or empty. `kind`: one of KINDS. `source`: None for the lab's own bugs.
+    `before`: the module, axis and kind that were expected before the localiser was first run, if changed afterwards.
     """
 
     bug: str
@@ -53,6 +54,7 @@ class Exhibit:
     axis: str
     kind: str
     source: Source | None = None
+    before: tuple[str, str, str] | None = None
 
 
 @contextmanager

@@ -43,14 +43,20 @@ class Outcome:
 
     @property
     def place_found(self) -> bool:
+        return self.finds(self.exhibit.module, self.exhibit.axis)
+
+    def finds(self, module: str, axis: str) -> bool:
         if self.finding is None:
             return False
-        module, _, _ = self.finding["module"].partition(":")  # after it stands the name of an input of the module
-        return (module, self.finding["axis"]) == (self.exhibit.module, self.exhibit.axis)
+        found, _, _ = self.finding["module"].partition(":")  # after it stands the name of an input of the module
+        return (found, self.finding["axis"]) == (module, axis)
 
     @property
     def kind_found(self) -> bool:
-        return self.finding is not None and self.finding["kind"] == self.exhibit.kind
+        return self.names(self.exhibit.kind)
+
+    def names(self, kind: str) -> bool:
+        return self.finding is not None and self.finding["kind"] == kind
 
 
 def world(exhibit: Exhibit) -> tuple[bool, int]:

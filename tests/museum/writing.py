@@ -24,7 +24,8 @@ def page(exhibits: Sequence[Exhibit], outcomes: Mapping[str, Outcome]) -> str:
         if chosen:
             parts += [f"## {heading}\n\n{wrapped(text)}"]
             parts += [entry(exhibit, outcomes.get(exhibit.bug)) for exhibit in chosen]
-    parts += [f"## The score\n\n{words.score(outcomes.values(), len(exhibits))}.", table(exhibits, outcomes)]
+    score = f"{words.score(outcomes.values(), len(exhibits))}."
+    parts += [f"## The score\n\n{wrapped(score)}", wrapped(fairness(exhibits, outcomes)), table(exhibits, outcomes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -109,6 +110,27 @@ def bullet(text: str) -> str:
 
 def quoted(outcome: Outcome) -> str:
     return f". “{outcome.finding['sentence']}”" if outcome.finding else ""
+
+
+def fairness(exhibits: Sequence[Exhibit], outcomes: Mapping[str, Outcome]) -> str:
+    """What one must know about the score: what was changed after the localiser had been seen."""
+    asked = [outcome for outcome in outcomes.values() if outcome.finding is not None]
+    first = [o.exhibit.before or (o.exhibit.module, o.exhibit.axis, o.exhibit.kind) for o in asked]
+    places = sum(o.finds(module, axis) for o, (module, axis, _) in zip(asked, first, strict=True))
+    kinds = sum(o.names(kind) for o, (_, _, kind) in zip(asked, first, strict=True))
+    changed = ", ".join(f"`{exhibit.bug}`" for exhibit in exhibits if exhibit.before)
+    return (
+        "The localiser was made while these exhibits existed, and was tried on them: the score says how much of what "
+        "is known it recognises, and for a new bug it may do worse. What it should say was written down before it was "
+        f"first run. Some of these expectations were changed afterwards: {changed}. A mistake in a kernel's backward "
+        "is now expected at the kernel, whose input has the first wrong gradient, and no longer at the module before "
+        "it; rows or tokens of others count as stale values. A finding that names a module's input, such as "
+        "`kernel:v`, counts as "
+        f"one that names the module. With the first expectations the score is {places} of {len(exhibits)} for the place "
+        f"and {kinds} of {len(exhibits)} for the kind. Two plants were changed after a first run too: "
+        "`mean_of_microbatch_means` also took the mean over ranks, and `full_bucket_not_reduced` began to act in the "
+        "second step only."
+    )
 
 
 def table(exhibits: Sequence[Exhibit], outcomes: Mapping[str, Outcome]) -> str:

@@ -74,6 +74,7 @@ EXHIBITS = (
             "gradients.",
             "reported 2026-07-21, closed since",
         ),
+        before=("layers.1.attention.wv", "cp", "stale"),
     ),
     Exhibit(
         "backward_of_each_block_alone",
@@ -91,6 +92,7 @@ EXHIBITS = (
             "there.",
             "reported 2025-03-11, closed since",
         ),
+        before=("layers.1.attention.wv", "cp", "own part only"),
     ),
     Exhibit(
         "tokens_interleaved_by_all_to_all",

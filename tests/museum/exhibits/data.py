@@ -157,6 +157,7 @@ EXHIBITS = (
             "inputs.",
             "reported and fixed 2022-12-16",
         ),
+        before=("embed", "dp_replicate", "counted more than once"),
     ),
     Exhibit(
         "evaluation_of_own_rows",

@@ -75,6 +75,12 @@ ANSWERS = {
     "tensor_ranks_averaged": ("loss", "tp", "factor"),
 }
 
+BEFORE = {
+    "backward_of_another_step": ("layers.1.attention.wv", "cp", "mask"),
+    "aux_loss_on_every_tp_rank": ("layers.1.feed_forward_norm", "tp", "counted more than once"),
+    "averaged_over_ranks": ("gradients", "dp_shard", "factor"),
+}
+
 
 def planted_rows() -> dict[str, Row]:
     """The first row of the tables with each bug."""
@@ -91,5 +97,6 @@ ROW_OF = planted_rows() | {
     "rank_left_out": row(4, "strategy=dp", bug="rank_left_out"),
 }
 EXHIBITS = tuple(
-    Exhibit(bug, ROW_OF[bug], module, axis, kind, SOURCES.get(bug)) for bug, (module, axis, kind) in ANSWERS.items()
+    Exhibit(bug, ROW_OF[bug], module, axis, kind, SOURCES.get(bug), BEFORE.get(bug))
+    for bug, (module, axis, kind) in ANSWERS.items()
 )

@@ -180,6 +180,7 @@ EXHIBITS = (
             "then adds a part of one sentence to a part of another.",
             "reported 2024-09-09, closed since",
         ),
+        before=("embed", "tp", "unknown"),
     ),
     Exhibit(
         "ids_of_other_ranks_not_zeroed",
