@@ -65,7 +65,7 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
     judgements = []
     for name, subject in task.subjects.items():
         plan = Plan(subject.config, task.nproc)
-        introduce(plan, subject.chosen)
+        introduce(plan, subject.chosen, subject.replaced)
         judgements.append(report(plan, results[name]))
     if task.html:
         write_page(task.html, judgements)

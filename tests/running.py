@@ -11,7 +11,7 @@ from typing import Any
 from launch.start.forked import run_world
 from tests.rows import Row
 from tests.rows.base import BASE, configured
-from train.proof.jobs import Job, finding_of
+from train.proof.jobs import Job, search_in
 from train.proof.jobs import references as reference_jobs
 
 TIMEOUT_S = "runtime.timeout_s=240"  # of a collective
@@ -73,6 +73,6 @@ def run_rows(
         results |= run_jobs(folder / "rows", judged, size=rows[0].size)
     for one in jobs if traced else []:
         if "verdicts" in results[one.name]:
-            started, finding = time.perf_counter(), finding_of(one, rows[0].size)
-            results[one.name] |= {"finding": finding, "locating_seconds": time.perf_counter() - started}
+            started, search = time.perf_counter(), search_in(one, rows[0].size)
+            results[one.name] |= {"finding": search.finding, "locating_seconds": time.perf_counter() - started}
     return results

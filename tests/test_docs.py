@@ -15,7 +15,7 @@ PAGES = sorted(
 PAGES_OF_TODAY = sorted({*PAGES} - {"CHANGELOG.md", "docs/adding-a-strategy.md"})
 SOURCES = [path for folder in ("train", "launch", "scripts") for path in (REPO / folder).rglob("*.py")]
 
-BLOCK = re.compile(r"^```.*?^```$|^    .*$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(?s:.*?)^```$|^    .*$", re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 PATH = re.compile(

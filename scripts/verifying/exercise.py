@@ -30,6 +30,9 @@ def _of_layout(plan: Plan) -> Iterator[str]:
     vocab_size, tp = plan.config.model.vocab_size, plan.degrees["tp"]
     if tp > 1 and vocab_size % tp == 0:
         yield f"padding (strategy.tp={tp} divides model.vocab_size={vocab_size})"
+    shards = plan.degrees["dp_shard"] * plan.degrees["cp"]
+    if plan.config.strategy.uses_fsdp() and shards > 1 and vocab_size % shards == 0:
+        yield f"uneven shards ({shards} ranks divide every dimension, model.vocab_size={vocab_size} too)"
     degrees = {axis: plan.degrees[axis] for axis in plan.axes}
     if plan.splits_experts:
         degrees["ep"] = plan.ep
@@ -37,6 +40,8 @@ def _of_layout(plan: Plan) -> Iterator[str]:
 
 
 def _of_update(plan: Plan, facts: Mapping[str, Any]) -> Iterator[str]:
+    if facts.get("copies") is False:
+        yield "copies (no two ranks hold the same part of a weight)"
     if facts.get("clipped") is False:
         yield "clipping (the gradient norm is within the limit)"
     lossy = plan.config.strategy.lossy()

@@ -31,11 +31,8 @@ td.none { border-color: transparent; background: none; }
 
 
 def write_page(path: str, judgements: Sequence[Judgement]) -> None:
-    """Write the page; it needs no other file. A path that cannot be written is reported."""
-    try:
-        Path(path).write_text(page(judgements))
-    except OSError as error:
-        sys.exit(f"{path} cannot be written ({error.strerror}): name a path that can be written")
+    """Write the page; it needs no other file. Raises OSError if it cannot be written."""
+    Path(path).write_text(page(judgements))
     print(f"\n{path}", file=sys.stderr)
 
 
@@ -56,21 +53,22 @@ def page(judgements: Sequence[Judgement]) -> str:
 def _strategy(judgement: Judgement) -> str:
     name = escape(judgement.plan.config.strategy.name)
     title = f"<h2>{name}: {escape(layout(judgement.plan))}, {judgement.plan.config.precision.value}</h2>"
-    if judgement.place is None or judgement.place.finding is None:
-        problem = judgement.place.problem if judgement.place else ""
-        return f"{title}<p>{escape(judgement.answer.value)}{escape(f'; not located: {problem}' if problem else '')}</p>"
-    finding = judgement.place.finding
-    rows = "".join(_row(box, finding) for box in finding.boxes)
+    answer = judgement.answer.value
+    search = judgement.place.search if judgement.place else None
+    if search is None:
+        problem = f"; not located: {judgement.place.problem}" if judgement.place else ""
+        return f"{title}<p>{escape(answer + problem)}</p>"
+    rows = "".join(_row(box, search.finding) for box in search.boxes)
     head = "<tr><th>module</th><th>forward ↓</th><th>backward ↑</th></tr>"
-    below = _update(finding) if finding.what == "update" else ""
-    sentence = finding.sentence()
-    sentence = sentence[0].upper() + sentence[1:]
-    return f"{title}<p class=finding>{escape(sentence)}.</p><table>{head}{rows}</table>{below}"
+    below = _update(search.finding) if search.finding and search.finding.what == "update" else ""
+    said = search.finding.sentence() if search.finding else f"{answer}; nothing wrong was found"
+    return f"{title}<p class=finding>{escape(said[0].upper() + said[1:])}.</p><table>{head}{rows}</table>{below}"
 
 
-def _row(box: Box, finding: Finding) -> str:
+def _row(box: Box, finding: Finding | None) -> str:
     sides = (("activation", box.forward), ("gradient", box.backward))
-    cells = "".join(_cell(errors, first=finding.what == what and finding.module == box.name) for what, errors in sides)
+    first = (finding.what, finding.module) if finding else None
+    cells = "".join(_cell(errors, first=first == (what, box.name)) for what, errors in sides)
     return f"<tr><th>{escape(box.name)}</th>{cells}</tr>"
 
 

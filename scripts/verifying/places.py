@@ -11,7 +11,7 @@ import psutil
 from scripts.verifying.task import Task
 from train.config.plan import Plan
 from train.config.schema import Config, Precision
-from train.proof.locating.finding import Finding
+from train.proof.locating.finding import Search
 
 GiB = 2**30
 WIDEST = 8  # bytes of a float64
@@ -19,10 +19,9 @@ WIDEST = 8  # bytes of a float64
 
 @dataclass(frozen=True)
 class Place:
-    """What a search has found. `finding`: the first thing that is wrong; None if there is none. `problem`: why there
-    was no search."""
+    """A search for what is wrong, or the `problem` for which there was none."""
 
-    finding: Finding | None = None
+    search: Search | None = None
     problem: str = ""
 
 
@@ -45,8 +44,8 @@ def add_places(results: dict[str, dict[str, Any]], task: Task, run_traced: Calla
 
 def place_of(result: dict[str, Any]) -> Place:
     """`result`: of a traced job of the proof."""
-    if "finding" in result:
-        return Place(result["finding"])
+    if "search" in result:
+        return Place(result["search"])
     reason = result.get("unjudged") or result.get("error", "").strip().splitlines()[-1:]
     return Place(problem=f"the search has failed ({reason if isinstance(reason, str) else ''.join(reason)})")
 
@@ -63,15 +62,19 @@ def too_large(config: Config) -> str:
     return f"its traces need {needed / GiB:.0f} GiB, over half of the free memory: use fewer or shorter sequences"
 
 
-def lines(place: Place, plan: Plan) -> Iterator[str]:
-    """What is printed below the table of a strategy."""
-    if place.problem:
+def lines(place: Place, plan: Plan, *, wrong: bool) -> Iterator[str]:
+    """What is printed below the table of a strategy. `wrong`: whether a column differs."""
+    if place.search is None:
         yield f"not located: {place.problem}"
         return
-    if place.finding is None:
-        yield "located: every module's output and gradient, and every part of the update, is one device's"
+    if place.search.finding is not None:
+        yield place.search.finding.sentence()
+    elif wrong:
+        yield "not located: all that was recorded is right, so that the mistake is in something that is not recorded"
     else:
-        finding = place.finding
-        yield finding.sentence()
+        yield "nothing wrong was found: every recorded output, gradient and part of the update agrees with one device"
+    if place.search.unseen:
+        first, *others = place.search.unseen
+        yield f"not recorded: {first}" + (f" and {len(others)} more" if others else "")
     if plan.config.compile.enabled:
-        yield "inside compiled blocks nothing is seen: use compile.enabled=false"
+        yield "inside compiled blocks nothing is recorded: use compile.enabled=false"

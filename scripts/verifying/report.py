@@ -61,16 +61,19 @@ def exit_code(judgements: Sequence[Judgement]) -> int:
     return EXIT_UNJUDGED if Answer.unjudged in answers else 0
 
 
-def introduce(plan: Plan, chosen: Words) -> None:
-    """Print the heading of a strategy, and the values that the command line left open."""
+def introduce(plan: Plan, chosen: Words, replaced: Sequence[str]) -> None:
+    """Print the heading of a strategy, the values that the command line left open, and those that are replaced."""
     config = plan.config
     print(f"\n{config.strategy.name} on {plan.world_size} process(es): {layout(plan)}, {config.precision.value}")
     if chosen:
         print("  chosen: " + " ".join(f"{key}={value}" for key, value in chosen.items()))
+    if replaced:
+        print(f"  the proof has its own optimiser, rates and clipping: not used are {' '.join(replaced)}")
 
 
 def layout(plan: Plan) -> str:
-    return " x ".join(f"{axis} {plan.degrees[axis]}" for axis in plan.axes) or "one device"
+    shown = " x ".join(f"{axis} {plan.degrees[axis]}" for axis in plan.axes) or "one device"
+    return f"{shown} (ep {plan.ep})" if plan.splits_experts else shown
 
 
 def report(plan: Plan, result: dict[str, Any]) -> Judgement:
@@ -95,7 +98,7 @@ def report(plan: Plan, result: dict[str, Any]) -> Judgement:
         print(f"  not exercised: {'; '.join(missing)}")
     wrong = [v.column for v in verdicts if not v.ok]
     judgement = Judgement(plan, Answer.differs if wrong else Answer.equals, verdicts, result.get("place"))
-    for line in lines(judgement.place, plan) if judgement.place else ():
+    for line in lines(judgement.place, plan, wrong=bool(wrong)) if judgement.place else ():
         print(f"  {line}")
     if wrong:
         print(f"  DIFFERS from one device in {', '.join(wrong)}")
@@ -105,11 +108,12 @@ def report(plan: Plan, result: dict[str, Any]) -> Judgement:
 
 
 def _table(verdicts: Sequence[Verdict]) -> None:
-    width = max(len(verdict.name) for verdict in verdicts)
+    names = {v.column: "(all are equal)" if v.error == 0 and not v.name.startswith("(") else v.name for v in verdicts}
+    width = max(map(len, names.values()))
     print(f"  {'':<14}{'worst':<{width}}  {'error':>8}  {'bound':>6}")
     for v in verdicts:
         answer = "ok" if v.equal else f"differs, as expected: {v.differs}" if v.ok else "differs"
-        print(f"  {v.column:<14}{v.name:<{width}}  {v.error:>8.1e}  {v.bound:>6.0e}  {answer}")
+        print(f"  {v.column:<14}{names[v.column]:<{width}}  {v.error:>8.1e}  {v.bound:>6.0e}  {answer}")
 
 
 def summarise(judgements: Sequence[Judgement]) -> None:

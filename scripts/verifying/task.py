@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -19,17 +20,20 @@ from train.data import sources
 from train.data.text import Source
 
 ALL = "all"
+# The proof takes an SGD step and some AdamW steps with rates of its own, and clips them (train/proof/collecting.py).
+OWN = ("optim.name", "optim.lr", "optim.weight_decay", "optim.momentum", "train.clip_norm", "train.eval_batches")
 MOST_PROCESSES = 16  # up to which another number of processes is looked for, with which a preset can be verified
 
 
 @dataclass(frozen=True)
 class Subject:
     """A strategy to verify. `reference`: the same work on one device. `chosen`: values that the command line leaves
-    open, by key."""
+    open, by key. `replaced`: typed words for which the proof has values of its own."""
 
     config: Config
     reference: Config
     chosen: Words
+    replaced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ def read(argv: Sequence[str], description: str) -> Task:
     args = parser.parse_intermixed_args(argv)
     if args.help:
         cli.show_help(parser, lines)
+    check_page(args.html)
     reader = _Reader(parser, nproc)
     task = _every(reader, lines) if text == ALL else _these(reader, lines)
     for subject in task.subjects.values():
@@ -73,6 +78,15 @@ def read(argv: Sequence[str], description: str) -> Task:
         _check_dropout(subject.config)
     _check_surroundings([subject.config for subject in task.subjects.values()], nproc, force=force)
     return replace(task, locate=where, html=args.html)
+
+
+def check_page(path: str) -> None:
+    """Raise BadInput if the page cannot be written to this path."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if path and (not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path)):
+        raise BadInput(
+            Problem("html", f"--html {path} cannot be written", "name a file in a folder that can be written")
+        )
 
 
 def _check_dropout(config: Config) -> None:
@@ -118,7 +132,8 @@ class _Reader:
         key = ("strategy=single", *_overrides(chosen), *shared)
         if key not in self.references:
             self.references[key] = cli.configured(key)
-        return Subject(config, self.references[key], chosen)
+        replaced = tuple(word for word in words if word.lstrip("+~").partition("=")[0] in OWN)
+        return Subject(config, self.references[key], chosen, replaced)
 
     def words(self, line: Sequence[str]) -> list[str]:
         return list(self.parser.parse_intermixed_args([*line]).overrides)
@@ -161,7 +176,7 @@ def _every(reader: _Reader, lines: Sequence[Sequence[str]]) -> Task:
 
 
 def _needs(number: int) -> str:
-    return "needs 1 process" if number == 1 else f"needs {number} processes"
+    return f"can run on {number} process" + ("es" if number > 1 else "")
 
 
 def other_number(words: Sequence[str], nproc: int) -> int:

@@ -17,8 +17,8 @@ def run_proof(
     folder: Path, task: Task, runtime: RuntimeConfig, worker: str = "train.proof.jobs", *, traced: bool = False
 ) -> dict[str, Result]:
     """Results by strategy, as `run_world` returns them. Equal references are made once. A strategy without a reference
-    cannot be judged, so it is not run. `traced`: results also have a "finding", the first that is wrong, or None."""
-    from train.proof.jobs import Job, finding_of
+    cannot be judged, so it is not run. `traced`: results also have a "search", for the first that is wrong."""
+    from train.proof.jobs import Job, search_in
     from train.proof.jobs import references as reference_jobs
 
     limits: dict[str, Any] = {"runtime": runtime, "timeout_s": runtime.timeout_s, "worker": worker}
@@ -49,7 +49,7 @@ def run_proof(
         for job in together if traced else ():
             if "verdicts" in results[job.name]:
                 try:
-                    results[job.name]["finding"] = finding_of(job, task.nproc)
+                    results[job.name]["search"] = search_in(job, task.nproc)
                 except Exception as error:  # the verdict stands, and is not lost because the search has failed
                     results[job.name]["unjudged"] = f"{type(error).__name__}: {error}"
     return results

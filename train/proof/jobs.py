@@ -28,11 +28,12 @@ from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus, load_corpus
-from train.proof.collecting import ADAMW_STEPS, CLIP_NORM, Watch, collect
+from train.proof.collecting import CLIP_NORM, Watch, collect
 from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
-from train.proof.locating.finding import Finding
+from train.proof.locating.finding import Search
 from train.proof.locating.locate import locate, save_run
 from train.proof.phases import Phases
+from train.proof.replicas import NO_COPIES
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, close_groups, process_group
 
 Result = dict[str, Any]
@@ -60,8 +61,8 @@ def references(name: str, config: Config, file: Path, *, traced: bool = False) -
     return [plain, moved] if traced else [plain]
 
 
-def finding_of(job: Job, size: int) -> Finding | None:
-    """The first thing that is wrong in a traced job that has run on `size` ranks; None if all is right."""
+def search_in(job: Job, size: int) -> Search:
+    """Search for the first thing that is wrong in a traced job that has run on `size` ranks."""
     reference = Path(job.reference)
     return locate(Plan(job.config, size), Path(job.trace), _beside(reference, "trace"), _beside(reference, "moved"))
 
@@ -124,12 +125,13 @@ def run(job: Job, site: Site) -> Result:
 
 
 def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, int]:
-    """What these steps have exercised: `masked`, whether a target had no loss; `clipped`, whether clipping scaled the
-    gradient."""
+    """What these steps have exercised: `masked`, whether a target of the first step had no loss; `clipped`, whether
+    clipping scaled the gradient; `copies`, whether ranks hold copies of a weight."""
     size = config.train.global_batch_size
-    targets = [corpus.batch(step, size, slice(0, size))[1] for step in range(1, ADAMW_STEPS + 1)]
+    _, targets = corpus.batch(1, size, slice(0, size))
     return {
-        "masked": any(bool((x == IGNORE_INDEX).any()) for x in targets),
+        "masked": bool((targets == IGNORE_INDEX).any()),
+        "copies": NO_COPIES not in found.replicas,
         "clipped": float(found.grad_norm["norm"]) > CLIP_NORM,
     }
 

@@ -122,7 +122,7 @@ class Activations:
             guess = Guess(guess.kind, self._likely_axes(side, name, wrong, guess), guess.because)
         ranks = tuple(sorted({one.rank for one in wrong}))
         error = max(one.error for one in wrong)
-        return Finding(name, WHAT[side], guess, ranks, error, scale, boxes=self.boxes())
+        return Finding(name, WHAT[side], guess, ranks, error, scale)
 
     def _guess(self, side: str, name: str, judged: list[Judged], scale: float) -> Guess:
         whole = (self.reference.forward if side == "forward" else self.reference.backward)[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 
@@ -58,8 +58,6 @@ class Finding:
     error: float
     scale: float
     tensor: str = ""
-    boxes: tuple[Box, ...] = field(default=(), repr=False)
-    notes: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         where = {"activation": "the output of", "gradient": "the gradient of the output of", "update": "the update:"}
@@ -72,3 +70,14 @@ class Finding:
         return (
             f"first wrong: {where[self.what]} {self.module}{of}{ranks}, {size}; {self.guess.kind.value}{axes}{because}"
         )
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search has seen. `finding`: the first thing that is wrong; None if all that it has seen is right. `boxes`:
+    the modules in forward order, with the errors of the first step. `unseen`: names of one device's modules that no rank
+    has recorded, so that nothing is known about them."""
+
+    finding: Finding | None
+    boxes: tuple[Box, ...] = ()
+    unseen: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from train.config.plan import Plan
 from train.proof.collecting import Watch
 from train.proof.comparison import Evidence
 from train.proof.locating.activations import Activations
-from train.proof.locating.finding import Finding
+from train.proof.locating.finding import Finding, Search
 from train.proof.locating.layout import Sizes
 from train.proof.locating.reference import SLACK, Reference
 from train.proof.locating.update.adamw import LATER, AdamW
@@ -40,10 +40,10 @@ def load_run(path: Path, world_size: int) -> Run:
     return Run(kept[0][1], [watch for watch, _ in kept])
 
 
-def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
+def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Search:
     """The first wrong activation in forward order; else the first wrong gradient of one in backward order; else the
-    first wrong part of the update; None if all is right. The files are those of the strategy, of one device, and of one
-    device with moved inputs.
+    first wrong part of the update. The files are those of the strategy, of one device, and of one device with moved
+    inputs.
 
     It looks at the first step (SGD), then at what AdamW's first step leaves, at an evaluation, at AdamW's second step,
     and at what its last step leaves.
@@ -64,7 +64,8 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Finding | None:
         partial(adamw.first_wrong, -1),
         updates.last,
     )
-    return next((finding for search in searches if (finding := search()) is not None), None)
+    wrong = next((finding for search in searches if (finding := search()) is not None), None)
+    return Search(wrong, first.boxes(), tuple(name for name in first.reference.order if name not in first.names()))
 
 
 def activations_of(plan: Plan, which: str, run: Run, right: Run, moved: Run, lossy: float = 0.0) -> Activations:

@@ -81,9 +81,7 @@ class Updates:
         return SLACK * max(moved, torch.finfo(dtypes(self.plan.config.precision)["compute_dtype"]).eps)
 
     def found_at(self, module: str, verdict: Verdict, guess: Guess, ranks: tuple[int, ...] = ()) -> Finding:
-        return Finding(
-            module, "update", guess, ranks, verdict.error, verdict.bound, tensor_of(verdict), self.first.boxes()
-        )
+        return Finding(module, "update", guess, ranks, verdict.error, verdict.bound, tensor_of(verdict))
 
     def factor(self, number: float) -> Guess:
         known = factors(number, self.sizes, self.plan.num_microbatches)
