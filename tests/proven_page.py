@@ -6,7 +6,7 @@ from scripts.verifying.report import Answer
 from tests import drawn, proven
 from tests.many_proven import Proven, groups, is_alarm
 
-COMMAND = "python -m tests.many_proven && python -m tests.many_proven --write"
+COMMAND = "python -m tests.many_proven; python -m tests.many_proven --write"
 EVERYWHERE = {f"{key}={value}" for key, value in (drawn.BASE | proven.BASE).items()}
 
 

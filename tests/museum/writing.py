@@ -13,7 +13,7 @@ from tests.museum.exhibits.chapters import CHAPTERS, SHORT
 from tests.museum.running import Outcome
 
 WIDTH = 125  # columns of the page
-COMMAND = "python -m tests.museum && python -m tests.museum --write"
+COMMAND = "python -m tests.museum; python -m tests.museum --write"
 
 
 def page(exhibits: Sequence[Exhibit], outcomes: Mapping[str, Outcome]) -> str:
@@ -126,8 +126,8 @@ def fairness(exhibits: Sequence[Exhibit], outcomes: Mapping[str, Outcome]) -> st
         "is now expected at the kernel, whose input has the first wrong gradient, and no longer at the module before "
         "it; rows or tokens of others count as stale values. A finding that names a module's input, such as "
         "`kernel:v`, counts as "
-        f"one that names the module. With the first expectations the score is {places} of {len(exhibits)} for the place "
-        f"and {kinds} of {len(exhibits)} for the kind. Two plants were changed after a first run too: "
+        f"one that names the module. With the first expectations the score is {places} of {len(exhibits)} for the "
+        f"place and {kinds} of {len(exhibits)} for the kind. Two plants were changed after a first run too: "
         "`mean_of_microbatch_means` also took the mean over ranks, and `full_bucket_not_reduced` began to act in the "
         "second step only."
     )

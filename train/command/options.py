@@ -145,8 +145,8 @@ LOCATE: Option[bool | None] = Option(
     (VERIFY,),
     *_TRUE_OR_FALSE,
     example="true",
-    help="Whether the first thing that is wrong is searched, by a second run in which every module's output and its "
-    "gradient are compared.",
+    help="Whether to run a strategy once more and look for the first wrong result, comparing every module's output and "
+    "its gradient.",
     unset="only where a strategy differs",
 )
 STEPS: Option[int] = Option(

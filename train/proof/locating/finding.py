@@ -75,8 +75,8 @@ class Finding:
 @dataclass(frozen=True)
 class Search:
     """What a search has seen. `finding`: the first thing that is wrong; None if all that it has seen is right. `boxes`:
-    the modules in forward order, with the errors of the first step. `unseen`: names of one device's modules that no rank
-    has recorded, so that nothing is known about them."""
+    the modules in forward order, with the errors of the first step. `unseen`: names of one device's modules that no
+    rank has recorded, so that nothing is known about them."""
 
     finding: Finding | None
     boxes: tuple[Box, ...] = ()
