@@ -92,7 +92,10 @@ def test_the_proof_says_what_the_page_says(copy):
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [
-        ("inverse_num_valid * group.size()) / group.size()", "inverse_num_valid)"),
+        (
+            "forward_backward(tokens, targets, inverse_num_valid * group.size()) / group.size()",
+            "forward_backward(tokens, targets, inverse_num_valid)",
+        ),
         ("return total.div_(group.size())", "return total"),
         ("p.detach().copy_(self.weights[name])", "p.detach().copy_(self.weights[name] if self.replica == 0 else p)"),
     ],
