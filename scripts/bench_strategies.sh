@@ -30,7 +30,7 @@ proofs() {
   local own=dp,zero1,zero2,fsdp,tp,pp,cp moe=ep
   if ((${1} >= 4)); then own+=,hsdp,fsdp_tp,fsdp_cp,cp_tp,tp_pp,fsdp_pp,dp_pp; fi
   if ((${1} >= 8)); then own+=,3d moe+=,moe_3d; fi
-  local sizes="model.num_heads=8 model.num_kv_heads=8 train.micro_batch_size=2 train.global_batch_size=$((4 * $1))"
+  local sizes="precision=float32 model.num_heads=8 model.num_kv_heads=8 train.micro_batch_size=2 train.global_batch_size=$((4 * $1))"
   printf 'verify\tstrategy=%s %s\n' "$own" "$sizes"
   printf 'verify, mixtures\tstrategy=%s model=moe_tiny %s\n' "$moe" "$sizes"
   printf 'verify, DeepSpeed\tstrategy=ds_zero1,ds_zero2,ds_zero3,ds_pp,ds_autotp %s\n' "$sizes"
