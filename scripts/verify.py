@@ -68,7 +68,10 @@ def main(argv: list[str], worker: str = "train.proof.jobs") -> int:
         introduce(plan, subject.chosen, subject.replaced)
         judgements.append(report(plan, results[name]))
     if task.html:
-        write_page(task.html, judgements)
+        try:
+            write_page(task.html, judgements)
+        except OSError as error:  # the answers stand without it
+            print(f"{task.html} cannot be written ({error.strerror})", file=sys.stderr)
     if len(judgements) > 1:
         summarise(judgements)
     return exit_code(judgements)

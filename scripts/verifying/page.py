@@ -67,7 +67,7 @@ def _strategy(judgement: Judgement) -> str:
 
 def _row(box: Box, finding: Finding | None) -> str:
     sides = (("activation", box.forward), ("gradient", box.backward))
-    first = (finding.what, finding.module) if finding else None
+    first = (finding.what, finding.module) if finding and not finding.when else None  # boxes are of the first step
     cells = "".join(_cell(errors, first=first == (what, box.name)) for what, errors in sides)
     return f"<tr><th>{escape(box.name)}</th>{cells}</tr>"
 

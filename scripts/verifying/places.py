@@ -39,7 +39,10 @@ def add_places(results: dict[str, dict[str, Any]], task: Task, run_traced: Calla
     searched = [name for name in wanted if name not in refused]
     traced = run_traced(task.only(searched)) if searched else {}
     for name in wanted:
-        results[name]["place"] = Place(problem=refused[name]) if name in refused else place_of(traced[name])
+        place = Place(problem=refused[name]) if name in refused else place_of(traced[name])
+        if name in traced and "verdicts" in traced[name] and differs(traced[name]) != differs(results[name]):
+            place = Place(problem="the second run did not give the same answer: results change from run to run")
+        results[name]["place"] = place
 
 
 def place_of(result: dict[str, Any]) -> Place:
@@ -70,11 +73,13 @@ def lines(place: Place, plan: Plan, *, wrong: bool) -> Iterator[str]:
     if place.search.finding is not None:
         yield place.search.finding.sentence()
     elif wrong:
-        yield "not located: all that was recorded is right, so that the mistake is in something that is not recorded"
+        yield "not located: what was recorded is right, as far as rounding allows; the mistake is in something else"
     else:
-        yield "nothing wrong was found: every recorded output, gradient and part of the update agrees with one device"
+        yield "nothing wrong was found in what is recorded (docs/proof.md says what is not)"
     if place.search.unseen:
         first, *others = place.search.unseen
         yield f"not recorded: {first}" + (f" and {len(others)} more" if others else "")
+    if plan.config.precision is Precision.bf16:
+        yield "in bf16 only the first step is searched"
     if plan.config.compile.enabled:
         yield "inside compiled blocks nothing is recorded: use compile.enabled=false"

@@ -83,7 +83,8 @@ def read(argv: Sequence[str], description: str) -> Task:
 def check_page(path: str) -> None:
     """Raise BadInput if the page cannot be written to this path."""
     folder = os.path.dirname(os.path.abspath(path))
-    if path and (not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path)):
+    target = path if os.path.exists(path) else folder
+    if path and (not os.path.isdir(folder) or not os.access(target, os.W_OK) or os.path.isdir(path)):
         raise BadInput(
             Problem("html", f"--html {path} cannot be written", "name a file in a folder that can be written")
         )

@@ -89,12 +89,14 @@ def compare(
             name, error = max(of_found.items(), key=lambda item: float(item[1]))
             verdicts.append(Verdict(field.name, name, float(error), 0.0))
         elif of_found or of_reference:
-            verdicts.append(worst(field.name, of_found, of_reference, norm, bound))
+            of_gradients = field.name in ("gradients", "sgd_weights")
+            verdicts.append(worst(field.name, of_found, of_reference, norm if of_gradients else 0.0, bound))
     return [dataclasses.replace(verdict, differs=differs.get(verdict.column, "")) for verdict in verdicts]
 
 
 def worst(column: str, found: Named, reference: Named, norm: float, bound: float) -> Verdict:
-    """The tensor with the largest error, relative to its bound. Counts must be equal: the bound of integers is 0."""
+    """The tensor with the largest error, relative to its bound. Counts must be equal: the bound of integers is 0.
+    `norm`: the global gradient norm, relative to which very small gradients and weights are judged; else 0."""
     if missing := found.keys() ^ reference.keys():
         return Verdict(column, f"{min(missing)} is only on one side", float("inf"), bound)
     verdicts = []
@@ -103,7 +105,9 @@ def worst(column: str, found: Named, reference: Named, norm: float, bound: float
         if a.shape != b.shape:
             return Verdict(column, f"{name} has shape {tuple(a.shape)}, not {tuple(b.shape)}", float("inf"), bound)
         scale = float(b.abs().max())
-        error = float((a - b.double()).abs().max()) / (scale if scale > NEGLIGIBLE * norm else norm)
+        apart = float((a - b.double()).abs().max())
+        divisor = scale if scale > NEGLIGIBLE * norm else norm
+        error = apart / divisor if divisor else 0.0 if apart == 0 else float("inf")
         exact = not b.is_floating_point()
         verdicts.append(Verdict(column, name, float("inf") if error != error else error, 0.0 if exact else bound))
     return max(verdicts, key=lambda verdict: (not verdict.equal, verdict.error))

@@ -41,7 +41,8 @@ def replica_errors(pieces: Iterable[Piece], mesh: DeviceMesh) -> dict[str, Tenso
             errors.setdefault(name, torch.zeros((), dtype=torch.float64))
             continue
         others = [rank for rank in ranks if digests[rank][key] != digests[ranks[0]][key]]
-        error = _largest_error(own[key].tensor if key in own else None, ranks, mesh)
+        shape = json.loads(key[key.rindex("[") :])
+        error = _largest_error(own[key].tensor if key in own else None, shape, ranks, mesh)
         errors[f"{name} on ranks {ranks[0]} and {', '.join(map(str, others))} {_axes(mesh, ranks, others)}"] = error
     return errors or {NO_COPIES: torch.zeros((), dtype=torch.float64)}
 
@@ -51,13 +52,18 @@ def _digest(tensor: Tensor) -> str:
     return hashlib.blake2b(data.data, digest_size=16).hexdigest()
 
 
-def _largest_error(tensor: Tensor | None, ranks: list[int], mesh: DeviceMesh) -> Tensor:
-    """max|a-b| / max|b| between the first of the ranks and the others; infinite if it cannot be computed, as with NaN.
-    Every rank of the world calls it, with its copy or with None."""
-    copies = gather_json(None if tensor is None else tensor.detach().double().flatten().tolist(), mesh)
-    first, *others = (torch.tensor(copies[rank], dtype=torch.float64) for rank in ranks)
-    error = torch.stack([(other - first).abs().max() for other in others]).max() / first.abs().max()
-    return torch.where(error.isfinite(), error, torch.inf)
+def _largest_error(tensor: Tensor | None, shape: list[int], ranks: list[int], mesh: DeviceMesh) -> Tensor:
+    """max|a-b| / max|b| between the copy of the first of the ranks and the others; infinite if it cannot be computed,
+    as with NaN. Every rank of the world calls it, with its copy or with None: a broadcast, and a maximum."""
+    device = torch.device(mesh.device_type)
+    own = torch.zeros(shape, dtype=torch.float64) if tensor is None else tensor.detach().double()
+    first = own.to(device, copy=True)
+    dist.broadcast(first, src=ranks[0])
+    apart = (own.to(device) - first).abs().max() if tensor is not None else torch.zeros((), dtype=torch.float64)
+    apart = torch.where(apart.isfinite(), apart, torch.inf).to(device)
+    dist.all_reduce(apart, dist.ReduceOp.MAX)
+    error = (apart / first.abs().max()).cpu()
+    return torch.where(error.isfinite(), error, torch.inf) if float(apart) else error.new_zeros(())
 
 
 def _axes(mesh: DeviceMesh, ranks: list[int], others: list[int]) -> str:

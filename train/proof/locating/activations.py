@@ -48,18 +48,13 @@ class Activations:
 
     def wrong(self, side: str, name: str) -> list[Judged]:
         scale = self.reference.scales.get((side, name), 0.0)
-        wrong = [one for one in self.judged[side].get(name, []) if not one.error <= scale]
-        if wrong and self._is_partial(side, name):
-            return [one for one in wrong if not self._adds_up(side, one, scale)]
-        return wrong
+        return [one for one in self.judged[side].get(name, []) if not self._error(side, one) <= scale]
 
     def _largest(self, side: str, name: str) -> tuple[float, float] | None:
         judged = self.judged[side].get(name)
         if not judged:
             return None
-        wrong = self.wrong(side, name)
-        right = [one.error for one in judged if one.error <= self.reference.scales[side, name]]
-        return max((one.error for one in wrong), default=max(right, default=0.0)), self.reference.scales[side, name]
+        return max(self._error(side, one) for one in judged), self.reference.scales[side, name]
 
     def _judge(self, side: str) -> dict[str, list[Judged]]:
         wholes = self.reference.forward if side == "forward" else self.reference.backward
@@ -93,17 +88,17 @@ class Activations:
         names = PARTIAL_OUTPUTS if side == "forward" else (*PARTIAL_GRADIENTS, *shared)
         return tp > 1 and name.endswith(names)
 
-    def _adds_up(self, side: str, one: Judged, scale: float) -> bool:
-        """Whether the pieces of all tp ranks that have the same part add up to the right value."""
+    def _error(self, side: str, one: Judged) -> float:
+        """The error of a piece; where ranks have terms of a sum, that of the sum over tp ranks with the same part."""
         whole = (self.reference.forward if side == "forward" else self.reference.backward)[one.key[0]]
-        if one.part is None:
-            return False
+        if one.part is None or not self._is_partial(side, one.key[0]):
+            return one.error
         terms = [
             other.piece
             for other in self._peers(side, one, "tp")
             if other.part is not None and other.part.same(one.part)
         ]
-        return error_of(torch.stack(terms).sum(0), one.part.of(whole), whole) <= scale
+        return error_of(torch.stack(terms).sum(0), one.part.of(whole), whole)
 
     def _peers(self, side: str, one: Judged, axis: str) -> list[Judged]:
         """The pieces, for the same microbatch, of the ranks that differ from this one along the axis alone."""
@@ -121,7 +116,7 @@ class Activations:
         if not guess.axes:
             guess = Guess(guess.kind, self._likely_axes(side, name, wrong, guess), guess.because)
         ranks = tuple(sorted({one.rank for one in wrong}))
-        error = max(one.error for one in wrong)
+        error = max(self._error(side, one) for one in wrong)
         return Finding(name, WHAT[side], guess, ranks, error, scale)
 
     def _guess(self, side: str, name: str, judged: list[Judged], scale: float) -> Guess:

@@ -47,6 +47,7 @@ class Finding:
 
     `module`: the name of the module, or of the part of the update: loss, gradients, norm, clip, moments, weights,
     evaluate, routing or replicas. `what`: "activation", "gradient" or "update". `tensor`: of which parameter.
+    `when`: in or after which step, if it is not the first.
     `axes`: along these axes of the mesh the mistake may be made. `ranks`: those that have a wrong value. `error`,
     `scale`: the largest error, and the largest that rounding explains, both relative to the largest right value.
     """
@@ -58,6 +59,7 @@ class Finding:
     error: float
     scale: float
     tensor: str = ""
+    when: str = ""
 
     def sentence(self) -> str:
         where = {"activation": "the output of", "gradient": "the gradient of the output of", "update": "the update:"}
@@ -68,7 +70,8 @@ class Finding:
         size = f"error {self.error:.1e}, rounding explains {explained}"
         of = f" of {self.tensor}" if self.tensor else ""
         return (
-            f"first wrong: {where[self.what]} {self.module}{of}{ranks}, {size}; {self.guess.kind.value}{axes}{because}"
+            f"first wrong{self.when and f' {self.when}'}: {where[self.what]} {self.module}{of}{ranks}, {size}; "
+            f"{self.guess.kind.value}{axes}{because}"
         )
 
 

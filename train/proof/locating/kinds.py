@@ -12,6 +12,7 @@ from torch import Tensor
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.layout import Part, Sizes, sequence_dim
 
+SAME = 1e-3  # of a factor: nearer than this is equal
 ROUNDED = 2**-6  # bf16 rounds with a relative error of 2^-8; a few such errors may add up
 
 
@@ -33,7 +34,18 @@ class Wrong:
         return self.part.of(self.whole)
 
     def fits(self, value: Tensor) -> bool:
-        return value.shape == self.piece.shape and error_of(self.piece, value, self.whole) <= 4 * self.scale
+        """Whether a value explains the piece: what it leaves unexplained is rounding, and little of the error."""
+        if value.shape != self.piece.shape:
+            return False
+        return explains(
+            error_of(self.piece, value, self.whole), error_of(self.piece, self.right, self.whole), self.scale
+        )
+
+
+def explains(rest: float, error: float, scale: float, slack: float = 4.0) -> bool:
+    """Whether a guess that leaves the error `rest` of an `error` explains it. Where the scale is large, as in bf16, it
+    is not enough that rounding would explain the rest."""
+    return rest <= min(slack * scale, error / 8)
 
 
 def error_of(found: Tensor, right: Tensor, whole: Tensor) -> float:
@@ -54,7 +66,7 @@ def factors(number: float, sizes: Sizes, num_microbatches: int) -> Guess | None:
     for (a, n), (b, m) in itertools.combinations(names.items(), 2):
         candidates.append(((a, b), f"the degrees of {a} and {b} together", n * m))
     for sign, of in ((1, "times"), (-1, "divided by")):
-        found = [(axes, text) for axes, text, n in candidates if abs(number - n**sign) <= 1e-3 * n**sign]
+        found = [(axes, text) for axes, text, n in candidates if abs(number - n**sign) <= SAME * n**sign]
         if found:
             singles = [one for one in found if len(one[0]) < 2] or found
             axes = tuple(dict.fromkeys(axis for one, _ in singles for axis in one))
@@ -74,12 +86,12 @@ def as_factor(wrong: list[Wrong], sizes: Sizes, num_microbatches: int) -> Guess 
     numbers = []
     for one in wrong:
         number = fitted(one.piece, one.right)
-        if number != number or not one.fits(one.right.double() * number):
+        if number != number or abs(number - 1) <= SAME or not one.fits(one.right.double() * number):
             return None
         numbers.append(number)
-    if max(map(abs, numbers)) <= 1e-3:
+    if max(map(abs, numbers)) <= SAME:
         return Guess(Kind.part_missing, (), "it is zero")
-    if max(numbers) - min(numbers) > 1e-3 * abs(max(numbers, key=abs)):
+    if max(numbers) - min(numbers) > SAME * abs(max(numbers, key=abs)):
         shown = ", ".join(f"rank {one.rank}: {number:.4g}" for one, number in zip(wrong[:4], numbers, strict=False))
         return Guess(Kind.factor, (), f"times other numbers on other ranks or microbatches: {shown}")
     return factors(numbers[0], sizes, num_microbatches) or Guess(Kind.factor, (), f"times {numbers[0]:.4g}")
@@ -137,9 +149,7 @@ def as_stale(wrong: list[Wrong]) -> Guess | None:
         if (match := next((part for part in others if one.fits(part.of(one.whole))), None)) is None:
             return None
         seen = [int(match.index[0][0]), int(rows[0])]
-    return (
-        Guess(Kind.stale, (), f"it is the value of the sequences from {seen[0]}, not from {seen[1]}") if wrong else None
-    )
+    return Guess(Kind.stale, (), f"the rows from {seen[1]} have the values of those from {seen[0]}") if wrong else None
 
 
 def as_positions(wrong: list[Wrong]) -> Guess | None:
@@ -160,7 +170,7 @@ def as_positions(wrong: list[Wrong]) -> Guess | None:
             return None
         pairs = [(int(a), int(b)) for a, b in zip(one.part.index[dim], nearest, strict=True) if int(a) != int(b)]
         said = said or f"position {pairs[0][0]} has the value of position {pairs[0][1]}" if pairs else said
-    return Guess(Kind.positions, (), said)
+    return Guess(Kind.positions, (), said) if said else None
 
 
 def as_rounding(wrong: list[Wrong]) -> Guess | None:
@@ -170,8 +180,8 @@ def as_rounding(wrong: list[Wrong]) -> Guess | None:
     if largest > ROUNDED or any(abs(fitted(one.piece, one.right) - 1) > ROUNDED / 4 for one in wrong):
         return None
     for one in wrong:
-        errors = (one.piece.double() - one.right.double()).flatten(0, -2) if one.piece.ndim > 1 else one.piece[None]
-        values = torch.linalg.svdvals(errors.double())
+        errors = one.piece.double() - one.right.double()
+        values = torch.linalg.svdvals(errors.reshape(-1, errors.shape[-1] if errors.ndim else 1))
         if len(values) > 1 and float(values[len(values) // 2]) < 1e-3 * float(values[0]):
             return None
     return Guess(Kind.rounding, (), f"it is within {largest:.0e} of the right value")

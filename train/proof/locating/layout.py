@@ -84,7 +84,7 @@ def parts(name: str, whole: Tensor, piece: Tensor, key: Key, trace: Trace, sizes
     for dim in range(whole.ndim):
         if dim == 0:
             start = trace.rows[0] + key[1] * trace.micro_batch_size
-            rows = torch.arange(start, min(start + trace.micro_batch_size, trace.rows[1]))
+            rows = torch.arange(start, max(start, min(start + trace.micro_batch_size, trace.rows[1])))
             choices.append([(rows, ())] if len(rows) == piece.shape[0] else [])
         elif dim == sequence_dim(name):
             choices.append([*_sequences(piece.shape[dim], trace.place, sizes)])

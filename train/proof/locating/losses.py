@@ -12,12 +12,10 @@ from torch.nn.functional import cross_entropy
 from train.config.fields import IGNORE_INDEX
 from train.config.strategy import BATCH_AXES, MESH_AXES
 from train.proof.locating.finding import Guess, Kind
-from train.proof.locating.kinds import error_of, factors, fitted
+from train.proof.locating.kinds import SAME, error_of, factors, fitted
 from train.proof.locating.layout import Judged, Part, Sizes, parts
 from train.proof.locating.reference import Reference
 from train.proof.locating.trace import Key, Trace
-
-SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -79,10 +77,16 @@ def guess_of_loss(
             axes = tuple(axis for axis in axes if axis not in BATCH_AXES)
         what = "other numbers in other microbatches" if within else "other numbers on other ranks"
         return Guess(Kind.factor, axes, f"times {what}: {shown}")
-    for axis, degree in sizes.degrees.items():
-        more = [(float(one.piece) - one.right) / max(one.num_valid, 1) for one in losses]
-        if degree > 1 and all(abs(each - math.log(degree)) <= SAME for each in more):
-            return Guess(Kind.counted_again, (axis,), f"every token's loss is larger by the logarithm of {degree}")
+    more = [(float(one.piece) - one.right) / max(one.num_valid, 1) for one in losses]
+    counted = [
+        axis
+        for axis, degree in sizes.degrees.items()
+        if degree > 1 and all(abs(each - math.log(degree)) <= SAME for each in more)
+    ]
+    if counted:  # `tp` splits the vocabulary, whose exponentials are summed
+        named = ("tp",) if "tp" in counted else tuple(counted)
+        degree = sizes.degrees[named[0]]
+        return Guess(Kind.counted_again, named, f"every token's loss is larger by the logarithm of {degree}")
     if (tp := sizes.degrees["tp"]) > 1:
         logits, targets = reference.forward["head"].double(), reference.forward["loss:targets"]
         found = sum(float(one.piece) for one in losses if places[one.rank]["tp"] == 0 and places[one.rank]["cp"] == 0)

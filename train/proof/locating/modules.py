@@ -9,12 +9,16 @@ from train.proof.locating.kinds import Wrong, factors, fitted
 from train.proof.locating.layout import Sizes
 from train.proof.locating.reference import Reference
 
+LONGEST = 256  # tokens of a sequence, up to which all positions and masks are tried: the memory grows with their square
+
 
 def as_rotation(wrong: list[Wrong], reference: Reference) -> Guess | None:
     """Queries or keys are rotated as if their tokens had other positions."""
     said = ""
     for one in wrong:
         length, own = one.whole.shape[2], one.part.index[2]
+        if length > LONGEST:
+            return None
         rotations = torch.stack([one.part.of(reference.rotated(one.name, t)) for t in range(length)])
         distances = (rotations - one.piece).abs().amax((1, 2, 4))  # [position, token]
         nearest = distances.argmin(0)
@@ -22,12 +26,14 @@ def as_rotation(wrong: list[Wrong], reference: Reference) -> Guess | None:
             return None
         pairs = [(int(a), int(b)) for a, b in zip(own, nearest, strict=True) if int(a) != int(b)]
         said = said or (f"position {pairs[0][0]} is rotated as position {pairs[0][1]}" if pairs else "")
-    return Guess(Kind.positions, (), said)
+    return Guess(Kind.positions, (), said) if said else None
 
 
 def as_mask(wrong: list[Wrong], reference: Reference, sizes: Sizes) -> Guess | None:
     """What attention gives with other masks: none, one that is shifted, or a rank's own keys only."""
     length = wrong[0].whole.shape[2]
+    if length > LONGEST:
+        return None
     query, key = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
     variants = {
         "queries see all keys": torch.zeros(length, length, dtype=torch.bool),
@@ -37,6 +43,8 @@ def as_mask(wrong: list[Wrong], reference: Reference, sizes: Sizes) -> Guess | N
     for said, masked in variants.items():
         if all(one.fits(one.part.of(reference.attention(wrong[0].name, masked))) for one in wrong):
             return Guess(Kind.mask, (), said)
+    if sizes.degrees["cp"] == 1:
+        return None
     for one in wrong:
         elsewhere = torch.ones(length, dtype=torch.bool)
         elsewhere[one.part.index[2]] = False

@@ -26,6 +26,7 @@ from train.config.strategy import MESH_AXES
 from train.model.spans import Work, watched
 from train.model.transformer import Transformer
 from train.ranks.distributed import own_rows
+from train.ranks.gradients import local
 
 INPUTS = {  # the arguments of a module that are recorded, by the last part of its name
     "embed": {0: "tokens"},
@@ -142,4 +143,4 @@ class Recorder:
 
 
 def copied(x: Tensor) -> Tensor:
-    return x.detach().to("cpu", copy=True)
+    return local(x).detach().to("cpu", copy=True)

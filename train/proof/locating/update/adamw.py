@@ -74,7 +74,8 @@ class AdamW:
         copies: dict[tuple[str, tuple[int, ...]], list[WrongPiece]] = {}
         for rank, watch in enumerate(self.ranks):
             for piece in watch.held[0]:
-                if piece.kind == "exp_avg" and piece.tensor.ndim == len(piece.offset):
+                known = (piece.name, piece.kind) in whole
+                if known and piece.kind == "exp_avg" and piece.tensor.ndim == len(piece.offset):
                     right = part_of(whole[piece.name, piece.kind], piece)
                     number = fitted(piece.tensor, right)
                     error = error_of(piece.tensor, right.double() * number, right) if number == number else 0.0
@@ -92,8 +93,8 @@ class AdamW:
         return None
 
     def _scale(self, weights: bool, moved: float, step: int) -> float:
-        if weights:
-            return max(LEAST_MOVE, FLIPS * moved)
+        if weights:  # with a lossy hook, AdamW makes large moves of small errors
+            return max(LEAST_MOVE, FLIPS * moved) if not self.updates.lossy else float("inf")
         return max(self.updates.scale(moved) * (LATER if step else 1), self.updates.lossy)
 
     def _of_pieces(self, wrong: list[WrongPiece]) -> Finding:

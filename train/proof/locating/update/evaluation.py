@@ -7,8 +7,9 @@ import torch
 from train.config.fields import IGNORE_INDEX
 from train.proof.locating.activations import Activations
 from train.proof.locating.finding import Finding, Guess, Kind
+from train.proof.locating.kinds import SAME
 from train.proof.locating.update.sums import Place
-from train.proof.locating.update.updates import SAME, Updates
+from train.proof.locating.update.updates import Updates
 
 
 def evaluation(updates: Updates, activations: Activations) -> Finding | None:
@@ -23,9 +24,8 @@ def evaluation(updates: Updates, activations: Activations) -> Finding | None:
     if wrong is not None:
         because = f"the first wrong activation is {wrong.module}: {wrong.guess.because}"
         return updates.found_at("evaluate", verdict, Guess(wrong.guess.kind, wrong.guess.axes, because))
-    return updates.found_at(
-        "evaluate", verdict, _terms(updates, activations, verdict.name) or updates.factor(found / right)
-    )
+    by_factor = updates.factor(found / right) if right else Guess(Kind.unknown)
+    return updates.found_at("evaluate", verdict, _terms(updates, activations, verdict.name) or by_factor)
 
 
 def _terms(updates: Updates, activations: Activations, name: str) -> Guess | None:

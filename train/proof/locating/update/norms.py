@@ -37,7 +37,7 @@ def sums_of_squares(gradients: Named, plan: Plan) -> Iterator[tuple[Guess, float
         held = {"embed": stage == 0, "norm": stage == len(stages) - 1, "head": stage == len(stages) - 1}
         own = sum(v for n, v in squares.items() if held.get(n.split(".")[0], n.split(".")[1] in map(str, layers)))
         yield Guess(Kind.own_part, ("pp",), f"it is the norm of stage {stage} alone"), own
-    if plan.config.model.tie_embeddings:
+    if plan.config.model.tie_embeddings and plan.degrees["pp"] > 1:
         yield (
             Guess(Kind.counted_again, ("pp",), "the tied weight counts twice"),
             everything + squares["embed.weight"],

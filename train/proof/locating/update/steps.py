@@ -12,10 +12,8 @@ from train.model.weights import initial_value
 from train.proof.collecting import CLIP_NORM, SGD_LR, WEIGHT_DECAY
 from train.proof.comparison import Evidence
 from train.proof.locating.finding import Guess, Kind
-from train.proof.locating.kinds import error_of
+from train.proof.locating.kinds import ROUNDED, SAME, error_of
 from train.strategies.techniques import rank_of
-
-SAME, ROUNDED = 1e-3, 2**-6
 
 
 def guess_of_step(found: Evidence, right: Evidence, plan: Plan, worst: str) -> tuple[str, Guess]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from train.config.strategy import BATCH_AXES
 from train.proof.locating.finding import Guess, Kind
-from train.proof.locating.kinds import error_of, factors, fitted
+from train.proof.locating.kinds import SAME, error_of, explains, factors, fitted
 from train.proof.locating.layout import Judged, Sizes
 from train.proof.locating.reference import READERS, Reference
 from train.strategies.context.apply import positions_of
@@ -72,7 +72,9 @@ def _term(module: str, reference: Reference, index: tuple[Tensor, ...]) -> Tenso
 def guess(name: str, found: Tensor, right: Tensor, reference: Reference, place: Place, scale: float) -> Guess:
     """The kind of mistake in a parameter's gradient."""
     number = fitted(found, right)
-    if number == number and error_of(found, right.double() * number, right) <= 4 * scale:
+    error = error_of(found, right, right)
+    scaled = error_of(found, right.double() * number, right) if number == number else error
+    if abs(number - 1) > SAME and explains(scaled, error, scale):
         return factors(number, place.sizes, place.num_microbatches) or Guess(Kind.factor, (), f"times {number:.4g}")
     if name == "embed.weight" and reference.config.model.tie_embeddings:
         return of_tied(found, right, reference, place, scale)
@@ -83,7 +85,7 @@ def guess(name: str, found: Tensor, right: Tensor, reference: Reference, place: 
         values = found.double().flatten()[chosen]
         weights = torch.linalg.lstsq(columns, values.unsqueeze(1), driver="gelsd").solution.squeeze(1)
         apart = float((columns @ weights - values).abs().max() / right.abs().max())
-        if apart <= 64 * scale:
+        if explains(apart, error, scale, 64):
             shape = tuple(place.axes.values())
             return of_weights(weights.view(shape), tuple(place.axes), place)
     return Guess(Kind.unknown)
@@ -137,6 +139,8 @@ def of_weights(weights: Tensor, axes: tuple[str, ...], place: Place) -> Guess:
     named = tuple(axes[i] for i in varying if axes[i] != MICROBATCH)
     if len(varying) > 1 and all(abs(float(w)) < 2e-3 or abs(float(w) - 1) < 2e-3 for w in rounded.flatten()):
         return Guess(Kind.part_missing, named, "the terms of some ranks and microbatches are missing")
+    if not varying and axes and abs(float(rounded.flatten()[0]) - 1) < 2e-3:
+        return Guess(Kind.unknown)
     if axes and all(float(w) >= 1 - 2e-3 and abs(float(w) - round(float(w))) < 2e-3 for w in rounded.flatten()):
         counts = sorted({round(float(w)) for w in rounded.flatten()})
         return Guess(Kind.counted_again, named, f"its terms count {' or '.join(map(str, counts))} times")

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,14 +17,12 @@ from train.proof.collecting import CLIP_NORM
 from train.proof.comparison import Evidence, Named, Verdict, worst
 from train.proof.locating.activations import Activations
 from train.proof.locating.finding import Finding, Guess, Kind
-from train.proof.locating.kinds import factors
+from train.proof.locating.kinds import SAME, factors
 from train.proof.locating.layout import Sizes, likely
 from train.proof.locating.reference import SLACK
 from train.proof.locating.update.norms import sums_of_squares
 from train.proof.locating.update.steps import guess_of_step
 from train.proof.locating.update.sums import Place, guess, of_own_rank
-
-SAME = 1e-3  # of a factor: nearer than this is equal
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class Updates:
 
     def last(self) -> Finding | None:
         """Of what is compared after all steps."""
-        return self._first({"routing": self.routing, "replicas": self.replicas})
+        columns = {column: partial(self.routing, column) for column in ("routing", "router_bias")}
+        return self._first({**columns, "replicas": self.replicas})
 
     def _first(self, parts: dict[str, Callable[[], Finding | None]]) -> Finding | None:
         """By column, without those in which the strategy is expected to differ."""
@@ -84,6 +84,8 @@ class Updates:
         return Finding(module, "update", guess, ranks, verdict.error, verdict.bound, tensor_of(verdict))
 
     def factor(self, number: float) -> Guess:
+        if abs(number - 1) <= SAME:
+            return Guess(Kind.unknown, (), "it is nearly right")
         known = factors(number, self.sizes, self.plan.num_microbatches)
         return known or Guess(Kind.factor, (), f"times {number:.4g}")
 
@@ -115,8 +117,14 @@ class Updates:
 
     def gradients(self) -> Finding | None:
         """The gradient that is wrong first in backward order."""
-        if self.worst("gradients") is None:
+        verdict = self.worst("gradients")
+        if verdict is None:
             return None
+        if any(
+            name not in self.found.gradients or self.found.gradients[name].shape != right.shape
+            for name, right in self.right.gradients.items()
+        ):
+            return self.found_at("gradients", verdict, Guess(Kind.unknown, (), verdict.name))
         for name in reversed([*self.right.gradients]):
             found, right, moved = (side.gradients[name] for side in (self.found, self.right, self.moved))
             verdict = self.judged("gradients", {name: found}, {name: right}, {name: moved})
@@ -144,9 +152,8 @@ class Updates:
         found, right = float(self.found.grad_norm["norm"]), float(self.right.grad_norm["norm"])
         if abs(found - min(CLIP_NORM, right)) <= SAME * found and right > CLIP_NORM:
             return self.found_at("norm", verdict, Guess(Kind.stale, (), "it is the norm after clipping"))
-        for what, total in sums_of_squares(self.right.gradients, self.plan):
-            if abs(found - total**0.5) <= 1e-6 * found:
-                return self.found_at("norm", verdict, what)
+        if (what := self.another_norm(found)) is not None:
+            return self.found_at("norm", verdict, what)
         return self.found_at("norm", verdict, self.factor(found / right))
 
     def sgd_update(self) -> Finding | None:
@@ -154,6 +161,8 @@ class Updates:
         verdict = self.worst("sgd_weights")
         if verdict is None:
             return None
+        if verdict.error == float("inf"):
+            return self.found_at("weights", verdict, Guess(Kind.unknown, (), verdict.name))
         module, what = guess_of_step(self.found, self.right, self.plan, verdict.name)
         of_no_axis = what.axes or what.kind in (Kind.factor, Kind.decay)
         guess = what if of_no_axis else Guess(what.kind, likely(self.sizes), what.because)
@@ -164,17 +173,20 @@ class Updates:
     def clipping(self, number: float) -> Guess:
         """What is wrong with the factor of clipping, which is `number` times what it should be: another norm, or any
         factor."""
-        norm = float(self.right.grad_norm["norm"]) / number
-        for what, total in sums_of_squares(self.right.gradients, self.plan):
-            if abs(norm - total**0.5) <= SAME * norm:
-                return Guess(what.kind, what.axes, f"it clips by another norm: {what.because}")
-        return self.factor(number)
+        what = self.another_norm(float(self.right.grad_norm["norm"]) / number, SAME)
+        return Guess(what.kind, what.axes, f"it clips by another norm: {what.because}") if what else self.factor(number)
 
-    def routing(self) -> Finding | None:
-        for column in ("routing", "router_bias"):
-            if (verdict := self.worst(column)) is not None:
-                return self.found_at("routing", verdict, Guess(Kind.unknown))
+    def another_norm(self, found: float, nearness: float = 1e-6) -> Guess | None:
+        """The mistake that gives this norm. A sum that is nearly the right norm explains nothing."""
+        right = float(self.right.grad_norm["norm"])
+        for what, total in sums_of_squares(self.right.gradients, self.plan):
+            if abs(found - total**0.5) <= nearness * found and abs(total**0.5 - right) > abs(found - right) / 2:
+                return what
         return None
+
+    def routing(self, column: str) -> Finding | None:
+        verdict = self.worst(column)
+        return None if verdict is None else self.found_at("routing", verdict, Guess(Kind.unknown))
 
     def replicas(self) -> Finding | None:
         wrong = {name: float(error) for name, error in self.found.replicas.items() if float(error) > 0}
