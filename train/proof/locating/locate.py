@@ -21,7 +21,6 @@ from train.proof.locating.update.adamw import LATER, AdamW
 from train.proof.locating.update.evaluation import evaluation
 from train.proof.locating.update.updates import Updates
 
-
 FIRST_STEP = 4  # of the searches in `locate`, those of the first step
 
 
