@@ -26,7 +26,8 @@ BASE = {key: str(value) for key, value in drawn.BASE.items()} | {
     **{"train.global_batch_size": "8", "data.ignore_token": "32"},
 }
 UNCHANGED = {f"{key}={value}" for key, value in drawn.BASE.items()}
-# drawn every time, as the rules seldom allow many keys that are drawn at once: those of all, by axis of the preset, and by preset
+# drawn every time, as the rules seldom allow many keys that are drawn at once: those of all presets, those of presets
+# with an axis, and those of one preset
 OFTEN = {
     "": (
         "train.seq_len",
