@@ -65,7 +65,8 @@ def main(words: Sequence[str]) -> int:
 
         (ROOT / "docs" / "proven-products.md").write_text(page(done))
         return 0
-    chunks = chunked([one for one in wanted if one not in {proven.drawn for proven in done}])
+    have = {proven.drawn for proven in done}
+    chunks = chunked([one for one in wanted if one not in have])
     for chunk in chunks[: int(options.get("chunks", len(chunks)))]:
         for proven in run(chunk):
             print(line_of(proven), flush=True)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields, replace
 from itertools import cycle
 
+from tests import drawn
 from tests.drawn import NATIVE, PIPELINE, PRESETS, VALUES, BySeed, Drawn, chosen
 from tests.rows.base import Row, configured
 from train.command.validate import findings
@@ -16,15 +17,27 @@ SIZES = (2, 3, 4, 6, 8)
 PRECISIONS = ("float64", "float32", "bf16")
 EVERY = 10  # one of so many is of DeepSpeed, which refuses float64
 MOST_CHANGES = 10
-MOST_CALLS = 512  # of blocks in a step, by all ranks: a call takes a few ms, and there are 4 steps and 2 evaluations
+MOST_CALLS = 64  # of blocks in a step, by all ranks: a call takes about 10 ms, and there are 4 steps and 2 evaluations
+MOST_TOKENS = 512  # of a batch
 # what the one device of the reference does not share
 OF_THE_STRATEGY = ("strategy", "train.activation_checkpointing=", "train.micro_batch_size=")
 # where nothing else is drawn: a few sequences, with masked targets, so that ranks have different numbers of targets
-BASE = {"train.global_batch_size": "8", "data.ignore_token": "32"}
-# drawn every time, as the rules seldom allow many keys that are drawn at once: those of all, and by axis of the preset
+BASE = {key: str(value) for key, value in drawn.BASE.items()} | {
+    **{"train.global_batch_size": "8", "data.ignore_token": "32"},
+}
+UNCHANGED = {f"{key}={value}" for key, value in drawn.BASE.items()}
+# drawn every time, as the rules seldom allow many keys that are drawn at once: those of all presets, those of presets
+# with an axis, and those of one preset
 OFTEN = {
-    "": ("model.vocab_size", "model.tie_embeddings", "model.num_kv_heads", "train.activation_checkpointing"),
+    "": (
+        "train.seq_len",
+        "model.vocab_size",
+        "model.tie_embeddings",
+        "model.num_kv_heads",
+        "train.activation_checkpointing",
+    ),
     "cp": ("strategy.cp_method",),
+    "strategy=dp": ("strategy.comm_hook",),
     "pp": ("strategy.schedule",),
     "tp": ("strategy.sequence_parallel", "strategy.loss_parallel"),
 }
@@ -50,7 +63,8 @@ def _draws(choices: BySeed, preset: str, precision: str) -> Iterator[Drawn]:
     while True:
         one = chosen(choices, [preset], most_changes=MOST_CHANGES, compiled=False)
         first, *words = one.overrides
-        pairs = BASE | _often(choices, one) | dict(word.split("=", 1) for word in words) | {"precision": precision}
+        pairs = dict(word.split("=", 1) for word in words if word not in UNCHANGED)
+        pairs = BASE | _often(choices, one) | pairs | {"precision": precision}
         kept = (f"{key}={value}" for key, value in pairs.items() if key not in SKIPPED)
         yield replace(one, overrides=(first, *kept), world_size=choices.one(SIZES)).mended()
 
@@ -58,10 +72,11 @@ def _draws(choices: BySeed, preset: str, precision: str) -> Iterator[Drawn]:
 def _often(choices: BySeed, one: Drawn) -> dict[str, str]:
     strategy = one.plan.config.strategy
     known = {*VALUES, *(f"strategy.{field.name}" for field in fields(strategy))}
-    keys = [key for axis in ("", *strategy.mesh_axes()) for key in OFTEN.get(axis, ()) if key in known]
+    keys = [key for at in ("", *strategy.mesh_axes(), one.overrides[0]) for key in OFTEN.get(at, ()) if key in known]
     if "ep" in one.overrides[0] or "moe" in one.overrides[0] or choices.one(range(MIXTURE_OF)) == 0:
         keys += MIXTURES
-    words = {key: str(choices.one((VALUES | PIPELINE)[key])) for key in keys}
+    words = {"model.num_layers": "4" if "pp" in strategy.mesh_axes() else "2"}
+    words |= {key: str(choices.one((VALUES | PIPELINE)[key])) for key in keys}
     return words | ({"model.expert_ffn_dim": "24"} if words.get("model.num_experts", "0") != "0" else {})
 
 
@@ -70,10 +85,12 @@ def is_proven(one: Drawn) -> bool:
     plan = one.plan
     if one.world_size not in SIZES or any(findings(plan)):
         return False
+    train = plan.config.train
     calls = plan.config.model.num_layers * plan.num_microbatches * plan.world_size // plan.degrees["pp"]
     lossy = plan.config.strategy.lossy()
     starts_late = lossy is not None and lossy.bound is None
-    return calls <= MOST_CALLS and not starts_late and not any(findings(Plan(configured(row_of(one).reference), 1)))
+    small = calls <= MOST_CALLS and train.global_batch_size * train.seq_len <= MOST_TOKENS
+    return small and not starts_late and not any(findings(Plan(configured(row_of(one).reference), 1)))
 
 
 def row_of(one: Drawn) -> Row:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.drawn import NATIVE, Drawn, drawn
+from tests.proven import OF_THE_STRATEGY
 from tests.rows import pairwise
 from tests.rows.base import F64, Row
 from tests.running import run_rows
@@ -24,8 +25,6 @@ from train.config.problems import Problem
 
 NUM_VALID = 57  # three of each preset; tests/many_drawn.py draws hundreds
 SEED = 3
-# what the one device of the reference does not share
-OF_THE_STRATEGY = ("strategy", "train.activation_checkpointing=", "train.micro_batch_size=")
 
 
 def rules(drawn: Drawn, *words: str) -> dict[str, Problem]:

@@ -31,7 +31,7 @@ Terms = dict[str, list[Tensor]]  # by axis: the term of every rank
 class Reference:
     """`trace` is that of one device, `moved` that of one device with moved inputs. `first`: whether it is the first
     step, in which the weights have their initial values. `slack`: how much further off than moved inputs a strategy may
-    be. `lossy`: how far off it may be because gradients were sent with less precision in the steps before."""
+    be. `lossy`: how far off gradients may be, in the steps before, because they are sent with less precision."""
 
     trace: Trace
     moved: Trace
@@ -65,7 +65,8 @@ class Reference:
                 largest = float(whole.double().abs().max())
                 apart = float((whole.double() - others[name].double()).abs().max())
                 least, lossy = (unit, self.lossy) if whole.is_floating_point() else (0.0, 0.0)
-                found[side, name] = max(self.slack * max(apart / largest if largest > 0 else 0.0, least), lossy)
+                rounding = self.slack * max(apart / largest if largest > 0 else 0.0, least)
+                found[side, name] = max(rounding, SLACK * lossy)
         return found
 
     def _whole(self, recorded: dict[tuple[str, int], Tensor]) -> dict[str, Tensor]:

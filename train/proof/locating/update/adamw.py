@@ -19,11 +19,13 @@ from train.ranks.state import Piece
 # AdamW moves a weight by about the learning rate, whatever the size of its gradient. If rounding decides the sign of a
 # very small gradient, the weight moves the other way. So weights are compared as a whole: by the root of the mean
 # square of the error relative to the learning rate. LEAST_MOVE is never called wrong, nor FLIPS times what one device
-# with moved inputs has. Those are rare: one in the 48 numbers of a norm has an error of 0.29, and moved inputs may have
-# none. So the FEW largest errors of a piece do not count: what is wrong with the weights alone, such as their rate or
-# their decay, is wrong in all. After later steps, moments have such moves in them: they may differ LATER times as much
-# as after the first.
-LEAST_MOVE, FLIPS, FEW, LATER = 0.02, 8.0, 4, 1000.0
+# with moved inputs has, in this tensor or in all together. In bf16, moved inputs turn 0.2 to 0.4 % of the weights
+# around (0.10 to 0.13), and right strategies 0.13 to 0.25 %, at most 0.8 % of a matrix. In one tensor they are so few
+# that one run has some where another has none, and one of the 48 numbers of a norm is an error of 0.29: so the FEW
+# largest errors of a piece do not count. What is wrong with the weights alone, such as their rate or their decay, is
+# wrong in all. After later steps, moments have such moves in them: they may differ LATER times as much as after the
+# first.
+LEAST_MOVE, FLIPS, FEW, LATER = 0.02, 4.0, 4, 1000.0
 Whole = dict[tuple[str, str], Tensor]
 
 
@@ -53,15 +55,18 @@ class AdamW:
         if "adamw_loss" in self.updates.plan.config.strategy.differs():
             return None
         whole = {(one.name, one.kind): one.tensor for one in self.one.held[step]}
-        apart = {(one.name, one.kind): error_of_piece(one, whole) for one in self.moved.held[step]}
+        apart = {(one.name, one.kind): error_of_piece(one, whole, few=0) for one in self.moved.held[step]}
+        moves = [(apart[one.name, one.kind], one.tensor.numel()) for one in self.moved.held[step] if is_weight(one)]
+        together = (sum(error**2 * n for error, n in moves) / sum(n for _, n in moves)) ** 0.5
         for weights in (False, True):
             wrong = [
                 WrongPiece(piece, part_of(whole[key], piece), error, scale, (rank,))
                 for rank, watch in enumerate(self.ranks)
                 for piece in watch.held[step]
-                if (piece.kind == "parameter") == weights
+                if is_weight(piece) == weights
                 and (key := (piece.name, piece.kind)) in whole
-                and (error := error_of_piece(piece, whole)) > (scale := self._scale(weights, apart.get(key, 0.0), step))
+                and (error := error_of_piece(piece, whole))
+                > (scale := self._scale(apart.get(key, 0.0), step, together if weights else None))
             ]
             if wrong:
                 return self._of_pieces(wrong)
@@ -92,9 +97,11 @@ class AdamW:
                 return self.updates.found_at("gradients", verdict, guess, ranks)
         return None
 
-    def _scale(self, weights: bool, moved: float, step: int) -> float:
-        if weights:  # with a lossy hook, AdamW makes large moves of small errors
-            return max(LEAST_MOVE, FLIPS * moved) if not self.updates.lossy else float("inf")
+    def _scale(self, moved: float, step: int, together: float | None) -> float:
+        """What rounding explains. `together`: what moved inputs do to all weights, if it is about a weight. A gradient
+        that is sent with less precision may change the sign of as large a share of its numbers."""
+        if together is not None:
+            return max(LEAST_MOVE, FLIPS * max(moved, together), 4 * self.updates.lossy**0.5)
         return max(self.updates.scale(moved) * (LATER if step else 1), self.updates.lossy)
 
     def _of_pieces(self, wrong: list[WrongPiece]) -> Finding:
@@ -152,18 +159,23 @@ class AdamW:
         return None
 
 
-def error_of_piece(piece: Piece, whole: Whole) -> float:
-    """0 for a tensor that one device does not have, and for a flat part of a split weight's moment."""
+def is_weight(piece: Piece) -> bool:
+    return piece.kind == "parameter"
+
+
+def error_of_piece(piece: Piece, whole: Whole, few: int = FEW) -> float:
+    """0 for a tensor that one device does not have, and for a flat part of a split weight's moment. `few`: so many of
+    the largest errors of a weight do not count."""
     right = whole.get((piece.name, piece.kind))
     if right is None or len(piece.offset) > piece.tensor.ndim:
         return 0.0
-    if piece.kind != "parameter":
+    if not is_weight(piece):
         return error_of(piece.tensor, part_of(right, piece), right)
     apart = (piece.tensor.double() - part_of(right, piece).double()).abs().flatten() / ADAMW_LR
     if not apart.isfinite().all():
         return float("inf")
     largest_last = apart.sort().values
-    return float(largest_last[: max(len(apart) - FEW, 0)].square().sum() / max(len(apart), 1)) ** 0.5
+    return float(largest_last[: max(len(apart) - few, 0)].square().sum() / max(len(apart), 1)) ** 0.5
 
 
 def part_of(whole: Tensor, piece: Piece) -> Tensor:
