@@ -70,7 +70,7 @@ def main() -> int:
     print(f"{len(tried) + len(OUT_OF_REACH)} plants; cannot be written: {len(OUT_OF_REACH)}")
     print("; ".join(f"{words}: {count}" for words, count in sorted(verdicts.items())))
     for name, result in tried.items():
-        if message := result["said"] or result.get("global"):
+        if message := result["said"] or (not result.get("global_right") and result.get("global")):
             print(f"{name}: {result['line']}\n    {message.splitlines()[0]}")
     return 1 if alarms else 0
 
