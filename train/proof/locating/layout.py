@@ -99,7 +99,8 @@ def parts(name: str, whole: Tensor, piece: Tensor, key: Key, trace: Trace, sizes
 def _sequences(length: int, place: dict[str, int], sizes: Sizes) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
     cp = sizes.degrees["cp"]
     everything, own = torch.arange(sizes.seq_len), positions_of(place["cp"], cp, sizes.seq_len)
-    for positions, axes in ((everything, ()), *([(own, ("cp",))] if cp > 1 else [])):
+    # a context rank's own tokens come first: where values repeat, as in targets, several parts may be equally near
+    for positions, axes in (*([(own, ("cp",))] if cp > 1 else []), (everything, ())):
         if len(positions) == length:
             yield positions, axes
         for index, split in _slices(len(positions), length, place, sizes):
@@ -113,7 +114,8 @@ def _slices(whole: int, length: int, place: dict[str, int], sizes: Sizes) -> Ite
         return
     for axis in sizes.split_axes():
         degree = sizes.degrees[axis]
-        for pieces in (n for n in range(2, degree + 1) if degree % n == 0):  # neighbouring ranks share a piece
+        # neighbouring ranks share a piece if there are fewer pieces than ranks
+        for pieces in (n for n in range(2, min(degree, whole) + 1) if degree % n == 0):
             indices = chunk(whole, pieces, place[axis] // (degree // pieces))
             if len(indices) == length:
                 yield torch.tensor(indices), (axis,)
