@@ -43,9 +43,9 @@ class Exhibit:
 
     `module`: the global name of the module whose output is the first wrong one in forward order, or else whose output's
     gradient is the first wrong one in backward order; if all of these are right, one of PARTS. If a module's output has
-    a right gradient and its input a wrong one, it is this module. `axis`: the mesh axis
-    along which the mistake is made, or empty. `kind`: one of KINDS. `source`: None for the lab's own bugs.
-    `before`: the module, axis and kind that were expected before the localiser was first run, if changed afterwards.
+    a right gradient and its input a wrong one, it is this module. `axis`: the mesh axis along which the mistake is
+    made, or empty. `kind`: one of KINDS. `source`: None for the lab's own bugs. `before`: the module, axis and kind
+    that were expected before the localiser was first run, if they were changed afterwards.
     """
 
     bug: str
