@@ -9,7 +9,6 @@ writes docs/proven-products.md. The exit code is 1 if there was a false alarm, o
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -23,6 +22,7 @@ from scripts.verifying.report import Answer, share_of_bound
 from tests.drawn import Drawn
 from tests.proven import configs, row_of, with_deepspeed
 from tests.running import run_rows
+from train.record.run_dir import source_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "build" / "many_proven.jsonl"
@@ -104,7 +104,7 @@ def run(chunk: Sequence[Drawn]) -> Iterator[Proven]:
     """Run the configs, and append a line for each."""
     import torch
 
-    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
+    commit = source_commit()
     results = results_of(chunk)
     FILE.parent.mkdir(exist_ok=True)
     with FILE.open("a") as file:
@@ -169,10 +169,6 @@ def groups(done: Sequence[Proven]) -> dict[str, list[Proven]]:
     for one in done:
         titles.setdefault(one.precision, []).append(one)
     return {"all": [*done]} | {title: some for title, some in titles.items() if some}
-
-
-def _git(*args: str) -> str:
-    return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

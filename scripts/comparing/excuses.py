@@ -38,7 +38,7 @@ def excuse_of(run: Run) -> Excuse:
         return Excuse()
     lossy = strategy.lossy()
     unbounded = (str(lossy),) if lossy and lossy.bound is None else ()
-    return Excuse((*strategy.differs(), *unbounded), (lossy and lossy.bound) or 0.0)
+    return Excuse((*strategy.differs(), *unbounded), strategy.lossy_bound())
 
 
 def strategy_of(values: Record) -> Strategy | None:

@@ -1,7 +1,6 @@
 """Runs exhibits in worlds of processes, and keeps one line of JSON for each, so that a run can go on after a break."""
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tests.museum.base import Exhibit
 from tests.running import run_rows
 from train.proof.comparison import Verdict
 from train.proof.locating.finding import Finding
+from train.record.run_dir import source_commit
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ROOT / "build" / "museum.jsonl"
@@ -68,7 +68,7 @@ def run(exhibits: Sequence[Exhibit], lines: Path = LINES) -> Iterator[Outcome]:
     """Run the exhibits, world by world, and append a line for each."""
     import torch
 
-    commit = _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("status", "--porcelain") else "")
+    commit = source_commit()
     lines.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="museum-") as folder:
         for number, group in enumerate(_groups(exhibits)):
@@ -121,7 +121,3 @@ def _groups(exhibits: Iterable[Exhibit]) -> Iterator[list[Exhibit]]:
         group = list(same)
         for start in range(0, len(group), ROWS_AT_ONCE):
             yield group[start : start + ROWS_AT_ONCE]
-
-
-def _git(*args: str) -> str:
-    return subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -129,6 +129,11 @@ class Strategy(ABC):
         None: there is no such option."""
         return None
 
+    def lossy_bound(self) -> float:
+        """The largest error that the proof allows for a lossy option; 0 without one, and if no bound is known."""
+        lossy = self.lossy()
+        return (lossy and lossy.bound) or 0.0
+
     def needed_backend(self) -> tuple[str, str] | None:
         """(the torch.distributed backend that the strategy needs, the option that needs it); None: every backend
         works."""

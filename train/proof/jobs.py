@@ -115,8 +115,7 @@ def run(job: Job, site: Site) -> Result:
         torch.save(found, site.folder / job.save)
         return {"facts": exercised}
     with phases("compare"):
-        lossy = config.strategy.lossy()
-        bound = max(BOUNDS[config.precision], (lossy and lossy.bound) or 0.0)
+        bound = max(BOUNDS[config.precision], config.strategy.lossy_bound())
         try:
             verdicts = compare(found, reference, bound, config.strategy.differs())
         except Exception:  # the other ranks are in the next job already, in which this rank must take part

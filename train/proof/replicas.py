@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from train.config.strategy import MESH_AXES
+from train.proof.apart import separating_axes
 from train.ranks.state import Piece
 
 NO_COPIES = "(no rank holds a copy)"
@@ -68,12 +69,9 @@ def _largest_error(tensor: Tensor | None, shape: list[int], ranks: list[int], me
 
 def _axes(mesh: DeviceMesh, ranks: list[int], others: list[int]) -> str:
     """The axes along which the first rank differs from the ranks whose copies differ."""
-    places = {rank: [int(x) for x in (mesh.mesh == rank).nonzero()[0]] for rank in ranks}
-    pairs = [(a, b) for a, b in combinations(ranks, 2) if (a in others) != (b in others)]
-    # the pairs of ranks that differ along the fewest axes say most
-    apart = [[axis for axis, x, y in zip(MESH_AXES, places[a], places[b], strict=True) if x != y] for a, b in pairs]
-    fewest = min(map(len, apart))
-    return f"({', '.join(sorted({axis for axes in apart if len(axes) == fewest for axis in axes}))})"
+    places = {rank: dict(zip(MESH_AXES, (mesh.mesh == rank).nonzero()[0].tolist(), strict=True)) for rank in ranks}
+    pairs = ((places[a], places[b]) for a, b in combinations(ranks, 2) if (a in others) != (b in others))
+    return f"({', '.join(sorted(separating_axes(pairs)))})"
 
 
 def gather_json(value: object, mesh: DeviceMesh) -> list[Any]:

@@ -161,7 +161,7 @@ def command(world: World) -> str:
 def environment(device: torch.device, backend: str, world_size: int) -> dict[str, Any]:
     """The versions and the device, which must be known to interpret a figure."""
     return {
-        "commit": _commit(),
+        "commit": source_commit(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device_name(device),
@@ -176,7 +176,7 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
     write_whole(path / "summary.json", plain_json.dumps(summary, indent=2) + "\n")
 
 
-def _commit() -> str:
+def source_commit() -> str:
     """The commit of this source tree, with + if files have changed since. It is empty if the program's folder is not
     the root of a git repository: a repository around it, for example around a virtual environment, has other commits.
     """

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from train.config.strategy import MESH_AXES
+from train.proof.apart import separating_axes
 from train.proof.locating import kinds, modules
 from train.proof.locating.finding import Box, Finding, Guess, Kind
 from train.proof.locating.kinds import Wrong, error_of
@@ -57,7 +58,7 @@ class Activations:
         return max(self._error(side, one) for one in judged), self.reference.scales[side, name]
 
     def _judge(self, side: str) -> dict[str, list[Judged]]:
-        wholes = self.reference.forward if side == "forward" else self.reference.backward
+        wholes = self.reference.wholes(side)
         found: dict[str, list[Judged]] = {}
         for rank, trace in enumerate(self.traces):
             recorded = trace.forward if side == "forward" else trace.backward
@@ -90,7 +91,7 @@ class Activations:
 
     def _error(self, side: str, one: Judged) -> float:
         """The error of a piece; where ranks have terms of a sum, that of the sum over tp ranks with the same part."""
-        whole = (self.reference.forward if side == "forward" else self.reference.backward)[one.key[0]]
+        whole = self.reference.wholes(side)[one.key[0]]
         if one.part is None or not self._is_partial(side, one.key[0]):
             return one.error
         terms = [
@@ -120,7 +121,7 @@ class Activations:
         return Finding(name, WHAT[side], guess, ranks, error, scale)
 
     def _guess(self, side: str, name: str, judged: list[Judged], scale: float) -> Guess:
-        whole = (self.reference.forward if side == "forward" else self.reference.backward)[name]
+        whole = self.reference.wholes(side)[name]
         if any(one.part is None for one in judged):
             shapes = {tuple(one.piece.shape) for one in judged if one.part is None}
             return Guess(
@@ -167,14 +168,8 @@ class Activations:
         """Axes that separate wrong ranks from right ones; else those that the kind and the place speak for."""
         bad = {one.rank for one in wrong}
         good = {one.rank for one in self.judged[side][name]} - bad
-        apart = []
-        for a in bad:
-            for b in good:
-                places = self.traces[a].place, self.traces[b].place
-                apart.append(tuple(axis for axis in MESH_AXES if places[0][axis] != places[1][axis]))
-        if apart:
-            fewest = min(map(len, apart))
-            return tuple(dict.fromkeys(axis for axes in apart if len(axes) == fewest for axis in axes))
+        if apart := separating_axes((self.traces[a].place, self.traces[b].place) for a in bad for b in good):
+            return apart
         if guess.kind is Kind.factor:  # the same number on all ranks, which is no degree
             return ()
         if guess.kind is Kind.stale and self.sizes.degrees["pp"] > 1:  # what a stage has received

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +19,6 @@ from train.proof.locating.reference import SLACK, Reference
 from train.proof.locating.update.adamw import LATER, AdamW
 from train.proof.locating.update.evaluation import evaluation
 from train.proof.locating.update.updates import Updates
-
-FIRST_STEP = 4  # of the searches in `locate`, those of the first step
 
 
 @dataclass(frozen=True)
@@ -55,27 +52,27 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Search:
     first = activations_of(plan, "trace", run, one, other)
     updates = Updates(run.evidence, one.evidence, other.evidence, plan, first)
     adamw = AdamW(updates, run.ranks, one.ranks[0], other.ranks[0])
-    second = activations_of(plan, "second", run, one, other, updates.lossy)
-    searches: tuple[Callable[[], Finding | None], ...] = (
-        first.first_wrong,
-        updates.sums,
-        adamw.wrong_copies,
-        updates.step,
-        partial(later, "after the first AdamW step", partial(adamw.first_wrong, 0)),
-        partial(evaluation, updates, activations_of(plan, "evaluated", run, one, other, updates.lossy)),
-        partial(later, "in the second AdamW step", partial(adamw.second_step, second)),
-        partial(later, "after the last AdamW step", partial(adamw.first_wrong, -1)),
-        updates.last,
-    )
-    if plan.config.precision is Precision.bf16:  # in later steps rounding would explain almost any error
-        searches = (*searches[:FIRST_STEP], updates.last)
-    wrong = next((finding for search in searches if (finding := search()) is not None), None)
-    return Search(wrong, first.boxes(), tuple(name for name in first.reference.order if name not in first.names()))
+
+    def findings() -> Iterator[Finding | None]:
+        yield first.first_wrong()
+        yield updates.sums()
+        yield adamw.wrong_copies()
+        yield updates.step()
+        if plan.config.precision is not Precision.bf16:  # there, rounding would explain almost any error in later steps
+            yield said(adamw.first_wrong(0), "after the first AdamW step")
+            yield evaluation(updates, activations_of(plan, "evaluated", run, one, other, updates.lossy))
+            second = activations_of(plan, "second", run, one, other, updates.lossy)
+            yield said(adamw.second_step(second), "in the second AdamW step")
+            yield said(adamw.first_wrong(-1), "after the last AdamW step")
+        yield updates.last()
+
+    seen = first.names()
+    unseen = tuple(name for name in first.reference.order if name not in seen)
+    return Search(next((finding for finding in findings() if finding is not None), None), first.boxes(), unseen)
 
 
-def later(when: str, search: Callable[[], Finding | None]) -> Finding | None:
-    """What a search in a later step finds, which says when."""
-    finding = search()
+def said(finding: Finding | None, when: str) -> Finding | None:
+    """The finding of a later step, which says when."""
     return None if finding is None else replace(finding, when=when)
 
 

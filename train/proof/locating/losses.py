@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from train.config.fields import IGNORE_INDEX
-from train.config.strategy import BATCH_AXES, MESH_AXES
+from train.config.strategy import BATCH_AXES
+from train.proof.apart import separating_axes
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.kinds import SAME, error_of, factors, fitted
 from train.proof.locating.layout import Judged, Part, Sizes, parts
@@ -109,11 +110,10 @@ def with_own_maxima(logits: Tensor, targets: Tensor, degree: int) -> float:
 
 def varying_axes(losses: list[JudgedLoss], numbers: list[float], places: list[dict[str, int]]) -> tuple[str, ...]:
     """The axes along which ranks have other numbers for the same microbatch."""
-    found = []
-    pairs = list(zip(losses, numbers, strict=True))
-    for one, number in pairs:
-        for other, another in pairs:
-            if one.key == other.key and abs(number - another) > SAME * abs(number):
-                found.append([axis for axis in MESH_AXES if places[one.rank][axis] != places[other.rank][axis]])
-    fewest = min(map(len, found), default=0)
-    return tuple(dict.fromkeys(axis for axes in found if len(axes) == fewest for axis in axes))
+    numbered = list(zip(losses, numbers, strict=True))
+    return separating_axes(
+        (places[one.rank], places[other.rank])
+        for one, number in numbered
+        for other, another in numbered
+        if one.key == other.key and abs(number - another) > SAME * abs(number)
+    )

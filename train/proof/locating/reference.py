@@ -54,17 +54,25 @@ class Reference:
     def backward(self) -> dict[str, Tensor]:
         return self._whole(self.trace.backward)
 
+    def wholes(self, side: str) -> dict[str, Tensor]:
+        """Those of "forward" or of "backward"."""
+        return self.forward if side == "forward" else self.backward
+
+    @property
+    def unit(self) -> float:
+        """One unit in the last place of the dtype of the computation, for a number of 1."""
+        return torch.finfo(dtypes(self.config.precision)["compute_dtype"]).eps
+
     @cached_property
     def scales(self) -> dict[tuple[str, str], float]:
         """What rounding explains of an error, relative to the largest number, by ("forward" or "backward", name)."""
-        sides = (("forward", self.forward, self.moved.forward), ("backward", self.backward, self.moved.backward))
-        found, unit = {}, torch.finfo(dtypes(self.config.precision)["compute_dtype"]).eps
-        for side, wholes, moved in sides:
+        found = {}
+        for side, moved in (("forward", self.moved.forward), ("backward", self.moved.backward)):
             others = self._whole(moved)
-            for name, whole in wholes.items():
+            for name, whole in self.wholes(side).items():
                 largest = float(whole.double().abs().max())
                 apart = float((whole.double() - others[name].double()).abs().max())
-                least, lossy = (unit, self.lossy) if whole.is_floating_point() else (0.0, 0.0)
+                least, lossy = (self.unit, self.lossy) if whole.is_floating_point() else (0.0, 0.0)
                 rounding = self.slack * max(apart / largest if largest > 0 else 0.0, least)
                 found[side, name] = max(rounding, SLACK * lossy)
         return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from train.config.strategy import MESH_AXES
+from train.proof.apart import separating_axes
 from train.proof.collecting import ADAMW_LR, Watch
 from train.proof.comparison import Verdict
 from train.proof.locating.activations import Activations
@@ -125,10 +125,7 @@ class AdamW:
 
     def _of_gradient(self, wrong: WrongPiece, ranks: tuple[int, ...], right_copies: set[int]) -> Guess:
         traces = self.updates.first.traces
-        pairs = [(a, b) for a in ranks for b in right_copies]
-        apart = [[axis for axis in MESH_AXES if traces[a].place[axis] != traces[b].place[axis]] for a, b in pairs]
-        fewest = min(map(len, apart))
-        axes = tuple(dict.fromkeys(axis for one in apart if len(one) == fewest for axis in one))
+        axes = separating_axes((traces[a].place, traces[b].place) for a in ranks for b in right_copies)
         name, right = wrong.piece.name, self.updates.right.gradients[wrong.piece.name]
         if right.shape != wrong.piece.tensor.shape:
             return Guess(Kind.unknown, axes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from train.config.fields import IGNORE_INDEX
 from train.proof.locating.activations import Activations
 from train.proof.locating.finding import Finding, Guess, Kind
@@ -38,10 +36,7 @@ def _terms(updates: Updates, activations: Activations, name: str) -> Guess | Non
     values = reference.token_losses if what == "sum of losses" else (targets != IGNORE_INDEX).double()
     place = Place(updates.sizes, 1)
     for axis, degree in place.axes.items():
-        terms = [
-            float(values[torch.meshgrid(*place.tokens({axis: i}, len(values)), indexing="ij")].sum())
-            for i in range(degree)
-        ]
+        terms = place.sums(values, axis)
         for times, said in ((1, ""), (degree, f", times {degree}")):
             if any(abs(found - times * term) <= SAME * abs(right) for term in terms):
                 return Guess(Kind.own_part, (axis,), f"it has one rank's tokens alone{said}")

@@ -15,19 +15,30 @@ from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.kinds import ROUNDED, SAME, error_of
 from train.strategies.techniques import rank_of
 
+Steps = dict[str, tuple[float, float]]  # (c, d) of every weight
 
-def guess_of_step(found: Evidence, right: Evidence, plan: Plan, worst: str) -> tuple[str, Guess]:
-    """("clip" or "weights", what is wrong). A factor that all weights have in common is that of clipping; it is what
-    the guess is because of. `worst`: the weight with the largest error, which the guess is about if it can be."""
-    numbers = {name: step_of(name, found.sgd_weights[name], right, plan) for name in right.sgd_weights}
-    off = {name: c for name, (c, _) in numbers.items() if abs(c - 1) > SAME}
-    decayed = {name: d for name, (_, d) in numbers.items() if abs(d - (right.gradients[name].ndim >= 2)) > SAME}
-    if off and len(off) == len(numbers) and max(off.values()) - min(off.values()) <= SAME * max(map(abs, off.values())):
-        return "clip", Guess(Kind.factor, (), repr(next(iter(off.values()))))
+
+def steps_taken(found: Evidence, right: Evidence, plan: Plan) -> Steps:
+    """1 and 1 for a matrix, 1 and 0 for the weight of a norm, if all is right."""
+    return {name: fit(found.sgd_weights[name], *terms(name, right, plan)) for name in right.sgd_weights}
+
+
+def common_factor(steps: Steps) -> float | None:
+    """The c that all weights have in common, which is then that of clipping; None if they have none, or if it is 1."""
+    numbers = [c for c, _ in steps.values()]
+    alike = max(numbers) - min(numbers) <= SAME * max(map(abs, numbers))
+    return numbers[0] if alike and all(abs(c - 1) > SAME for c in numbers) else None
+
+
+def guess_of_weights(steps: Steps, found: Evidence, right: Evidence, plan: Plan, worst: str) -> Guess:
+    """What is wrong with some of the weights. `worst`: the weight with the largest error, which the guess is about if
+    it can be."""
+    off = {name: c for name, (c, _) in steps.items() if abs(c - 1) > SAME}
+    decayed = {name: d for name, (_, d) in steps.items() if abs(d - (right.gradients[name].ndim >= 2)) > SAME}
     if off:
         name = worst if worst in off else next(iter(off))
         missing = shards_that_stay(name, found.sgd_weights[name], right, plan)
-        return "weights", missing or Guess(Kind.factor, (), f"{name} moves {off[name]:.4g} times as far")
+        return missing or Guess(Kind.factor, (), f"{name} moves {off[name]:.4g} times as far")
     if decayed:
         name = worst if worst in decayed else next(iter(decayed))
         number = decayed[name]
@@ -35,15 +46,9 @@ def guess_of_step(found: Evidence, right: Evidence, plan: Plan, worst: str) -> t
         axes = rank_of(plan, 0).split_axes(name) if too_little else ()
         decays = "does not decay" if abs(number) <= SAME else f"decays {number:.3g} times as much as a matrix should"
         more = f", and {len(decayed) - 1} more" if len(decayed) > 1 else ""
-        return "weights", Guess(Kind.decay, axes, f"{name} {decays}{more}")
+        return Guess(Kind.decay, axes, f"{name} {decays}{more}")
     largest = max(error_of(found.sgd_weights[name], value, value) for name, value in right.sgd_weights.items())
-    return "weights", Guess(Kind.rounding if largest <= ROUNDED else Kind.unknown, (), f"within {largest:.0e}")
-
-
-def step_of(name: str, after: Tensor, right: Evidence, plan: Plan) -> tuple[float, float]:
-    """(c, d) of a weight: 1 and 1 for a matrix, 1 and 0 for the weight of a norm, if all is right."""
-    gradient, before = terms(name, right, plan)
-    return fit(after, gradient, before)
+    return Guess(Kind.rounding if largest <= ROUNDED else Kind.unknown, (), f"within {largest:.0e}")
 
 
 def terms(name: str, right: Evidence, plan: Plan) -> tuple[Tensor, Tensor]:
@@ -54,6 +59,7 @@ def terms(name: str, right: Evidence, plan: Plan) -> tuple[Tensor, Tensor]:
 
 
 def fit(after: Tensor, gradient: Tensor, before: Tensor) -> tuple[float, float]:
+    """(c, d) of the step from `before` to `after`."""
     columns = torch.stack((gradient.flatten(), WEIGHT_DECAY * before.flatten()), 1)
     step = ((before - after.double()) / SGD_LR).flatten().unsqueeze(1)
     c, d = torch.linalg.lstsq(columns, step).solution.squeeze(1).tolist()

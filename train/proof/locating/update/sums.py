@@ -43,6 +43,11 @@ class Place:
         positions = positions_of(at.get("cp", 0), self.sizes.degrees["cp"], self.sizes.seq_len)
         return rows, positions.chunk(self.sizes.degrees["tp"])[at["tp"]] if "tp" in at else positions
 
+    def sums(self, values: Tensor, axis: str) -> list[float]:
+        """The sums of values [B, T] over the tokens of every rank of an axis."""
+        indices = (self.tokens({axis: i}, len(values)) for i in range(self.axes[axis]))
+        return [float(values[torch.meshgrid(*index, indexing="ij")].sum()) for index in indices]
+
 
 def own_terms(name: str, reference: Reference, place: Place) -> dict[tuple[int, ...], Tensor] | None:
     """The terms of the gradient of this parameter, by place; None if the trace does not give them."""

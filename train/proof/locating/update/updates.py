@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from train.config.plan import Plan
-from train.model.transformer import dtypes
 from train.proof.collecting import CLIP_NORM
 from train.proof.comparison import Evidence, Named, Verdict, worst
 from train.proof.locating.activations import Activations
@@ -21,7 +19,7 @@ from train.proof.locating.kinds import SAME, factors
 from train.proof.locating.layout import Sizes, likely
 from train.proof.locating.reference import SLACK
 from train.proof.locating.update.norms import sums_of_squares
-from train.proof.locating.update.steps import guess_of_step
+from train.proof.locating.update.steps import common_factor, guess_of_weights, steps_taken
 from train.proof.locating.update.sums import Place, guess, of_own_rank
 
 
@@ -43,8 +41,7 @@ class Updates:
     @property
     def lossy(self) -> float:
         """What gradients may differ by, because they are sent with less precision."""
-        lossy = self.plan.config.strategy.lossy()
-        return (lossy and lossy.bound) or 0.0
+        return self.plan.config.strategy.lossy_bound()
 
     def sums(self) -> Finding | None:
         """Of the first step's sums over ranks and microbatches."""
@@ -78,7 +75,7 @@ class Updates:
 
     def scale(self, moved: float) -> float:
         """What rounding explains of an error, if moved inputs lead to an error of `moved`."""
-        return SLACK * max(moved, torch.finfo(dtypes(self.plan.config.precision)["compute_dtype"]).eps)
+        return SLACK * max(moved, self.first.reference.unit)
 
     def found_at(self, module: str, verdict: Verdict, guess: Guess, ranks: tuple[int, ...] = ()) -> Finding:
         return Finding(module, "update", guess, ranks, verdict.error, verdict.bound, tensor_of(verdict))
@@ -98,22 +95,10 @@ class Updates:
         weight = float(self.first.reference.backward["loss"][0])
         place = Place(self.sizes, 1)
         for axis in place.axes:
-            terms = [
-                float(
-                    self.first.reference.token_losses[
-                        torch.meshgrid(*place.tokens({axis: i}, self.batch), indexing="ij")
-                    ].sum()
-                )
-                * weight
-                for i in range(self.plan.degrees[axis])
-            ]
-            if any(abs(found - term) <= SAME * abs(right) for term in terms):
+            terms = place.sums(self.first.reference.token_losses, axis)
+            if any(abs(found - term * weight) <= SAME * abs(right) for term in terms):
                 return self.found_at("loss", verdict, Guess(Kind.own_part, (axis,), "a rank has its own part"))
         return self.found_at("loss", verdict, self.factor(found / right))
-
-    @property
-    def batch(self) -> int:
-        return self.plan.config.train.global_batch_size
 
     def gradients(self) -> Finding | None:
         """The gradient that is wrong first in backward order."""
@@ -163,12 +148,13 @@ class Updates:
             return None
         if verdict.error == float("inf"):
             return self.found_at("weights", verdict, Guess(Kind.unknown, (), verdict.name))
-        module, what = guess_of_step(self.found, self.right, self.plan, verdict.name)
+        numbers = steps_taken(self.found, self.right, self.plan)
+        if (number := common_factor(numbers)) is not None:
+            return self.found_at("clip", verdict, self.clipping(number))
+        what = guess_of_weights(numbers, self.found, self.right, self.plan, verdict.name)
         of_no_axis = what.axes or what.kind in (Kind.factor, Kind.decay)
         guess = what if of_no_axis else Guess(what.kind, likely(self.sizes), what.because)
-        if guess.kind is Kind.factor and module == "clip":
-            guess = self.clipping(float(what.because))
-        return self.found_at(module, verdict, guess)
+        return self.found_at("weights", verdict, guess)
 
     def clipping(self, number: float) -> Guess:
         """What is wrong with the factor of clipping, which is `number` times what it should be: another norm, or any
