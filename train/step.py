@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from train.config.strategy import LOSS_AXES, StepResult
+from train.config.strategy import LOSS_AXES, Read, StepResult
 from train.model.spans import span
 from train.model.transformer import Transformer
 from train.model.weights import global_parameters
 from train.ranks import gradients
-from train.ranks.distributed import count_valid, inverse_valid, sum_over
+from train.ranks.distributed import count_valid, inverse_valid, own_rows, sum_over
 from train.ranks.optim import ShardOptimiser
 from train.ranks.state import Piece, ShardedState
-from train.strategies.data.apply import microbatch
+from train.strategies.data.apply import Replica, microbatch
 from train.strategies.expert.balance import LoadBalance
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ Evaluate = Callable[[Tensor, Tensor], Tensor]
 class Step:
     """A `TrainStep`. SPMD strategies and pipelines differ in `forward_backward` and `forward` only.
 
-    `shared`: parameters of which another rank holds a copy.
+    `wrapped`: the modules that are called, one for each stage of this rank. `shared`: parameters of which another rank
+    holds a copy.
     """
 
     gradient_scale = 1.0
@@ -45,10 +46,14 @@ class Step:
         config: Config,
         forward_backward: ForwardBackward,
         forward: Evaluate,
+        wrapped: Sequence[nn.Module],
         shared: Sequence[gradients.SharedParameter] = (),
     ) -> None:
         self.model, self.mesh, self.clip_norm = model, mesh, config.train.clip_norm
         self.forward_backward, self.forward, self.shared = forward_backward, forward, shared
+        self.replicas = [module for module in wrapped if isinstance(module, Replica)]
+        rows = own_rows(mesh, config.train.global_batch_size)
+        self.batch_shape = (rows.stop - rows.start, config.train.seq_len)
         self.on_gradients: Callable[[], None] | None = None
         # collected now, because `model.parameters()` does not give the shards of a block that FSDP has gathered
         self.parameters = global_parameters(model, config.model)
@@ -102,6 +107,40 @@ class Step:
     def pieces(self) -> Iterator[Piece]:
         kept = self.optimiser.inner.state
         return self.state.pieces(self.model, lambda name, _: kept.get(self.optimiser.shards[name], {}))
+
+    def saved(self) -> Iterator[Piece]:
+        return self.pieces()
+
+    def restore(self, read: Read, known: Container[str]) -> None:
+        self.rehearse()
+        self.optimiser.make_state()
+        pieces = [*self.saved()]
+        read([piece for piece in pieces if piece.key in known])
+        for piece in pieces:
+            if piece.key not in known:  # a parameter without a gradient until then, of which the optimiser had no state
+                self.optimiser.inner.state.pop(self.optimiser.shards[piece.name], None)
+
+    def rehearse(self) -> None:
+        """Run a backward whose gradients are thrown away, if the model is replicated. DDP forms its buckets anew after
+        its first backward, so without this the first step after a resume would sum in another order than the same step
+        of a run that was not interrupted."""
+        if not self.replicas:
+            return
+        tokens = torch.zeros(self.batch_shape, dtype=torch.long, device=self.model.rope.device)
+        self.forward_backward(tokens, tokens, torch.ones_like(self.model.rope[0, 0, 0]))
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self.balance.reset()
+
+    def own_state(self) -> dict[str, Tensor]:
+        hooks = [(i, one.compression) for i, one in enumerate(self.replicas) if one.compression is not None]
+        return {f"powersgd/{i}/{name}": tensor for i, hook in hooks for name, tensor in hook.tensors().items()}
+
+    def load_own_state(self, tensors: Mapping[str, Tensor]) -> None:
+        for i, one in enumerate(self.replicas):
+            if one.compression is not None:
+                head = f"powersgd/{i}/"
+                one.compression.load({k.removeprefix(head): x for k, x in tensors.items() if k.startswith(head)})
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         return self.state.state_tensors()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 EXIT_INPUT = 2  # the command line or the data is wrong
 EXIT_ENVIRONMENT = 3  # the machine cannot do what they ask for
+EXIT_SAVED = 75  # a signal ended the run after it had saved a checkpoint: sysexits.h calls it "try again later"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Reported(Exception):
     """An error that ends the run with one message: no traceback, and not one message per rank."""
 
     exit_code = 1
+    cut_off = False  # whether the same command goes on from the last checkpoint; else it would fail again
 
     def report(self) -> str:
         return str(self)

@@ -31,6 +31,7 @@ class World:
     )
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
+    restarts_done: int = 0  # how often torchrun has started the ranks again after one of them failed
 
     @classmethod
     def single(cls) -> World:
@@ -53,6 +54,7 @@ class World:
             run_file=os.environ.get(RUN_FILE, ""),
             agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
             lock=os.environ.get(LOCK, ""),
+            restarts_done=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
         )
 
 

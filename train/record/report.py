@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from train.command.process.life import FINISHED, STOPPED, Living
+from train.config.problems import Reported
 from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics, Sink
-from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Results, has_no_target
+from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Record, Results, has_no_target
 from train.ranks.distributed import Runtime
 from train.record.opening import announcement, opening
 from train.record.run_dir import open_run_dir, write_summary
@@ -32,14 +36,26 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
     baseline: float | None = None
+    earlier: list[Record] = field(default_factory=list)  # the records of the steps before a resume
+    living: Living | None = None
     first_step_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def open(
-        cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, num_parameters: int
+        cls,
+        config: Config,
+        tree: DictConfig,
+        corpus: Corpus,
+        world: World,
+        runtime: Runtime,
+        num_parameters: int,
+        continued: Path | None = None,
+        after: int = 0,
     ) -> Report:
-        """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing."""
+        """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing.
+
+        `continued`: the directory of the run that goes on. `after`: the step after which this run starts."""
         if world.rank > 0:
             return cls(config)
         from train.record.sinks import open_sinks
@@ -47,14 +63,28 @@ class Report:
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         # printed before the text is hashed, because this takes time if the text is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
-        path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees)
-        sinks = open_sinks(path, config, tree, facts, degrees, world.world_size)
+        path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees, continued)
+        living = Living(path, after)
+        kept = after if continued else 0
+        sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, kept)
         print(announcement(path, facts), flush=True)
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
-        return cls(config, path, facts, sinks, baseline)
+        return cls(config, path, facts, sinks, baseline, earlier, living)
 
-    def finish(self, metrics: Metrics, validation_loss: float) -> None:
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """The context in which the run's directory shows how the run ended."""
+        try:
+            yield
+        except Reported as error:
+            if self.living is not None and not error.cut_off:
+                self.living.end(STOPPED, error.report().splitlines()[0])
+            raise
+        if self.living is not None:
+            self.living.end(FINISHED)
+
+    def finish(self, metrics: Metrics) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
         if self.path is None:
             return
@@ -66,14 +96,14 @@ class Report:
         summary = self.facts | {
             "steps": self.config.train.steps,
             LOSS: results.latest[LOSS],
-            VALIDATION_LOSS: validation_loss,
+            VALIDATION_LOSS: results.latest[VALIDATION_LOSS],
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
             "total_s": time.perf_counter() - self.started,
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
             **results.spread(),
-            **results.last(*OF_RECORDED, "comm/", "stragglers/", "moe/"),
+            **results.last(*OF_RECORDED, "comm/", "stragglers/", "moe/", "checkpoint/"),
             **costs,
         }
         write_summary(self.path, summary)

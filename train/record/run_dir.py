@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -35,17 +36,33 @@ from train.record.run_files import write_whole
 from train.record.run_folder import hash_of
 
 
-def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int, told: str = "") -> Path:
-    """Create `<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second run of the same
-    config adds -2. If a file `told` is given, the name of the directory is written to it first. Raises BadInput (exit
-    code 3) if the directory cannot be created."""
+def run_name(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int) -> str:
+    """`<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`, the same for every run of this config."""
     shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
-    digest = hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()[:6]
-    name = "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
+    digest = config_sha256(tree)[:6]
+    return "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
+
+
+def config_sha256(tree: DictConfig) -> str:
+    return hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()
+
+
+def runs_named(root: Path, name: str) -> list[tuple[int, Path]]:
+    """The directories of the runs with this name, from the oldest to the newest: (1, `name`), (2, `name-2`) …"""
+    found = [(1, root / name)] if (root / name).is_dir() else []
+    numbers = ((path.name.removeprefix(f"{name}-"), path) for path in root.glob(f"{name}-*") if path.is_dir())
+    return sorted(found + [(int(number), path) for number, path in numbers if re.fullmatch(r"[1-9]\d{0,8}", number)])
+
+
+def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int, told: str = "") -> Path:
+    """Create the directory with the run's name in metrics.dir; a second run of the same config adds -2. If a file
+    `told` is given, the name of the directory is written to it first. Raises BadInput (exit code 3) if the directory
+    cannot be created."""
+    root, name = Path(config.metrics.dir), run_name(config, tree, degrees, world_size)
     try:
-        Path(config.metrics.dir).mkdir(parents=True, exist_ok=True)
-        for number in count(1):
-            path = Path(config.metrics.dir) / (name if number == 1 else f"{name}-{number}")
+        root.mkdir(parents=True, exist_ok=True)
+        for number in count(max([0, *(number for number, _ in runs_named(root, name))]) + 1):
+            path = root / (name if number == 1 else f"{name}-{number}")
             with suppress(FileExistsError):
                 path.mkdir()
                 break
@@ -93,11 +110,19 @@ def declared_differences(strategy: Strategy) -> dict[str, Any]:
 
 
 def open_run_dir(
-    config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, degrees: dict[str, int]
+    config: Config,
+    tree: DictConfig,
+    corpus: Corpus,
+    world: World,
+    runtime: Runtime,
+    degrees: dict[str, int],
+    continued: Path | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Create the directory with config.yaml and work.json. Returns its path and the facts that become part of the
-    summary."""
-    path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
+    """Create the directory with config.yaml and work.json, or take that of the run that is `continued`. Returns its
+    path and the facts that become part of the summary."""
+    path = continued or make_run_dir(config, tree, degrees, world.world_size, world.run_file)
+    if continued and world.run_file:
+        write_whole(Path(world.run_file), f"{path}\n")
     machine = environment(runtime.device, runtime.backend, world.world_size)
     facts = {
         "strategy": config.strategy.name,

@@ -1,0 +1,138 @@
+"""The checkpoints of a run, as the training loop sees them: where it starts, what is due after a step, and leaving."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from train.checkpoint.folder import Folder, check_space
+from train.checkpoint.resume import Start, find
+from train.checkpoint.saver import Facts, Saver
+from train.checkpoint.state import layout, restore
+from train.command.process.life import SAVED
+from train.command.process.signals import Signals
+from train.config.problems import EXIT_SAVED
+from train.config.schema import Config, Optimiser, Precision
+from train.config.strategy import TrainStep, resolve_degrees
+from train.data.corpus import Corpus
+from train.measure.metrics import Metrics
+from train.measure.results import GiB
+from train.ranks.side_group import SideGroup
+from train.record.report import Report
+from train.record.run_dir import config_sha256, run_name, work
+
+
+@contextmanager
+def start_of(
+    config: Config, tree: DictConfig, corpus: Corpus, num_parameters: int, side_group: SideGroup
+) -> Iterator[Start]:
+    """From where the run starts. This is a context, within which the run's directory must be made: meanwhile no other
+    run of metrics.dir chooses its directory. Collective. Raises BadInput as `resume.find` and `check_space` do."""
+    world = side_group.world
+    with nullcontext() if world.rank else _only_one(Path(config.metrics.dir)):
+        name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
+        place = layout(config, world.world_size)
+        restarted = world.restarts_done > 0
+        start = find(config, name, lambda: work(config, corpus.sha256), place, side_group, restarted=restarted)
+        if config.checkpoint.every and world.rank == 0:
+            size = state_bytes(config, num_parameters)
+            check_space(Path(config.metrics.dir), size)
+            start = replace(start, said=(*start.said, f"a checkpoint has {size / GiB:.3f} GiB"))
+        yield start
+
+
+@contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """Hold a lock on the folder of the runs. Without one, as on a file system without locks, nothing is held."""
+    with suppress(OSError):
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = (root / ".lock").open("w")
+    except OSError:  # the folder cannot be written, which is said when the run's directory is made
+        yield
+        return
+    with lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def state_bytes(config: Config, num_parameters: int) -> int:
+    """The size of a checkpoint's numbers: weights and what the optimiser keeps for each."""
+    sgd = int(config.optim.momentum > 0)
+    kept = 2 if config.optim.name is Optimiser.adamw else sgd
+    return num_parameters * (1 + kept) * (8 if config.precision is Precision.float64 else 4)
+
+
+class Checkpoints:
+    """Collective: every rank makes one, and calls the same methods. It is a context, within which the signals that ask
+    a run to save and to leave are noted (`signals`), and which shows in the run's directory how the run ended."""
+
+    def __init__(
+        self,
+        config: Config,
+        tree: DictConfig,
+        corpus: Corpus,
+        report: Report,
+        run: Path,
+        start: Start,
+        train_step: TrainStep,
+        side_group: SideGroup,
+    ) -> None:
+        """Fill the state of the step from the checkpoint at which the run starts, if there is one. `run`: the run's
+        directory."""
+        world, facts = side_group.world, Facts({}, {}, {}, "")
+        self.config, self.report, self.side = config, report, side_group
+        if world.rank == 0:  # it writes the manifests
+            Folder(run, config.checkpoint.keep).clean()
+            print("".join(f"{line}\n" for line in start.said), end="", flush=True)
+            versions = {name: str(report.facts[name]) for name in ("commit", "torch", "python")}
+            values = work(config, corpus.sha256)
+            facts = Facts(layout(config, world.world_size), versions, values, config_sha256(tree))
+        if start.checkpoint is not None and start.manifest is not None:
+            same = start.same_layout
+            restore(train_step, start.checkpoint, start.manifest, config, rank=world.rank, same=same)
+        self.signals, self.opened = Signals(), ExitStack()
+        self.saver = Saver(config.checkpoint, run, facts, train_step, SideGroup(world, alone=True))
+
+    def __enter__(self) -> Checkpoints:
+        self.opened.enter_context(self.report.alive())
+        self.opened.enter_context(self.signals)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.opened.__exit__(*error)
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        """Save what is due after this step. If a rank has got a signal, save and end all ranks with exit code 75."""
+        every, last, asked = self.config.checkpoint.every, step == self.config.train.steps, metrics.asked
+        if self.report.living is not None:
+            self.report.living.at(step)
+        if every and (step % every == 0 or last or asked):
+            metrics.saving()
+            metrics.note(self.saver.save(step, last=last or asked > 0))
+            metrics.resume_clock()
+        if asked and not last:
+            self._leave(step, asked)
+
+    def _leave(self, step: int, number: int) -> None:
+        """End this rank after rank 0 has said why."""
+        name, saved = signal.Signals(number).name, self.config.checkpoint.every > 0
+        if self.report.living is not None:
+            if saved:
+                say = f"checkpoint saved at step {step}: {name} ended the run; the same command line continues it"
+                self.report.living.end(SAVED, name)
+            else:
+                say = f"{name} ended the run at step {step}; nothing was saved, as checkpoint.every=0"
+            print(say, file=sys.stderr, flush=True)
+        self.side.barrier()
+        self.signals.ignore()
+        raise SystemExit(EXIT_SAVED if saved else 128 + number)

@@ -1,0 +1,227 @@
+"""Writes and reads the tensors of a checkpoint by torch.distributed.checkpoint (DCP), whose resharding it uses.
+
+A rank gives pieces (`ranks.state.Piece`): plain tensors with their place in a whole tensor. DCP's default planners know
+places only of DTensors, so the planners here say them. DCP itself opens a checkpoint with `pickle`, which runs any code
+that a foreign file contains. Here its `.metadata` is read by an unpickler that knows nothing but DCP's own data
+classes, and tensors are read by torch's loader of plain tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from train.checkpoint.manifest import DTYPES, METADATA, Damaged, File, Manifest
+from train.ranks.state import Piece
+
+# What DCP writes into `.metadata`, as far as it describes plain tensors. A name that is not here is not looked up.
+ALLOWED = {
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata",
+        "MetadataIndex",
+        "TensorStorageMetadata",
+        "ChunkStorageMetadata",
+        "TensorProperties",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch": {"Size", *DTYPES},
+    "torch.serialization": {"_get_layout"},
+}
+
+
+class _Hashed:
+    """A file that hashes what is written to it, which is what should be read from the disk later."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def close(self) -> None:
+        self.flush()  # `create_stream` closes the file
+
+
+class _HashingFiles(FileSystem):
+    """The file system with which DCP writes. `files`: the size and hash of everything that this rank has written."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, File] = {}
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with Path(path).open("xb") as file:  # DCP only writes here
+            hashed = _Hashed(file)
+            yield hashed
+            self.files[Path(path).name] = File(hashed.size, hashed.digest.hexdigest())
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        super().rename(path, new_path)
+        self.files[Path(new_path).name] = self.files.pop(Path(path).name)
+
+
+class _Writer(FileSystemWriter):
+    def storage_meta(self) -> None:
+        """DCP would record the path of the folder, which is another one after the commit."""
+        return None
+
+
+class _SavePieces(DefaultSavePlanner):
+    """Plans what this rank writes. Of copies on several ranks DCP writes one."""
+
+    def __init__(self, pieces: dict[str, Piece]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.pieces = pieces
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan([_write_item(piece) for piece in self.pieces.values() if piece.tensor.numel() > 0])
+        return self.plan
+
+    def lookup_object(self, index: MetadataIndex) -> Tensor:
+        return self.pieces[index.fqn].tensor.detach()
+
+
+class _LoadPieces(DefaultLoadPlanner):
+    """Plans what this rank reads: its part of each tensor, from all saved parts that overlap with it."""
+
+    def __init__(self, pieces: dict[str, Piece]) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.pieces = pieces
+
+    def create_local_plan(self) -> LoadPlan:
+        assert self.metadata is not None
+        items = []
+        for key, piece in self.pieces.items():
+            stored = self.metadata.state_dict_metadata[key]
+            assert isinstance(stored, TensorStorageMetadata)
+            if piece.tensor.numel() > 0:
+                items += create_read_items_for_chunk_list(key, stored, [_chunk(piece)])
+        return LoadPlan(items)
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        return self.pieces[index.fqn].tensor.detach()
+
+
+def _chunk(piece: Piece) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(torch.Size(piece.offset), piece.tensor.shape)
+
+
+def _write_item(piece: Piece) -> WriteItem:
+    chunk = _chunk(piece)
+    properties = TensorProperties(dtype=piece.tensor.dtype)
+    data = TensorWriteData(chunk=chunk, properties=properties, size=torch.Size(piece.shape))
+    return WriteItem(MetadataIndex(piece.key, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
+
+
+def write_pieces(pieces: Iterable[Piece], folder: Path, group: dist.ProcessGroup) -> dict[str, File]:
+    """Write the pieces of all ranks to the folder, which exists and is empty, and make sure that the files are on the
+    disk. Returns the files that this rank wrote. Collective over the group, which must be able to send from the CPU.
+
+    Raises dcp.CheckpointException on every rank if it fails on one.
+    """
+    # one thread, because DCP loses an error of a second one, such as a full disk
+    storage = _Writer(folder, thread_count=1, overwrite=False)
+    storage.fs = files = _HashingFiles()
+    planner = _SavePieces({piece.key: piece for piece in pieces})
+    dcp.save({}, storage_writer=storage, planner=planner, process_group=group)
+    return files.files
+
+
+def read_pieces(pieces: Iterable[Piece], folder: Path, manifest: Manifest) -> None:
+    """Fill the tensors of the pieces from a checkpoint whose files have been compared with their hashes. Each rank
+    reads on its own. Raises Damaged."""
+    reader, planner = FileSystemReader(folder), _LoadPieces({piece.key: piece for piece in pieces})
+    metadata = read_metadata(folder, manifest)
+    reader.set_up_storage_reader(metadata, True)
+    planner.set_up_planner({}, metadata, True)
+    plan = planner.create_local_plan()
+    try:
+        reader.read_data(plan, planner).wait()
+    except (OSError, ValueError, RuntimeError, KeyError, AssertionError, pickle.UnpicklingError) as error:
+        raise Damaged(folder, f"a tensor cannot be read ({error})") from error
+
+
+class _OnlyMetadata(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if name in ALLOWED.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it names {module}.{name}")
+
+
+def read_metadata(folder: Path, manifest: Manifest) -> Metadata:
+    """DCP's `.metadata`, compared with the manifest. Raises Damaged if it contains anything but descriptions of the
+    manifest's tensors in the manifest's files."""
+    try:
+        with (folder / METADATA).open("rb") as file:
+            metadata = _OnlyMetadata(file).load()
+        _compare(metadata, manifest)
+    except OSError as error:
+        raise Damaged(folder, f"{METADATA} cannot be read ({error.strerror})") from error
+    except Exception as error:  # a foreign pickle can raise whatever it likes
+        raise Damaged(folder, f"{METADATA} is not the metadata of this checkpoint ({error})") from error
+    assert isinstance(metadata, Metadata)
+    return metadata
+
+
+def _compare(metadata: Any, manifest: Manifest) -> None:
+    """Raise ValueError if the metadata does not describe the manifest's tensors, in the manifest's files."""
+    if not isinstance(metadata, Metadata) or set(metadata.state_dict_metadata) != set(manifest.tensors):
+        raise ValueError("it has other tensors than the manifest")
+    for key, stored in metadata.state_dict_metadata.items():
+        one = manifest.tensors[key]
+        if not isinstance(stored, TensorStorageMetadata) or (tuple(stored.size), name_of(stored.properties.dtype)) != (
+            one.shape,
+            one.dtype,
+        ):
+            raise ValueError(f"{key} is not {one}")
+        if sum(math.prod(chunk.sizes) for chunk in stored.chunks) != math.prod(one.shape):
+            raise ValueError(f"parts of {key} are missing")
+        if any(MetadataIndex(key, chunk.offsets) not in metadata.storage_data for chunk in stored.chunks):
+            raise ValueError(f"parts of {key} are in no file")
+    for info in metadata.storage_data.values():
+        if info.relative_path not in manifest.files or getattr(info, "transform_descriptors", None):
+            raise ValueError("a tensor is in another file than those of the manifest")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """torch's name of a type, as `float32`."""
+    return str(dtype).removeprefix("torch.")
