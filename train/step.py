@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
+from train.config.schema import OnNonfinite
 from train.config.strategy import LOSS_AXES, Read, StepResult
 from train.model.spans import span
 from train.model.transformer import Transformer
@@ -50,6 +51,7 @@ class Step:
         shared: Sequence[gradients.SharedParameter] = (),
     ) -> None:
         self.model, self.mesh, self.clip_norm = model, mesh, config.train.clip_norm
+        self.skips = config.train.on_nonfinite is OnNonfinite.skip
         self.forward_backward, self.forward, self.shared = forward_backward, forward, shared
         self.replicas = [module for module in wrapped if isinstance(module, Replica)]
         rows = own_rows(mesh, config.train.global_batch_size)
@@ -65,13 +67,12 @@ class Step:
         """tokens, targets: this rank's rows [B, T] of the global batch; ranks that differ only in pp, cp or tp get the
         same rows."""
         inverse_num_valid = inverse_valid(targets, self.mesh, self.model.rope.dtype)  # the dtype of losses
-        loss = self.forward_backward(tokens, targets, inverse_num_valid)
+        loss = sum_over(self.forward_backward(tokens, targets, inverse_num_valid), self.mesh, *LOSS_AXES)
         with span("optimiser"):
-            norm = self.update(lr)
-        extras = self.balance.update()
-        return StepResult(loss=sum_over(loss, self.mesh, *LOSS_AXES), grad_norm=norm, extras=extras)
+            norm = self.update(lr, loss)
+        return StepResult(loss=loss, grad_norm=norm, extras=self.balance.update())
 
-    def update(self, lr: float) -> Tensor:
+    def update(self, lr: float, loss: Tensor) -> Tensor:
         """Complete the gradients, clip them and update the weights. Returns the global norm before clipping."""
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
@@ -83,10 +84,20 @@ class Step:
         counted_elsewhere = {item.parameter for item in self.shared if not item.counted}
         counted = [p.grad for p in parameters if p.grad is not None and p not in counted_elsewhere]
         norm = gradients.global_norm(counted, self.mesh["pp"].get_group(), self.model.rope.device)
+        if self.skips and not bool(norm.isfinite() & loss.isfinite()):  # the same on every rank
+            self.skip()
+            return norm
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         self.optimiser.step(lr)
         return norm
+
+    def skip(self) -> None:
+        """Throw the gradients away, and what was counted and kept in this step."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self.balance.reset()
+        self.load_own_state({})
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,9 +139,7 @@ class Step:
             return
         tokens = torch.zeros(self.batch_shape, dtype=torch.long, device=self.model.rope.device)
         self.forward_backward(tokens, tokens, torch.ones_like(self.model.rope[0, 0, 0]))
-        for parameter in self.parameters.values():
-            parameter.grad = None
-        self.balance.reset()
+        self.skip()
 
     def own_state(self) -> dict[str, Tensor]:
         hooks = [(i, one.compression) for i, one in enumerate(self.replicas) if one.compression is not None]
