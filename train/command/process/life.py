@@ -20,6 +20,7 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 
 LOCK_FILE, LIFE = "lock", "life.json"
 EVERY_S = 1.0
+TRIES, POLL_S = 20, 0.05
 RUNNING, FINISHED, SAVED, STOPPED = "running", "finished", "saved", "stopped"
 
 
@@ -79,13 +80,18 @@ class Living:
     def __init__(self, run: Path, step: int) -> None:
         self.run, self.step, self.written = run, step, 0.0
         self.descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self.descriptor)
-            refuse_living(run)
-        except OSError:  # the file system does not support locks
-            pass
+        for patience in reversed(range(TRIES)):
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if patience:  # somebody may only be looking (`is_alive`)
+                    time.sleep(POLL_S)
+                    continue
+                os.close(self.descriptor)
+                refuse_living(run)
+            except OSError:  # the file system does not support locks
+                break
         self._write(RUNNING)
 
     def at(self, step: int) -> None:
