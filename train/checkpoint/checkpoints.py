@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -55,14 +56,16 @@ def _only_one(root: Path) -> Iterator[None]:
     with suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
     try:
-        lock = (root / ".lock").open("w")
-    except OSError:  # the folder cannot be written, which is said when the run's directory is made
+        lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # there is no such folder, which is said when the run's directory is made
         yield
         return
-    with lock:
+    try:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def state_bytes(config: Config, num_parameters: int) -> int:

@@ -1,7 +1,7 @@
 """A run's mark of life: which process trains in a run's directory, and how far it has come. Torch is not imported.
 
-Rank 0 holds a lock on the file `lock` in the directory as long as it lives, so that no second process trains there, and
-writes `life.json` at most once a second. Together they tell a running run from one that was cut off.
+Rank 0 holds a lock on the directory as long as it lives, so that no second process trains there, and writes `life.json`
+at most once a second. Together they tell a running run from one that was cut off.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 
-LOCK_FILE, LIFE = "lock", "life.json"
+LIFE = "life.json"
 EVERY_S = 1.0
 TRIES, POLL_S = 20, 0.05
 RUNNING, FINISHED, SAVED, STOPPED = "running", "finished", "saved", "stopped"
@@ -49,7 +49,7 @@ def read_life(run: Path) -> Life | None:
 def is_alive(run: Path) -> bool:
     """Whether a process trains in this directory: whether it holds the lock."""
     try:
-        descriptor = os.open(run / LOCK_FILE, os.O_RDWR)
+        descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:
         return False
     try:
@@ -79,7 +79,7 @@ class Living:
 
     def __init__(self, run: Path, step: int) -> None:
         self.run, self.step, self.written = run, step, 0.0
-        self.descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        self.descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
         for patience in reversed(range(TRIES)):
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
