@@ -104,7 +104,8 @@ class Checkpoints:
             same = start.same_layout
             restore(train_step, start.checkpoint, start.manifest, config, rank=world.rank, same=same)
         self.signals, self.opened = Signals(), ExitStack()
-        self.saver = Saver(config.checkpoint, run, facts, train_step, SideGroup(world, alone=True))
+        group = SideGroup(world, alone=True) if config.checkpoint.every else side_group
+        self.saver = Saver(config.checkpoint, run, facts, train_step, group)
 
     def __enter__(self) -> Checkpoints:
         self.opened.enter_context(self.report.alive())

@@ -59,6 +59,17 @@ class Reported(Exception):
         return str(self)
 
 
+class Unwritable(Reported):
+    """The disk fails during a run."""
+
+    exit_code = EXIT_ENVIRONMENT
+    cut_off = True
+
+    def __init__(self, run: object, why: str | None) -> None:
+        fix = "the same command line continues the run from its last checkpoint, when there is room"
+        super().__init__(f"{run} cannot be written any more ({why}): {fix}")
+
+
 class BadInput(Reported):
     """Problems that a user can fix before anything is trained."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from train.command.process.life import FINISHED, STOPPED, Living
-from train.config.problems import Reported
+from train.config.problems import Reported, Unwritable
 from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
@@ -24,6 +25,7 @@ from train.ranks.distributed import Runtime
 from train.record.opening import announcement, opening
 from train.record.run_dir import open_run_dir, write_summary
 
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
 
@@ -64,6 +66,7 @@ class Report:
         # printed before the text is hashed, because this takes time if the text is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
         path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees, continued)
+        facts |= {"continued_after_step": after} if after else {}
         living = Living(path, after)
         kept = after if continued else 0
         sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, kept)
@@ -81,6 +84,11 @@ class Report:
             if self.living is not None and not error.cut_off:
                 self.living.end(STOPPED, error.report().splitlines()[0])
             raise
+        except OSError as error:
+            removed = error.errno == errno.ENOENT and str(self.path) in str(error.filename)
+            if self.path is None or (error.errno not in OF_DISKS and not removed):
+                raise
+            raise Unwritable(self.path, error.strerror) from error
         if self.living is not None:
             self.living.end(FINISHED)
 
