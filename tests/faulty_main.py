@@ -17,7 +17,7 @@ from train.checkpoint import folder, format, manifest
 
 FAULT, MARKER = sys.argv[1], Path(sys.argv[2])
 RANK = int(os.environ.get("RANK", 0))
-AT_STEP = 5
+AT_STEP = 5  # the first after a save
 
 
 def once() -> bool:
