@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -101,8 +102,11 @@ class Checkpoints:
             values = work(config, corpus.sha256)
             facts = Facts(layout(config, world.world_size), versions, values, config_sha256(tree))
         if start.checkpoint is not None and start.manifest is not None:
-            same = start.same_layout
+            began, same = time.perf_counter(), start.same_layout
             restore(train_step, start.checkpoint, start.manifest, config, rank=world.rank, same=same)
+            if world.rank == 0:
+                seconds, size = time.perf_counter() - began, start.manifest.bytes / GiB
+                print(f"restored {size:.3f} GiB in {seconds:.1f} s", flush=True)
         self.signals, self.opened = Signals(), ExitStack()
         group = SideGroup(world, alone=True) if config.checkpoint.every else side_group
         self.saver = Saver(config.checkpoint, run, facts, train_step, group)
