@@ -42,7 +42,7 @@ from train.ranks.optim import lr_at
 from train.ranks.side_group import SideGroup
 from train.record.run_dir import environment
 
-SAVES, STEPS = 4, 3  # saves of each mode; steps before each save
+SAVES, STEPS = 3, 2  # saves of each mode; steps before each save
 Figures = dict[str, float]
 
 

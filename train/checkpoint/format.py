@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import pickle
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,7 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -32,11 +33,13 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.planner import (
     LoadPlan,
     SavePlan,
+    SavePlanner,
     TensorWriteData,
     WriteItem,
     WriteItemType,
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import WriteResult
 
 from train.checkpoint.manifest import DTYPES, METADATA, Damaged, File, Manifest
 from train.ranks.state import Piece
@@ -68,41 +71,66 @@ class _Hashed:
         self.size += len(data)
         return self.file.write(data)
 
-    def tell(self) -> int:
-        return self.size
-
     def flush(self) -> None:
         self.file.flush()
 
-    def fileno(self) -> int:
-        return self.file.fileno()
-
-    def close(self) -> None:
-        self.flush()  # `create_stream` closes the file
-
-
-class _HashingFiles(FileSystem):
-    """The file system with which DCP writes. `files`: the size and hash of everything that this rank has written."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, File] = {}
-
-    @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        with Path(path).open("xb") as file:  # DCP only writes here
-            hashed = _Hashed(file)
-            yield hashed
-            self.files[Path(path).name] = File(hashed.size, hashed.digest.hexdigest())
-
-    def rename(self, path: Any, new_path: Any) -> None:
-        super().rename(path, new_path)
-        self.files[Path(new_path).name] = self.files.pop(Path(path).name)
+    def to_disk(self) -> File:
+        """Make sure that the file is on the disk. Returns its size and hash."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return File(self.size, self.digest.hexdigest())
 
 
 class _Writer(FileSystemWriter):
+    """Writes the files of this rank, each in a thread. `files`: their sizes and hashes. DCP's own writer loses an error
+    of a second thread, such as a full disk, and would record the path of the folder before the commit."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        super().__init__(folder, overwrite=False)
+        self.folder, self.threads = folder, threads
+        self.files: dict[str, File] = {}
+
     def storage_meta(self) -> None:
-        """DCP would record the path of the folder, which is another one after the commit."""
         return None
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
+        shares: list[list[WriteItem]] = [[] for _ in range(self.threads)]
+        sizes = [0] * self.threads
+        for item in sorted(plan.items, key=lambda item: item.tensor_storage_size() or 0, reverse=True):
+            emptiest = sizes.index(min(sizes))
+            shares[emptiest].append(item)
+            sizes[emptiest] += item.tensor_storage_size() or 0
+        names = [f"{plan.storage_data.prefix}{number}.distcp" for number in range(self.threads)]
+        with ThreadPoolExecutor(max_workers=self.threads) as pool:
+            written = [*pool.map(lambda name, share: self._write_file(name, share, planner), names, shares)]
+        future: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
+        future.set_result([result for results in written for result in results])
+        return future
+
+    def _write_file(self, name: str, items: list[WriteItem], planner: SavePlanner) -> list[WriteResult]:
+        results = []
+        if not items:
+            return []
+        with (self.folder / name).open("xb") as raw:
+            file = _Hashed(raw)
+            for item in items:
+                start, tensor = file.size, planner.resolve_data(item)
+                assert isinstance(tensor, Tensor)
+                tensor = tensor.cpu()
+                if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
+                    tensor = tensor.clone()  # a view would be saved with the whole memory that it shares
+                torch.save(tensor, file)
+                info = _StorageInfo(name, start, file.size - start)
+                results.append(WriteResult(item.index, info.length, info))
+            self.files[name] = file.to_disk()
+        return results
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        metadata.storage_data = {one.index: one.storage_data for of_rank in results for one in of_rank}
+        with (self.folder / METADATA).open("xb") as raw:
+            file = _Hashed(raw)
+            pickle.dump(metadata, file)
+            self.files[METADATA] = file.to_disk()
 
 
 class _SavePieces(DefaultSavePlanner):
@@ -152,18 +180,16 @@ def _write_item(piece: Piece) -> WriteItem:
     return WriteItem(MetadataIndex(piece.key, chunk.offsets), WriteItemType.SHARD, tensor_data=data)
 
 
-def write_pieces(pieces: Iterable[Piece], folder: Path, group: dist.ProcessGroup) -> dict[str, File]:
+def write_pieces(pieces: Iterable[Piece], folder: Path, group: dist.ProcessGroup, threads: int) -> dict[str, File]:
     """Write the pieces of all ranks to the folder, which exists and is empty, and make sure that the files are on the
-    disk. Returns the files that this rank wrote. Collective over the group, which must be able to send from the CPU.
+    disk. `threads`: the number of this rank's files, which are written at the same time. Returns the files that this
+    rank wrote. Collective over the group, which must be able to send from the CPU.
 
     Raises dcp.CheckpointException on every rank if it fails on one.
     """
-    # one thread, because DCP loses an error of a second one, such as a full disk
-    storage = _Writer(folder, thread_count=1, overwrite=False)
-    storage.fs = files = _HashingFiles()
-    planner = _SavePieces({piece.key: piece for piece in pieces})
-    dcp.save({}, storage_writer=storage, planner=planner, process_group=group)
-    return files.files
+    writer, planner = _Writer(folder, threads), _SavePieces({piece.key: piece for piece in pieces})
+    dcp.save({}, storage_writer=writer, planner=planner, process_group=group)
+    return writer.files
 
 
 def read_pieces(pieces: Iterable[Piece], folder: Path, manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ that is not finite is never saved.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +30,8 @@ from train.config.strategy import TrainStep
 from train.measure.results import GiB, Record
 from train.ranks.side_group import SideGroup
 from train.ranks.state import Piece
+
+MOST_THREADS = 8  # that write
 
 
 class SaveFailed(Reported):
@@ -58,6 +61,8 @@ class Saver:
         self.config, self.run, self.facts, self.train_step, self.side = config, run, facts, train_step, side_group
         self.rank, self.world_size = side_group.world.rank, side_group.world.world_size
         self.folder = Folder(run, config.keep)
+        cores = (os.cpu_count() or 1) // side_group.world.local_world_size
+        self.threads = min(max(cores, 1), MOST_THREADS)
         self.staging: dict[str, Tensor] = {}  # kept between saves, as new memory costs more time than the copy
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
@@ -116,7 +121,7 @@ class Saver:
         self._check_finite(step, pieces)
         unfinished = Path(self._on_rank_0(step, lambda: self.folder.begin(step)))
         try:
-            files = write_pieces(pieces, unfinished, self.side.group)
+            files = write_pieces(pieces, unfinished, self.side.group, self.threads)
         except CheckpointException as error:
             self._on_rank_0(step, lambda: self.folder.discard(unfinished))
             raise self._failed(step, _cause(error)) from error
