@@ -66,6 +66,11 @@ def fail(loss):
     raise RuntimeError("a planted error")
 
 
+def wait(loss):
+    time.sleep(2)
+    return loss
+
+
 def patch(owner, name, change):
     setattr(owner, name, change(getattr(owner, name)))
 
@@ -80,7 +85,7 @@ FAULTS = {
     "killed_before_latest": lambda: patch(folder.Folder, "accept", killed()),
     "not_finite_on_one_rank": lambda: patch(step.Step, "__call__", at_step(lambda loss: loss * torch.nan)),
     "raises_on_one_rank": lambda: patch(step.Step, "__call__", at_step(fail)),
-    "slow": lambda: patch(step.Step, "__call__", at_step(lambda loss: time.sleep(2) or loss)),
+    "slow": lambda: patch(step.Step, "__call__", at_step(wait)),
     "other_config_on_one_rank": lambda: sys.argv.append("optim.lr=0.5") if RANK == 1 else None,
 }
 

@@ -76,7 +76,9 @@ def test_a_run_leaves_its_newest_checkpoints(finished):
     assert float(whole_tensor(newest(finished), manifest, "step/embed.weight")) == 4
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["checkpoint/save_s"] > 0 and summary["checkpoint/stall_ms"] > 0
-    assert read_life(finished).state == "finished" and not is_alive(finished)
+    life = read_life(finished)
+    assert life is not None and life.state == "finished" and life.step == 4
+    assert not is_alive(finished)
 
 
 def flipped(folder):

@@ -79,6 +79,12 @@ def run_in(folder):
     return run
 
 
+def life_of(run):
+    life = read_life(run)
+    assert life is not None
+    return life
+
+
 def losses_of(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
@@ -110,7 +116,7 @@ def nothing_is_lost(run, process, start, undisturbed, *, resumes=True):
     good = [path for path in complete(run) if not wrong_files(path, Manifest.read(path))]
     last = losses_of(run)[-1][0]
     assert good and last - step_of(good[0]) <= EVERY, (last, good)
-    assert not is_alive(run) and read_life(run).state in ("running", "saved")
+    assert not is_alive(run) and life_of(run).state in ("running", "saved")
     if resumes:
         again = start()
         _, problems = again.communicate(timeout=PATIENCE_S)
@@ -119,7 +125,7 @@ def nothing_is_lost(run, process, start, undisturbed, *, resumes=True):
         events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
         assert [event.step for event in events.Scalars("train/loss")] == [*range(1, STEPS + 1)]
         assert [path.name for path in (run / CHECKPOINTS).iterdir() if ".tmp" in path.name] == []
-        assert read_life(run).state == "finished"
+        assert life_of(run).state == "finished"
     return out, errors
 
 
@@ -207,7 +213,7 @@ def test_not_finite_on_one_rank_stops_all_and_is_never_saved(start, undisturbed,
     run = run_in(tmp_path)
     assert process.returncode == 1 and "train/loss=nan" in errors
     assert [step_of(path) for path in complete(run)] == [EVERY], "the state of step 5 is not finite"
-    assert read_life(run).state == "stopped" and "train/loss=nan" in read_life(run).reason
+    assert life_of(run).state == "stopped" and "train/loss=nan" in life_of(run).reason
     again = start()
     again.communicate(timeout=PATIENCE_S)
     assert len([*(tmp_path / "runs").iterdir()]) == 2, "a run that was stopped is not continued"

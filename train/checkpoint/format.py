@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 import torch.distributed as dist
@@ -119,7 +119,7 @@ class _Writer(FileSystemWriter):
                 tensor = tensor.cpu()
                 if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
                     tensor = tensor.clone()  # a view would be saved with the whole memory that it shares
-                torch.save(tensor, file)
+                torch.save(tensor, cast(BinaryIO, file))
                 info = _StorageInfo(name, start, file.size - start)
                 results.append(WriteResult(item.index, info.length, info))
             self.files[name] = file.to_disk()

@@ -121,6 +121,7 @@ class Saver:
         self._check_finite(step, pieces)
         unfinished = Path(self._on_rank_0(step, lambda: self.folder.begin(step)))
         try:
+            assert self.side.group is not None
             files = write_pieces(pieces, unfinished, self.side.group, self.threads)
         except CheckpointException as error:
             self._on_rank_0(step, lambda: self.folder.discard(unfinished))

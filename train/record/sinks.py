@@ -235,8 +235,9 @@ def open_sinks(
             "mesh": draw_mesh(degrees),
         }
         warmup = config.metrics.warmup_steps
-        more = {"after": after, "earlier": lines.earlier}
-        sinks.append(TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=warmup, **more))
+        earlier = lines.earlier
+        board_sink = TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=warmup, after=after, earlier=earlier)
+        sinks.append(board_sink)
     return [*sinks, *open_trackers(config, path.name, flat)], lines.earlier
 
 
