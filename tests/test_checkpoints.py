@@ -82,19 +82,19 @@ def test_a_run_leaves_its_newest_checkpoints(finished):
 
 
 def flipped(folder):
-    (file,) = folder.glob("*.distcp")
+    file = min(folder.glob("*.distcp"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
 
 
 def shortened(folder):
-    (file,) = folder.glob("*.distcp")
+    file = min(folder.glob("*.distcp"))
     os.truncate(file, file.stat().st_size - 1)
 
 
 def missing(folder):
-    next(folder.glob("*.distcp")).unlink()
+    min(folder.glob("*.distcp")).unlink()
 
 
 def no_metadata(folder):
