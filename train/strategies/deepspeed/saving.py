@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from train.config.schema import Optimiser
 from train.config.strategy import Read
 from train.model.transformer import Transformer
-from train.ranks.optim import set_lr
 from train.ranks.state import Piece
 
 if TYPE_CHECKING:
@@ -37,15 +36,16 @@ def kinds_of(step: EngineStep) -> tuple[str, ...]:
 
 def saved(step: EngineStep) -> Iterator[Piece]:
     """The pieces of this rank: whole tensors. Collective over the world."""
+    _make_state(step)
     for kind in ("parameter", *kinds_of(step)):
         for i, (name, full) in enumerate(step.full(_getter(step, kind))):
             if i % dist.get_world_size() == dist.get_rank():
                 value = full.detach().to("cpu", copy=True)
                 yield Piece(name, kind, tuple(value.shape), (0,) * value.ndim, value)
     if step.config.optim.name is Optimiser.adamw:
-        count = next(torch.as_tensor(one[COUNT]) for one in _inner(step).state.values())
+        count = next(one[COUNT] for one in _inner(step).state.values())
         for name in step.parameters:
-            yield Piece(name, COUNT, (), (), count.to("cpu", torch.float32, copy=True))
+            yield Piece(name, COUNT, (), (), count.to("cpu", copy=True))
 
 
 def restore(step: EngineStep, read: Read, known: Container[str]) -> None:
@@ -56,19 +56,16 @@ def restore(step: EngineStep, read: Read, known: Container[str]) -> None:
     pieces = {}
     for name, p in skeleton.named_parameters():
         for kind in kinds:
-            whole = torch.zeros(p.shape, dtype=torch.float32)
-            pieces[name, kind] = Piece(name, kind, tuple(p.shape), (0,) * p.ndim, whole)
-    counts = []
-    if step.config.optim.name is Optimiser.adamw:
-        counts = [Piece(name, COUNT, (), (), torch.zeros(())) for name in step.parameters]
-    read([piece for piece in (*pieces.values(), *counts) if piece.key in known])
+            pieces[name, kind] = Piece(name, kind, tuple(p.shape), (0,) * p.ndim, torch.zeros(p.shape))
+    count = Piece(next(iter(step.parameters)), COUNT, (), (), torch.zeros(()))
+    read([piece for piece in (*pieces.values(), count) if piece.key in known])
     _make_state(step)
     for name, p in step.parameters.items():
         for kind in kinds:
             _put(step, p, kind, step.part_of(p, pieces[name, kind].tensor).to(p.device))
     for state in _inner(step).state.values():
-        if COUNT in state:  # a number or a tensor, by DeepSpeed's stage and optimiser
-            state[COUNT] = type(state[COUNT])(counts[0].tensor) if counts else state[COUNT]
+        if COUNT in state:
+            state[COUNT].copy_(count.tensor)
 
 
 def _inner(step: EngineStep) -> Any:
@@ -84,17 +81,24 @@ def _getter(step: EngineStep, kind: str) -> Callable[[nn.Parameter], Tensor | No
 
 
 def _make_state(step: EngineStep) -> None:
-    """Without ZeRO, the optimiser has no state before its first step: a step with gradients of zero and a learning rate
-    of 0 makes it, and changes no weight."""
+    """Make the optimiser's state, as its first step would, where it does not exist yet, and link it to the parameters.
+
+    ZeRO 1 and 2 link it themselves, but after the update of their first group of parameters, when the second group has
+    no state yet (deepspeed 0.19.8).
+    """
     inner = _inner(step)
-    if inner.state:
-        return
+    flats = getattr(step.engine.optimizer, "fp32_partitioned_groups_flat", None)  # stage 3 has no others between steps
+    for group in inner.param_groups:
+        for p in group["params"] if flats is None else flats:
+            if not inner.state.get(p):
+                inner.state[p] = {kind: torch.zeros_like(p) for kind in kinds_of(step)}
+                if step.config.optim.name is Optimiser.adamw:
+                    device = p.device if group.get("fused") else "cpu"
+                    inner.state[p][COUNT] = torch.zeros((), dtype=torch.float32, device=device)
     for p in step.parameters.values():
-        p.grad = torch.zeros_like(p)
-    set_lr(inner, 0.0)
-    inner.step()
-    for p in step.parameters.values():
-        p.grad = None
+        if (mapping := getattr(p, "_hp_mapping", None)) is not None:
+            (flat,) = inner.param_groups[mapping.param_group_index]["params"]
+            mapping.set_optim_state_fragment(flat, inner.state[flat])
 
 
 def _put(step: EngineStep, p: nn.Parameter, kind: str, value: Tensor) -> None:
