@@ -24,7 +24,8 @@ from train.config.problems import BadInput
 from train.record.sinks import keep_lines
 
 REPO = Path(__file__).resolve().parent.parent
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+PATHS = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 SMALL = [
     *("strategy=single", "runtime.device=cpu", "model.num_layers=1", "train.seq_len=16", "train.eval_batches=1"),
     *("train.global_batch_size=2", "metrics.tensorboard=false", "metrics.profile_every=0"),

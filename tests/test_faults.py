@@ -23,7 +23,8 @@ from train.checkpoint.manifest import Manifest, wrong_files
 from train.command.process.life import is_alive, read_life
 
 REPO = Path(__file__).resolve().parent.parent
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+PATHS = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
 EVERY, STEPS = 4, 40
 LINE = [
     *(
