@@ -18,9 +18,12 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from train.checkpoint.checkpoints import state_bytes
 from train.checkpoint.folder import CHECKPOINTS, complete, step_of
 from train.checkpoint.manifest import Manifest, wrong_files
+from train.command import cli
 from train.command.process.life import is_alive, read_life
+from train.model.transformer import Transformer, dtypes
 
 REPO = Path(__file__).resolve().parent.parent
 PATHS = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -267,12 +270,12 @@ def test_the_text_has_changed_between_runs(start, tmp_path):
     assert "data.corpus_sha256=" in errors and "train on the same text, or start a new run" in errors
 
 
-def in_small_tmpfs(folder, mib, *more):
+def in_small_tmpfs(folder, kib, *more):
     """Run inside a user namespace, whose runs are on a tmpfs of this size."""
     (folder / "runs").mkdir()
     torchrun = f"{sys.executable} -m torch.distributed.run --standalone --local_addr=127.0.0.1 --nproc_per_node=2"
     line = " ".join([str(REPO / "train" / "main.py"), *LINE, *more])
-    shell = f"mount -t tmpfs -o size={mib}m tmpfs {folder}/runs && {torchrun} {line}; ls -R {folder}/runs"
+    shell = f"mount -t tmpfs -o size={kib}k tmpfs {folder}/runs && {torchrun} {line}; ls -R {folder}/runs"
     command = ["unshare", "-Urm", "sh", "-c", shell]
     return subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True, timeout=PATIENCE_S)
 
@@ -281,7 +284,11 @@ def in_small_tmpfs(folder, mib, *more):
 @pytest.mark.timeout(200)
 def test_full_disk_at_a_save(tmp_path):
     """There is room for two checkpoints, but not for a third before the first is removed."""
-    result = in_small_tmpfs(tmp_path, 4, "checkpoint.keep=2")
+    config = cli.configured(LINE)
+    model = Transformer(config.model, **dtypes(config.precision))
+    size = state_bytes(config, sum(p.numel() for p in model.parameters()))
+    assert size > 1.5 * 2**20, "room for the other files of the run"
+    result = in_small_tmpfs(tmp_path, int(2.7 * size / 2**10))
     assert "was not saved: rank" in result.stderr and "No space left on device" in result.stderr, result.stderr
     assert "the newest good one is runs/" in result.stderr
     assert "step-4:" in result.stdout and "step-8:" in result.stdout and ".tmp" not in result.stdout
@@ -291,7 +298,7 @@ def test_full_disk_at_a_save(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_full_disk_at_a_log(tmp_path):
-    result = in_small_tmpfs(tmp_path, 1, "checkpoint.every=0", "metrics.trace=true", "train.steps=2000")
+    result = in_small_tmpfs(tmp_path, 400, "checkpoint.every=0", "train.steps=2000")
     assert "cannot be written any more (No space left on device)" in result.stderr, result.stderr
     assert "Traceback" not in result.stderr.split("torch/distributed/elastic")[0]
 
@@ -299,7 +306,7 @@ def test_full_disk_at_a_log(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_no_room_for_two_is_refused_at_the_start(tmp_path):
-    result = in_small_tmpfs(tmp_path, 1)
+    result = in_small_tmpfs(tmp_path, 1000)
     assert "two checkpoints need" in result.stderr and "checkpoint.every=0 to save none" in result.stderr
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from train.checkpoint.folder import Folder, check_space
+from train.checkpoint.folder import Folder, check_space, shown_bytes
 from train.checkpoint.resume import Start, find
 from train.checkpoint.saver import Facts, Saver
 from train.checkpoint.state import layout, restore
@@ -26,7 +26,6 @@ from train.config.schema import Config, Optimiser, Precision
 from train.config.strategy import TrainStep, resolve_degrees
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics
-from train.measure.results import GiB
 from train.ranks.side_group import SideGroup
 from train.record.report import Report
 from train.record.run_dir import config_sha256, run_name, work
@@ -47,7 +46,7 @@ def start_of(
         if config.checkpoint.every and world.rank == 0:
             size = state_bytes(config, num_parameters)
             check_space(Path(config.metrics.dir), size)
-            start = replace(start, said=(*start.said, f"a checkpoint has {size / GiB:.3f} GiB"))
+            start = replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}"))
         yield start
 
 
@@ -105,8 +104,8 @@ class Checkpoints:
             began, same = time.perf_counter(), start.same_layout
             restore(train_step, start.checkpoint, start.manifest, config, rank=world.rank, same=same)
             if world.rank == 0:
-                seconds, size = time.perf_counter() - began, start.manifest.bytes / GiB
-                print(f"restored {size:.3f} GiB in {seconds:.1f} s", flush=True)
+                size, seconds = shown_bytes(start.manifest.bytes), time.perf_counter() - began
+                print(f"restored {size} in {seconds:.1f} s", flush=True)
         self.signals, self.opened = Signals(), ExitStack()
         group = SideGroup(world, alone=True) if config.checkpoint.every else side_group
         self.saver = Saver(config.checkpoint, run, facts, train_step, group)

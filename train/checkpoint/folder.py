@@ -99,13 +99,16 @@ class Folder:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def shown_bytes(size: int) -> str:
+    """The size in GiB or, if it is smaller, in MiB."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
 def check_space(run_parent: Path, size: int) -> None:
     """Raise BadInput (exit code 3) if the disk of this folder has no room for two checkpoints of `size` bytes: the
     older one is kept until the newer one is verified."""
     free = shutil.disk_usage(run_parent).free
     if free < 2 * size:
-        message = (
-            f"two checkpoints need {2 * size / 2**30:.2f} GiB, but the disk of {run_parent} has {free / 2**30:.2f} GiB"
-        )
+        message = f"two checkpoints need {shown_bytes(2 * size)}, but the disk of {run_parent} has {shown_bytes(free)}"
         fix = "free some space, use metrics.dir=FOLDER on another disk, or checkpoint.every=0 to save none"
         raise BadInput(Problem("checkpoint_space", message, fix, exit_code=EXIT_ENVIRONMENT))
