@@ -65,11 +65,16 @@ class _Hashed:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        self.error: OSError | None = None  # torch's writer replaces it by an error of its own
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.size += len(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -119,7 +124,10 @@ class _Writer(FileSystemWriter):
                 tensor = tensor.cpu()
                 if tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size():
                     tensor = tensor.clone()  # a view would be saved with the whole memory that it shares
-                torch.save(tensor, cast(BinaryIO, file))
+                try:
+                    torch.save(tensor, cast(BinaryIO, file))
+                except RuntimeError as error:
+                    raise file.error or error from None
                 info = _StorageInfo(name, start, file.size - start)
                 results.append(WriteResult(item.index, info.length, info))
             self.files[name] = file.to_disk()

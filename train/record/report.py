@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ class Report:
             return cls(config)
         from train.record.sinks import open_sinks
 
+        threading.excepthook = _but_for_disks
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         # printed before the text is hashed, because this takes time if the text is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
@@ -149,3 +151,10 @@ class Report:
             else:
                 rows[tag] = f"{value:,.4g}"
         return rows | {"start to first step, s": f"{self.first_step_s:.1f}"}
+
+
+def _but_for_disks(args: threading.ExceptHookArgs) -> None:
+    """Print an error of a thread, unless a disk failed: TensorBoard's thread gives that to the main thread too, which
+    says it in words."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in OF_DISKS):
+        threading.__excepthook__(args)

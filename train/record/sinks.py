@@ -95,8 +95,8 @@ class TensorBoard(Sink):
         after: int = 0,
         earlier: Sequence[Record] = (),
     ) -> None:
-        """`after`: the step after which the run goes on; TensorBoard then shows no later step of the earlier files.
-        `earlier`: the records up to this step."""
+        """`after`: the step after which the run goes on: TensorBoard shows no later step of the earlier files, and
+        `earlier` has the records up to this one."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
