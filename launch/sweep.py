@@ -194,7 +194,7 @@ def best_micro_batch(
 
 def _run(state: State, entry: Entry, start: Start) -> None:
     wait_for_ranks(state.folder)
-    words = [*saving(entry.overrides), *entry.overrides, *entry.chosen]
+    words = [*entry.overrides, *entry.chosen, *saving(entry.overrides)]
     entry.discard(state.folder, but_saved="checkpoint.resume=never" not in words)
     entry.status, entry.run_dir, entry.exit_code = RUNNING, None, None
     (state.folder / entry.run_file).unlink(missing_ok=True)

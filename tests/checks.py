@@ -80,7 +80,8 @@ def dropout(config: Config, mesh: DeviceMesh) -> dict:
 def waits(config: Config, mesh: DeviceMesh) -> dict:
     """The time-outs of all process groups that exist after a strategy was built."""
     config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
-    SideGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
+    side_group = SideGroup(World(dist.get_rank(), 0, mesh.size(), mesh.size(), from_torchrun=True))
+    side_group.barrier()  # a rank that ends now would break the connection that another one is still making
     groups = list(distributed_c10d._world.pg_map)
     waits = {group._get_backend(torch.device(mesh.device_type)).options._timeout.total_seconds() for group in groups}
     return {"groups": len(groups), "waits": sorted(waits)}

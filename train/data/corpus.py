@@ -131,11 +131,13 @@ class Corpus:
     def _tensors(self, windows: np.ndarray) -> tuple[Tensor, Tensor]:
         import torch
 
-        both = torch.from_numpy(windows.astype(np.int64))
-        inputs, targets = both[:, :-1].contiguous(), both[:, 1:].contiguous()
+        # New arrays, because slices of a single row would share their memory and have the strides of a longer row,
+        # which torch 2.11's pipelines refuse.
+        inputs, targets = (
+            torch.from_numpy(part.astype(np.int64, order="C")) for part in (windows[:, :-1], windows[:, 1:])
+        )
         if self.ignore_token is not None:
-            # This is not in place: `contiguous` copies nothing of a single row, so inputs and targets share memory.
-            targets = targets.masked_fill(targets == self.ignore_token, IGNORE_INDEX)
+            targets[targets == self.ignore_token] = IGNORE_INDEX
         return inputs, targets
 
 
