@@ -13,7 +13,7 @@ import torch
 
 from train import main as program
 from train import step
-from train.checkpoint import folder, format, manifest
+from train.checkpoint import folder, manifest, writing
 
 FAULT, MARKER = sys.argv[1], Path(sys.argv[2])
 RANK = int(os.environ.get("RANK", 0))
@@ -78,7 +78,7 @@ def patch(owner, name, change):
 FAULTS = {
     "none": lambda: None,
     "killed_while_writing": lambda: patch(
-        format._Hashed, "write", killed(lambda self, data: RANK == 1 and self.size > 2**16)
+        writing._Hashed, "write", killed(lambda self, data: RANK == 1 and self.size > 2**16)
     ),
     "killed_before_the_manifest": lambda: patch(manifest.Manifest, "write", killed()),
     "killed_before_the_name": lambda: patch(folder.Folder, "commit", killed()),

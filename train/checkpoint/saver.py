@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
 from train.checkpoint.folder import Folder
-from train.checkpoint.format import name_of, write_pieces
 from train.checkpoint.manifest import Damaged, File, Manifest, Stored, wrong_files
+from train.checkpoint.reading import name_of
 from train.checkpoint.state import all_pieces
+from train.checkpoint.writing import write_pieces
 from train.config.problems import EXIT_ENVIRONMENT, Reported
 from train.config.schema import CheckpointConfig, SaveMode
 from train.config.strategy import TrainStep

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.checkpoint.format import name_of, read_pieces
 from train.checkpoint.manifest import Damaged, Manifest, Stored
+from train.checkpoint.reading import name_of, read_pieces
 from train.config.schema import Config
 from train.config.strategy import TrainStep, resolve_degrees
 from train.model.transformer import Transformer

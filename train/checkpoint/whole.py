@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from train.checkpoint.format import read_pieces
 from train.checkpoint.manifest import Manifest
+from train.checkpoint.reading import read_pieces
 from train.ranks.state import Piece
 
 
