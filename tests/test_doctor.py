@@ -1,10 +1,11 @@
-"""`launch.doctor` as a command, on a machine in good order and where nothing works; what it says of torch and two ranks.
+"""`launch.doctor` as a command, on a machine in good order and where nothing works, and what it says of two ranks.
 tests/test_doctor_findings.py has the other findings."""
 
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,11 @@ from launch.examine.child import Answers
 from launch.examine.finding import error, guarded, ok, warning
 from launch.start.environment import SET_BY_TORCHRUN
 from tests.test_doctor_findings import ERROR, NO_NAME, OK, WARNING, check
-from tests.test_surroundings import ENV, REPO
 from train.command.process.exits import HINT
 from train.config.problems import BadInput
 
+REPO = Path(__file__).resolve().parent.parent
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
 GiB = 2**30
 RANK = {"device": "cpu", "backend": "gloo", "all_reduce_ms": 3.0, "mib": 4.0, "s": 0.1}
 GPU = {"name": "H100", "free": 79 * GiB, "total": 80 * GiB}
@@ -94,7 +96,7 @@ def test_the_summary_counts():
 def test_the_command_line(monkeypatch):
     task = doctor.read(["metrics.dir=/x y", "nproc=4", "--json", "runtime.device=cpu"], broken=False)
     assert (task.as_json, task.nproc, task.metrics_dir, task.runtime["device"]) == (True, 4, "/x y", "cpu")
-    for words, says in ((["metric.dir=/x"], "metric.dir"), (["nproc=0"], "nproc=0"), (["--jso"], "--jso")):
+    for words, says in ((["metrics.dirr=/x"], "metrics.dirr"), (["nproc=0"], "nproc=0"), (["--jso"], "--jso")):
         with pytest.raises(BadInput, match=says) as refused:
             doctor.read(words, broken=False)
         assert refused.value.exit_code == 2

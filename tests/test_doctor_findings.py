@@ -132,8 +132,18 @@ def test_the_fix_of_too_many_threads_is_right(monkeypatch):
     assert fixes == ["unset OMP_NUM_THREADS", "export OMP_NUM_THREADS=2"]
 
 
+def test_the_limits_of_a_container(tmp_path):
+    assert machine.cpu_quota(tmp_path) == machine.memory_left(tmp_path) == float("inf")
+    texts = {"cpu.max": "150000 100000\n", "memory.max": "1000\n", "memory.current": "700\n"}
+    for name, text in {**texts, "memory.stat": "anon 500\ninactive_file 150\n"}.items():
+        (tmp_path / name).write_text(text)
+    assert (machine.cpu_quota(tmp_path), machine.memory_left(tmp_path)) == (1.5, 450)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert machine.cpu_quota(tmp_path) == machine.memory_left(tmp_path) == float("inf")
+
+
 def test_this_machine_is_measured():
-    assert (machine.cpu_quota("150000 100000\n"), machine.cpu_quota("max 100000\n")) == (1.5, float("inf"))
     here = machine.here()
     assert 0 < here.usable <= here.cores and 0 < here.available <= here.total
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.examine.finding import Finding, ok, warning
 from launch.start.environment import threads
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CGROUP = Path("/sys/fs/cgroup")  # in a container, its own limits
 GiB = 2**30
 RANK_GIB = 0.5  # a rank of the model tiny takes 0.43 GiB, most of it torch itself (README.md)
 FEW_FILES = 1024  # a rank has a connection to each of its peers, and DeepSpeed and data loaders open many more
@@ -36,17 +36,27 @@ def here() -> Machine:
     from launch.describe.memory import machine
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota(CPU_QUOTA.read_text()) if CPU_QUOTA.exists() else math.inf
-    total = machine().bytes
-    available = min(psutil.virtual_memory().available, total)
+    available = min(psutil.virtual_memory().available, memory_left(CGROUP))
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return Machine(os.cpu_count() or 1, min(allowed, quota), total, available, files)
+    return Machine(os.cpu_count() or 1, min(allowed, cpu_quota(CGROUP)), machine().bytes, int(available), files)
 
 
-def cpu_quota(text: str) -> float:
-    """The number of cores that a container may use, from its cpu.max; infinite if there is no limit."""
-    quota, period = text.split()
+def cpu_quota(cgroup: Path) -> float:
+    """The number of cores that a container may use; infinite if there is no limit."""
+    file = cgroup / "cpu.max"
+    quota, period = file.read_text().split() if file.exists() else ("max", "")
     return math.inf if quota == "max" else int(quota) / int(period)
+
+
+def memory_left(cgroup: Path) -> float:
+    """The bytes that a container may still take; infinite if there is no limit. Files in the page cache that are not in
+    use do not count as taken."""
+    file = cgroup / "memory.max"
+    limit = file.read_text().strip() if file.exists() else "max"
+    if limit == "max":
+        return math.inf
+    held = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+    return int(limit) - int((cgroup / "memory.current").read_text()) + int(held.get("inactive_file", 0))
 
 
 def judge(machine: Machine, nproc: int, env: Mapping[str, str]) -> list[Finding]:

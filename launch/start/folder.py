@@ -19,7 +19,7 @@ def obstacle(folder: str) -> int | None:
     if not existing.is_dir():
         return errno.ENOTDIR
     if not os.access(existing, os.W_OK | os.X_OK):
-        return errno.EACCES
+        return errno.EROFS if os.statvfs(existing).f_flag & os.ST_RDONLY else errno.EACCES
     longest = os.pathconf(existing, "PC_NAME_MAX")
     too_long = any(len(os.fsencode(part)) > longest for part in path.relative_to(existing).parts)
     return errno.ENAMETOOLONG if too_long else None
