@@ -3,10 +3,8 @@
 import json
 import os
 import sys
-import time
 from dataclasses import replace
 
-import psutil
 import pytest
 
 from launch.examine import folders, machine, names, packages, variables
@@ -210,38 +208,3 @@ def test_a_name_without_an_address_is_a_warning():
 def test_connections():
     check(names.connection(), OK, "can connect to 127.0.0.1")
     check(names.connection("192.0.2.1"), ERROR, "cannot connect to 192.0.2.1 (")  # an address that nobody has
-
-
-HANGS = """
-import subprocess, sys, time
-from launch.examine.child import begin, say
-asked = begin()
-say(asked=asked, pid=subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
-print("a line of another program", flush=True)
-time.sleep(60)
-"""
-
-
-@pytest.mark.timeout(40)
-def test_a_part_that_hangs_is_given_up_with_all_its_processes(tmp_path, monkeypatch):
-    (tmp_path / "hangs.py").write_text(HANGS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    child = Child("hangs", {"a": 1}, os.environ)
-    answers = child.answers(3)
-    assert answers.end == "it took longer than 3 s" and answers.found["asked"] == {"a": 1}
-    deadline = time.monotonic() + 20
-    while _alive(answers.found["pid"]) or _alive(child.process.pid):
-        assert time.monotonic() < deadline, "a process is left"
-        time.sleep(0.05)
-
-
-def _alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-@pytest.mark.timeout(40)
-def test_a_part_that_crashes_says_how(tmp_path, monkeypatch):
-    (tmp_path / "crashes.py").write_text("import os, sys\nprint('last words', file=sys.stderr)\nos.abort()\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert Child("crashes", None, os.environ).answers(30).end == "it ended with signal 6: last words"
-    assert "No module named no_such" in Child("no_such", None, os.environ).answers(30).end

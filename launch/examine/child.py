@@ -65,6 +65,9 @@ class Child:
     def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(END_S)
 

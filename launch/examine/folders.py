@@ -40,8 +40,8 @@ def main() -> None:
 def try_folder(folder: str) -> dict[str, Any]:
     """What a file shows that is written into the folder, or into the nearest of its parents that exists. The file has
     no name, so that nothing stays behind."""
-    if why := obstacle(folder):
-        return {"refused": os.strerror(why)}
+    if reason := obstacle(folder):
+        return {"refused": os.strerror(reason)}
     found: dict[str, Any] = {}
     place = nearest(folder)
     try:
@@ -59,7 +59,8 @@ def try_folder(folder: str) -> dict[str, Any]:
 
 def fsyncs(descriptor: int) -> dict[str, Any]:
     """The median time of an fsync after a small write, and the speed of one large write with its fsync."""
-    times, block, started = [], os.urandom(MiB), time.perf_counter()
+    times: list[float] = []
+    block, started = os.urandom(MiB), time.perf_counter()
     while len(times) < NUM_FSYNCS and time.perf_counter() - started < LONGEST_S:
         os.write(descriptor, block[:4096])
         before = time.perf_counter()
