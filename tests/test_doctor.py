@@ -5,16 +5,14 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from launch import doctor, local
 from launch.examine import torch_here
-from launch.examine.child import Answers, Child
+from launch.examine.child import Answers
 from launch.examine.finding import error, guarded, ok, warning
 from launch.start.environment import SET_BY_TORCHRUN
 from tests.test_doctor_findings import ERROR, NO_NAME, OK, WARNING, check
@@ -78,47 +76,6 @@ def test_gpus_that_torch_does_not_see(cuda, env, says):
 def test_torch_that_cannot_be_imported():
     end = "it ended with exit code 1: ImportError: libcudart.so.13"
     check(torch_here.judge(Answers(end=end), {}, nvidia=False), ERROR, f"torch cannot be imported: {end}")
-
-
-HANGS = """
-import subprocess, sys, time
-from launch.examine.child import begin, say
-asked = begin()
-say(asked=asked, pid=subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]).pid)
-print("a line of another program", flush=True)
-open(asked["said"], "w").close()
-time.sleep(60)
-"""
-
-
-@pytest.mark.timeout(40)
-def test_a_part_that_hangs_is_given_up_with_all_its_processes(tmp_path, monkeypatch):
-    (tmp_path / "hangs.py").write_text(HANGS)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    child = Child("hangs", {"said": str(tmp_path / "said")}, os.environ)
-    wait_until((tmp_path / "said").exists)
-    answers = child.answers(0.2)
-    assert answers.end == "it took longer than 0.2 s" and answers.found["asked"]
-    wait_until(lambda: not _alive(answers.found["pid"]) and not _alive(child.process.pid))
-
-
-def wait_until(done):
-    deadline = time.monotonic() + 15
-    while not done():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _alive(pid):
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-
-
-@pytest.mark.timeout(40)
-def test_a_part_that_crashes_says_how(tmp_path, monkeypatch):
-    (tmp_path / "crashes.py").write_text("import os, sys\nprint('last words', file=sys.stderr)\nos.abort()\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert Child("crashes", None, os.environ).answers(30).end == "it ended with signal 6: last words"
-    assert "No module named no_such" in Child("no_such", None, os.environ).answers(30).end
 
 
 def test_an_examination_that_fails_is_a_finding():
