@@ -15,6 +15,7 @@ from pathlib import Path
 
 from launch.describe.memory import check_memory
 from launch.start.environment import become_torchrun, local_environment, torchrun_line
+from launch.start.folder import obstacle
 from train.command import cli, options
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
@@ -55,15 +56,9 @@ def check_text(config: Config, nproc: int) -> None:
 def check_folder(metrics_dir: str) -> None:
     """Raise BadInput (exit code 3) for a folder that cannot be made or written, as far as this is visible without
     trying."""
-    folder = Path(metrics_dir).absolute()
-    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise unusable(metrics_dir, os.strerror(errno.ENOTDIR))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise unusable(metrics_dir, os.strerror(errno.EACCES))
-    longest = os.pathconf(existing, "PC_NAME_MAX")
-    if any(len(os.fsencode(part)) > longest for part in folder.relative_to(existing).parts):
-        raise unusable(f"{metrics_dir[:40]}…", os.strerror(errno.ENAMETOOLONG))
+    if why := obstacle(metrics_dir):
+        shown = f"{metrics_dir[:40]}…" if why == errno.ENAMETOOLONG else metrics_dir
+        raise unusable(shown, os.strerror(why))
 
 
 def make_folder(metrics_dir: str) -> None:

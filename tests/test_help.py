@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import explain, local, sweep
+from launch import doctor, explain, local, sweep
 from scripts import verify, write_configuration
 from train import main as training
 from train.command import cli, options
@@ -19,6 +19,7 @@ from train.config.problems import BadInput
 
 REPO = Path(__file__).resolve().parent.parent
 LOCAL, EXPLAIN, SWEEP, VERIFY = options.LOCAL, options.EXPLAIN, options.SWEEP, options.VERIFY
+DOCTOR = options.DOCTOR
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def answer(tool, line, monkeypatch, capsys):
     words = line.split()
     monkeypatch.setattr(sys, "argv", [tool, *words])
     mains: dict[str, Callable[[], object]] = {LOCAL: local.main, EXPLAIN: explain.main, "train/main.py": training.main}
-    mains |= {SWEEP: lambda: sweep.main(words), VERIFY: lambda: verified(words)}
+    mains |= {DOCTOR: doctor.main, SWEEP: lambda: sweep.main(words), VERIFY: lambda: verified(words)}
     with pytest.raises(SystemExit) as ended:
         mains[tool]()
     said = capsys.readouterr()
@@ -98,7 +99,7 @@ def test_help_tells_a_given_value_from_the_preset_s(monkeypatch, capsys):
     assert squeezed.count("(default") == 3, "port has no number of its own"
 
 
-@pytest.mark.parametrize("tool", [LOCAL, EXPLAIN, SWEEP, VERIFY, "train/main.py"])
+@pytest.mark.parametrize("tool", [LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, "train/main.py"])
 def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
     several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY) else "strategy=pp"
     code, out, err = answer(tool, f"-h {several}", monkeypatch, capsys)
@@ -107,9 +108,10 @@ def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
     for one in options.OPTIONS:
         assert (f"\n  {one.name}=" in out) == (tool in one.tools), one.name
     assert ("--cfg job" in out) == (tool != SWEEP), "which refuses it"
+    assert ("--json" in out, "--html FILE" in out) == (tool == DOCTOR, tool == VERIFY)
 
 
-@pytest.mark.parametrize("tool", [LOCAL, EXPLAIN, SWEEP, VERIFY, "train/main.py"])
+@pytest.mark.parametrize("tool", [LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, "train/main.py"])
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -159,6 +161,7 @@ HINTS = [
     (SWEEP, "skip-invalid=true", "did you mean skip_invalid?"),
     (SWEEP, "freshly=true", "did you mean fresh?"),
     (VERIFY, "nproc_=4", "did you mean nproc?"),
+    (DOCTOR, "nprocs=4", "did you mean nproc?"),
     ("train/main.py", "nprocs=4", f"did you mean nproc (an option of {LOCAL}, "),
 ]
 
@@ -171,7 +174,7 @@ def test_a_misspelt_option_is_told_what_was_meant(tool, word, says, monkeypatch,
 
 WRONG_TOOL = [
     (tool, option)
-    for tool in (LOCAL, EXPLAIN, SWEEP, VERIFY, "train/main.py")
+    for tool in (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, "train/main.py")
     for option in options.OPTIONS
     if tool not in option.tools and option is not options.STEPS  # which may be meant for train.steps
 ]

@@ -70,7 +70,7 @@ def test_a_plain_start_in_half_an_environment_answers_once(tmp_path):
     env = ENV | {"WORLD_SIZE": "4"}
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=50)
     assert run.returncode == 3
-    assert len(run.stderr.splitlines()) == 2 and "WORLD_SIZE=4, but no RANK" in run.stderr
+    assert len(run.stderr.splitlines()) == 3 and "WORLD_SIZE=4, but no RANK" in run.stderr
 
 
 def test_a_local_launch_sets_its_own_environment():

@@ -16,6 +16,7 @@ from train.config.problems import BadInput, Problem
 from train.config.rules.ranges import shortened
 
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
+DOCTOR = "python -m launch.doctor"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 
 T = TypeVar("T")
@@ -82,7 +83,7 @@ _TRUE_OR_FALSE = ("true or false", {"true": True, "false": False}.get)
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR),
     *_positive(MAX_RANKS),
     example="4",
     help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
