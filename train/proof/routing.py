@@ -86,7 +86,9 @@ class Routing:
         return used[rows].clone()
 
     def decide(self, layer: int, rows: slice, ranked_BTE: Tensor, own_BTK: Tensor) -> Tensor:
-        """Each token's own choice, or the reference's where rounding decides."""
+        """Each token's own choice, or the reference's where rounding decides; sorted, because rounding also decides the
+        order of two equally good experts, and the search compares what each of a token's choices gives."""
+        own_BTK = own_BTK.sort(-1).values
         self.counts[1] += own_BTK[..., 0].numel()
         if not self.expected:
             return own_BTK
