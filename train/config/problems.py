@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 EXIT_INPUT = 2  # the command line or the data is wrong
 EXIT_ENVIRONMENT = 3  # the machine cannot do what they ask for
+EXIT_PEER = 5  # another rank ended or did not answer; 4 is of scripts/verify.py
+EXIT_SAVED = 75  # a signal ended the run after it had saved a checkpoint: sysexits.h calls it "try again later"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Reported(Exception):
     """An error that ends the run with one message: no traceback, and not one message per rank."""
 
     exit_code = 1
+    of_one_rank = False  # whether one rank may have it alone; usually rank 0 has it too, and reports it
 
     def report(self) -> str:
         return str(self)
