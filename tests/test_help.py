@@ -192,6 +192,7 @@ NUMBERS = ("x", "0", "-1", "1.5", "", "1e3", "٣", "9" * 5000)
 WRONG = {
     "nproc": NUMBERS,
     "port": (*NUMBERS, "70000"),
+    "restarts": (*(text for text in NUMBERS if text != "0"), "00", "10001"),
     "max_micro_batch_size": NUMBERS,
     "steps": NUMBERS,
     "batch": ("x", "", "Micro"),

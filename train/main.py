@@ -10,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from train.command import cli
-from train.command.process.exits import reported_once
+from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
 from train.config.schema import Config
@@ -20,6 +20,7 @@ from train.data.corpus import Corpus, load_corpus
 
 def main() -> None:
     started = time.perf_counter()
+    leave_on_interrupt()
     with reported_once(World.single()):
         world = World.from_env()
         bind_to_parents(world)

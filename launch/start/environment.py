@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
+from train.command.process.exits import SIGNALS
 from train.command.resources import INSTALLED, ROOT, path_of
 from train.config.world import AGENT, LOCK, NEEDED, PLACE, RUN_FILE
 
@@ -45,27 +44,20 @@ def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str
     notes = [f"ignored, as a local launch sets its own values: {', '.join(ignored)}"] if ignored else []
     waits, note = _name_servers(kept)
     notes += [note] if note else []
-    # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
-    return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | {"PET_LOG_DIR": os.devnull}, notes
+    own = {
+        # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
+        "PET_LOG_DIR": os.devnull,
+        "PET_SIGNALS_TO_HANDLE": ",".join(one.name for one in SIGNALS),
+    }
+    return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | own, notes
 
 
-def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
+def torchrun_line(overrides: Sequence[str], nproc: int, *, port: int | None = None, restarts: int = 0) -> list[str]:
     """torchrun's arguments for one run on this machine, with its address, so that no host name is looked up."""
     where = "--standalone" if port is None else f"--master_port={port}"
-    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
-
-
-def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Replace this process by torchrun, which keeps the process id. The ranks get this id and end when that process
-    ends."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "torch.distributed.run",
-        *line,
-    ]  # -P: the working directory is not searched for modules, as with the command torchrun
-    os.execve(sys.executable, command, {**env, AGENT: str(os.getpid())})
+    again = [f"--max_restarts={restarts}"] if restarts else []
+    how = [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", *again]
+    return [*how, path_of("train/main.py"), *overrides]
 
 
 def source_path() -> dict[str, str]:

@@ -18,6 +18,7 @@ from train.config.rules.ranges import shortened
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
 DOCTOR = "python -m launch.doctor"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
+MAX_RESTARTS = 10_000
 
 T = TypeVar("T")
 
@@ -74,6 +75,11 @@ def _positive(most: int) -> tuple[str, Callable[[str], int | None]]:
     return f"a positive integer, at most {most:,}", read
 
 
+def _count(most: int) -> tuple[str, Callable[[str], int | None]]:
+    read = _positive(most)[1]
+    return f"a whole number from 0 to {most:,}", lambda text: 0 if text == "0" else read(text)
+
+
 def _one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
     return f"{', '.join(values[:-1])} or {values[-1]}", lambda text: text if text in values else None
 
@@ -96,6 +102,14 @@ PORT: Option[int | None] = Option(
     example="29500",
     help="The port of torchrun's store on this machine.",
     unset="a free one",
+)
+RESTARTS: Option[int] = Option(
+    "restarts",
+    0,
+    (LOCAL,),
+    *_count(MAX_RESTARTS),
+    example="3",
+    help="How often all ranks are started again after one of them has failed.",
 )
 FORCE: Option[bool] = Option(
     "force",
@@ -158,4 +172,15 @@ STEPS: Option[int] = Option(
     example="40",
     help="The number of timed steps of each loop.",
 )
-OPTIONS: tuple[Option[Any], ...] = (NPROC, PORT, FORCE, BATCH, MAX_MICRO_BATCH_SIZE, SKIP_INVALID, FRESH, LOCATE, STEPS)
+OPTIONS: tuple[Option[Any], ...] = (
+    NPROC,
+    PORT,
+    RESTARTS,
+    FORCE,
+    BATCH,
+    MAX_MICRO_BATCH_SIZE,
+    SKIP_INVALID,
+    FRESH,
+    LOCATE,
+    STEPS,
+)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 EXIT_INPUT = 2  # the command line or the data is wrong
 EXIT_ENVIRONMENT = 3  # the machine cannot do what they ask for
+EXIT_PEER = 5  # another rank ended or did not answer; 4 is of scripts/verify.py
 EXIT_SAVED = 75  # a signal ended the run after it had saved a checkpoint: sysexits.h calls it "try again later"
 
 
@@ -54,6 +55,7 @@ class Reported(Exception):
 
     exit_code = 1
     cut_off = False  # whether the same command goes on from the last checkpoint; else it would fail again
+    of_one_rank = False  # whether one rank may have it alone; usually rank 0 has it too, and reports it
 
     def report(self) -> str:
         return str(self)

@@ -12,6 +12,7 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
+RESTARTS_DONE = "TORCHELASTIC_RESTART_COUNT"
 
 # If one of these is set, this process is one of several.
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -31,7 +32,9 @@ class World:
     )
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
-    restarts_done: int = 0  # how often torchrun has started the ranks again after one of them failed
+    restarts_done: int = 0  # how often torchrun has started the ranks again
+    store: tuple[str, int] | None = None  # the host and port of torchrun's store, if there is one
+    one_agent: bool = False  # whether the store is in torchrun's agent, which is the same for all ranks
 
     @classmethod
     def single(cls) -> World:
@@ -54,7 +57,10 @@ class World:
             run_file=os.environ.get(RUN_FILE, ""),
             agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
             lock=os.environ.get(LOCK, ""),
-            restarts_done=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            restarts_done=int(os.environ.get(RESTARTS_DONE, 0)) if "RANK" in os.environ else 0,
+            store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
+            one_agent=(os.environ.get("TORCHELASTIC_USE_AGENT_STORE"), os.environ.get("GROUP_WORLD_SIZE"))
+            == ("True", "1"),
         )
 
 
@@ -67,7 +73,7 @@ def environment_problem(env: Mapping[str, str]) -> Problem | None:
     missing = [name for name in NEEDED if name not in env]
     if missing:
         return _refused(f"the environment has {shown}, but no {', '.join(missing)}", given)
-    for name in (*given, "MASTER_PORT"):
+    for name in (*given, "MASTER_PORT", *([RESTARTS_DONE] if RESTARTS_DONE in env else [])):
         if not re.fullmatch(r"\d{1,9}", env[name]):
             return _refused(f"the environment has {name}={env[name]}, which is not a number", given)
     if int(env["RANK"]) >= int(env["WORLD_SIZE"]):
