@@ -182,4 +182,5 @@ def test_a_machine_on_which_nothing_works(tmp_path):
         "cannot be written (Not a directory) fix: use metrics.dir=FOLDER",
     ):
         assert part in said, (part, done.stdout)
-    assert said.count("fix:") >= 5 and max(map(len, done.stdout.splitlines())) <= 120
+    shown = done.stdout.replace(str(tmp_path), "FOLDER")  # a path is not broken
+    assert said.count("fix:") >= 5 and max(map(len, shown.splitlines())) <= 120

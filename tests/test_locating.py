@@ -49,6 +49,15 @@ def found(tmp_path_factory):
     return run_rows(tmp_path_factory.mktemp("world"), rows, traced=True)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_terms_of_a_mixture_under_tp_and_cp_are_no_parts_of_a_sequence(tmp_path):
+    """A rank of tp has one term of a sum for all its tokens. With as many ranks in cp, half of the sequence has the
+    shape of this term too."""
+    one = row(4, "strategy=cp_tp", options=AUX)
+    assert finding(run_rows(tmp_path, [one], traced=True), one) is None
+
+
 def finding(results, one: Row) -> Finding | None:
     result = results[one.name]
     assert "finding" in result, result

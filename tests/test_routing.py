@@ -96,8 +96,8 @@ def test_all_experts_are_never_another_choice():
 
 
 def test_the_order_of_a_tokens_experts_does_not_depend_on_their_scores(begin):
-    """The scores of two experts can be equal but for rounding, as in a product with ring attention in float32: what the
-    dispatch gave for each choice was then called wrong."""
+    """The scores of two experts can be equal but for rounding. What the dispatch gives for each choice would then be
+    called wrong."""
     found, _ = begin({})
     found.phase("step 1")
     scores = torch.tensor([0.4, 0.3, 0.2, 0.1]).expand(2, 16, 4)

@@ -34,8 +34,8 @@ Evaluate = Callable[[Tensor, Tensor], Tensor]
 class Step:
     """A `TrainStep`. SPMD strategies and pipelines differ in `forward_backward` and `forward` only.
 
-    `wrapped`: the modules that are called, one for each stage of this rank. `shared`: parameters of which another rank
-    holds a copy.
+    `shared`: parameters of which another rank holds a copy. `wrapped`: the modules that are called, one for each stage
+    of this rank; those of DDP have a state that a resume must restore.
     """
 
     gradient_scale = 1.0
@@ -47,8 +47,8 @@ class Step:
         config: Config,
         forward_backward: ForwardBackward,
         forward: Evaluate,
-        wrapped: Sequence[nn.Module],
         shared: Sequence[gradients.SharedParameter] = (),
+        wrapped: Sequence[nn.Module] = (),
     ) -> None:
         self.model, self.mesh, self.clip_norm = model, mesh, config.train.clip_norm
         self.skips = config.train.on_nonfinite is OnNonfinite.skip

@@ -21,9 +21,9 @@ from train.checkpoint.saver import Facts, Saver
 from train.checkpoint.state import layout, restore
 from train.command.process.life import SAVED
 from train.command.process.signals import Signals
-from train.config.problems import EXIT_SAVED
+from train.config.problems import EXIT_SAVED, BadInput, Problem
 from train.config.schema import Config, Optimiser, Precision
-from train.config.strategy import TrainStep, resolve_degrees
+from train.config.strategy import SavesState, TrainStep, resolve_degrees
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics
 from train.ranks.side_group import SideGroup
@@ -91,9 +91,15 @@ class Checkpoints:
         side_group: SideGroup,
     ) -> None:
         """Fill the state of the step from the checkpoint at which the run starts, if there is one. `run`: the run's
-        directory."""
-        world, facts = side_group.world, Facts({}, {}, {}, "")
+        directory. Raises BadInput if the step cannot be restored."""
         self.config, self.report, self.side = config, report, side_group
+        world, facts = side_group.world, Facts({}, {}, {}, "")
+        self.signals, self.opened = Signals(), ExitStack()
+        self.every = 0
+        self.saver: Saver | None = None
+        if not isinstance(train_step, SavesState):
+            self._without(config.checkpoint.every, start, world.rank)
+            return
         if world.rank == 0:  # it writes the manifests
             Folder(run, config.checkpoint.keep).clean()
             print("".join(f"{line}\n" for line in start.said), end="", flush=True)
@@ -106,9 +112,18 @@ class Checkpoints:
             if world.rank == 0:
                 size, seconds = shown_bytes(start.manifest.bytes), time.perf_counter() - began
                 print(f"restored {size} in {seconds:.1f} s", flush=True)
-        self.signals, self.opened = Signals(), ExitStack()
-        group = SideGroup(world, alone=True) if config.checkpoint.every else side_group
-        self.saver = Saver(config.checkpoint, run, facts, train_step, group)
+        self.every = config.checkpoint.every
+        if self.every:
+            self.saver = Saver(config.checkpoint, run, facts, train_step, SideGroup(world, alone=True))
+
+    def _without(self, every: int, start: Start, rank: int) -> None:
+        """Say what a strategy cannot do whose step does not have what `SavesState` has."""
+        name = self.config.strategy.name
+        if start.checkpoint is not None:
+            message = f"strategy={name} cannot start from {start.checkpoint}, as its step has no `restore`"
+            raise BadInput(Problem("not_saved", message, "use checkpoint.resume=never"))
+        if every and rank == 0:
+            print(f"no checkpoints are saved, as the step of strategy={name} has no `saved`", flush=True)
 
     def __enter__(self) -> Checkpoints:
         self.opened.enter_context(self.report.alive())
@@ -120,10 +135,10 @@ class Checkpoints:
 
     def after(self, step: int, metrics: Metrics) -> None:
         """Save what is due after this step. If a rank has got a signal, save and end all ranks with exit code 75."""
-        every, last, asked = self.config.checkpoint.every, step == self.config.train.steps, metrics.asked
+        last, asked = step == self.config.train.steps, metrics.asked
         if self.report.living is not None:
             self.report.living.at(step)
-        if every and (step % every == 0 or last or asked):
+        if self.saver is not None and (step % self.every == 0 or last or asked):
             metrics.saving()
             metrics.note(self.saver.save(step, last=last or asked > 0))
             metrics.resume_clock()
@@ -132,13 +147,13 @@ class Checkpoints:
 
     def _leave(self, step: int, number: int) -> None:
         """End this rank after rank 0 has said why."""
-        name, saved = signal.Signals(number).name, self.config.checkpoint.every > 0
+        name, saved = signal.Signals(number).name, self.saver is not None
         if self.report.living is not None:
             if saved:
                 say = f"checkpoint saved at step {step}: {name} ended the run; the same command line continues it"
                 self.report.living.end(SAVED, name)
             else:
-                say = f"{name} ended the run at step {step}; nothing was saved, as checkpoint.every=0"
+                say = f"{name} ended the run at step {step}; no checkpoint was saved"
             print(say, file=sys.stderr, flush=True)
         self.side.barrier()
         self.signals.ignore()

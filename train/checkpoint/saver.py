@@ -27,7 +27,7 @@ from train.checkpoint.state import all_pieces
 from train.checkpoint.writing import write_pieces
 from train.config.problems import EXIT_ENVIRONMENT, Reported
 from train.config.schema import CheckpointConfig, SaveMode
-from train.config.strategy import TrainStep
+from train.config.strategy import SavesState
 from train.measure.results import GiB, Record
 from train.ranks.side_group import SideGroup
 from train.ranks.state import Piece
@@ -57,7 +57,7 @@ class Saver:
     thread may use it. `run`: the run's directory."""
 
     def __init__(
-        self, config: CheckpointConfig, run: Path, facts: Facts, train_step: TrainStep, side_group: SideGroup
+        self, config: CheckpointConfig, run: Path, facts: Facts, train_step: SavesState, side_group: SideGroup
     ) -> None:
         self.config, self.run, self.facts, self.train_step, self.side = config, run, facts, train_step, side_group
         self.rank, self.world_size = side_group.world.rank, side_group.world.world_size

@@ -17,13 +17,13 @@ from torch import Tensor
 from train.checkpoint.manifest import Damaged, Manifest, Stored
 from train.checkpoint.reading import name_of, read_pieces
 from train.config.schema import Config
-from train.config.strategy import TrainStep, resolve_degrees
+from train.config.strategy import SavesState, resolve_degrees
 from train.model.transformer import Transformer
 from train.model.weights import derived_seed
 from train.ranks.state import Piece
 
 
-def all_pieces(train_step: TrainStep, rank: int) -> Iterator[Piece]:
+def all_pieces(train_step: SavesState, rank: int) -> Iterator[Piece]:
     """What this rank gives to a checkpoint. Collective."""
     yield from train_step.saved()
     for name, tensor in {**_random_state(), **train_step.own_state()}.items():
@@ -36,7 +36,7 @@ def layout(config: Config, world_size: int) -> dict[str, Any]:
     return {"strategy": keys | resolve_degrees(config.strategy.mesh_axes(), world_size), "world_size": world_size}
 
 
-def restore(train_step: TrainStep, folder: Path, manifest: Manifest, config: Config, *, rank: int, same: bool) -> None:
+def restore(train_step: SavesState, folder: Path, manifest: Manifest, config: Config, *, rank: int, same: bool) -> None:
     """Fill the state from a verified checkpoint. `same`: whether it was saved on the same layout. On another, random
     state is drawn anew from the seed and the step, and hooks start anew. Collective. Raises BadInput."""
     _check_names(folder, manifest, config)

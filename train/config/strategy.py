@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 
@@ -70,6 +70,20 @@ class TrainStep(Protocol):
         the copies that several ranks hold. Collective."""
         ...
 
+    def state_tensors(self) -> dict[str, Iterable[torch.Tensor]]:
+        """The tensors that `state_bytes` counts, under the same names, as far as they exist now: gradients exist from
+        `on_gradients` on."""
+        ...
+
+    def state_bytes(self) -> dict[str, int]:
+        """Bytes that this rank holds: `parameters`, `gradients` (at the end of backward) and `optimiser`."""
+        ...
+
+
+@runtime_checkable
+class SavesState(Protocol):
+    """What a `TrainStep` has if it can be saved. A run of a step without it saves no checkpoints, and says so."""
+
     def saved(self) -> Iterator[Piece]:
         """What this rank gives to a checkpoint, with global names, so that any other layout can read it. Collective."""
         ...
@@ -85,15 +99,6 @@ class TrainStep(Protocol):
 
     def load_own_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Replace it by what `own_state` returned on this rank; empty: by the state before the first step."""
-        ...
-
-    def state_tensors(self) -> dict[str, Iterable[torch.Tensor]]:
-        """The tensors that `state_bytes` counts, under the same names, as far as they exist now: gradients exist from
-        `on_gradients` on."""
-        ...
-
-    def state_bytes(self) -> dict[str, int]:
-        """Bytes that this rank holds: `parameters`, `gradients` (at the end of backward) and `optimiser`."""
         ...
 
 

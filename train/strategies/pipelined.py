@@ -64,4 +64,4 @@ class Pipeline(PipelineKeys, Spmd):
         stages = build_stages(model, mesh, config, self, apply_techniques)
         tied = tie_stages(stages, model, mesh["pp"])
         run = pipelined(stages, tied, mesh, config, self)
-        return Step(model, mesh, config, *run, [*stages.wrapped.values()], tied.shared)
+        return Step(model, mesh, config, *run, tied.shared, [*stages.wrapped.values()])

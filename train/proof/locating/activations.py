@@ -77,7 +77,9 @@ class Activations:
         if side == "backward":
             piece = piece / trace.gradient_scale
         found = [
-            (error_of(piece, part.of(whole), whole), part) for part in parts(name, whole, piece, key, trace, self.sizes)
+            (error_of(piece, part.of(whole), whole), part)
+            for part in parts(name, whole, piece, key, trace, self.sizes)
+            if not (self._is_term(side, name) and "tp" in part.axes)
         ]
         error, part = min(found, key=lambda one: one[0], default=(float("inf"), None))
         return Judged(rank, key, piece, part, error)
@@ -85,9 +87,14 @@ class Activations:
     def _is_partial(self, side: str, name: str) -> bool:
         """Whether a tp rank has a term of a sum that is completed later: in a mixture, or if ranks share KV heads."""
         tp = self.sizes.degrees["tp"]
-        shared = OF_KV_HEADS if tp > self.reference.config.model.num_kv_heads else ()
-        names = PARTIAL_OUTPUTS if side == "forward" else (*PARTIAL_GRADIENTS, *shared)
-        return tp > 1 and name.endswith(names)
+        shared = side == "backward" and tp > self.reference.config.model.num_kv_heads and name.endswith(OF_KV_HEADS)
+        return tp > 1 and (shared or self._is_term(side, name))
+
+    def _is_term(self, side: str, name: str) -> bool:
+        """Whether this is of a mixture under tp, where a rank has such a term of all its tokens and of no part of them.
+        Its values cannot tell where it belongs: it is far from every part of the whole."""
+        names = PARTIAL_OUTPUTS if side == "forward" else PARTIAL_GRADIENTS
+        return self.sizes.degrees["tp"] > 1 and name.endswith(names)
 
     def _error(self, side: str, one: Judged) -> float:
         """The error of a piece; where ranks have terms of a sum, that of the sum over tp ranks with the same part."""
