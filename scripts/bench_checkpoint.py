@@ -31,7 +31,7 @@ from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
 from train.config import plain_json
 from train.config.schema import Config, SaveMode
-from train.config.strategy import TrainStep
+from train.config.strategy import SavesState, TrainStep
 from train.config.world import World
 from train.data.corpus import load_corpus
 from train.measure.metrics import Clock
@@ -74,6 +74,7 @@ class Bench:
         run = self.folder / mode.value
         run.mkdir(exist_ok=True)
         own = replace(self.config.checkpoint, mode=mode, keep=2)
+        assert isinstance(self.step, SavesState)
         return Saver(own, run, Facts(self.place, {}, {}, "0" * 64), self.step, SideGroup(self.world, alone=True))
 
     def save(self, mode: SaveMode) -> Figures:
@@ -109,6 +110,7 @@ class Bench:
         assert not wrong_files(folder, manifest, rank, size)
         self.side.barrier()
         verified = time.perf_counter()
+        assert isinstance(self.step, SavesState)
         restore(self.step, folder, manifest, self.config, rank=rank, same=True)
         self.side.barrier()
         read = time.perf_counter()

@@ -18,6 +18,7 @@ from train.checkpoint.manifest import Manifest
 from train.checkpoint.saver import Facts, Saver
 from train.checkpoint.state import all_pieces, layout, restore
 from train.config.schema import SaveMode
+from train.config.strategy import SavesState
 from train.data.corpus import load_corpus
 from train.model.transformer import Transformer, dtypes
 from train.proof import jobs
@@ -52,6 +53,7 @@ class Trainer:
         if self.site.world.rank == 0:
             run.mkdir()
         self.side.barrier()
+        assert isinstance(self.step, SavesState)
         saver = Saver(self.config.checkpoint, run, self.facts, self.step, self.side)
         saver.save(SAVED_AT, last=self.config.checkpoint.mode is SaveMode.sync)
         saver.wait()
@@ -60,10 +62,12 @@ class Trainer:
         (folder,) = complete(run)
         manifest = Manifest.read(folder)
         same = manifest.layout == self.facts.layout
+        assert isinstance(self.step, SavesState)
         restore(self.step, folder, manifest, self.config, rank=self.site.world.rank, same=same)
 
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of all that this rank would save."""
+        assert isinstance(self.step, SavesState)
         pieces = all_pieces(self.step, self.site.world.rank)
         return {f"{one.key} at {one.offset}": one.tensor.detach().cpu().clone() for one in pieces}
 
