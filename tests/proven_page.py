@@ -26,8 +26,9 @@ a false alarm, or a bug that nobody knew. Dropout, compilation, asynchronous ten
 starts after the steps of the proof, are not drawn. Models in bf16 are wider (heads of 16 features instead of 4),
 because gradients of such narrow heads are mostly rounding there.
 
-{len(alarms)} of {len(done)} were called wrong. The results are of commit {commits}, torch {versions}, on a machine with
-2 CPU cores, by `{COMMAND}`.
+{len(alarms)} of {len(done)} were called wrong. The results are of commit {commits}, torch {versions}, on a machine
+with 2 CPU cores, by `{COMMAND}`. After a change of the code, only the configs that it
+concerned were run again, so there may be several commits.
 
 {summary(done)}
 
