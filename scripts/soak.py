@@ -77,7 +77,8 @@ class Soak:
         end = "losses equal the clean run's" if self.equal else "LOSSES DIFFER from the clean run's"
         return (
             f"{self.strategy} on {self.nproc}: {self.steps} steps in {self.seconds:.0f} s, {kills} kills, a save every "
-            f"{self.every} steps; {repaired}{again}ETTR {100 * self.ettr:.1f} % (expected {100 * self.expected:.1f} %); {end}"
+            f"{self.every} steps; {repaired}{again}ETTR {100 * self.ettr:.1f} % "
+            f"(expected {100 * self.expected:.1f} %); {end}"
         )
 
 
