@@ -117,7 +117,7 @@ class Routing:
             shape = (model.num_layers, train.global_batch_size, train.seq_len, model.top_k)
             chosen = torch.zeros(shape, dtype=torch.long, device=self.device)
             for layer, used in of_layer.items():
-                chosen[layer, self.rows][:, self.positions] = used.sort(-1).values
+                chosen[layer, self.rows][:, self.positions] = used
             sum_over(chosen, self.mesh, "pp", *TOKEN_AXES)
             record |= {f"{phase} {router_name(layer)}": x.cpu() for layer, x in enumerate(chosen)}
         return record

@@ -88,7 +88,7 @@ class Activations:
         """Whether a tp rank has a term of a sum that is completed later: in a mixture, or if ranks share KV heads."""
         tp = self.sizes.degrees["tp"]
         shared = side == "backward" and tp > self.reference.config.model.num_kv_heads and name.endswith(OF_KV_HEADS)
-        return tp > 1 and (shared or self._is_term(side, name))
+        return shared or self._is_term(side, name)
 
     def _is_term(self, side: str, name: str) -> bool:
         """Whether this is of a mixture under tp, where a rank has such a term of all its tokens and of no part of them.
