@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
-from train.config.fields import MAX_FIGURE, key, number
+from train.config.fields import MAX_FIGURE, MAX_RANKS, MAX_WIDTH, key, number
 
 
 @dataclass
@@ -33,6 +33,34 @@ class HardwareConfig:
         "The bandwidth of all NVLink links of a device in one direction, in GB/s; it is recorded with the run.",
         gt=0,
         le=MAX_FIGURE,
+    )
+    matmul_tflops: dict[str, float] = key(
+        dict,
+        "The highest rate of matrix products that was measured, by precision, in TFLOP/s, as {bf16: 794.5}; the planner's "
+        "predictions stay below it.",
+    )
+    processors: int | None = number(
+        None, "The number of the device's streaming multiprocessors, for the planner.", ge=1, le=MAX_WIDTH
+    )
+    exp_tera_per_s: float | None = number(
+        None,
+        "How many exponentials the device computes per second, in 10^12; attention needs one per score.",
+        gt=0,
+        le=MAX_FIGURE,
+    )
+    watts: float | None = number(None, "The highest power of a device, in watts.", gt=0, le=MAX_FIGURE)
+    devices_per_node: int | None = number(None, "The number of devices in a node.", ge=1, le=MAX_RANKS)
+    linked_devices: int | None = number(
+        None, "The number of devices that the links join; null means those of a node.", ge=1, le=MAX_RANKS
+    )
+    node_gb_per_s: float | None = number(
+        None, "The bandwidth of a node's network in one direction, in GB/s.", gt=0, le=MAX_FIGURE
+    )
+    link_latency_us: float | None = number(
+        None, "The latency of one step of a collective over the links, in microseconds.", ge=0, le=MAX_FIGURE
+    )
+    node_latency_us: float | None = number(
+        None, "The latency of one step of a collective between nodes, in microseconds.", ge=0, le=MAX_FIGURE
     )
     price_usd_per_hour: float | None = number(
         None,

@@ -1,0 +1,72 @@
+"""A run as the cost model sees it: a plan, and what a plan of this lab does not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from train.config.plan import Plan
+from train.strategies.pipeline.placement import SCHEDULES
+
+# a precision without a measured rate of its own takes that of the next one
+NEXT_PRECISION = {"nvfp4": "fp8", "fp8": "bf16", "bf16": "float32", "float32": "float64"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan to be priced. `plan.config.hardware` must have the figures that `missing_figures` names.
+
+    `products`: the precision of the matrix products, a key of `hardware.matmul_tflops`. `sends_parts`: whether a
+    pipeline sends a hidden state that all ranks of `tp` hold only once, in parts (Megatron's scatter/gather).
+    `reduces_late`: whether gradients are reduced after the last backward and not during it. `async_tp`: whether the
+    messages of `tp` run in pieces beside the products that need them. `bubble_share`: the pipeline's bubble as a share
+    of that of 1f1b with the same stages. `chunks`: the stages into which each rank's layers are cut, if the plan has
+    only one: a schedule of others, which does not gather parameters again as torch's do.
+    """
+
+    plan: Plan
+    products: str
+    async_tp: bool = False
+    sends_parts: bool = False
+    reduces_late: bool = False
+    bubble_share: float = 1.0
+    chunks: int = 1
+
+    @property
+    def stages_per_rank(self) -> int:
+        return self.chunks * max(self.plan.config.strategy.num_chunks(), 1)
+
+    def rate_of(self, precision: str) -> float:
+        """The measured rate of matrix products in TFLOP/s."""
+        rates = self.plan.config.hardware.matmul_tflops
+        while precision not in rates:
+            precision = NEXT_PRECISION[precision]
+        return rates[precision]
+
+
+def of_plan(plan: Plan) -> Job:
+    """The job of a plan of this lab."""
+    strategy = plan.config.strategy
+    name = strategy.schedule_name()
+    splits = name is not None and SCHEDULES[name].splits_backward
+    return Job(
+        plan,
+        products=plan.config.precision.value,
+        async_tp=bool(getattr(strategy, "async_tp", False)),
+        bubble_share=1 / 3 if splits else 1.0,
+    )
+
+
+def missing_figures(job: Job) -> list[str]:
+    """The hardware figures that the job needs and that its hardware file lacks."""
+    hardware, several = job.plan.config.hardware, job.plan.world_size > 1
+    needed = ["memory_gb_per_s", "processors", "exp_tera_per_s"]
+    needed += ["link_gb_per_s", "link_latency_us", "devices_per_node"] if several else []
+    if several and job.plan.world_size > (hardware.devices_per_node or 1):
+        needed += ["node_gb_per_s", "node_latency_us"]
+    missing = [name for name in needed if getattr(hardware, name) is None]
+    names = [job.products]
+    while names[-1] in NEXT_PRECISION:
+        names.append(NEXT_PRECISION[names[-1]])
+    if not any(name in hardware.matmul_tflops for name in names):
+        missing.append(f"matmul_tflops.{job.products}")
+    return missing

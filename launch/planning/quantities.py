@@ -1,0 +1,132 @@
+"""What a job computes, sends and updates in a step, as numbers that no constant of the cost model changes.
+
+They come from the same closed forms as `launch.explain` and the proof: shapes, who holds what, and expected traffic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from launch.describe.equal_ranks import sending_key
+from launch.planning import products
+from launch.planning.job import Job
+from launch.planning.links import Group, group_of
+from launch.planning.products import TILE, Products, Work
+from train.config.plan import Plan
+from train.config.schema import ActivationCheckpointing
+from train.config.traffic import Traffic, totals
+from train.strategies.context.keys import ContextKeys
+from train.strategies.memory import state_bytes
+from train.strategies.techniques import rank_of
+from train.strategies.traffic import expected_traffic
+
+
+@dataclass(frozen=True)
+class Message:
+    """The calls of one operation of a rank in a step. `per_step`: they come once a step, not with every microbatch."""
+
+    axis: str
+    op: str
+    calls: int
+    bytes: int
+    group: Group
+    per_step: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A rank of `pp`: its layers, whether it computes the head, and what it sends in a step."""
+
+    layers: int
+    has_head: bool
+    messages: tuple[Message, ...]
+    updated_bytes: int  # parameters that it updates
+
+
+@dataclass(frozen=True)
+class Quantities:
+    job: Job
+    work: Work
+    head: tuple[Products, Products, float]
+    kinds: tuple[Stage, ...]
+    places: tuple[int, ...]  # for each rank of pp, which of `kinds` it is
+    microbatches: int
+    chunks: int
+    tile_elements: float  # the results that all processors of a device compute at a time
+    units: int  # modules that FSDP gathers, of the largest stage; 0 without FSDP of more than one rank
+
+
+def quantities(job: Job) -> Quantities:
+    plan = job.plan
+    ranks_per_stage = plan.world_size // plan.degrees["pp"]
+    known: dict[Hashable, int] = {}
+    kinds, places = [], []
+    for place in range(plan.degrees["pp"]):
+        key = sending_key(plan, place)
+        if key not in known:
+            known[key] = len(kinds)
+            kinds.append(_stage(job, place * ranks_per_stage))
+        places.append(known[key])
+    first, last = rank_of(plan, 0), rank_of(plan, plan.world_size - 1)
+    processors = plan.config.hardware.processors
+    assert processors is not None, "job.missing_figures names it"
+    return Quantities(
+        job,
+        products.layer(first),
+        products.head(last),
+        tuple(kinds),
+        tuple(places),
+        plan.num_microbatches,
+        job.stages_per_rank,
+        float(TILE * processors),
+        max(stage.layers for stage in kinds) if _gathers(plan) else 0,
+    )
+
+
+def tokens_per_step(plan: Plan) -> int:
+    return plan.config.train.global_batch_size * plan.config.train.seq_len
+
+
+def recomputation(plan: Plan) -> ActivationCheckpointing:
+    return plan.config.train.activation_checkpointing
+
+
+def passes_round(plan: Plan) -> bool:
+    """Whether keys and values pass round a ring while attention computes."""
+    strategy = plan.config.strategy
+    return isinstance(strategy, ContextKeys) and strategy.cp_method == "ring"
+
+
+def _gathers(plan: Plan) -> bool:
+    """Whether FSDP gathers or reduces with every microbatch."""
+    strategy = plan.config.strategy
+    return strategy.uses_fsdp() and not strategy.reduces_once() and plan.degrees["dp_shard"] * plan.degrees["cp"] > 1
+
+
+def _stage(job: Job, rank: int) -> Stage:
+    plan = job.plan
+    place = rank_of(plan, rank).place["pp"]
+    held = plan.config.strategy.stages_of(place, plan.degrees["pp"])
+    layers = sum(len(plan.layers_of_stages[stage]) for stage in held)
+    messages = tuple(_messages(job, expected_traffic(plan, rank)))
+    return Stage(layers, plan.num_stages - 1 in held, messages, state_bytes(plan, rank)["parameters"])
+
+
+def _messages(job: Job, rows: list[Traffic]) -> list[Message]:
+    plan, found = job.plan, []
+    for (axis, op), total in totals(rows).items():
+        group, size, calls = group_of(plan, axis), total.bytes, total.calls
+        if op == "send":
+            size, calls = size * job.chunks, calls * job.chunks
+            if job.sends_parts and not plan.config.strategy.shards_sequence():
+                size //= plan.degrees["tp"]
+        of_data = "dp_" in axis or (axis.startswith(("cp", "efsdp")) and plan.config.strategy.uses_fsdp())
+        found.append(Message(axis, op, calls, size, group, of_data and _once(plan)))
+    return found
+
+
+def _once(plan: Plan) -> bool:
+    """Whether gradients are reduced once a step."""
+    strategy = plan.config.strategy
+    return strategy.uses_ddp() or strategy.reduces_once()

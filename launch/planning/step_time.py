@@ -1,0 +1,181 @@
+"""The time of a step: roofline for each kind of work, alpha-beta for messages, what of them is hidden, the bubble.
+
+    stage      microbatches x (forward + backward + recomputation + messages that are not hidden)
+    pipeline   the slowest stage, and the bubble: the other stages once, divided by the chunks of a rank
+    then       reductions that come once a step, and the optimiser's pass over memory
+
+What is hidden, by technique, as the code here does it (DESIGN.md): FSDP's messages run beside the computation, and each
+slows the other down; DDP's and ZeRO-1's reductions run beside the last backward; those of `tp` are exposed, unless
+async_tp cuts them into pieces; a ring's keys and values run beside attention; a pipeline's sends are exposed, half of
+them where a rank has several stages.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from launch.planning.constants import Constants
+from launch.planning.links import US, Network, network
+from launch.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
+from train.config.schema import ActivationCheckpointing
+
+ADAM_BYTES = (
+    36 / 4
+)  # per byte of float32 parameters: weight, gradient and two moments read, three written; the norm's pass
+SCORE_BYTES = 13  # per score where attention keeps them: product, softmax with mask, dropout and its mask, product
+INTERLEAVED = 0.5  # the share of a send that is exposed where the rank has another stage's work to do
+NODE = 8  # devices; the jitter counts doublings from there on
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Seconds of one layer's forward or backward of one microbatch."""
+
+    products: float
+    attention: float
+    elementwise: float
+    launch: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.elementwise + self.launch
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step by part. `exposed`: messages that are not hidden behind computation, by axis."""
+
+    compute: float
+    exposed: dict[str, float]
+    bubble: float
+    optimiser: float
+    other: float
+    tokens: int
+    devices: int
+
+    @property
+    def total(self) -> float:
+        return self.compute + sum(self.exposed.values()) + self.bubble + self.optimiser + self.other
+
+    @property
+    def tokens_per_s_per_device(self) -> float:
+        return self.tokens / self.total / self.devices
+
+
+@dataclass
+class StageTime:
+    """Seconds of one stage's microbatch, and of what it does once a step."""
+
+    forward: float
+    backward: float
+    exposed: dict[str, float] = field(default_factory=dict)
+    once: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def microbatch(self) -> float:
+        return self.forward + self.backward + sum(self.exposed.values())
+
+
+def step_time(q: Quantities, c: Constants) -> StepTime:
+    plan, hardware = q.job.plan, q.job.plan.config.hardware
+    net, m = network(hardware, c), q.microbatches
+    forward, backward = layer_time(q, c)
+    times = [stage_time(q, stage, (forward, backward), net, c) for stage in q.kinds]
+    order = [times[kind] for kind in q.places]
+    slowest = max(order, key=lambda one: one.microbatch)
+    bubble = (sum(one.microbatch for one in order) - slowest.microbatch) / q.chunks * q.job.bubble_share
+    exposed = {axis: m * seconds for axis, seconds in slowest.exposed.items()}
+    for axis in {axis for one in order for axis in one.once}:
+        exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in order)
+    compute = m * (slowest.forward + slowest.backward)
+    assert hardware.memory_gb_per_s is not None
+    optimiser = ADAM_BYTES * max(stage.updated_bytes for stage in q.kinds) / (hardware.memory_gb_per_s * 1e9)
+    steady = compute + sum(exposed.values()) + bubble + optimiser + c.step_ms / 1e3
+    jitter = steady * c.jitter * math.log2(max(plan.world_size / NODE, 1))
+    tokens = tokens_per_step(plan)
+    return StepTime(compute, exposed, bubble, optimiser, c.step_ms / 1e3 + jitter, tokens, plan.world_size)
+
+
+def rates(q: Quantities, c: Constants) -> tuple[float, ...]:
+    """FLOP/s of the products, and of 16-bit products."""
+    return tuple(c.sustained * 1e12 * q.job.rate_of(name) for name in (q.job.products, "bf16"))
+
+
+def layer_time(q: Quantities, c: Constants) -> tuple[Direction, Direction]:
+    """Forward and backward of one layer of one microbatch, without messages and recomputation."""
+    hardware, work = q.job.plan.config.hardware, q.work
+    assert hardware.memory_gb_per_s is not None and hardware.exp_tera_per_s is not None
+    rate, sixteen = rates(q, c)
+    memory, tail = hardware.memory_gb_per_s * 1e9, c.tail * q.tile_elements
+    if work.fused:
+        attention = work.attention_flops / (sixteen * c.attention_products)
+        attention += work.scores * c.exp_cost / (hardware.exp_tera_per_s * 1e12)
+        back = 2.5 * attention  # five products for two (FlashAttention, Dao et al. 2022)
+    else:
+        attention = work.attention_flops / sixteen + work.scores * SCORE_BYTES / memory
+        back = 2 * attention
+    elementwise = c.passes * work.bytes / memory
+    launch = c.layer_us * US
+    if q.units:
+        launch += c.unit_us * US
+    return (
+        Direction(work.forward.seconds(rate, tail, c.depth_cost), attention, elementwise, launch / 3),
+        Direction(work.backward.seconds(rate, tail, c.depth_cost), back, 2 * elementwise, launch * 2 / 3),
+    )
+
+
+def stage_time(
+    q: Quantities, stage: Stage, layer: tuple[Direction, Direction], net: Network, c: Constants
+) -> StageTime:
+    forward, backward = layer[0].total * stage.layers, layer[1].total * stage.layers
+    kind = recomputation(q.job.plan)
+    if kind is ActivationCheckpointing.full:
+        backward += forward
+    elif kind is ActivationCheckpointing.selective:
+        backward += layer[0].elementwise * stage.layers
+    if stage.has_head:
+        forward, backward = forward + head_time(q, c, 0), backward + head_time(q, c, 1)
+    attention = (layer[0].attention + layer[1].attention) * stage.layers
+    found = StageTime(forward, backward)
+    gathered = 0.0
+    for message in stage.messages:
+        seconds = net.seconds(message.op, message.calls, message.bytes, message.group)
+        if message.per_step:
+            hidden = 0.0 if q.job.reduces_late else backward / q.chunks
+            found.once[message.axis] = found.once.get(message.axis, 0.0) + behind(seconds, hidden, c)
+        elif is_of_data(message):
+            gathered += seconds / q.microbatches
+        else:
+            each = exposed_of(message, seconds / q.microbatches, attention, q, c)
+            found.exposed[message.axis] = found.exposed.get(message.axis, 0.0) + each
+    if gathered:
+        found.exposed["dp"] = behind(gathered, forward + backward, c)
+    return found
+
+
+def head_time(q: Quantities, c: Constants, direction: int) -> float:
+    memory = (q.job.plan.config.hardware.memory_gb_per_s or math.inf) * 1e9
+    products = q.head[0] if direction == 0 else q.head[1]
+    return products.seconds(rates(q, c)[1], c.tail * q.tile_elements, c.depth_cost) + q.head[2] / memory
+
+
+def is_of_data(message: Message) -> bool:
+    return message.axis.startswith(("dp_", "efsdp")) and message.op in ("all_gather", "reduce_scatter", "all_reduce")
+
+
+def exposed_of(message: Message, seconds: float, attention: float, q: Quantities, c: Constants) -> float:
+    """What of a message of a microbatch computation does not hide."""
+    if message.axis == "pp":
+        return seconds * c.send_exposed * (INTERLEAVED if q.chunks > 1 else 1.0)
+    if message.axis.startswith("tp") and q.job.async_tp:
+        return seconds * c.async_tp_exposed
+    if message.axis == "cp" and passes_round(q.job.plan):
+        return max(seconds - attention, 0.0)
+    return seconds
+
+
+def behind(message: float, computation: float, c: Constants) -> float:
+    """The time that a message adds to a computation beside which it runs: what is longer, and what they cost each
+    other."""
+    return max(message - computation, 0.0) + c.overlap_cost * min(message, computation)

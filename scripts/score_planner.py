@@ -1,0 +1,140 @@
+"""Score the planner against runs that others published: python scripts/score_planner.py docs/data/published_runs.csv
+
+Prints, by source, GPU and regime, the error |log(predicted / measured)| of tokens/s with the constants fitted to all
+other sources, beside a null model; then how well the planner chooses among layouts. It takes any file with these
+columns. --fit also writes the constants that fit all sources to configs/planner.yaml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from launch.planning import constants
+from launch.planning.quantities import quantities
+from scripts.scoring.fitting import Point, errors, fitted
+from scripts.scoring.jobs import job_of
+from scripts.scoring.rows import Row, read
+from scripts.scoring.scores import Scored, choices, interval, mean_of_sources, null_speed, summary
+from train.command.process.exits import reported_once
+from train.config.world import World
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="a CSV file with the columns of docs/data/published_runs.csv")
+    parser.add_argument("--fit", action="store_true", help="write the constants that fit all sources")
+    args = parser.parse_args()
+    with reported_once(World.single()):
+        rows = [row for row in read(args.runs) if row.tokens_per_s]
+        scored = with_intervals(held_out(rows))
+        print("\n".join([*by_group(scored), "", *bars(scored), "", *choosing(scored)]))
+        if args.fit:
+            write(fitted([*map(point, (one for one in scored if one.row.in_bar and one.quantities))]))
+
+
+def point(one: Scored) -> Point:
+    assert one.quantities is not None
+    return Point(one.quantities, one.measured, one.row.source)
+
+
+def held_out(rows: Sequence[Row]) -> list[Scored]:
+    """Every row, predicted with constants that were fitted to the other sources' rows of the promised kind."""
+    found = []
+    for row in rows:
+        job = job_of(row)
+        assert row.tokens_per_s is not None
+        found.append(Scored(row, quantities(job) if job else None, np.nan, row.tokens_per_s, np.nan))
+    scored = []
+    for source in dict.fromkeys(row.source for row in rows):
+        others = [one for one in found if one.row.source != source]
+        c = fitted([point(one) for one in others if one.row.in_bar and one.quantities])
+        for one in found:
+            if one.row.source == source and one.quantities is not None:
+                predicted = one.measured * float(np.exp(errors([point(one)], c)[0]))
+                null = null_speed(one.quantities, one.row, others) if others else np.nan
+                scored.append(dataclasses.replace(one, predicted=predicted, null=null))
+            elif one.row.source == source:
+                scored.append(one)
+    return scored
+
+
+def with_intervals(scored: Sequence[Scored]) -> list[Scored]:
+    """The rows with the interval that the other sources' held-out errors in the same regime give."""
+    found = []
+    for one in scored:
+        regime = one.row.regimes[0]
+        others = [other for other in scored if other.row.source != one.row.source]
+        same = [other for other in others if other.row.regimes[0] == regime] or others
+        low, high = interval([(other.row.source, -other.error) for other in same])
+        found.append(dataclasses.replace(one, low=low, high=high))
+    return found
+
+
+def by_group(scored: Sequence[Scored]) -> list[str]:
+    groups: dict[str, list[Scored]] = defaultdict(list)
+    for one in scored:
+        for regime in one.row.regimes:
+            groups[f"{one.row.source} | {one.row.cells['gpu']} | {regime}"].append(one)
+            groups[f"all sources | {regime}"].append(one)
+    width = max(map(len, groups))
+    lines = [f"{'error of tokens/s in %, held out by source':<{width}}   rows    mean  median     p90    bias    null"]
+    for name, group in sorted(groups.items()):
+        null = summary(one.null_error for one in group)
+        lines.append(f"{name:<{width}}  {summary(one.error for one in group)} {100 * null.mean:>7.1f}")
+    return lines
+
+
+def bars(scored: Sequence[Scored]) -> list[str]:
+    promised = [one for one in scored if one.row.in_bar]
+    groups = {
+        "A100 and H100, 16 bits or not stated": promised,
+        "  of them over several nodes with TP or PP": [
+            one for one in promised if "multi-node TP/PP" in one.row.regimes
+        ],
+        "  of them without a defaulted cell": [one for one in promised if not one.row.defaulted],
+    }
+    lines = [
+        "promised                                     rows    mean  median     p90    bias    null  mean of sources"
+    ]
+    for name, group in groups.items():
+        if group:
+            null = 100 * summary(one.null_error for one in group).mean
+            lines.append(
+                f"{name:<42}  {summary(one.error for one in group)} {null:>7.1f} {100 * mean_of_sources(group):>16.1f}"
+            )
+    inside = 100 * np.mean([one.inside for one in promised]) if promised else np.nan
+    return [*lines, f"the truth is inside the 80 % interval in {inside:.0f} % of these rows"]
+
+
+def choosing(scored: Sequence[Scored]) -> list[str]:
+    found = choices(scored)
+    if not found:
+        return ["no family of three layouts or more"]
+    regrets, random = [one.regret for one in found], [one.random_regret for one in found]
+    taus = [one.tau for one in found if one.tau is not None]
+    return [
+        f"choice of a layout in {len(found)} families of {sum(one.layouts for one in found)} layouts",
+        f"  regret in %: median {100 * np.median(regrets):.1f}, mean {100 * np.mean(regrets):.1f};"
+        f" at random {100 * np.median(random):.1f} and {100 * np.mean(random):.1f}",
+        f"  Kendall's tau: mean {np.mean(taus):.2f} over {len(taus)} families; at random 0",
+    ]
+
+
+def write(c: constants.Constants) -> None:
+    """Replace the values in configs/planner.yaml, and leave everything else as it is."""
+    text = constants.PATH.read_text()
+    for name, value in dataclasses.asdict(c).items():
+        pattern = rf"(^{name}:\n  \{{expected: [^,]+, spread: [^,]+, value: )[^,]+"
+        text = re.sub(pattern, rf"\g<1>{value:.4g}", text, flags=re.MULTILINE)
+    constants.PATH.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

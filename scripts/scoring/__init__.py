@@ -1,0 +1,1 @@
+"""Scores the planner's predictions against runs that other people published."""

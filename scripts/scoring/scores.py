@@ -1,0 +1,147 @@
+"""Figures of a set of predictions: errors, choice of layouts, intervals, and the null model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from launch.planning.quantities import Quantities
+from scripts.scoring.rows import Row
+from train.config.flops import flops_per_token
+
+NOISE = 0.04  # relative difference of speeds below which two layouts count as equal: the noise between releases
+SMALLEST_FAMILY = 3
+NOT_PREDICTED = 1.0  # the error of a row that is not predicted
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A row with its predicted speed, and log(predicted / measured); the null model's error beside it. `low`, `high`:
+    the interval for log(measured / predicted) in which 80 % of rows are expected."""
+
+    row: Row
+    quantities: Quantities | None
+    predicted: float
+    measured: float
+    null: float
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def error(self) -> float:
+        return math.log(self.predicted / self.measured) if self.quantities else NOT_PREDICTED
+
+    @property
+    def null_error(self) -> float:
+        return math.log(self.null / self.measured)
+
+    @property
+    def inside(self) -> bool:
+        return self.low <= -self.error <= self.high
+
+
+@dataclass(frozen=True)
+class Errors:
+    rows: int
+    mean: float
+    median: float
+    p90: float
+    bias: float
+
+    def __str__(self) -> str:
+        return f"{self.rows:>5} {100 * self.mean:>7.1f} {100 * self.median:>7.1f} {100 * self.p90:>7.1f} {100 * self.bias:>+7.1f}"
+
+
+def summary(found: Iterable[float]) -> Errors:
+    signed = np.array([*found])
+    size = np.abs(signed)
+    return Errors(len(signed), *map(float, (size.mean(), np.median(size), np.quantile(size, 0.9), signed.mean())))
+
+
+def mean_of_sources(scored: Sequence[Scored]) -> float:
+    by_source = defaultdict(list)
+    for one in scored:
+        by_source[one.row.source].append(abs(one.error))
+    return float(np.mean([np.mean(values) for values in by_source.values()]))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A family: the regret of the layout that was predicted fastest, that of one taken at random, and Kendall's tau."""
+
+    layouts: int
+    regret: float
+    random_regret: float
+    tau: float | None  # None if no two speeds differ by more than the noise
+
+
+def choices(scored: Sequence[Scored]) -> list[Choice]:
+    families: dict[Hashable, dict[Hashable, list[Scored]]] = defaultdict(lambda: defaultdict(list))
+    for one in scored:
+        families[one.row.family][one.row.layout].append(one)
+    found = []
+    for layouts in families.values():
+        if len(layouts) < SMALLEST_FAMILY:
+            continue
+        pairs = [
+            (float(np.mean([one.measured for one in same])), float(np.mean([one.predicted for one in same])))
+            for same in layouts.values()
+        ]
+        best = max(measured for measured, _ in pairs)
+        chosen = max(pairs, key=lambda pair: pair[1])[0]
+        mean = float(np.mean([measured for measured, _ in pairs]))
+        found.append(Choice(len(pairs), 1 - chosen / best, 1 - mean / best, _tau(pairs)))
+    return found
+
+
+def _tau(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Kendall's tau over pairs whose measured speeds differ by more than the noise."""
+    signs = [
+        math.copysign(1, (a - b) * (p - q)) if p != q else 0.0
+        for (a, p), (b, q) in itertools.combinations(pairs, 2)
+        if abs(a - b) > NOISE * min(a, b)
+    ]
+    return float(np.mean(signs)) if signs else None
+
+
+def null_speed(quantities: Quantities, row: Row, others: Sequence[Scored]) -> float:
+    """The speed at the median TFLOP/s of other sources' runs on the same GPU in the same precision; where there are
+    none, at their median share of the peak."""
+
+    def of(one: Quantities) -> float:
+        config = one.job.plan.config
+        return flops_per_token(config.model, config.train.seq_len) / 1e12
+
+    here = quantities.job
+    known = [one for one in others if one.quantities is not None]
+    same = [
+        one.measured * of(one.quantities)
+        for one in known
+        if one.quantities and one.row.cells["gpu"] == row.cells["gpu"] and one.quantities.job.products == here.products
+    ]
+    if same:
+        return float(np.median(same)) / of(quantities)
+    shares = [
+        one.measured * of(one.quantities) / one.quantities.job.rate_of(one.quantities.job.products)
+        for one in known
+        if one.quantities
+    ]
+    return float(np.median(shares)) * here.rate_of(here.products) / of(quantities)
+
+
+def interval(found: Sequence[tuple[str, float]]) -> tuple[float, float]:
+    """The 10 % and 90 % quantiles of log(measured / predicted) of (source, value), each source weighing the same."""
+    if not found:
+        return -math.inf, math.inf
+    sizes = defaultdict(int)
+    for source, _ in found:
+        sizes[source] += 1
+    values = sorted((value, 1 / sizes[source]) for source, value in found)
+    shares = np.cumsum([weight for _, weight in values]) / len(sizes)
+    low, high = (values[min(int(np.searchsorted(shares, share)), len(values) - 1)][0] for share in (0.1, 0.9))
+    return low, high
