@@ -20,10 +20,12 @@ from launch.planning import constants
 from launch.planning.quantities import quantities
 from scripts.scoring.fitting import Point, errors, fitted
 from scripts.scoring.jobs import job_of
-from scripts.scoring.rows import Row, read
+from scripts.scoring.rows import SPREAD, Row, read
 from scripts.scoring.scores import Scored, choices, interval, mean_of_sources, null_speed, summary
 from train.command.process.exits import reported_once
 from train.config.world import World
+
+ENOUGH_SOURCES = 5
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def held_out(rows: Sequence[Row]) -> list[Scored]:
     for row in rows:
         job = job_of(row)
         assert row.tokens_per_s is not None
-        found.append(Scored(row, quantities(job) if job else None, np.nan, row.tokens_per_s, np.nan))
+        found.append(Scored(row, quantities(job) if job else None, 0.0, row.tokens_per_s, np.nan))
     scored = []
     for source in dict.fromkeys(row.source for row in rows):
         others = [one for one in found if one.row.source != source]
@@ -66,12 +68,14 @@ def held_out(rows: Sequence[Row]) -> list[Scored]:
 
 
 def with_intervals(scored: Sequence[Scored]) -> list[Scored]:
-    """The rows with the interval that the other sources' held-out errors in the same regime give."""
+    """The rows with the interval that the other sources' held-out errors give: in the same regime, if enough sources
+    have it, as the rows of one source err alike."""
     found = []
     for one in scored:
-        regime = one.row.regimes[0]
-        others = [other for other in scored if other.row.source != one.row.source]
-        same = [other for other in others if other.row.regimes[0] == regime] or others
+        others = [other for other in scored if other.row.in_bar and other.row.source != one.row.source]
+        same = [other for other in others if other.row.regimes[0] == one.row.regimes[0]]
+        if len({other.row.source for other in same}) < ENOUGH_SOURCES:
+            same = others
         low, high = interval([(other.row.source, -other.error) for other in same])
         found.append(dataclasses.replace(one, low=low, high=high))
     return found
@@ -86,8 +90,7 @@ def by_group(scored: Sequence[Scored]) -> list[str]:
     width = max(map(len, groups))
     lines = [f"{'error of tokens/s in %, held out by source':<{width}}   rows    mean  median     p90    bias    null"]
     for name, group in sorted(groups.items()):
-        null = summary(one.null_error for one in group)
-        lines.append(f"{name:<{width}}  {summary(one.error for one in group)} {100 * null.mean:>7.1f}")
+        lines.append(f"{name:<{width}}  {summary(one.error for one in group)} {null_mean(group):>7.1f}")
     return lines
 
 
@@ -95,22 +98,22 @@ def bars(scored: Sequence[Scored]) -> list[str]:
     promised = [one for one in scored if one.row.in_bar]
     groups = {
         "A100 and H100, 16 bits or not stated": promised,
-        "  of them over several nodes with TP or PP": [
-            one for one in promised if "multi-node TP/PP" in one.row.regimes
-        ],
+        "  of them over several nodes with TP or PP": [one for one in promised if one.row.regimes[0] == SPREAD],
         "  of them without a defaulted cell": [one for one in promised if not one.row.defaulted],
     }
-    lines = [
-        "promised                                     rows    mean  median     p90    bias    null  mean of sources"
-    ]
+    lines = [f"{'promised':<42}   rows    mean  median     p90    bias    null  mean of sources"]
     for name, group in groups.items():
         if group:
-            null = 100 * summary(one.null_error for one in group).mean
-            lines.append(
-                f"{name:<42}  {summary(one.error for one in group)} {null:>7.1f} {100 * mean_of_sources(group):>16.1f}"
-            )
+            both = f"{null_mean(group):>7.1f} {100 * mean_of_sources(group):>16.1f}"
+            lines.append(f"{name:<42}  {summary(one.error for one in group)} {both}")
     inside = 100 * np.mean([one.inside for one in promised]) if promised else np.nan
     return [*lines, f"the truth is inside the 80 % interval in {inside:.0f} % of these rows"]
+
+
+def null_mean(group: Sequence[Scored]) -> float:
+    """The null model's mean error in %, over the rows that are predicted."""
+    found = [abs(one.null_error) for one in group if one.quantities]
+    return 100 * float(np.mean(found)) if found else float("nan")
 
 
 def choosing(scored: Sequence[Scored]) -> list[str]:

@@ -61,7 +61,8 @@ def quantities(job: Job) -> Quantities:
     plan = job.plan
     ranks_per_stage = plan.world_size // plan.degrees["pp"]
     known: dict[Hashable, int] = {}
-    kinds, places = [], []
+    kinds: list[Stage] = []
+    places: list[int] = []
     for place in range(plan.degrees["pp"]):
         key = sending_key(plan, place)
         if key not in known:

@@ -20,9 +20,9 @@ from launch.planning.links import US, Network, network
 from launch.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
 from train.config.schema import ActivationCheckpointing
 
-ADAM_BYTES = (
-    36 / 4
-)  # per byte of float32 parameters: weight, gradient and two moments read, three written; the norm's pass
+# bytes per byte of float32 parameters: weight, gradient and two moments are read, three are written; the norm reads the
+# gradient again, and it is set to zero
+ADAM_BYTES = 9
 SCORE_BYTES = 13  # per score where attention keeps them: product, softmax with mask, dropout and its mask, product
 INTERLEAVED = 0.5  # the share of a send that is exposed where the rank has another stage's work to do
 NODE = 8  # devices; the jitter counts doublings from there on

@@ -11,6 +11,7 @@ one default for a column, the same for every source:
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from functools import cache
@@ -42,7 +43,9 @@ HARDWARE = {
     "GB200": "gb200_nvl72",
     "GB300": "gb300_nvl72",
 }
+PRODUCTS = {"": "bf16", "bf16": "bf16", "fp16": "bf16", "fp8": "fp8", "nvfp4": "nvfp4"}
 VOCABULARY = 50_257
+RECOMPUTED = {"full": ActivationCheckpointing.full, "selective": ActivationCheckpointing.selective}
 # the bubble of a schedule that splits the backward, as a share of 1f1b's: ZB-H1 a third, ZB-H2 none (arXiv:2401.10241)
 BUBBLES = {"zb-1p": 1 / 3, "zb-2p": 0.0, "zb-2p*": 0.0, "zbv": 0.0}
 CARDS = re.compile(r"(\d+)x[^0-9]*(\d+) ?Gb")  # "8x400Gb", "4x Omni-Path 100Gb"
@@ -51,8 +54,10 @@ DEEPSPEED = re.compile(r"zero-?\d")  # nothing but the stage: DeepSpeed's own na
 
 
 def job_of(row: Row) -> Job | None:
-    """The job of a row; None if the GPU is unknown or the layout is not one."""
-    if row.cells["gpu"] not in HARDWARE:
+    """The job of a row; None if the GPU or the precision is unknown, or the layout is not one."""
+    ranks = math.prod(row.count(name) for name in ("dp", "tp", "pp", "cp"))
+    known = row.cells["gpu"] in HARDWARE and row.cells["precision"] in PRODUCTS
+    if not known or ranks != row.count("n_gpus"):
         return None
     config = _config(HARDWARE[row.cells["gpu"]])
     data = row.cells["zero_or_fsdp"].lower()
@@ -72,7 +77,7 @@ def job_of(row: Row) -> Job | None:
     own_engine = DEEPSPEED.fullmatch(data) is not None
     return Job(
         plan,
-        products=row.cells["precision"] or "bf16",
+        products=PRODUCTS[row.cells["precision"]],
         async_tp=plan.config.strategy.shards_sequence(),
         sends_parts=not own_engine,
         reduces_late=own_engine or data.startswith("none"),
@@ -110,7 +115,7 @@ def _train(config: Config, row: Row) -> TrainConfig:
         seq_len=row.count("seq_len"),
         global_batch_size=row.count("global_batch_seqs"),
         micro_batch_size=row.count("micro_batch"),
-        activation_checkpointing=ActivationCheckpointing(row.cells["activation_ckpt"] or "none"),
+        activation_checkpointing=RECOMPUTED.get(row.cells["activation_ckpt"], ActivationCheckpointing.none),
     )
 
 
@@ -128,7 +133,7 @@ def _strategy(row: Row, data: str) -> Strategy:
     keys: dict[str, object] = {"name": "published", "tp": tp, "sequence_parallel": tp > 1 and row.cells["sp"] != "0"}
     keys |= {"cp": cp, "cp_method": "ring"} if cp > 1 else {}
     stage = _stage(data)
-    shards = int(found[1]) if (found := re.search(r"shard=(\d+)", data)) else dp
+    shards = math.gcd(int(found[1]), dp) if (found := re.search(r"shard=(\d+)", data)) else dp
     if stage == 0:  # replicas whose gradients are all-reduced once a step; the lab has DDP without tp only
         keys |= {"dp_replicate": dp, "dp_shard": 1, "zero_stage": 1}
     else:

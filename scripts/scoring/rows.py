@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import itertools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,23 +19,20 @@ NEEDED = (
 READ = (
     *NEEDED, "source", "row_id", "tier", "is_moe", "duplicate_of", "notes", "model_name", "interconnect", "vocab",
     "zero_or_fsdp", "sp", "pp_schedule", "virtual_stages", "activation_ckpt", "precision",
-    "derived_tokens_per_s_per_gpu", "measured_peak_mem_gib",
+    "derived_tokens_per_s_per_gpu",
 )  # fmt: skip
+NUMBERS = (*(name for name in NEEDED if name not in ("gpu", "ffn_type")), "vocab", "virtual_stages", READ[-1])
+NUMBER = re.compile(r"(\d+(\.\d*)?)?")
 DEFAULTED = ("vocab", "sp", "pp_schedule", "virtual_stages", "activation_ckpt", "precision", "zero_or_fsdp")
+SPREAD = "multi-node TP/PP"
 FINE_TUNED = ("LoRA", "SFT")
 # Repositories of one vendor are near-copies of each other, so they count as one source: the first part that matches.
 VENDORS = {"NVIDIA": ("NVIDIA/", "NVIDIA-NeMo/", "docs.nvidia.com")}
-# what a source measured, by the words with which its notes or its name say so
-MEMORY_KINDS = {
-    "allocated": ("peak_memory_usage", "max_memory_allocated"),
-    "reserved": ("max_memory_reserved",),
-    "whole device": ("nvidia-smi",),
-}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One published run. `source`, `row_id`, `notes` and `model_name` only name it, group it and say what it measured."""
+    """One published run. `source`, `row_id`, `notes` and `model_name` only name it and group it."""
 
     cells: Mapping[str, str]
 
@@ -56,16 +55,6 @@ class Row:
     def tokens_per_s(self) -> float | None:
         """Tokens per second and device."""
         return self.number("derived_tokens_per_s_per_gpu") or None
-
-    @property
-    def memory_gib(self) -> float | None:
-        return self.number("measured_peak_mem_gib") or None
-
-    @property
-    def memory_kind(self) -> str:
-        text = self.cells["notes"] + self.cells["source"]
-        kinds = [kind for kind, words in MEMORY_KINDS.items() if any(word in text for word in words)]
-        return kinds[0] if kinds and "unit ambiguity" not in text else "not stated"
 
     @property
     def defaulted(self) -> bool:
@@ -91,7 +80,7 @@ class Row:
             return [self.cells["precision"]]
         single = self.count("n_gpus") <= 8
         split = self.count("tp") > 1 or self.count("pp") > 1
-        found = ["single node" if single else "multi-node TP/PP" if split else "multi-node data parallel"]
+        found = ["single node" if single else SPREAD if split else "multi-node data parallel"]
         return [*found, *(["CP"] if self.count("cp") > 1 else [])]
 
     @property
@@ -112,7 +101,11 @@ def read(path: Path) -> list[Row]:
         raise _refused(f"{path} cannot be read: {error}") from error
     if missing:
         raise _refused(f"{path} has no column {', '.join(missing)}")
-    return [Row(row) for row in cells if modelled(row)]
+    rows = [Row(row) for row in cells if modelled(row)]
+    for row, name in itertools.product(rows, NUMBERS):
+        if not NUMBER.fullmatch(row.cells[name]):
+            raise _refused(f"{path}, row {row.cells['row_id']}: {name}={row.cells[name]} is not a number")
+    return rows
 
 
 def modelled(cells: Mapping[str, str]) -> bool:

@@ -54,7 +54,8 @@ class Errors:
     bias: float
 
     def __str__(self) -> str:
-        return f"{self.rows:>5} {100 * self.mean:>7.1f} {100 * self.median:>7.1f} {100 * self.p90:>7.1f} {100 * self.bias:>+7.1f}"
+        sizes = "".join(f"{100 * value:>8.1f}" for value in (self.mean, self.median, self.p90))
+        return f"{self.rows:>5}{sizes}{100 * self.bias:>+8.1f}"
 
 
 def summary(found: Iterable[float]) -> Errors:
@@ -138,7 +139,7 @@ def interval(found: Sequence[tuple[str, float]]) -> tuple[float, float]:
     """The 10 % and 90 % quantiles of log(measured / predicted) of (source, value), each source weighing the same."""
     if not found:
         return -math.inf, math.inf
-    sizes = defaultdict(int)
+    sizes: dict[str, int] = defaultdict(int)
     for source, _ in found:
         sizes[source] += 1
     values = sorted((value, 1 / sizes[source]) for source, value in found)

@@ -36,8 +36,8 @@ class HardwareConfig:
     )
     matmul_tflops: dict[str, float] = key(
         dict,
-        "The highest rate of matrix products that was measured, by precision, in TFLOP/s, as {bf16: 794.5}; the planner's "
-        "predictions stay below it.",
+        "The highest rate of matrix products that was measured, by precision, in TFLOP/s, as {bf16: 794.5}; no "
+        "prediction of the planner exceeds it.",
     )
     processors: int | None = number(
         None, "The number of the device's streaming multiprocessors, for the planner.", ge=1, le=MAX_WIDTH
