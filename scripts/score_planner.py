@@ -60,7 +60,7 @@ def held_out(rows: Sequence[Row]) -> list[Scored]:
         for one in found:
             if one.row.source == source and one.quantities is not None:
                 predicted = one.measured * float(np.exp(errors([point(one)], c)[0]))
-                null = null_speed(one.quantities, one.row, others) if others else np.nan
+                null = null_speed(one.quantities, others) if others else np.nan
                 scored.append(dataclasses.replace(one, predicted=predicted, null=null))
             elif one.row.source == source:
                 scored.append(one)

@@ -110,29 +110,24 @@ def _tau(pairs: Sequence[tuple[float, float]]) -> float | None:
     return float(np.mean(signs)) if signs else None
 
 
-def null_speed(quantities: Quantities, row: Row, others: Sequence[Scored]) -> float:
-    """The speed at the median TFLOP/s of other sources' runs on the same GPU in the same precision; where there are
-    none, at their median share of the peak."""
+def null_speed(quantities: Quantities, others: Sequence[Scored]) -> float:
+    """The speed at the median TFLOP/s of other sources' runs in the same precision on devices with the same rate of
+    products; where there are none, at their median share of that rate."""
+    rate = _rate(quantities)
+    known = [(one.measured * _flops(one.quantities), _rate(one.quantities)) for one in others if one.quantities]
+    same = [reached for reached, its_rate in known if its_rate == rate]
+    reached = float(np.median(same)) if same else rate * float(np.median([a / b for a, b in known]))
+    return reached / _flops(quantities)
 
-    def of(one: Quantities) -> float:
-        config = one.job.plan.config
-        return flops_per_token(config.model, config.train.seq_len) / 1e12
 
-    here = quantities.job
-    known = [one for one in others if one.quantities is not None]
-    same = [
-        one.measured * of(one.quantities)
-        for one in known
-        if one.quantities and one.row.cells["gpu"] == row.cells["gpu"] and one.quantities.job.products == here.products
-    ]
-    if same:
-        return float(np.median(same)) / of(quantities)
-    shares = [
-        one.measured * of(one.quantities) / one.quantities.job.rate_of(one.quantities.job.products)
-        for one in known
-        if one.quantities
-    ]
-    return float(np.median(shares)) * here.rate_of(here.products) / of(quantities)
+def _rate(one: Quantities) -> float:
+    return one.job.rate_of(one.job.products)
+
+
+def _flops(one: Quantities) -> float:
+    """TFLOPs of a token."""
+    config = one.job.plan.config
+    return flops_per_token(config.model, config.train.seq_len) / 1e12
 
 
 def interval(found: Sequence[tuple[str, float]]) -> tuple[float, float]:
