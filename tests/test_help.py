@@ -87,7 +87,7 @@ def test_help_shows_the_composed_keys(line, has, lacks, monkeypatch, capsys):
             assert key.values in squeezed and key.help in squeezed, key
     for one in options.of(LOCAL):
         assert one.help in squeezed and one.must in squeezed
-    assert "\n  precision=float32 " in out and "Presets: llama_1b, llama_70b" in out
+    assert "\n  precision=float32 " in out and "Presets: llama_1b, llama_405b" in out
 
 
 def test_help_tells_a_given_value_from_the_preset_s(monkeypatch, capsys):
