@@ -38,7 +38,7 @@ class Trainer:
         self.side = SideGroup(site.world, alone=True)
         model = Transformer(job.config.model, **dtypes(job.config.precision))
         self.step = job.config.strategy.build(model, self.mesh, job.config)
-        self.facts = Facts(layout(job.config, site.world.world_size), {}, {}, "0" * 64)
+        self.facts = Facts(layout(job.config, site.world.world_size, site.runtime.device.type), {}, {}, "0" * 64)
 
     def train(self, first: int, last: int) -> list[float]:
         """The losses of these steps."""

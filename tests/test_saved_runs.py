@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -43,6 +44,26 @@ def test_a_new_run_starts_from_another_run(run, tmp_path):
     assert said in result.stdout
     (new,) = {*(tmp_path / "runs").iterdir()} - {run}
     assert [json.loads(line)["step"] for line in (new / "metrics.jsonl").read_text().splitlines()] == [5, 6, 6]
+
+
+@pytest.mark.timeout(200)
+def test_a_run_from_another_one_is_continued_by_the_same_line(run, tmp_path):
+    line = ("train.steps=6", "checkpoint.every=1", f"checkpoint.resume={run}")
+    assert train(tmp_path, *line).returncode == 0
+    (new,) = {*(tmp_path / "runs").iterdir()} - {run}
+    (new / "summary.json").unlink()
+    (new / "life.json").unlink()
+    shutil.rmtree(newest(new))
+    again = train(tmp_path, *line)
+    assert again.returncode == 0, again.stderr
+    assert f"continuing runs/{new.name} after step 5" in again.stdout
+    assert [json.loads(line)["step"] for line in (new / "metrics.jsonl").read_text().splitlines()] == [5, 6, 6]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    result = train(tmp_path, "metrics.dir=/proc/none")
+    assert result.returncode == 3 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[1].startswith("  metrics.dir=/proc/none cannot be written (No such file"), result
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path):

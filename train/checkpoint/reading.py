@@ -51,10 +51,9 @@ def read_pieces(pieces: Iterable[Piece], folder: Path, manifest: Manifest) -> No
     metadata = read_metadata(folder, manifest)
     reader.set_up_storage_reader(metadata, True)
     planner.set_up_planner({}, metadata, True)
-    plan = planner.create_local_plan()
     try:
-        reader.read_data(plan, planner).wait()
-    except (OSError, ValueError, RuntimeError, KeyError, AssertionError, pickle.UnpicklingError) as error:
+        reader.read_data(planner.create_local_plan(), planner).wait()
+    except (OSError, ValueError, RuntimeError, LookupError, AssertionError, pickle.UnpicklingError) as error:
         raise Damaged(folder, f"a tensor cannot be read ({error})") from error
 
 
@@ -117,13 +116,32 @@ def _compare(metadata: Any, manifest: Manifest) -> None:
             one.dtype,
         ):
             raise ValueError(f"{key} is not {one}")
-        if sum(math.prod(chunk.sizes) for chunk in stored.chunks) != math.prod(one.shape):
-            raise ValueError(f"parts of {key} are missing")
+        if not fills(stored.chunks, one.shape):
+            raise ValueError(f"the parts of {key} do not make a whole")
         if any(MetadataIndex(key, chunk.offsets) not in metadata.storage_data for chunk in stored.chunks):
             raise ValueError(f"parts of {key} are in no file")
     for info in metadata.storage_data.values():
         if info.relative_path not in manifest.files or getattr(info, "transform_descriptors", None):
             raise ValueError("a tensor is in another file than those of the manifest")
+
+
+def fills(chunks: list[ChunkStorageMetadata], shape: tuple[int, ...]) -> bool:
+    """Whether the chunks lie inside a tensor of this shape, do not overlap, and are all of it."""
+    boxes = [[*zip(chunk.offsets, chunk.sizes, strict=True)] for chunk in chunks]
+    if any(len(box) != len(shape) for box in boxes):
+        return False
+    if any(
+        start < 0 or size < 0 or start + size > n for box in boxes for (start, size), n in zip(box, shape, strict=True)
+    ):
+        return False
+    boxes.sort()
+    for i, first in enumerate(boxes):
+        for other in boxes[i + 1 :]:
+            if shape and other[0][0] >= first[0][0] + first[0][1]:
+                break  # this one and all later ones begin behind it
+            if all(a < b + m and b < a + n for (a, n), (b, m) in zip(first, other, strict=True)):
+                return False
+    return sum(math.prod(size for _, size in box) for box in boxes) == math.prod(shape)
 
 
 def name_of(dtype: torch.dtype) -> str:
