@@ -65,6 +65,7 @@ class Failure:
         ({0: 77, 1: -15}, 1, 2, True, 77, "rank 0 exited with code 77; all ranks are started again (restart 2 of 2)"),
         ({0: 143, 1: 143}, 0, 2, False, 143, "rank 0 exited with code 143"),
         ({0: 137, 1: -15}, 0, 2, True, 137, "rank 0 exited with code 137; all ranks are started again"),
+        ({0: 6, 1: 6}, 0, 2, False, 6, ""),  # the loss is not finite, and would be so again
         ({0: 75, 1: 75}, 0, 2, False, 75, ""),
     ],
 )
