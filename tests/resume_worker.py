@@ -45,7 +45,8 @@ class Trainer:
         size = self.config.train.global_batch_size
         losses = []
         for number in range(first, last + 1):
-            tokens, targets = self.corpus.batch(number, size, own_rows(self.mesh, size))
+            batch = self.corpus.batch(number, size, own_rows(self.mesh, size))
+            tokens, targets = (x.to(self.site.runtime.device) for x in batch)
             losses.append(self.step(tokens, targets, lr=lr_at(number, STEPS, self.config.optim)).loss.item())
         return losses
 
