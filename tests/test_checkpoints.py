@@ -179,7 +179,10 @@ def test_only_the_newest_are_kept_and_nothing_unfinished(tmp_path):
     for step in (1, 2, 3):
         folder.accept(folder.commit(folder.begin(step)))
     folder.begin(4)
+    (folder.path / ".latest.4711.tmp").touch()
+    (tmp_path / ".life.json.4711.tmp").touch()
     folder.clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step-2", "step-3"]
     folder.accept(folder.commit(folder.begin(2)))  # the run went on from an older one
     assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step-2"]

@@ -14,6 +14,8 @@ import pytest
 from launch.start.endings import Ending, cause, how_ended
 from launch.start.watch import ENDING_S, PAUSE_S, Watch
 from train.command.process.peers import because_of_a_peer
+from train.command.process.signals import Signals
+from train.config.problems import EXIT_PEER
 
 TIMEOUT_S = 8.0
 
@@ -234,3 +236,13 @@ NCCL = (
 )  # fmt: skip
 def test_an_error_because_of_another_rank(found, says):
     assert re.fullmatch(says, because_of_a_peer(found)), because_of_a_peer(found)
+
+
+@pytest.mark.parametrize(("found", "codes"), [(PAIR, [EXIT_PEER]), ("mine", [])])
+def test_a_signal_before_the_loss_of_a_peer_ends_a_rank_at_once(found, codes, monkeypatch):
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(RuntimeError), Signals():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError(found)
+    assert ended == codes, "an error of its own is still to be said"

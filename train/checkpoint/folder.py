@@ -99,7 +99,9 @@ class Folder:
             self._remove(path)
 
     def clean(self) -> None:
-        """Remove what an earlier process left unfinished."""
+        """Remove what an earlier process of the run left unfinished: checkpoints, and files of `write_whole`."""
+        for file in self.run.rglob(".*.tmp"):
+            file.unlink(missing_ok=True)
         if self.path.is_dir():
             for path in self.path.iterdir():
                 if UNFINISHED.fullmatch(path.name):

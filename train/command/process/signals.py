@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 from train.command.process.peers import because_of_a_peer
+from train.config.problems import EXIT_PEER
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 APART_S = 0.5  # a terminal and torchrun both pass on the same ctrl-C; a second one comes later than this
@@ -38,9 +39,9 @@ class Signals:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for one, handler in self.before.items():
             signal.signal(one, handler)
-        if self.number and isinstance(error, Exception) and because_of_a_peer(error):
-            signal.signal(self.number, signal.SIG_DFL)
-            signal.raise_signal(self.number)
+        if self.number and error is not None and because_of_a_peer(error):
+            # torchrun asked this rank to end, as another one had ended, before this rank noticed it
+            os._exit(EXIT_PEER)
 
     def ignore(self) -> None:
         """Ignore the signals from now on, as the process is about to end."""
