@@ -101,7 +101,7 @@ def test_a_rank_that_raises_is_the_only_one_with_a_traceback(start, undisturbed,
 def test_not_finite_on_one_rank_stops_all_and_is_never_saved(start, tmp_path):
     code, said = start("not_finite", restarts=2).end()
     run = run_in(tmp_path)
-    assert code == 6 and re.fullmatch(r"step 5: train/loss=nan, train/grad_norm=nan: use a lower optim.lr, .*\n", said)
+    assert code == 6 and re.fullmatch(r"step 5: train/loss=nan, train/grad_norm=.*: use a lower optim.lr, .*\n", said)
     assert [step_of(path) for path in complete(run)] == [EVERY], "the state of step 5 is not finite"
     assert life_of(run).state == "stopped" and "train/loss=nan" in life_of(run).reason
     again = start()
@@ -119,12 +119,13 @@ def test_skip_makes_no_update(start, tmp_path):
 
 @slow
 def test_ignore_goes_on_but_saves_no_bad_state(start, tmp_path):
-    code, said = start("not_finite", "train.on_nonfinite=ignore", "train.steps=8").end()
+    words = ("train.on_nonfinite=ignore", "optim.lr=1e30", "optim.warmup_steps=0", "train.steps=4")
+    code, said = start("none", *words).end()
     run = run_in(tmp_path)
     assert code == 0 and life_of(run).state == "finished"
-    why = "its state has numbers that are not finite, on ranks [0, 1]; the newest good one is"
-    assert said.startswith(f"the checkpoint of step 8 was not saved: {why}") and said.count("\n") == 1, said
-    assert [step_of(path) for path in complete(run)] == [EVERY]
+    why = "its state has numbers that are not finite, on ranks [0, 1]; there is no older one"
+    assert said == f"the checkpoint of step 4 was not saved: {why}\n"
+    assert complete(run) == []
 
 
 def test_ranks_that_disagree_are_refused(start, tmp_path):
