@@ -70,7 +70,7 @@ def test_processes_that_are_killed_or_stopped(start, undisturbed, tmp_path):
         (1, STOP, r"rank 1 was stopped \(SIGSTOP\) for \d+ s, .* runtime.timeout_s=10, and was killed; all ranks "),
     ]  # fmt: skip
     for number, (victim, fault, _) in enumerate(faults, start=1):
-        run.reaches(number * EVERY)
+        run.waits(number)
         (run.agent() if victim == "agent" else run.ranks()[victim]).send_signal(fault)
         restarted(run, number)
     run.go()
