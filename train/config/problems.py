@@ -9,6 +9,7 @@ from dataclasses import dataclass
 EXIT_INPUT = 2  # the command line or the data is wrong
 EXIT_ENVIRONMENT = 3  # the machine cannot do what they ask for
 EXIT_PEER = 5  # another rank ended or did not answer; 4 is of scripts/verify.py
+EXIT_STOPPED = 6  # the loss is not finite, and would not be if the ranks were started again
 EXIT_SAVED = 75  # a signal ended the run after it had saved a checkpoint: sysexits.h calls it "try again later"
 
 
@@ -59,6 +60,12 @@ class Reported(Exception):
 
     def report(self) -> str:
         return str(self)
+
+
+class NonFinite(Reported):
+    """The loss or the gradient norm is NaN or infinite."""
+
+    exit_code = EXIT_STOPPED
 
 
 class Unwritable(Reported):
