@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.faulty_main import GO
+from tests.faulty_main import GO, WAITING
 from tests.started import REPO, Started
-from train.checkpoint.folder import CHECKPOINTS, complete, step_of
+from train.checkpoint.folder import complete, step_of
 from train.checkpoint.manifest import Manifest, wrong_files
 from train.command.process.life import is_alive, read_life
 
@@ -33,7 +33,7 @@ class Run(Started):
     def __init__(self, folder, faults="none", *words, restarts=0, prefix=()):
         (folder / "text.txt").write_text(TEXT)
         self.faults = folder / uuid.uuid4().hex  # what has happened
-        how = TORCHRUN if restarts is None else []
+        how = [*TORCHRUN, f"--log_dir={folder / 'torchrun'}"] if restarts is None else []  # it keeps that folder
         start = [] if restarts is None else ["nproc=2", f"restarts={restarts}"]
         super().__init__(folder, [*how, MAIN, faults, self.faults, *start, *LINE, *words], prefix)
 
@@ -42,16 +42,9 @@ class Run(Started):
         self.faults.mkdir(exist_ok=True)
         (self.faults / GO).touch()
 
-    def reaches(self, step, runs=None):
-        """Wait until the only run in `runs` has a complete checkpoint of this step or a later one. Returns the run."""
-
-        def happens():
-            for run in (runs or self.folder / "runs").glob("*"):
-                if (run / CHECKPOINTS / "latest").exists() and newest_step(run) >= step:
-                    return run
-            return None
-
-        return self.until(happens)
+    def waits(self, times=1):
+        """Wait until a rank waits in a step, after so many starts of the ranks. There is a checkpoint by then."""
+        self.until(lambda: len([*self.faults.glob(f"{WAITING}*")]) >= times)
 
 
 @pytest.fixture
@@ -88,7 +81,9 @@ class Disk:
         self.holder = subprocess.Popen(line, stdout=subprocess.PIPE)
         assert self.holder.stdout is not None and self.holder.stdout.readline() == b"ready\n"
         pid = str(self.holder.pid)
-        self.prefix = ["nsenter", "--preserve-credentials", "-U", "-m", f"--wd={folder}", "-t", pid]
+        # the working directory must be entered again, for the new mount to be seen below it
+        enter = ["nsenter", "--preserve-credentials", "-U", "-m", "-t", pid]
+        self.prefix = [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(folder)]
         self.runs = Path(f"/proc/{pid}/root{self.place}")
         self.do("mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", self.place)
 

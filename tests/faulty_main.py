@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 AT_STEP = 5  # of those that a process makes: the first after a save
-GO = "go"  # a file: what "waits" waits for
+WAITING, GO = "waiting-", "go"  # files: of a process in "waits", with its number; and what it waits for
 LIMIT_S = 100
 
 
@@ -80,7 +80,7 @@ def rank(number: int, faults: list[str], folder: Path) -> None:
             self.forward_backward = forward_backward
             return result
 
-        step.Step.__call__ = changed
+        step.Step.__call__ = changed  # type: ignore[method-assign]
 
     def fail(loss, once):
         if once():
@@ -89,6 +89,8 @@ def rank(number: int, faults: list[str], folder: Path) -> None:
 
     def waits(loss):
         """In every process, until the test says go."""
+        folder.mkdir(exist_ok=True)
+        (folder / f"{WAITING}{os.getpid()}").touch()
         deadline = time.monotonic() + LIMIT_S
         while not (folder / GO).exists() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.faults import EVERY, TEXT, goes_on, is_saved
+from tests.faults import TEXT, goes_on, is_saved, run_in
 
 slow = pytest.mark.slow
 pytestmark = pytest.mark.timeout(300)
@@ -18,7 +18,8 @@ FULL, READ_ONLY, GONE = "No space left on device", "Read-only file system", "No 
 def test_a_disk_that_fails(fault, why, start, disk, undisturbed, tmp_path):
     """It is full or read-only at a save, full at a log, or the run's directory is removed."""
     run = start("waits", prefix=disk.prefix, restarts=2)
-    folder = run.reaches(EVERY, disk.runs)
+    run.waits()
+    (folder,) = disk.runs.iterdir()
     if fault == "removed":
         shutil.rmtree(folder)
     elif fault == "read_only":
@@ -41,10 +42,14 @@ def test_a_disk_that_fails(fault, why, start, disk, undisturbed, tmp_path):
 
 
 @slow
-def test_no_room_is_refused_at_the_start(start, disk):
+def test_a_disk_that_cannot_be_used_is_refused_at_the_start(start, disk):
+    """It has no room for the checkpoints; it is read-only."""
     disk.fill(but_kib=3 * 2**10)
     code, said = start(prefix=disk.prefix).end()
     assert code == 3 and "3 checkpoints of" in said and "checkpoint.every=0 to save none" in said
+    disk.read_only()
+    code, said = start(prefix=disk.prefix).end()
+    assert code == 3 and f"metrics.dir=runs cannot be written ({READ_ONLY})" in said, said
     assert [path.name for path in disk.runs.iterdir()] == ["full"], "nothing was started"
 
 
@@ -53,7 +58,7 @@ def test_no_room_is_refused_at_the_start(start, disk):
 def test_the_text_is_lost_during_the_run(how, start, undisturbed, tmp_path):
     """It was memory-mapped once: SIGBUS ended all ranks without a word."""
     run, text = start("waits", restarts=2), tmp_path / "text.txt"
-    folder = run.reaches(EVERY)
+    run.waits()
     if how == "removed":
         text.unlink()
     else:
@@ -65,4 +70,4 @@ def test_the_text_is_lost_during_the_run(how, start, undisturbed, tmp_path):
         f"text.txt cannot be read any more ({why}): put it back as it was; the same command line continues the run from"
     )
     assert code == 3 and said.count("\n") == 2 and said.removeprefix("rank 1: ").startswith(lost), said
-    goes_on(start, folder, undisturbed)
+    goes_on(start, run_in(tmp_path), undisturbed)

@@ -35,14 +35,14 @@ ONE, MORE = [TERM], [INT, USR1, "INT twice"]
 def test_a_signal_to_the_launcher_saves(signals, start, undisturbed, tmp_path):
     """After each, the same line continues the run, until it gets the next. Restarts are not used for this. A second INT
     does not wait for a save."""
-    before = 0
     for number in signals:
         run = start("waits", restarts=3)
-        folder = run.reaches(before + 1)
+        run.waits()
         if number == "INT twice":
             assert signalled(run, INT, twice=True) == (130, "")
             continue
         code, said = signalled(run, number)
+        folder = run_in(tmp_path)
         before = newest_step(folder)
         ended = f"{number.name} ended the run; the same command line continues it"
         assert (code, said) == (75, f"checkpoint saved at step {before}: {ended}\n")
@@ -53,17 +53,16 @@ def test_a_signal_to_the_launcher_saves(signals, start, undisturbed, tmp_path):
 @slow
 def test_a_run_under_bare_torchrun(start, undisturbed, tmp_path):
     """It is asked to leave by a signal to torchrun and by one to a rank; then torchrun is killed."""
-    before = 0
     for number, rank in [(TERM, None), (INT, None), (USR1, 1)]:
         run = start("waits", restarts=None)
-        folder = run.reaches(before + 1)
+        run.waits()
         code, said = signalled(run, number, rank=rank)
-        before = newest_step(folder)
+        before = newest_step(run_in(tmp_path))
         assert said.count(f"checkpoint saved at step {before}: {number.name} ended the run; ") == 1, said
         assert code != 0 and "[rank" not in said, said
         assert rank is None or "exitcode  : 75" in said, said
     run = start("waits", restarts=None)
-    run.reaches(before + 1)
+    run.waits()
     run.process.kill()
     assert run.end() == (-KILL, "")
     goes_on(start, run_in(tmp_path), undisturbed, restarts=None)

@@ -70,7 +70,7 @@ def test_processes_that_are_killed_or_stopped(start, undisturbed, tmp_path):
         (1, STOP, r"rank 1 was stopped \(SIGSTOP\) for \d+ s, .* runtime.timeout_s=10, and was killed; all ranks "),
     ]  # fmt: skip
     for number, (victim, fault, _) in enumerate(faults, start=1):
-        run.reaches(number * EVERY)
+        run.waits(number)
         (run.agent() if victim == "agent" else run.ranks()[victim]).send_signal(fault)
         restarted(run, number)
     run.go()
@@ -101,7 +101,7 @@ def test_a_rank_that_raises_is_the_only_one_with_a_traceback(start, undisturbed,
 def test_not_finite_on_one_rank_stops_all_and_is_never_saved(start, tmp_path):
     code, said = start("not_finite", restarts=2).end()
     run = run_in(tmp_path)
-    assert code == 6 and re.fullmatch(r"step 5: train/loss=nan, train/grad_norm=.*: use a lower optim.lr, .*\n", said)
+    assert code == 6 and re.fullmatch(r"step 5: train/loss=nan, .*: use a lower optim.lr, .*\n", said), said
     assert [step_of(path) for path in complete(run)] == [EVERY], "the state of step 5 is not finite"
     assert life_of(run).state == "stopped" and "train/loss=nan" in life_of(run).reason
     again = start()

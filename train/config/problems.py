@@ -78,6 +78,12 @@ class Reported(Exception):
         return str(self)
 
 
+class NonFinite(Reported):
+    """The loss or the gradient norm is NaN or infinite."""
+
+    exit_code = EXIT_STOPPED
+
+
 class Unwritable(Reported):
     """The disk fails during a run. `fix`: what continues the run then."""
 

@@ -156,7 +156,7 @@ class Report:
 
 
 def _but_for_disks(args: threading.ExceptHookArgs) -> None:
-    """Print an error of a thread, unless a disk failed: TensorBoard's thread gives that to the main thread too, which
-    says it in words."""
-    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in OF_DISKS):
+    """Print an error of a thread, unless a disk failed or the run's directory was removed: TensorBoard's thread gives
+    that to the main thread too, which says it in words."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in (*OF_DISKS, errno.ENOENT)):
         threading.__excepthook__(args)

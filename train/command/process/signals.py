@@ -40,7 +40,7 @@ class Signals:
         for one, handler in self.before.items():
             signal.signal(one, handler)
         if self.number and error is not None and because_of_a_peer(error):
-            # torchrun asked this rank to end, as another one had ended, before this rank noticed it
+            # torchrun asked this rank to end, as another one had ended, before this rank noticed: nobody waits for it
             os._exit(EXIT_PEER)
 
     def ignore(self) -> None:
