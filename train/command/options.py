@@ -87,7 +87,7 @@ def _one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
 
 def _times(text: str) -> tuple[float, ...] | None:
     parts = text.split(",")
-    right = all(re.fullmatch(r"\d{1,6}(\.\d{1,6})?", part) and float(part) > 0 for part in parts)
+    right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
     return tuple(map(float, parts)) if right else None
 
 
@@ -195,7 +195,7 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     (SOAK,),
     "one or several numbers of seconds",
     _times,
-    example="60,300",
+    example="300",
     help="The mean time between two kills, in seconds; several values make a run each.",
     unset="60",
 )
