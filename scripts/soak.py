@@ -26,7 +26,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.sweeping.grid import InvalidPoints, Point, check_all, expand
+from launch.sweeping.grid import Point, check_all, expand
 from scripts.soaking.costs import CYCLE, Costs, measured
 from scripts.soaking.run import LOSS, POLL_S, Record, Run, files, lasted, records
 from train.checkpoint.folder import complete
@@ -34,6 +34,7 @@ from train.command import cli, options
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.streams import lasting
 from train.config import plain_json
+from train.config.problems import BadInput
 from train.config.world import World
 
 BUILD = Path("build")
@@ -126,8 +127,8 @@ def main(argv: list[str]) -> int:
         if words.help:
             cli.show_help(parser, [point.overrides for point in expand(words.overrides)])
         checked = check_all(parser, expand(words.overrides), "global")
-        if any(one.problems for one in checked):
-            raise InvalidPoints(checked, "global")
+        if problems := dict.fromkeys(problem for one in checked for problem in one.problems):
+            raise BadInput(*problems)
     BUILD.mkdir(exist_ok=True)
     file, good = BUILD / "soak.jsonl", True
     for point in (one.point for one in checked):

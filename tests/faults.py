@@ -16,7 +16,7 @@ from train.checkpoint.folder import complete, step_of
 from train.checkpoint.manifest import Manifest, wrong_files
 from train.command.process.life import is_alive, read_life
 
-EVERY, STEPS = 4, 20
+EVERY, STEPS = 4, 24
 TEXT = "".join(f"{number} is {'even' if number % 2 == 0 else 'odd'}.\n" for number in range(4000))
 LINE = [
     *("strategy=dp", "runtime.device=cpu", "runtime.timeout_s=60", "model.num_layers=2", "model.dim=64"),

@@ -84,7 +84,7 @@ def test_the_text_changes_between_runs(tmp_path):
     cut_off(run)
     another = "data.corpus_sha256=.*: train on the same text, or start a new run"
     wrong: list[tuple[str | None, str]] = [("other words of a text " * 2000, another), (text[:20_000], another)]
-    wrong += [(text[:20], "holds 20 tokens, .* use more data"), (None, "does not exist")]
+    wrong += [(text[:20], "holds 20 tokens, .*, more data, or"), (None, "does not exist")]
     for content, says in wrong:
         path.unlink(missing_ok=True)
         if content is not None:

@@ -14,7 +14,7 @@ from launch.sweeping.grid import Point
 from scripts.soaking.run import Run, lasted, records
 
 CYCLE, CYCLES, KILLS = 20, 10, 3  # steps between two saves, saves, kills
-SAVE_S = "checkpoint/save_s"
+SAVE_S, STALL_MS = "checkpoint/save_s", "checkpoint/stall_ms"
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,18 @@ class Costs:
 
 def measured(folder: Path, point: Point) -> Costs:
     """What a save and a restart cost, in a run of their own. The time of CYCLE steps with a save is compared with that
-    of the later of these steps, when no save is going on."""
+    of the later of these steps, when no save is going on; it costs at least the time that training waits for it."""
     chance, restarts = random.Random(point.label), []
     words = ("train.steps=1000000", f"checkpoint.every={CYCLE}")
     with Run(folder, point, *words, restarts=KILLS).ended() as run:
         run.until(lambda: run.newest()["step"] > CYCLE * (CYCLES + 1))
         found = records(folder)
         cycles = [found[CYCLE * i - 1 : CYCLE * (i + 1)] for i in range(1, CYCLES + 1)]
-        step = statistics.mean(lasted(cycle[CYCLE // 2 : CYCLE]) for cycle in cycles)
-        save = statistics.mean(CYCLE * (lasted(cycle) - step) for cycle in cycles)
-        saves = [(one["checkpoint/save_s"], one["checkpoint/stall_ms"] / 1e3) for one in found if SAVE_S in one]
+        quiet = [lasted(cycle[CYCLE // 2 : CYCLE]) for cycle in cycles]
+        step = statistics.median(quiet)
+        longer = [CYCLE * (lasted(cycle) - one) for cycle, one in zip(cycles, quiet, strict=True)]
+        saves = [(one[SAVE_S], one[STALL_MS] / 1e3) for one in found if SAVE_S in one]
+        save = max(statistics.median(longer), statistics.median(stall for _, stall in saves))
         late = max(statistics.median(whole - stall for whole, stall in saves), 0.0)
         for _ in range(KILLS):
             killed, before = time.time(), int(run.newest()["step"])
