@@ -1,7 +1,8 @@
 """Check a run, print its torchrun command and start it: python -m launch.local nproc=4 strategy=tp
 
 Takes every override that train/main.py takes, and the options that --help shows. If the command line, the data or the
-machine cannot do what is asked, then nothing is started and no folder is made: the exit code is 2 or 3.
+machine cannot do what is asked, then nothing is started and no folder is made: the exit code is 2 or 3. Otherwise it is
+the exit code of the ranks.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import sys
 from pathlib import Path
 
 from launch.describe.memory import check_memory
-from launch.start.environment import become_torchrun, local_environment, torchrun_line
+from launch.start.environment import local_environment, torchrun_line
+from launch.start.folder import obstacle
+from launch.start.foreground import run_here
 from train.command import cli, options
-from train.command.process.exits import reported_once
+from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.streams import lasting
 from train.command.validate import completed
 from train.config.plan import Plan
@@ -27,9 +30,11 @@ from train.data.corpus import load_corpus
 
 
 def main() -> None:
+    leave_on_interrupt()
     with reported_once(World.single()):
         argv = sys.argv[1:]
         nproc, port, force = options.NPROC.pop(argv), options.PORT.pop(argv), options.FORCE.pop(argv)
+        restarts = options.RESTARTS.pop(argv)
         config, _, args = cli.parse(cli.parser(options.LOCAL, __doc__ or ""), argv)
         cli.check(config, nproc)
         check_text(config, nproc)
@@ -37,11 +42,11 @@ def main() -> None:
         if not force:
             check_memory(config, nproc)
         make_folder(config.metrics.dir)
-    line = torchrun_line(args.overrides, nproc, port)
+    line = torchrun_line(args.overrides, nproc, port=port, restarts=restarts)
     env, notes = local_environment(nproc, os.environ)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)
-    become_torchrun(line, env)
+    sys.exit(run_here(line, env, restarts=restarts, timeout_s=config.runtime.timeout_s))
 
 
 def check_text(config: Config, nproc: int) -> None:
@@ -55,15 +60,9 @@ def check_text(config: Config, nproc: int) -> None:
 def check_folder(metrics_dir: str) -> None:
     """Raise BadInput (exit code 3) for a folder that cannot be made or written, as far as this is visible without
     trying."""
-    folder = Path(metrics_dir).absolute()
-    existing = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise unusable(metrics_dir, os.strerror(errno.ENOTDIR))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise unusable(metrics_dir, os.strerror(errno.EACCES))
-    longest = os.pathconf(existing, "PC_NAME_MAX")
-    if any(len(os.fsencode(part)) > longest for part in folder.relative_to(existing).parts):
-        raise unusable(f"{metrics_dir[:40]}…", os.strerror(errno.ENAMETOOLONG))
+    if why := obstacle(metrics_dir):
+        shown = f"{metrics_dir[:40]}…" if why == errno.ENAMETOOLONG else metrics_dir
+        raise unusable(shown, os.strerror(why))
 
 
 def make_folder(metrics_dir: str) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -160,7 +160,8 @@ def choose(state: State, entry: Entry, checked: Checked, bound: int | None, star
     def measure(micro_batch: int) -> float | None:
         if str(micro_batch) not in entry.tried:
             words = [*PROBE, f"metrics.dir={with_quotes(str(state.folder / PROBES))}", *checked.sized(micro_batch)]
-            probe = Entry(entry.label, [*entry.overrides, *words], entry.nproc, entry.probe_log(micro_batch))
+            kept = [word for word in entry.overrides if not word.startswith("checkpoint.")]
+            probe = Entry(entry.label, [*kept, *words], entry.nproc, entry.probe_log(micro_batch))
             _run(state, probe, start)
             summary = probe.summary()
             entry.exit_code = probe.exit_code
@@ -193,17 +194,22 @@ def best_micro_batch(
 
 def _run(state: State, entry: Entry, start: Start) -> None:
     wait_for_ranks(state.folder)
-    entry.discard(state.folder)
+    words = [*entry.overrides, *entry.chosen, *saving(entry.overrides)]
+    entry.discard(state.folder, but_saved="checkpoint.resume=never" not in words)
     entry.status, entry.run_dir, entry.exit_code = RUNNING, None, None
     (state.folder / entry.run_file).unlink(missing_ok=True)
     state.save()
     began = time.monotonic()
-    words = [*entry.overrides, *entry.chosen]
     entry.exit_code = start(words, entry.nproc, state.folder / entry.log, state.folder / entry.run_file)
     entry.seconds = time.monotonic() - began
     entry.settle(state.folder)
     if entry.status != DONE:
         entry.status = FAILED
+
+
+def saving(overrides: Sequence[str]) -> list[str]:
+    """A sweep measures, so its runs save nothing, unless they are told to."""
+    return [] if any(word.startswith("checkpoint.") for word in overrides) else ["checkpoint.every=0"]
 
 
 def _runtime(plan: Plan) -> Runtime:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from train.command.process.streams import lasting
 
-COMMON = "precision=bf16 data=python_source train.steps=20 train.eval_every=0 train.eval_batches=1"
+COMMON = "precision=bf16 data=python_source train.steps=20 train.eval_every=0 train.eval_batches=1 checkpoint.every=0"
 MODELS = {  # (sequences in a microbatch, overrides of the model)
     "llama_1b": (4, "model=llama_1b"),
     "moe_1b": (4, "model=moe_1b"),

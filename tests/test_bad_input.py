@@ -67,6 +67,7 @@ COMMAND_LINES = {
     "--frobnicate": (2, "unrecognized arguments: --frobnicate", "--help"),
     "metrics.trackers=[pigeon]": (2, "pigeon", "--help"),
     "nproc=none": (2, "nproc=none is not valid: nproc must be a positive integer", "nproc=4"),
+    "restarts=-1": (2, "restarts=-1 is not valid: restarts must be a whole number from 0", "restarts=3"),
     "runtime.device=teapot": (3, "no teapot device", "runtime.device=auto"),
     "runtime.backend=pigeon": (3, "runtime.backend=pigeon is not known", "gloo"),
     "port={taken}": (3, "cannot be used", "use another"),
@@ -108,7 +109,7 @@ def check_message(text, says, fix):
 def test_launch_local_answers_once(line, places, tmp_path, monkeypatch, capfd):
     code, says, fix = (COMMAND_LINES | WITHOUT_GPU)[line]
     monkeypatch.setattr(sys, "argv", ["launch.local", *line.format(**places).split()])
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("torchrun was started"))
+    monkeypatch.setattr(local, "run_here", lambda *_, **__: pytest.fail("torchrun was started"))
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         local.main()
@@ -193,7 +194,7 @@ def test_a_bad_end_leaves_the_terminal_as_it_was(tmp_path):
     while chunk := read_from(main):
         seen += chunk
     os.close(main)
-    assert run.wait(timeout=10) == 1
+    assert run.wait(timeout=10) == 6
     assert b"\x1b[?25l" in seen, "the cursor is hidden while the bar moves"
     shown = seen.rindex(b"\x1b[?25h")
     assert b"\x1b[?25l" not in seen[shown:]

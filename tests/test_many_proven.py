@@ -86,7 +86,8 @@ def test_every_alarm_is_counted_and_ends_with_code_1(drawn, tmp_path, monkeypatc
 
 def weights_apart(moves):
     right = torch.randn(len(moves), generator=torch.Generator().manual_seed(0))
-    piece = Piece(name="norm.weight", kind="parameter", tensor=right + ADAMW_LR * moves, offset=(0,))
+    moved = right + ADAMW_LR * moves
+    piece = Piece(name="norm.weight", kind="parameter", shape=(len(moves),), offset=(0,), tensor=moved)
     return error_of_piece(piece, {("norm.weight", "parameter"): right})
 
 

@@ -17,7 +17,7 @@ from train.command import cli
 from train.command.overrides import quoted
 from train.command.validate import validate
 from train.config.problems import BadInput
-from train.config.world import environment_problem
+from train.config.world import World, environment_problem
 from train.record.run_dir import make_run_dir
 
 REPO = Path(__file__).resolve().parent.parent
@@ -52,6 +52,7 @@ def config_of(*overrides):
         (WHOLE | {"MASTER_PORT": "70000"}, "MASTER_PORT=70000, which is not a port"),
         (TORCHRUN | {"LOCAL_RANK": "2"}, "LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE must hold"),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": "3"}, "LOCAL_RANK < LOCAL_WORLD_SIZE <= WORLD_SIZE must hold"),
+        (TORCHRUN | {"TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT=x, which is not a number"),
     ],
 )
 def test_half_an_environment_is_refused(env, says):
@@ -64,13 +65,23 @@ def test_half_an_environment_is_refused(env, says):
     assert "unset " in problem.fix and "launch.local" in problem.fix
 
 
+@pytest.mark.parametrize(("nodes", "shared"), [("1", True), ("2", False), ("1", False)])
+def test_a_restart_on_one_machine_has_a_place_of_its_own_in_the_store(nodes, shared, monkeypatch):
+    of_agent = {"TORCHELASTIC_RESTART_COUNT": "3", "TORCHELASTIC_USE_AGENT_STORE": str(shared)}
+    for name, value in (TORCHRUN | of_agent | {"GROUP_WORLD_SIZE": nodes}).items():
+        monkeypatch.setenv(name, value)
+    world = World.from_env()
+    assert world.restarts_done == 3
+    assert (world.store, world.one_agent) == (("127.0.0.1", 29500), nodes == "1" and shared)
+
+
 @pytest.mark.timeout(60)
 def test_a_plain_start_in_half_an_environment_answers_once(tmp_path):
     command = [sys.executable, str(REPO / "train" / "main.py"), "strategy=single"]
     env = ENV | {"WORLD_SIZE": "4"}
     run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=50)
     assert run.returncode == 3
-    assert len(run.stderr.splitlines()) == 2 and "WORLD_SIZE=4, but no RANK" in run.stderr
+    assert len(run.stderr.splitlines()) == 3 and "WORLD_SIZE=4, but no RANK" in run.stderr
 
 
 def test_a_local_launch_sets_its_own_environment():
@@ -79,7 +90,8 @@ def test_a_local_launch_sets_its_own_environment():
     assert notes == [
         "ignored, as a local launch sets its own values: PET_NNODES, RANK, TORCHELASTIC_RUN_ID, WORLD_SIZE"
     ]
-    assert env.keys() == {"HOME", "RES_OPTIONS", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "PET_LOG_DIR"}
+    own = {"PET_LOG_DIR", "PET_SIGNALS_TO_HANDLE", "STRATEGY_LAB_LAUNCH"}
+    assert env.keys() == {"HOME", "RES_OPTIONS", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS"} | own
     assert (env["GLOO_SOCKET_IFNAME"], env["PET_LOG_DIR"]) == ("eth7", os.devnull)
 
 

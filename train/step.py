@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 
-from train.config.strategy import LOSS_AXES, StepResult
+from train.config.schema import OnNonfinite
+from train.config.strategy import LOSS_AXES, Read, StepResult
 from train.model.spans import span
 from train.model.transformer import Transformer
 from train.model.weights import global_parameters
 from train.ranks import gradients
-from train.ranks.distributed import count_valid, inverse_valid, sum_over
+from train.ranks.distributed import count_valid, inverse_valid, own_rows, sum_over
 from train.ranks.optim import ShardOptimiser
 from train.ranks.state import Piece, ShardedState
-from train.strategies.data.apply import microbatch
+from train.strategies.data.apply import Replica, microbatch
 from train.strategies.expert.balance import LoadBalance
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ Evaluate = Callable[[Tensor, Tensor], Tensor]
 class Step:
     """A `TrainStep`. SPMD strategies and pipelines differ in `forward_backward` and `forward` only.
 
-    `shared`: parameters of which another rank holds a copy.
+    `shared`: parameters of which another rank holds a copy. `wrapped`: the modules that are called, one for each stage
+    of this rank; those of DDP have a state that a resume must restore.
     """
 
     gradient_scale = 1.0
@@ -46,9 +48,14 @@ class Step:
         forward_backward: ForwardBackward,
         forward: Evaluate,
         shared: Sequence[gradients.SharedParameter] = (),
+        wrapped: Sequence[nn.Module] = (),
     ) -> None:
         self.model, self.mesh, self.clip_norm = model, mesh, config.train.clip_norm
+        self.skips = config.train.on_nonfinite is OnNonfinite.skip
         self.forward_backward, self.forward, self.shared = forward_backward, forward, shared
+        self.replicas = [module for module in wrapped if isinstance(module, Replica)]
+        rows = own_rows(mesh, config.train.global_batch_size)
+        self.batch_shape = (rows.stop - rows.start, config.train.seq_len)
         self.on_gradients: Callable[[], None] | None = None
         # collected now, because `model.parameters()` does not give the shards of a block that FSDP has gathered
         self.parameters = global_parameters(model, config.model)
@@ -60,13 +67,12 @@ class Step:
         """tokens, targets: this rank's rows [B, T] of the global batch; ranks that differ only in pp, cp or tp get the
         same rows."""
         inverse_num_valid = inverse_valid(targets, self.mesh, self.model.rope.dtype)  # the dtype of losses
-        loss = self.forward_backward(tokens, targets, inverse_num_valid)
+        loss = sum_over(self.forward_backward(tokens, targets, inverse_num_valid), self.mesh, *LOSS_AXES)
         with span("optimiser"):
-            norm = self.update(lr)
-        extras = self.balance.update()
-        return StepResult(loss=sum_over(loss, self.mesh, *LOSS_AXES), grad_norm=norm, extras=extras)
+            norm = self.update(lr, loss)
+        return StepResult(loss=loss, grad_norm=norm, extras=self.balance.update())
 
-    def update(self, lr: float) -> Tensor:
+    def update(self, lr: float, loss: Tensor) -> Tensor:
         """Complete the gradients, clip them and update the weights. Returns the global norm before clipping."""
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
@@ -78,10 +84,22 @@ class Step:
         counted_elsewhere = {item.parameter for item in self.shared if not item.counted}
         counted = [p.grad for p in parameters if p.grad is not None and p not in counted_elsewhere]
         norm = gradients.global_norm(counted, self.mesh["pp"].get_group(), self.model.rope.device)
+        if self.skips and not bool(norm.isfinite() & loss.isfinite()):  # the same on every rank
+            self.skip()
+            return norm
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         self.optimiser.step(lr)
         return norm
+
+    def skip(self) -> None:
+        """Throw the gradients away, and what was counted and kept in this step."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self.balance.reset()
+        for one in self.replicas:
+            if one.compression is not None:
+                one.compression.forget()
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,6 +120,39 @@ class Step:
     def pieces(self) -> Iterator[Piece]:
         kept = self.optimiser.inner.state
         return self.state.pieces(self.model, lambda name, _: kept.get(self.optimiser.shards[name], {}))
+
+    def saved(self) -> Iterator[Piece]:
+        return self.pieces()
+
+    def restore(self, read: Read, known: Container[str]) -> None:
+        self.rehearse()
+        self.optimiser.make_state()
+        pieces = [*self.saved()]
+        with_state = {piece.name for piece in pieces if piece.of_optimiser and piece.key in known}
+        read([piece for piece in pieces if not piece.of_optimiser or piece.name in with_state])
+        for name in self.optimiser.shards.keys() - with_state:  # it had no gradient until then
+            self.optimiser.inner.state.pop(self.optimiser.shards[name], None)
+
+    def rehearse(self) -> None:
+        """Run a backward whose gradients are thrown away, if the model is replicated. DDP forms its buckets anew after
+        its first backward, so without this the first step after a resume would sum in another order than the same step
+        of a run that was not interrupted."""
+        if not self.replicas:
+            return
+        tokens = torch.zeros(self.batch_shape, dtype=torch.long, device=self.model.rope.device)
+        self.forward_backward(tokens, tokens, torch.ones_like(self.model.rope[0, 0, 0]))
+        self.skip()
+
+    def own_state(self) -> dict[str, Tensor]:
+        hooks = [(i, one.compression) for i, one in enumerate(self.replicas) if one.compression is not None]
+        return {f"powersgd/{i}/{name}": tensor for i, hook in hooks for name, tensor in hook.tensors().items()}
+
+    def load_own_state(self, tensors: Mapping[str, Tensor]) -> None:
+        for i, one in enumerate(self.replicas):
+            if one.compression is not None:
+                head = f"powersgd/{i}/"
+                own = {k.removeprefix(head): x for k, x in tensors.items() if k.startswith(head)}
+                one.compression.load({name: x.to(self.model.rope.device) for name, x in own.items()})
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         return self.state.state_tensors()

@@ -62,19 +62,20 @@ def wait_for_ranks(folder: Path, patience_s: float = PATIENCE_S) -> None:
             time.sleep(POLL_S)
 
 
+def with_variable(name: str, value: str) -> list[psutil.Process]:
+    """The processes that were started with this variable in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.environ().get(name) == value:
+                found.append(process)
+    return found
+
+
 def _still_alive(path: Path) -> str:
-    found = " ".join(map(str, _holders(path)))
+    # every process that shares the lock knows it by this variable
+    found = " ".join(str(process.pid) for process in with_variable(LOCK, str(path.resolve())))
     who = f"processes {found}" if found else "processes, perhaps on another machine,"
     fix = f"end them (kill -9 {found})" if found else "end them"
     why = "of an earlier start of this sweep are still running, and would disturb the measurements"
     return f"{who} {why}: {fix}, then run the same command again"
-
-
-def _holders(lock: Path) -> list[int]:
-    """The ids of the processes that have this lock, by their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(LOCK) == str(lock.resolve()):
-                found.append(process.pid)
-    return found

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
 
+from train.command.process.exits import SIGNALS
 from train.command.resources import INSTALLED, ROOT, path_of
-from train.config.world import AGENT, LOCK, NEEDED, PLACE, RUN_FILE
+from train.config.world import AGENT, LAUNCH, LOCK, NEEDED, PLACE, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
 OWN = (
     AGENT,
+    LAUNCH,
     LOCK,
     RUN_FILE,
 )  # the lab's own variables, which may be set if a rank starts a run; users need no note about them
+SHORT_LOOKUP = {"RES_OPTIONS": "timeout:1 attempts:1"}  # glibc's resolver otherwise waits 10 s or more for a name
 SET_BY_TORCHRUN = {*PLACE, *NEEDED, "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"} | {
     f"TORCHELASTIC_{name}" for name in ("RUN_ID", "RESTART_COUNT", "MAX_RESTARTS", "USE_AGENT_STORE", "ERROR_FILE")
 }
@@ -32,34 +34,33 @@ def threads(nproc: int) -> str:
     return str(max((os.cpu_count() or 1) // nproc, 1))
 
 
+def left_behind(env: Mapping[str, str]) -> list[str]:
+    """The names of the variables of another launch, which a local launch leaves out."""
+    return sorted(name for name in env if name.startswith("PET_") or name in SET_BY_TORCHRUN)
+
+
 def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     """(the environment for a run on this machine, made from `env`; notes for the user about what was changed)."""
-    ignored = sorted(name for name in env if name.startswith("PET_") or name in SET_BY_TORCHRUN)
+    ignored = left_behind(env)
     kept = {name: value for name, value in env.items() if name not in ignored and name not in OWN}
     notes = [f"ignored, as a local launch sets its own values: {', '.join(ignored)}"] if ignored else []
     waits, note = _name_servers(kept)
     notes += [note] if note else []
-    # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
-    return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | {"PET_LOG_DIR": os.devnull}, notes
+    own = {
+        # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
+        "PET_LOG_DIR": os.devnull,
+        LAUNCH: uuid.uuid4().hex,
+        "PET_SIGNALS_TO_HANDLE": ",".join(one.name for one in SIGNALS),
+    }
+    return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | own, notes
 
 
-def torchrun_line(overrides: Sequence[str], nproc: int, port: int | None = None) -> list[str]:
+def torchrun_line(overrides: Sequence[str], nproc: int, *, port: int | None = None, restarts: int = 0) -> list[str]:
     """torchrun's arguments for one run on this machine, with its address, so that no host name is looked up."""
     where = "--standalone" if port is None else f"--master_port={port}"
-    return [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", path_of("train/main.py"), *overrides]
-
-
-def become_torchrun(line: Sequence[str], env: Mapping[str, str]) -> NoReturn:
-    """Replace this process by torchrun, which keeps the process id. The ranks get this id and end when that process
-    ends."""
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "torch.distributed.run",
-        *line,
-    ]  # -P: the working directory is not searched for modules, as with the command torchrun
-    os.execve(sys.executable, command, {**env, AGENT: str(os.getpid())})
+    again = [f"--max_restarts={restarts}"] if restarts else []
+    how = [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", *again]
+    return [*how, path_of("train/main.py"), *overrides]
 
 
 def source_path() -> dict[str, str]:
@@ -90,17 +91,14 @@ def loopback() -> dict[str, str]:
 def _name_servers(env: Mapping[str, str]) -> tuple[dict[str, str], str]:
     """(variables that shorten the look-up of names, a note for the user); both are empty if this machine's name has an
     address. torch looks up names even if it has addresses, and would wait long for a name without one."""
-    short = {
-        "RES_OPTIONS": "timeout:1 attempts:1"
-    }  # for glibc's resolver, which otherwise waits 10 s or more for a name
     if "RES_OPTIONS" in env:
         return {}, ""
     name = socket.gethostname()
-    os.environ.update(short)  # for the look-up below too
+    os.environ.update(SHORT_LOOKUP)  # for the look-up below too
     try:
         socket.getaddrinfo(name, None)
     except OSError:
-        return short, f"the name of this machine, {name}, has no address: ranks connect at 127.0.0.1"
+        return SHORT_LOOKUP, f"the name of this machine, {name}, has no address: ranks connect at 127.0.0.1"
     finally:
         del os.environ["RES_OPTIONS"]
     return {}, ""

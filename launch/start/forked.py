@@ -23,6 +23,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.start.endings import how_ended
 from launch.start.environment import own_code, threads
 from train.command.process.parent import die_with
 from train.config.schema import RuntimeConfig
@@ -136,7 +137,7 @@ def _first_lost(codes: list[int | None], results: Path) -> str:
     killed = [rank for rank in bad if codes[rank] != 1]
     rank = [*killed, *(rank for rank in bad if rank not in wrote), *wrote][0]
     code = codes[rank] or 0
-    return f"rank {rank} " + (f"was ended by signal {-code}" if code < 0 else f"exited with code {code}")
+    return f"rank {rank} {how_ended(code)}"
 
 
 def _ended_a_rank(result: dict[str, Any]) -> bool:

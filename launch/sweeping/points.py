@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.sweeping.grid import Checked, Point
+from train.checkpoint.folder import complete, ended
 from train.config import plain_json
 from train.config.problems import unusable
 from train.record.run_files import Record, Unreadable, exists, number, read_text, write_whole
@@ -40,9 +41,10 @@ class Entry:
     tried: dict[str, float | None] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)  # the overrides that were chosen because of `tried`
 
-    def discard(self, folder: Path) -> Path | None:
+    def discard(self, folder: Path, *, but_saved: bool = False) -> Path | None:
         """Remove the directory of a run of this point that was not finished, so that a point has only one run. Returns
-        the removed directory. Raises BadInput (exit code 3) if it cannot be removed."""
+        the removed directory. `but_saved`: keep it if the same command continues it from a checkpoint.
+        Raises BadInput (exit code 3) if it cannot be removed."""
         try:
             path = Path(read_text(folder / self.run_file).strip()) if exists(folder / self.run_file) else None
         except Unreadable:
@@ -54,6 +56,8 @@ class Entry:
             (folder / PROBES).resolve(),
         )  # any other path in the file is not a run of this sweep
         if path.resolve().parent not in places or not RUN_DIR.fullmatch(path.name):
+            return None
+        if but_saved and complete(path) and not ended(path):
             return None
         try:
             shutil.rmtree(path)

@@ -14,6 +14,7 @@ from typing import Any
 from scripts.comparing.configs import differences
 from scripts.comparing.sweeps import Sweep
 from train.command.as_typed import DIGEST
+from train.command.process.life import STOPPED, is_alive, read_life
 from train.measure.results import LOSS, VALIDATION_LOSS, Results
 from train.record.run_files import Record, clean
 from train.record.run_folder import flat, hash_of, read_folder, warmup_steps
@@ -91,7 +92,15 @@ class Run:
         if self.summary:
             return "finished"
         last, planned = self.steps[-1]["step"] if self.steps else 0, self.config.get("train.steps")
-        return f"running or stopped at step {last}" + (f" of {planned}" if planned else "")
+        where = f"step {last}" + (f" of {planned}" if planned else "")
+        life = read_life(self.path)
+        if life is None:  # a run of an older version
+            return f"running or stopped at {where}"
+        if is_alive(self.path):
+            return f"running, at {where}"
+        if life.state == STOPPED:
+            return f"stopped at {where}: {clean(life.reason, LABEL_CHARS)}"
+        return f"cut off at {where}"
 
     @cached_property
     def results(self) -> Results:

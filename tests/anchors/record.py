@@ -25,8 +25,9 @@ from train.data.corpus import load_corpus
 
 BOUND, ARITHMETIC = 1e-9, 1e-12
 WARMUP = 2  # steps that the medians leave out
-# The time of day, the memory of the process, and the circumstances of the run.
+# The time of day, the memory of the process, what saving took, and the circumstances of the run.
 NO_ANCHOR = {"time", "memory/resident_gib", "memory_by_rank/resident_gib/rank_0", "omp_threads"}
+NO_ANCHOR |= {"checkpoint/stall_ms", "checkpoint/save_s", "checkpoint/gib_per_s"}
 FACTS = {"strategy", "degrees", "precision", "commit", "torch", "python", "device", "platform", "backend", "work_hash",
          "differs", "lossy", "energy_sensor"}  # fmt: skip
 

@@ -15,21 +15,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from train.checkpoint.llama import llama_name
 from train.config.schema import LrSchedule, ModelConfig, OptimConfig
-
-# (the lab's name, the name in LlamaForCausalLM) of the parameters of a layer, and of the others
-LAYER = {
-    "attention_norm": "input_layernorm",
-    "attention.wq": "self_attn.q_proj",
-    "attention.wk": "self_attn.k_proj",
-    "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj",
-    "feed_forward_norm": "post_attention_layernorm",
-    "feed_forward.gate": "mlp.gate_proj",
-    "feed_forward.up": "mlp.up_proj",
-    "feed_forward.down": "mlp.down_proj",
-}
-ENDS = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
 
 
 class _Float64Torch:
@@ -62,7 +49,7 @@ class Llama:
         from transformers import LlamaConfig, LlamaForCausalLM
         from transformers.models.llama import modeling_llama
 
-        self.names = {name: _theirs(name) for name in weights}
+        self.names = {name: llama_name(name) for name in weights}
         self.modeling, self.raised = modeling_llama, raised
         described = LlamaConfig(
             vocab_size=config.vocab_size,
@@ -99,14 +86,6 @@ class Llama:
 
     def _precision(self) -> Any:
         return in_float64(self.modeling) if self.raised else nullcontext()
-
-
-def _theirs(name: str) -> str:
-    """The name in LlamaForCausalLM of a parameter of the lab's."""
-    if not name.startswith("layers."):
-        return f"{ENDS[name.removesuffix('.weight')]}.weight"
-    _, number, rest = name.split(".", 2)
-    return f"model.layers.{number}.{LAYER[rest.removesuffix('.weight')]}.weight"
 
 
 def schedule(optimiser: torch.optim.Optimizer, config: OptimConfig, num_steps: int) -> Any:

@@ -16,7 +16,10 @@ from train.config.problems import BadInput, Problem
 from train.config.rules.ranges import shortened
 
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
+DOCTOR = "python -m launch.doctor"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
+SOAK = "python scripts/soak.py"
+MAX_RESTARTS = 10_000
 
 T = TypeVar("T")
 
@@ -73,8 +76,19 @@ def _positive(most: int) -> tuple[str, Callable[[str], int | None]]:
     return f"a positive integer, at most {most:,}", read
 
 
+def _count(most: int) -> tuple[str, Callable[[str], int | None]]:
+    read = _positive(most)[1]
+    return f"a whole number from 0 to {most:,}", lambda text: 0 if text == "0" else read(text)
+
+
 def _one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
     return f"{', '.join(values[:-1])} or {values[-1]}", lambda text: text if text in values else None
+
+
+def _times(text: str) -> tuple[float, ...] | None:
+    parts = text.split(",")
+    right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
+    return tuple(map(float, parts)) if right else None
 
 
 _TRUE_OR_FALSE = ("true or false", {"true": True, "false": False}.get)
@@ -82,7 +96,7 @@ _TRUE_OR_FALSE = ("true or false", {"true": True, "false": False}.get)
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK),
     *_positive(MAX_RANKS),
     example="4",
     help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
@@ -95,6 +109,14 @@ PORT: Option[int | None] = Option(
     example="29500",
     help="The port of torchrun's store on this machine.",
     unset="a free one",
+)
+RESTARTS: Option[int] = Option(
+    "restarts",
+    0,
+    (LOCAL,),
+    *_count(MAX_RESTARTS),
+    example="3",
+    help="How often all ranks are started again after one of them has failed.",
 )
 FORCE: Option[bool] = Option(
     "force",
@@ -157,4 +179,37 @@ STEPS: Option[int] = Option(
     example="40",
     help="The number of timed steps of each loop.",
 )
-OPTIONS: tuple[Option[Any], ...] = (NPROC, PORT, FORCE, BATCH, MAX_MICRO_BATCH_SIZE, SKIP_INVALID, FRESH, LOCATE, STEPS)
+MINUTES: Option[tuple[float, ...]] = Option(
+    "minutes",
+    (10.0,),
+    (SOAK,),
+    "a number of minutes",
+    lambda text: None if "," in text else _times(text),
+    example="20",
+    help="How long each strategy is trained without kills; the runs with kills make as many steps.",
+    unset="10",
+)
+MTBF_S: Option[tuple[float, ...]] = Option(
+    "mtbf_s",
+    (60.0,),
+    (SOAK,),
+    "one or several numbers of seconds",
+    _times,
+    example="300",
+    help="The mean time between two kills, in seconds; several values make a run each.",
+    unset="60",
+)
+OPTIONS: tuple[Option[Any], ...] = (
+    NPROC,
+    PORT,
+    RESTARTS,
+    FORCE,
+    BATCH,
+    MAX_MICRO_BATCH_SIZE,
+    SKIP_INVALID,
+    FRESH,
+    LOCATE,
+    STEPS,
+    MINUTES,
+    MTBF_S,
+)

@@ -15,7 +15,7 @@ from train.config.groups.data import DataConfig, DataSource, TokenType
 from train.config.groups.hardware import HardwareConfig
 from train.config.groups.model import AttentionKernel, Balance, ModelConfig, ScoreFunction
 from train.config.groups.optim import LrSchedule, OptimConfig, Optimiser
-from train.config.groups.run import MetricsConfig, RuntimeConfig, Tracker
+from train.config.groups.run import CheckpointConfig, MetricsConfig, RuntimeConfig, SaveMode, Tracker
 from train.config.groups.train import (
     ActivationCheckpointing,
     CompileConfig,
@@ -30,6 +30,7 @@ __all__ = [
     "ActivationCheckpointing",
     "AttentionKernel",
     "Balance",
+    "CheckpointConfig",
     "CompileConfig",
     "CompileMode",
     "Config",
@@ -44,6 +45,7 @@ __all__ = [
     "Optimiser",
     "Precision",
     "RuntimeConfig",
+    "SaveMode",
     "ScoreFunction",
     "TokenType",
     "Tracker",
@@ -68,6 +70,7 @@ class Config:
     compile: CompileConfig = key(CompileConfig, "Compilation by torch.compile.")
     runtime: RuntimeConfig = key(RuntimeConfig, "The device and the communication backend.")
     metrics: MetricsConfig = key(MetricsConfig, "What a run records, and where.")
+    checkpoint: CheckpointConfig = key(CheckpointConfig, "What a run saves, and from what it goes on.")
 
 
 @dataclass

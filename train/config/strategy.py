@@ -7,9 +7,9 @@ two techniques' folders import each other.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from omegaconf import MISSING
 
@@ -43,6 +43,10 @@ class StepResult:
     extras: dict[str, torch.Tensor] = field(default_factory=dict)  # more scalars to log, by tag
 
 
+# It fills the tensors of these pieces from a checkpoint.
+Read = Callable[[Iterable["Piece"]], None]
+
+
 class TrainStep(Protocol):
     """One optimiser step over this rank's rows of the global batch, whatever the strategy."""
 
@@ -73,6 +77,28 @@ class TrainStep(Protocol):
 
     def state_bytes(self) -> dict[str, int]:
         """Bytes that this rank holds: `parameters`, `gradients` (at the end of backward) and `optimiser`."""
+        ...
+
+
+@runtime_checkable
+class SavesState(Protocol):
+    """What a `TrainStep` has if it can be saved. A run of a step without it saves no checkpoints, and says so."""
+
+    def saved(self) -> Iterator[Piece]:
+        """What this rank gives to a checkpoint, with global names, so that any other layout can read it. Collective."""
+        ...
+
+    def restore(self, read: Read, known: Container[str]) -> None:
+        """Fill the state from a checkpoint by `read`. `known`: the keys that the checkpoint has. Call it before the
+        first step. Collective."""
+        ...
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """What only this rank has and only the same layout can read, as the state of a communication hook."""
+        ...
+
+    def load_own_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Replace it by what `own_state` returned on this rank; empty: by the state before the first step."""
         ...
 
 

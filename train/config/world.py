@@ -12,6 +12,8 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
+LAUNCH = "STRATEGY_LAB_LAUNCH"
+RESTARTS_DONE = "TORCHELASTIC_RESTART_COUNT"
 
 # If one of these is set, this process is one of several.
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -31,6 +33,11 @@ class World:
     )
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
+    # what started the ranks and starts them again after a failure: the same text then, and another one for each command
+    launch: str = ""
+    restarts_done: int = 0  # how often torchrun has started the ranks again
+    store: tuple[str, int] | None = None  # the host and port of torchrun's store, if there is one
+    one_agent: bool = False  # whether the store is in torchrun's agent, which is the same for all ranks
 
     @classmethod
     def single(cls) -> World:
@@ -43,7 +50,8 @@ class World:
         problem = environment_problem(os.environ)
         if problem:
             raise BadInput(problem)
-        agent = os.environ.get(AGENT, "")
+        told = os.environ.get(AGENT, "")
+        agent = int(told) if told.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         return cls(
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -51,8 +59,13 @@ class World:
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
             from_torchrun="RANK" in os.environ,
             run_file=os.environ.get(RUN_FILE, ""),
-            agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
+            agent=agent,
             lock=os.environ.get(LOCK, ""),
+            launch=os.environ.get(LAUNCH, f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{agent}"),
+            restarts_done=int(os.environ.get(RESTARTS_DONE, 0)) if "RANK" in os.environ else 0,
+            store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
+            one_agent=(os.environ.get("TORCHELASTIC_USE_AGENT_STORE"), os.environ.get("GROUP_WORLD_SIZE"))
+            == ("True", "1"),
         )
 
 
@@ -65,7 +78,7 @@ def environment_problem(env: Mapping[str, str]) -> Problem | None:
     missing = [name for name in NEEDED if name not in env]
     if missing:
         return _refused(f"the environment has {shown}, but no {', '.join(missing)}", given)
-    for name in (*given, "MASTER_PORT"):
+    for name in (*given, "MASTER_PORT", *([RESTARTS_DONE] if RESTARTS_DONE in env else [])):
         if not re.fullmatch(r"\d{1,9}", env[name]):
             return _refused(f"the environment has {name}={env[name]}, which is not a number", given)
     if int(env["RANK"]) >= int(env["WORLD_SIZE"]):

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import psutil
 import torch
 
+from train.command.process.signals import Signals
 from train.config.flops import flops_per_token
-from train.config.problems import Reported
+from train.config.problems import NonFinite
 from train.config.schema import Config, OnNonfinite
 from train.config.strategy import StepResult, TrainStep
 from train.measure.energy import Energy
@@ -50,11 +52,11 @@ class Sink(Protocol):
         """Store the content of summary.json. The run is complete, and only `close` follows."""
         return None
 
+    def saved(self) -> None:
+        """A checkpoint is about to be saved: make sure that everything so far is on the disk."""
+        return None
+
     def close(self) -> None: ...
-
-
-class NonFinite(Reported):
-    """The loss or the gradient norm is NaN or infinite."""
 
 
 class Clock:
@@ -96,8 +98,17 @@ class Metrics:
     """Collective: every rank creates one and calls the same methods. Only rank 0 has sinks."""
 
     def __init__(
-        self, config: Config, side_group: SideGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+        self,
+        config: Config,
+        side_group: SideGroup,
+        device: torch.device,
+        train_step: TrainStep,
+        sinks: list[Sink],
+        earlier: Sequence[Record] = (),
+        signals: Signals | None = None,
     ) -> None:
+        """`earlier`: the records of steps before a resume. `signals`: those that this rank has got. `asked` becomes the
+        number of a signal that any rank has got, on all ranks in the same call."""
         self.config, self.side_group, self.device, self.train_step, self.sinks = (
             config,
             side_group,
@@ -113,7 +124,9 @@ class Metrics:
         self.peak_tflops = peak_tflops(config, device)
         self.energy = Energy(config, device, side_group)
         self.pending: _Pending | None = None
-        self.results = Results(config.metrics.warmup_steps)
+        self.results = Results.of(earlier, config.metrics.warmup_steps)
+        self.noted: Record = {}
+        self.signals, self.asked = signals, 0
         self.start = self.clock.mark()
 
     def resume_clock(self) -> None:
@@ -142,6 +155,18 @@ class Metrics:
         if sampled.step_ms is not None:
             self.resume_clock()
 
+    def saving(self) -> None:
+        """A checkpoint is about to be saved: write the step that is not written yet, which finds numbers that are not
+        finite, and make sure that everything is on the disk."""
+        self.flush()
+        for sink in self.sinks:
+            sink.saved()
+
+    def note(self, values: Record) -> None:
+        """Values that are written with the next step, or with the summary after the last one."""
+        self.noted |= values
+        self.results.latest |= values
+
     def log_validation(self, step: int, loss: float) -> None:
         self._write(step, {VALIDATION_LOSS: loss})
 
@@ -154,14 +179,17 @@ class Metrics:
         step_ms = pending.sampled.step_ms or elapsed_ms
         loss, norm, *extras = pending.scalars.tolist()
         joules = self.energy.step_done(pending.step, step_ms, counted=pending.counted)
-        by_rank = self.side_group.gather([step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules])
+        own = [step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules]
+        by_rank = self.side_group.exchange([*own, self.signals.number if self.signals else 0])
+        self.asked = max(int(figures.pop()) for figures in by_rank)
         values = {LOSS: loss, "train/grad_norm": norm, "train/lr": pending.lr}
         if not pending.any_target:  # a step without a target has no loss, and not a loss of 0
             values |= {LOSS: math.nan, VALID_TOKENS: 0.0}
         values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
-        if by_rank is not None:
+        if self.side_group.world.rank == 0:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
             values |= self.energy.values([figures[-1] for figures in by_rank], values["perf/tokens_per_s"])
+        values, self.noted = values | self.noted, {}
         self._write(pending.step, values)
         if pending.sampled.ranks is not None:
             for sink in self.sinks:

@@ -29,6 +29,7 @@ class OutOfMemory(Reported):
     """The device, or the host, has no memory left."""
 
     exit_code = EXIT_ENVIRONMENT
+    of_one_rank = True
 
 
 @dataclass

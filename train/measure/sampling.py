@@ -33,7 +33,7 @@ from train.measure.results import AT_PEAK, COMPUTE_PARTS, RECORDED, TIME_PARTS, 
 from train.model.spans import length
 from train.ranks.side_group import SideGroup
 
-FIRST, COUNTED = 10, 3
+FIRST, COUNTED = 10, 3  # COUNTED counts from the first step that is run
 
 
 @dataclass
@@ -58,8 +58,10 @@ class Sampler:
         train_step: TrainStep,
         side_group: SideGroup,
         run: Path | None = None,
+        first: int = 1,
     ) -> None:
-        """`run`: the run's directory, where traces are stored if `metrics.trace` is true."""
+        """`run`: the run's directory, where traces are stored if `metrics.trace` is true. `first`: the first step that
+        is run, which is a later one after a resume."""
         self.config, self.mesh, self.device, self.train_step, self.side_group = (
             config,
             mesh,
@@ -67,6 +69,7 @@ class Sampler:
             train_step,
             side_group,
         )
+        self.counted = min(first + COUNTED - 1, config.train.steps)
         self.sent: Record = {}  # under the tags comm/…, from the step that was counted
         # compiled blocks run eagerly under the ledger. This is harmless on a CPU, but needs too much memory and time on
         # a GPU
@@ -83,7 +86,7 @@ class Sampler:
     def watch(self, step: int) -> Iterator[None]:
         """Runs around one step, including the fetching of its batch."""
         recorded = self.due(step)
-        counted = self.counts and (recorded or step == min(COUNTED, self.config.train.steps))
+        counted = self.counts and (recorded or step == self.counted)
         ledger = Ledger(self.mesh, named=recorded) if counted else None
         with self._recorded() if recorded else nullcontext(), ledger or nullcontext():
             yield

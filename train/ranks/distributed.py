@@ -105,18 +105,29 @@ def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.
     one process. `store` replaces the store that torch would create."""
     if runtime.device.type != "cpu":
         torch.accelerator.set_device_index(runtime.device.index)
+    timeout = timedelta(seconds=timeout_s)
     if store is None and not world.from_torchrun:
         store = dist.HashStore()
+    elif store is None and world.store is not None and world.one_agent:
+        store = _store_of_attempt(*world.store, world, timeout)
     options: dict[str, Any] = (
         {} if store is None else {"store": store, "rank": world.rank, "world_size": world.world_size}
     )
-    timeout = timedelta(seconds=timeout_s)
     with default_timeout(timeout):
         dist.init_process_group(runtime.backend, timeout=timeout, **options)
         try:
             yield
         finally:
             dist.destroy_process_group()
+
+
+def _store_of_attempt(host: str, port: int, world: World, timeout: timedelta) -> dist.Store:
+    """The store in torchrun's agent, with a prefix for each start of the ranks. The store outlives a restart, and keeps
+    the addresses of the ranks that have ended; new ranks would try to connect to them (pytorch#167288). Agents of
+    several machines count restarts differently (pytorch#135712), so there torch's own store is used without a prefix.
+    """
+    store = dist.TCPStore(host, port, world.world_size, is_master=False, timeout=timeout)
+    return dist.PrefixStore(f"attempt_{world.restarts_done}", store)
 
 
 @contextmanager

@@ -66,6 +66,17 @@ class ShardOptimiser:
         for p, shard in pairs:
             p.grad = shard.grad = None
 
+    @torch.no_grad()
+    def make_state(self) -> None:
+        """Make the state that the first step would make, for a checkpoint to fill: a step with gradients of zero and a
+        learning rate of 0 changes no weight."""
+        for shard in self.shards.values():
+            shard.grad = torch.zeros_like(shard)
+        set_lr(self.inner, 0.0)
+        self.inner.step()
+        for shard in self.shards.values():
+            shard.grad = None
+
 
 def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
     for group in optimiser.param_groups:

@@ -55,13 +55,31 @@ def place_of(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 class Piece:
     """A tensor that this rank holds between steps: a part of the parameter or buffer `name`, or of a state that the
     optimiser keeps for it. `kind`: "parameter", "buffer", or the state's name in the optimiser, such as exp_avg.
-    `offset`: the indices of its first element in the whole tensor. Ranks whose pieces have the same name, kind, offset
-    and shape hold copies."""
+    `shape`: that of the whole tensor. `offset`: the indices of its first element in the whole tensor. Ranks whose
+    pieces have the same name, kind, offset and shape hold copies."""
 
     name: str
     kind: str
+    shape: tuple[int, ...]
     offset: tuple[int, ...]
     tensor: Tensor
+
+    @property
+    def key(self) -> str:
+        """Its name in a checkpoint."""
+        return f"{self.kind}/{self.name}"
+
+    @property
+    def of_optimiser(self) -> bool:
+        return self.kind not in ("parameter", "buffer")
+
+
+def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that a checkpoint holds: not those that only count within a step."""
+    for path, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}".lstrip("."), buffer
 
 
 class ShardedState:
@@ -105,12 +123,14 @@ class ShardedState:
         parameter. Nothing is sent."""
         for name, parameter in self.parameters.items():
             shape, offset = place_of(parameter)
-            yield Piece(name, "parameter", offset, local(parameter.detach()))
+            yield Piece(name, "parameter", tuple(parameter.shape), offset, local(parameter.detach()))
             for kind, value in kept(name, parameter).items():
                 if isinstance(value, Tensor) and tuple(value.shape) == shape:
-                    yield Piece(name, kind, offset, value)
-        for name, buffer in model.named_buffers():
-            yield Piece(name, "buffer", (0,) * buffer.ndim, buffer)
+                    yield Piece(name, kind, tuple(parameter.shape), offset, value)
+                elif isinstance(value, Tensor) and value.ndim == 0:  # the number of its updates
+                    yield Piece(name, kind, (), (), value)
+        for name, buffer in persistent_buffers(model):
+            yield Piece(name, "buffer", tuple(buffer.shape), (0,) * buffer.ndim, buffer)
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         """The full tensor `of` each parameter of the whole model, in its order, one at a time, on every rank.

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from train.command.process.life import FINISHED, STOPPED, Living
+from train.config.problems import OF_DISKS, Reported, Unwritable, writable
 from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics, Sink
-from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Results, has_no_target
+from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Record, Results, has_no_target
 from train.ranks.distributed import Runtime
 from train.record.opening import announcement, opening
-from train.record.run_dir import open_run_dir, write_summary
+from train.record.run_dir import claim, describe_run, write_summary
+
+if TYPE_CHECKING:
+    from train.checkpoint.resume import Start
 
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
@@ -32,29 +41,62 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
     baseline: float | None = None
+    earlier: list[Record] = field(default_factory=list)  # the records of the steps before a resume
+    living: Living | None = None
     first_step_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def open(
-        cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, num_parameters: int
+        cls,
+        config: Config,
+        tree: DictConfig,
+        corpus: Corpus,
+        world: World,
+        runtime: Runtime,
+        num_parameters: int,
+        start: Start,
     ) -> Report:
-        """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing."""
+        """Print the first lines of the run, lock its directory, which is made unless the run goes on in one, and open
+        its sinks. Other ranks than 0 do nothing. Raises BadInput (exit code 3) if the directory cannot be used."""
         if world.rank > 0:
             return cls(config)
         from train.record.sinks import open_sinks
 
+        threading.excepthook = _but_for_disks
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         # printed before the text is hashed, because this takes time if the text is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
-        path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees)
-        sinks = open_sinks(path, config, tree, facts, degrees, world.world_size)
+        with writable(config.metrics.dir):
+            living = claim(config, tree, degrees, world, start.run, start.step)
+            path, kept = living.run, None if start.run is None else start.step
+            facts = describe_run(config, tree, corpus, world, runtime, degrees, path)
+            facts |= {"continued_after_step": start.step} if start.step else {}
+            sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, kept)
         print(announcement(path, facts), flush=True)
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
-        return cls(config, path, facts, sinks, baseline)
+        return cls(config, path, facts, sinks, baseline, earlier, living)
 
-    def finish(self, metrics: Metrics, validation_loss: float) -> None:
+    @contextmanager
+    def alive(self, run: Path) -> Iterator[None]:
+        """The context in which the run's directory, `run`, shows how the run ended."""
+        try:
+            yield
+        except Reported as error:
+            if self.living is not None and not error.cut_off:
+                self.living.end(STOPPED, str(error).splitlines()[0])
+            raise
+        except OSError as error:
+            removed = error.errno == errno.ENOENT and str(run) in str(error.filename)
+            if error.errno not in OF_DISKS and not removed:
+                raise
+            then = self.config.checkpoint.continues(run) or "start the run again"
+            raise Unwritable(run, error.strerror, f"free some space; {then}") from error
+        if self.living is not None:
+            self.living.end(FINISHED)
+
+    def finish(self, metrics: Metrics) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
         if self.path is None:
             return
@@ -66,14 +108,14 @@ class Report:
         summary = self.facts | {
             "steps": self.config.train.steps,
             LOSS: results.latest[LOSS],
-            VALIDATION_LOSS: validation_loss,
+            VALIDATION_LOSS: results.latest[VALIDATION_LOSS],
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
             "total_s": time.perf_counter() - self.started,
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
             **results.spread(),
-            **results.last(*OF_RECORDED, "comm/", "stragglers/", "moe/"),
+            **results.last(*OF_RECORDED, "comm/", "stragglers/", "moe/", "checkpoint/"),
             **costs,
         }
         write_summary(self.path, summary)
@@ -111,3 +153,10 @@ class Report:
             else:
                 rows[tag] = f"{value:,.4g}"
         return rows | {"start to first step, s": f"{self.first_step_s:.1f}"}
+
+
+def _but_for_disks(args: threading.ExceptHookArgs) -> None:
+    """Print an error of a thread, unless a disk failed or the run's directory was removed: TensorBoard's thread gives
+    that to the main thread too, which says it in words."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in (*OF_DISKS, errno.ENOENT)):
+        threading.__excepthook__(args)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -21,8 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from train.command import as_typed
 from train.command.as_typed import Typed
+from train.command.process.life import Living, alone_in, refuse_living
 from train.command.resources import ROOT, words_of
 from train.config import plain_json
+from train.config.groups.run import NEVER
 from train.config.problems import unusable
 from train.config.schema import Config
 from train.config.strategy import Strategy
@@ -35,17 +38,33 @@ from train.record.run_files import write_whole
 from train.record.run_folder import hash_of
 
 
-def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int, told: str = "") -> Path:
-    """Create `<metrics.dir>/<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`; a second run of the same
-    config adds -2. If a file `told` is given, the name of the directory is written to it first. Raises BadInput (exit
-    code 3) if the directory cannot be created."""
+def run_name(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int) -> str:
+    """`<strategy>-<degrees>-ws<world>-<6 digits of the config's hash>`, the same for every run of this config."""
     shown = "-".join(f"{axis}{degrees[axis]}" for axis in config.strategy.mesh_axes())
-    digest = hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()[:6]
-    name = "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
+    digest = config_sha256(tree)[:6]
+    return "-".join(part for part in (config.strategy.name, shown, f"ws{world_size}", digest) if part)
+
+
+def config_sha256(tree: DictConfig) -> str:
+    return hashlib.sha256(OmegaConf.to_yaml(tree, resolve=True, sort_keys=True).encode()).hexdigest()
+
+
+def runs_named(root: Path, name: str) -> list[tuple[int, Path]]:
+    """The directories of the runs with this name, from the oldest to the newest: (1, `name`), (2, `name-2`) …"""
+    found = [(1, root / name)] if (root / name).is_dir() else []
+    numbers = ((path.name.removeprefix(f"{name}-"), path) for path in root.glob(f"{name}-*") if path.is_dir())
+    return sorted(found + [(int(number), path) for number, path in numbers if re.fullmatch(r"[1-9]\d{0,8}", number)])
+
+
+def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int, told: str = "") -> Path:
+    """Create the directory with the run's name in metrics.dir; a second run of the same config adds -2. If a file
+    `told` is given, the name of the directory is written to it first. Raises BadInput (exit code 3) if the directory
+    cannot be created."""
+    root, name = Path(config.metrics.dir), run_name(config, tree, degrees, world_size)
     try:
-        Path(config.metrics.dir).mkdir(parents=True, exist_ok=True)
-        for number in count(1):
-            path = Path(config.metrics.dir) / (name if number == 1 else f"{name}-{number}")
+        root.mkdir(parents=True, exist_ok=True)
+        for number in count(max([0, *(number for number, _ in runs_named(root, name))]) + 1):
+            path = root / (name if number == 1 else f"{name}-{number}")
             with suppress(FileExistsError):
                 path.mkdir()
                 break
@@ -55,6 +74,24 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
         write_whole(Path(told), f"{path}\n")
     write_whole(path / "config.yaml", as_typed.yaml(tree))
     return path
+
+
+def claim(
+    config: Config, tree: DictConfig, degrees: dict[str, int], world: World, continued: Path | None, after: int
+) -> Living:
+    """Lock the directory of this run: the one that is `continued` after a step, or a new one. Raises BadInput (exit
+    code 3) if another process trains there, or has begun the same run since this one looked."""
+    if continued is not None:
+        if world.run_file:
+            write_whole(Path(world.run_file), f"{continued}\n")
+        return Living(continued, after, world.launch)
+    root, name = Path(config.metrics.dir), run_name(config, tree, degrees, world.world_size)
+    root.mkdir(parents=True, exist_ok=True)
+    with alone_in(root):
+        before = runs_named(root, name)
+        if before and config.checkpoint.resume != NEVER:
+            refuse_living(before[-1][1])
+        return Living(make_run_dir(config, tree, degrees, world.world_size, world.run_file), 0, world.launch)
 
 
 def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
@@ -92,12 +129,16 @@ def declared_differences(strategy: Strategy) -> dict[str, Any]:
     }
 
 
-def open_run_dir(
-    config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, degrees: dict[str, int]
-) -> tuple[Path, dict[str, Any]]:
-    """Create the directory with config.yaml and work.json. Returns its path and the facts that become part of the
-    summary."""
-    path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
+def describe_run(
+    config: Config,
+    tree: DictConfig,
+    corpus: Corpus,
+    world: World,
+    runtime: Runtime,
+    degrees: dict[str, int],
+    path: Path,
+) -> dict[str, Any]:
+    """Write work.json into the run's directory. Returns the facts that become part of the summary."""
     machine = environment(runtime.device, runtime.backend, world.world_size)
     facts = {
         "strategy": config.strategy.name,
@@ -112,7 +153,7 @@ def open_run_dir(
     size = {"tokens": len(corpus.training) + len(corpus.validation)}
     more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine includes world_size
     write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), **more)
-    return path, facts
+    return facts
 
 
 def write_work(

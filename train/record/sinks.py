@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 import sys
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -32,11 +36,21 @@ NO_VALID_TOKEN = "no valid token"  # shown instead of a loss if there was nothin
 
 
 class JsonLines(Sink):
-    """One JSON object per line, written at once, so that a killed run loses only the step that was going on."""
+    """One JSON object per line, written at once, so that a killed run loses only the step that was going on.
 
-    def __init__(self, directory: Path) -> None:
-        self.samples = directory / "samples"
-        self.file = (directory / "metrics.jsonl").open("w", buffering=1)
+    A run that goes on after step `after` keeps the lines up to this step, which `earlier` has, so that each step has
+    one line. Samples of later steps are removed.
+    """
+
+    def __init__(self, directory: Path, after: int | None = None) -> None:
+        self.samples, path = directory / "samples", directory / "metrics.jsonl"
+        self.earlier: list[Record] = []
+        if after is not None:
+            self.earlier = keep_lines(path, after)
+            for sample in self.samples.glob("step-*.json"):
+                if int(re.sub(r"\D", "", sample.stem) or 0) > after:
+                    sample.unlink()
+        self.file = path.open("w" if after is None else "a", buffering=1)
 
     def write(self, step: int, values: Record) -> None:
         self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
@@ -45,8 +59,25 @@ class JsonLines(Sink):
         self.samples.mkdir(exist_ok=True)
         write_whole(self.samples / f"step-{step}.json", plain_json.dumps(record) + "\n")
 
+    def saved(self) -> None:
+        os.fsync(self.file.fileno())  # so that it has all steps of the checkpoint, even after a power loss
+
     def close(self) -> None:
         self.file.close()
+
+
+def keep_lines(path: Path, step: int) -> list[Record]:
+    """Remove the lines of later steps, and a line that was not finished. Returns the values of the others."""
+    kept, lines = [], []
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                values = json.loads(line)
+                if values.pop("step") <= step and values.pop("time", 0.0) is not None:
+                    kept.append({tag: math.nan if value is None else value for tag, value in values.items()})
+                    lines.append(line)
+    write_whole(path, "".join(lines))
+    return kept
 
 
 class TensorBoard(Sink):
@@ -61,7 +92,11 @@ class TensorBoard(Sink):
         *,
         degrees: dict[str, int] | None = None,
         warmup_steps: int = 0,
+        after: int | None = None,
+        earlier: Sequence[Record] = (),
     ) -> None:
+        """`after`: the step after which the run goes on: TensorBoard shows no later step of the earlier files, and
+        `earlier` has the records up to this one."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
@@ -70,7 +105,12 @@ class TensorBoard(Sink):
         self.results: Record = {}  # the results that were written last
         self.sampled = self.num_samples = 0  # the last sampled step, and the number of samples
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it is not drawn yet
-        self.writer = SummaryWriter(str(directory))
+        self.writer = SummaryWriter(str(directory), purge_step=None if after is None else after + 1)
+        if after is not None:
+            for values in earlier:
+                self.results |= self.results_so_far.add(values)
+            self.step = after
+            return
         for name, text in texts.items():
             self.writer.add_text(name, f"```\n{text}\n```", 0)
         self._add(board.start_summary(hparams or {}), 0)
@@ -175,10 +215,18 @@ class Terminal(Sink):
 
 
 def open_sinks(
-    path: Path, config: Config, tree: DictConfig, facts: dict[str, Any], degrees: dict[str, int], world_size: int
-) -> list[Sink]:
-    """The sinks that the config requests, in the run's directory `path`. Raises BadInput if a tracker cannot start."""
-    sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
+    path: Path,
+    config: Config,
+    tree: DictConfig,
+    facts: dict[str, Any],
+    degrees: dict[str, int],
+    world_size: int,
+    after: int | None = None,
+) -> tuple[list[Sink], list[Record]]:
+    """(The sinks that the config requests, in the run's directory `path`; the records of earlier steps, if the run goes
+    on after step `after`.) Raises BadInput if a tracker cannot start."""
+    lines = JsonLines(path, after)
+    sinks: list[Sink] = [lines, Terminal(config.train.steps)]
     flat = board.hparams(config, world_size, facts["device"])
     if config.metrics.tensorboard:
         texts = {
@@ -186,8 +234,11 @@ def open_sinks(
             "environment": "\n".join(f"{name}: {value}" for name, value in facts.items()),
             "mesh": draw_mesh(degrees),
         }
-        sinks.append(TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=config.metrics.warmup_steps))
-    return [*sinks, *open_trackers(config, path.name, flat)]
+        warmup = config.metrics.warmup_steps
+        earlier = lines.earlier
+        board_sink = TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=warmup, after=after, earlier=earlier)
+        sinks.append(board_sink)
+    return [*sinks, *open_trackers(config, path.name, flat)], lines.earlier
 
 
 def print_summary(rows: dict[str, str], *, then: str) -> None:

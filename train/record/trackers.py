@@ -52,6 +52,9 @@ class TrackerSink(ABC):
     def sample(self, step: int, record: dict[str, Any]) -> None:
         return None
 
+    def saved(self) -> None:
+        return None
+
     def summary(self, values: dict[str, Any]) -> None:
         self.completed = True
         self._try(

@@ -63,4 +63,5 @@ class Pipeline(PipelineKeys, Spmd):
 
         stages = build_stages(model, mesh, config, self, apply_techniques)
         tied = tie_stages(stages, model, mesh["pp"])
-        return Step(model, mesh, config, *pipelined(stages, tied, mesh, config, self), tied.shared)
+        run = pipelined(stages, tied, mesh, config, self)
+        return Step(model, mesh, config, *run, tied.shared, [*stages.wrapped.values()])

@@ -32,4 +32,4 @@ class Spmd(ExpertKeys, TensorKeys, ContextKeys, FsdpKeys, DdpKeys):
         from train.strategies.apply import apply_techniques
 
         wrapped = apply_techniques(model, mesh, config)
-        return Step(model, mesh, config, *accumulate(wrapped, model, config, self.zero_stage))
+        return Step(model, mesh, config, *accumulate(wrapped, model, config, self.zero_stage), wrapped=[wrapped])

@@ -22,6 +22,8 @@ from train.config.schema import Config
 COLUMN = 36  # the column in which types begin
 NARROWEST, WIDEST = 60, 120
 HTML = ("--html FILE", "", "Show as a page where a strategy goes wrong: the model as a column of boxes.")
+JSON = ("--json", "", "Print the findings as JSON, for programs.")
+OWN = {options.VERIFY: [HTML], options.DOCTOR: [JSON]}  # flags that only one tool has
 CFG = ("--cfg job", "", "Print the composed config and stop.")
 HELP = ("-h, --help", "", "Print this text for the config that the overrides compose, and stop.")
 
@@ -30,7 +32,7 @@ def text(tool: str, description: str, overrides: list[str], tree: DictConfig, de
     """The whole text. `tree`: the composed config. `defaults`: the config without the overrides of single keys."""
     width = min(max(shutil.get_terminal_size().columns, NARROWEST), WIDEST)
     words = [f"[{one.name}={one.example}]" for one in options.of(tool)]
-    words += ["[--html FILE]"] if tool == options.VERIFY else []
+    words += [f"[{flag}]" for flag, *_ in OWN.get(tool, [])]
     lines = [*_wrapped(f"usage: {' '.join([tool, *words])} [override ...]", width, "       "), ""]
     lines += _paragraphs(description, width)
     lines += ["", "Options"]
@@ -40,7 +42,7 @@ def text(tool: str, description: str, overrides: list[str], tree: DictConfig, de
         )
         lines += _entry(left, one.must + unset, one.help, width)
     flags = [HELP] if tool == options.SWEEP else [CFG, HELP]  # a sweep has several configs
-    for flag in [HTML, *flags] if tool == options.VERIFY else flags:
+    for flag in [*OWN.get(tool, []), *flags]:
         lines += _entry(*flag, width)
     lines += ["", "Overrides"]
     how = "group=preset chooses a preset, and key=value sets one key; if a key is given twice, the last value counts"

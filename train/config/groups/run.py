@@ -1,4 +1,4 @@
-"""The keys under `runtime` and `metrics`: the device of a run, and what it records."""
+"""The keys under `runtime`, `metrics` and `checkpoint`: the device of a run, what it records, and what it saves."""
 
 from __future__ import annotations
 
@@ -14,6 +14,13 @@ class Tracker(Enum):
     mlflow = "mlflow"
     wandb = "wandb"
     trackio = "trackio"
+
+
+# `async` is a keyword of Python, so that a class statement cannot have such a member.
+SaveMode = Enum("SaveMode", {"sync": "sync", "async": "async"})
+
+
+AUTO, NEVER = "auto", "never"  # of checkpoint.resume
 
 
 @dataclass
@@ -56,3 +63,32 @@ class MetricsConfig:
     trackers: list[Tracker] = key(
         list, "Experiment trackers that get the metrics in addition to TensorBoard, for example [mlflow]."
     )
+
+
+@dataclass
+class CheckpointConfig:
+    every: int = number(
+        500,
+        "A checkpoint is saved every so many steps, and after the last step; with 0 none is saved.",
+        ge=0,
+        le=MAX_STEPS,
+    )
+    keep: int = number(2, "The number of newest checkpoints that are kept; older ones are removed.", ge=2, le=MAX_STEPS)
+    mode: SaveMode = key(
+        SaveMode.sync,
+        "Whether training waits until a checkpoint is on the disk (sync), or only until it is copied to the host's "
+        "memory (async).",
+    )
+    resume: str = key(
+        AUTO,
+        "auto continues the run of the same command line that was cut off; never starts a new run; the directory of a "
+        "run, or of one of its checkpoints, starts a new run from that state, which the same line then continues.",
+    )
+
+    def continues(self, run: object) -> str:
+        """What continues this run after it was cut off, as a sentence; empty if the run saves nothing."""
+        if not self.every:
+            return ""
+        if self.resume == NEVER:
+            return f"checkpoint.resume={run} starts a new run from it"
+        return "the same command line continues it"

@@ -25,6 +25,7 @@ class ActivationCheckpointing(Enum):
 
 class OnNonfinite(Enum):
     stop = "stop"
+    skip = "skip"
     ignore = "ignore"
 
 
@@ -60,7 +61,9 @@ class TrainConfig:
         "products and attention (selective); the rest is recomputed.",
     )
     on_nonfinite: OnNonfinite = key(
-        OnNonfinite.stop, "What happens when the loss or the gradient norm is not finite: the run stops or goes on."
+        OnNonfinite.stop,
+        "What happens when the loss or the gradient norm is not finite: the run stops (stop), makes no update in that "
+        "step (skip), or goes on (ignore).",
     )
 
 

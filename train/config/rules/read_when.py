@@ -77,6 +77,15 @@ READ_WHEN: Table = {
         "is not read with compile.enabled={}",
         _to("compile.enabled=true"),
     ),
+    **dict.fromkeys(
+        ("checkpoint.keep", "checkpoint.mode"),
+        Condition(
+            ("checkpoint.every",),
+            lambda every: every != 0,
+            "has no effect with checkpoint.every={}, which saves nothing",
+            _to("checkpoint.every=500"),
+        ),
+    ),
     "metrics.trace": Condition(
         ("metrics.profile_every",),
         lambda every: every != 0,

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from train.config.technique import Target
 from train.strategies.data.comm_hooks import compression
 from train.strategies.data.keys import DdpKeys, FsdpKeys
+from train.strategies.data.powersgd import PowerSgd
 
 MiB = 2**20
 
@@ -59,6 +60,12 @@ def sum_bucket(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futur
     return work.get_future().then(lambda future: future.value()[0])
 
 
+class Replica(DistributedDataParallel):
+    """DDP that sums. `compression`: what its hook keeps between steps, if it keeps something."""
+
+    compression: PowerSgd | None = None
+
+
 def apply_ddp(target: Target) -> None:
     """Give the model its weights and wrap it. The weights are equal on all ranks, so nothing is broadcast."""
     import torch._dynamo.config
@@ -72,7 +79,7 @@ def apply_ddp(target: Target) -> None:
     # torch 2.13 has another name for the option, and warns about the old one
     sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
     no_sync: Any = {sync: False}
-    wrapped = DistributedDataParallel(
+    wrapped = Replica(
         target.model,
         process_group=group,
         bucket_cap_mb=keys.bucket_mb,
@@ -80,7 +87,9 @@ def apply_ddp(target: Target) -> None:
         init_sync=False,
         **no_sync,  # the routers' buffers count each rank's own tokens
     )
-    wrapped.register_comm_hook(*(compression(keys, group) or (group, sum_bucket)))
+    state, hook = compression(keys, group) or (group, sum_bucket)
+    wrapped.register_comm_hook(state, hook)
+    wrapped.compression = state if isinstance(state, PowerSgd) else None
     target.wrapped = wrapped
 
 

@@ -28,6 +28,26 @@ class PowerSgd:
         self.factors: dict[int, list[Tensor]] = {}
         self.errors: dict[int, list[Tensor]] = {}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The state between steps, for a checkpoint."""
+        kept = {f"{bucket}/factor/{i}": q for bucket, qs in self.factors.items() for i, q in enumerate(qs)}
+        kept |= {f"{bucket}/error/{i}": e for bucket, es in self.errors.items() for i, e in enumerate(es)}
+        return {"steps_done": torch.tensor(self.steps_done), **kept}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the state by what `tensors` returned, on the device of the gradients; if this is empty, by the state
+        before the first step."""
+        self.steps_done = int(tensors.get("steps_done", 0))
+        self.forget()
+        for name in sorted(tensors.keys() - {"steps_done"}, key=lambda name: int(name.split("/")[2])):
+            bucket, kind, _ = name.split("/")
+            kept = self.factors if kind == "factor" else self.errors
+            kept.setdefault(int(bucket), []).append(tensors[name])
+
+    def forget(self) -> None:
+        """Begin anew with the factors and the errors, as they are of a step that is thrown away."""
+        self.factors, self.errors = {}, {}
+
     def sum(self, bucket: dist.GradBucket) -> Tensor:
         """Sum the bucket's buffer over the group, in place, exactly before `start_step`. It needs one to three
         all-reduces."""

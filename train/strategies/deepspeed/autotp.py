@@ -108,6 +108,11 @@ class AutoTpStep(ZeroStep):
                 offset = [rank, *offset]
             yield dataclasses.replace(piece, offset=tuple(offset))
 
+    def part_of(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:
+        tp = self.mesh["tp"]
+        dim = self.cut.get(parameter)
+        return whole if dim is None else whole.chunk(tp.size(), dim)[tp.get_local_rank()]
+
     def sharded(self, parameter: nn.Parameter, value: Tensor | None) -> Tensor | None:
         """This rank's shard of a tensor with the parameter's shape, as a DTensor."""
         if value is None or parameter not in self.cut:

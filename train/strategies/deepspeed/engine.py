@@ -7,7 +7,7 @@ float32 weights at every precision; the model itself casts them for the computat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from train.config.plan import Plan
-from train.config.strategy import BATCH_AXES, StepResult
+from train.config.strategy import BATCH_AXES, Read, StepResult
 from train.model.spans import span
 from train.model.transformer import Transformer
 from train.ranks.distributed import count_valid, inverse_valid, own_device, sum_over
 from train.ranks.optim import build_optimiser, set_lr
 from train.ranks.state import Piece, ShardedState, num_bytes
 from train.strategies.compile.technique import COMPILE
+from train.strategies.deepspeed import saving
 from train.strategies.deepspeed.settings import engine_config, load_deepspeed
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.recompute.technique import RECOMPUTE
@@ -30,9 +31,6 @@ from train.strategies.target import new_target, seed_dropout
 
 if TYPE_CHECKING:
     from train.config.schema import Config
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, by torch's names
 
 
 def prepare(model: Transformer, mesh: DeviceMesh, config: Config) -> Callable[[torch.nn.Module, str], None]:
@@ -124,9 +122,25 @@ class EngineStep:
             if (mapping := getattr(p, "_hp_mapping", None)) is not None:  # private; deepspeed 0.19
                 (flat,) = inner.param_groups[mapping.param_group_index]["params"]
                 start, length = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
-                for kind in MOMENTS:
+                for kind in saving.MOMENTS:
                     moment = inner.state[flat][kind].narrow(0, start, length)
-                    yield Piece(name, kind, (mapping.lp_fragment_address.start,), moment)
+                    yield Piece(name, kind, (p.numel(),), (mapping.lp_fragment_address.start,), moment)
+
+    def saved(self) -> Iterator[Piece]:
+        return saving.saved(self)
+
+    def restore(self, read: Read, known: Container[str]) -> None:
+        saving.restore(self, read, known)
+
+    def own_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_own_state(self, tensors: Mapping[str, Tensor]) -> None:
+        return None
+
+    def part_of(self, parameter: torch.nn.Parameter, whole: Tensor) -> Tensor:
+        """What this rank computes with of a whole tensor of the parameter's."""
+        return whole
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         """The tensors by kind. `optimiser` includes the rank's part of the master weights, which DeepSpeed keeps in

@@ -8,7 +8,7 @@ from train.config.plan import Plan
 from train.config.rule import Finding, Rule, no_selective_recomputation
 from train.config.rules import idle
 from train.config.rules.idle import Condition
-from train.config.schema import Precision
+from train.config.schema import OnNonfinite, Precision
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.pipeline.rules import too_few_layers
 from train.strategies.tensor.rules import BLOCK_RULES
@@ -120,6 +120,15 @@ READ_BY_DEEPSPEED = {
         "has no effect with strategy.zero_stage={}, which does not shard parameters",
     )
 }
+
+
+def nonfinite(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    if plan.config.train.on_nonfinite is not OnNonfinite.skip:
+        return None
+    message = f"train.on_nonfinite=skip is not supported with strategy={strategy.name}"
+    return Finding(message, ("train.on_nonfinite=stop",))
+
+
 RULES = (
     *BLOCK_RULES,
     *idle.rules(READ_BY_DEEPSPEED),
@@ -150,6 +159,7 @@ RULES = (
         "a compiled block confuses the tensors into which stage 3 gathers weights: gradients were wrong on a GPU",
         of_deepspeed(stage_3_compile),
     ),
+    Rule("ds_nonfinite", "DeepSpeed updates the weights before the norm is known", of_deepspeed(nonfinite)),
     Rule("ds_dense", "DeepSpeed's step does not run the lab's balancing of experts", of_deepspeed(dense)),
     Rule("ds_tied", "the layers of DeepSpeed's pipeline share no weights", of_deepspeed(tied)),
 )

@@ -48,13 +48,18 @@ class LoadBalance:
                 # float64 is exact for these counts, so the sign does not depend on the order of the sum
                 missing_E = mean_L[layer] - num_chosen_LE[layer]
                 router.bias += self.model.bias_update_rate * missing_E.sign().to(router.bias.dtype)
-            router.num_chosen.zero_()
-            router.sums.zero_()
+        self.reset()
         return {
             "moe/max_load_ratio": (num_chosen_LE.amax(1) / mean_L).max(),
             "moe/router_entropy": entropy_L.mean() / self.num_tokens,
             "moe/aux_loss": aux_L.mean() / self.num_sequences,
         }
+
+    def reset(self) -> None:
+        """Set the counts of this step to zero."""
+        for router in self.routers.values():
+            router.num_chosen.zero_()
+            router.sums.zero_()
 
     def _totals(self) -> Tensor:
         """[layers of the whole model, E + 2]: tokens by expert, the sum of auxiliary losses, the sum of entropies."""

@@ -1,0 +1,150 @@
+"""The checkpoints of a run, as the training loop sees them: where it starts, what is due after a step, and leaving."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from train.checkpoint.folder import Folder, check_space, shown_bytes
+from train.checkpoint.resume import Start, find
+from train.checkpoint.saver import Facts, Saver
+from train.checkpoint.state import layout, restore
+from train.command.process.life import SAVED
+from train.command.process.signals import Signals
+from train.config.problems import EXIT_SAVED, BadInput, Problem, Reported, writable
+from train.config.schema import Config, OnNonfinite, Optimiser, Precision
+from train.config.strategy import SavesState, TrainStep, resolve_degrees
+from train.data.corpus import Corpus
+from train.measure.metrics import Metrics
+from train.ranks.side_group import SideGroup
+from train.record.report import Report
+from train.record.run_dir import config_sha256, run_name, work
+
+
+def start_of(
+    config: Config, tree: DictConfig, corpus: Corpus, num_parameters: int, side_group: SideGroup, device: str
+) -> Start:
+    """From where the run starts. `device`: the type of the ranks' devices. Collective. Raises BadInput as `resume.find`
+    and `check_space` do."""
+    world = side_group.world
+    name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
+    place = layout(config, world.world_size, device)
+    start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
+    if config.checkpoint.every == 0 or world.rank > 0:
+        return start
+    size, root = state_bytes(config, num_parameters), Path(config.metrics.dir)
+    saves = math.ceil(config.train.steps / config.checkpoint.every)
+    with writable(root):
+        root.mkdir(parents=True, exist_ok=True)
+        # one more than are kept, as the oldest is removed when the newest has been verified
+        check_space(root, size, min(config.checkpoint.keep + 1, saves), start.run)
+    return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}"))
+
+
+def state_bytes(config: Config, num_parameters: int) -> int:
+    """The size of a checkpoint's numbers: weights and what the optimiser keeps for each."""
+    sgd = int(config.optim.momentum > 0)
+    kept = 2 if config.optim.name is Optimiser.adamw else sgd
+    return num_parameters * (1 + kept) * (8 if config.precision is Precision.float64 else 4)
+
+
+class Checkpoints:
+    """Collective: every rank makes one, and calls the same methods. It is a context, within which the signals that ask
+    a run to save and to leave are noted (`signals`), and which shows in the run's directory how the run ended."""
+
+    def __init__(
+        self,
+        config: Config,
+        tree: DictConfig,
+        corpus: Corpus,
+        report: Report,
+        run: Path,
+        start: Start,
+        train_step: TrainStep,
+        side_group: SideGroup,
+    ) -> None:
+        """Fill the state of the step from the checkpoint at which the run starts, if there is one. `run`: the run's
+        directory. Raises BadInput if the step cannot be restored."""
+        self.config, self.report, self.run, self.side = config, report, run, side_group
+        world, facts = side_group.world, Facts({}, {}, {}, "")
+        self.signals, self.opened = Signals(), ExitStack()
+        self.every = 0
+        self.saver: Saver | None = None
+        if not isinstance(train_step, SavesState):
+            self._without(config.checkpoint.every, start, world.rank)
+            return
+        if world.rank == 0:  # it writes the manifests
+            Folder(run, config.checkpoint.keep).clean()
+            print("".join(f"{line}\n" for line in start.said), end="", flush=True)
+            versions = {name: str(report.facts[name]) for name in ("commit", "torch", "python")}
+            values = work(config, corpus.sha256)
+            facts = Facts(start.layout, versions, values, config_sha256(tree))
+        if start.checkpoint is not None and start.manifest is not None:
+            began, same = time.perf_counter(), start.same_layout
+            restore(train_step, start.checkpoint, start.manifest, config, rank=world.rank, same=same)
+            if world.rank == 0:
+                size, seconds = shown_bytes(start.manifest.bytes), time.perf_counter() - began
+                print(f"restored {size} in {seconds:.1f} s", flush=True)
+        self.every = config.checkpoint.every
+        if self.every:
+            alone, ignores = SideGroup(world, alone=True), config.train.on_nonfinite is OnNonfinite.ignore
+            self.saver = Saver(config.checkpoint, run, facts, train_step, alone, ignores_nonfinite=ignores)
+
+    def _without(self, every: int, start: Start, rank: int) -> None:
+        """Say what a strategy cannot do whose step does not have what `SavesState` has."""
+        name = self.config.strategy.name
+        if start.checkpoint is not None:
+            message = f"strategy={name} cannot start from {start.checkpoint}, as its step has no `restore`"
+            raise BadInput(Problem("not_saved", message, "use checkpoint.resume=never"))
+        if every and rank == 0:
+            print(f"no checkpoints are saved, as the step of strategy={name} has no `saved`", flush=True)
+
+    def __enter__(self) -> Checkpoints:
+        self.opened.enter_context(self.report.alive(self.run))
+        self.opened.enter_context(self.signals)
+        self.opened.push(self._complete)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.opened.__exit__(*error)
+
+    def _complete(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Complete a save that goes on in a thread while an error that all ranks have ends the run."""
+        if self.saver is not None and isinstance(error, Reported) and not error.of_one_rank:
+            with suppress(Reported):
+                self.saver.wait()
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        """Save what is due after this step. If a rank has got a signal, save and end all ranks with exit code 75."""
+        last, asked = step == self.config.train.steps, metrics.asked
+        if self.report.living is not None:
+            self.report.living.at(step)
+        if self.saver is not None and (step % self.every == 0 or last or asked):
+            metrics.saving()
+            metrics.note(self.saver.save(step, last=last or asked > 0))
+            metrics.resume_clock()
+        if asked and not last:
+            self._leave(step, asked)
+
+    def _leave(self, step: int, number: int) -> None:
+        """End this rank after rank 0 has said why."""
+        name, saved = signal.Signals(number).name, self.saver is not None
+        if self.report.living is not None:
+            if saved:
+                then = self.config.checkpoint.continues(self.run)
+                say = f"checkpoint saved at step {step}: {name} ended the run; {then}"
+                self.report.living.end(SAVED, name)
+            else:
+                say = f"{name} ended the run at step {step}; no checkpoint was saved"
+            print(say, file=sys.stderr, flush=True)
+        self.side.barrier()
+        self.signals.ignore()
+        raise SystemExit(EXIT_SAVED if saved else 128 + number)
