@@ -127,7 +127,7 @@ class Checkpoints:
             print(f"no checkpoints are saved, as the step of strategy={name} has no `saved`", flush=True)
 
     def __enter__(self) -> Checkpoints:
-        # a save makes many small objects, after which the collector would look at all those of torch: over 0.1 s each time
+        # a save makes many small objects, after which the collector would look at all those of torch, for over 0.1 s
         gc.freeze()
         self.opened.enter_context(self.report.alive())
         self.opened.enter_context(self.signals)
