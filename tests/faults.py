@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.faulty_main import GO, WAITING
-from tests.started import REPO, Started
+from tests.started import GONE_S, REPO, Started
 from train.checkpoint.folder import complete, step_of
 from train.checkpoint.manifest import Manifest, wrong_files
 from train.command.process.life import is_alive, read_life
@@ -167,6 +168,9 @@ def is_whole(run, undisturbed):
 def goes_on(start, run, undisturbed, **options):
     """The same line continues this run, which is not alive and has not ended by itself, to the end."""
     is_saved(run)
+    deadline = time.monotonic() + GONE_S  # a process that is ending has its lock a moment longer than its environment
+    while is_alive(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert not is_alive(run) and life_of(run).state in ("running", "saved")
     again = start(**options)
     code, said = again.end()

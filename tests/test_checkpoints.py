@@ -1,6 +1,7 @@
 """The files of a checkpoint: what is refused, and in which words; and what a user does with them."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -9,13 +10,13 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata
 
 from scripts import checkpoint as tool
 from tests.saved_runs import flipped, newest, train
 from train.checkpoint.folder import Folder, check_space, complete
 from train.checkpoint.manifest import MANIFEST, METADATA, Damaged, File, Manifest, wrong_files
-from train.checkpoint.reading import fills, read_metadata
+from train.checkpoint.reading import _OnlyMetadata, fills, read_metadata
 from train.checkpoint.whole import whole_tensor
 from train.command.process.life import is_alive, read_life
 from train.config.problems import BadInput
@@ -109,6 +110,27 @@ def test_a_malicious_pickle_runs_nothing(run, tmp_path):
     result = train(tmp_path, "train.steps=6", f"checkpoint.resume={folder}")
     assert result.returncode == 2 and "Traceback" not in result.stderr
     assert not marker.exists()
+
+
+class ByName:
+    """An attribute, as Python 3.11.2 pickles a member of an enumeration."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_a_member_of_an_enumeration_is_read_by_value_and_by_name(finished):
+    content = (newest(finished) / METADATA).read_bytes()
+    found = _OnlyMetadata(io.BytesIO(content)).load()
+    pickled = pickle.dumps([ByName(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")])
+    assert _OnlyMetadata(io.BytesIO(pickled)).load() == [_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT]
+    assert all(one.properties.memory_format == torch.contiguous_format for one in found.state_dict_metadata.values())
+    for owner, name in ((_MEM_FORMAT_ENCODING, "__class__"), (torch.Size, "__reduce__")):
+        with pytest.raises(pickle.UnpicklingError, match=f"it takes {name} of"):
+            _OnlyMetadata(io.BytesIO(pickle.dumps(ByName(owner, name)))).load()
 
 
 def test_a_manifest_cannot_name_other_files(run):
