@@ -196,6 +196,8 @@ WRONG = {
     "max_micro_batch_size": NUMBERS,
     "steps": NUMBERS,
     "batch": ("x", "", "Micro"),
+    "minutes": ("0", "-1", "", "x", "1e3", "nan", "1,2"),
+    "mtbf_s": ("0", "60,", ",60", "", "x", "inf", "60,-1"),
 }
 SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid"), ("yes", "", "1", "True"))
 
