@@ -109,7 +109,8 @@ def prepared(folder: Path, point: Point, minutes: float) -> tuple[Costs, list[Re
     if not kept.exists():
         costs = measured(folder / "measured", point)
         steps = max(round(60 * minutes / costs.step), 2 * CYCLE)
-        run = Run(folder / CLEAN, point, f"train.steps={steps}", "checkpoint.every=0")
+        # it saves after its last step only, when the time of all steps is recorded
+        run = Run(folder / CLEAN, point, f"train.steps={steps}", f"checkpoint.every={steps}")
         with run.ended():
             run.until(lambda: run.process.poll() == 0)
         costs = dataclasses.replace(costs, step=lasted(records(folder / CLEAN)))

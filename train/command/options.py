@@ -196,7 +196,7 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     "one or several numbers of seconds",
     _times,
     example="300",
-    help="The mean time between two kills, in seconds; several values make a run each.",
+    help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
 )
 OPTIONS: tuple[Option[Any], ...] = (
