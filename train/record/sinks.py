@@ -73,8 +73,8 @@ def keep_lines(path: Path, step: int) -> list[Record]:
         for line in file:
             with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 values = json.loads(line)
-                if values.pop("step") <= step and values.pop("time", 0.0) is not None:
-                    kept.append({tag: math.nan if value is None else value for tag, value in values.items()})
+                if values.pop("step") <= step:
+                    kept.append({t: math.nan if v is None else v for t, v in values.items() if t != "time"})
                     lines.append(line)
     write_whole(path, "".join(lines))
     return kept
