@@ -8,18 +8,21 @@ not complete. Nothing in a checkpoint is trusted before its hash has been compar
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from train.config import plain_json
 from train.config.problems import BadInput, Problem
+from train.record.run_files import MOST_CHARS
 
 MANIFEST, METADATA = "manifest.json", ".metadata"
 FORMAT = 1
@@ -81,9 +84,11 @@ class Manifest:
         """Read and check manifest.json, but no other file. Raises Damaged."""
         path = folder / MANIFEST
         try:
-            if path.stat().st_size > MOST_BYTES:
+            with _opened(path) as file:
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
                 raise Damaged(folder, f"{MANIFEST} is larger than {MOST_BYTES:,} bytes")
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(content)
         except OSError as error:
             raise Damaged(folder, f"{MANIFEST} cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:
@@ -94,7 +99,7 @@ class Manifest:
             raise Damaged(folder, f"{MANIFEST} is of another version of the format")
         try:
             return cls._checked(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise Damaged(folder, f"{MANIFEST} does not have the fields of a manifest") from error
 
     @classmethod
@@ -111,9 +116,14 @@ class Manifest:
         manifest = cls(files=files, tensors=tensors, **values)
         if type(manifest.step) is not int or manifest.step < 1 or METADATA not in files:
             raise ValueError
-        for one in (manifest.layout, manifest.versions, manifest.work):
+        if sum(one.bytes for one in tensors.values()) > manifest.bytes:
+            raise ValueError
+        for one in (manifest.layout, manifest.layout["strategy"], manifest.versions, manifest.work):
             if not isinstance(one, dict):
                 raise TypeError
+        shown = [*tensors, *manifest.versions, *manifest.versions.values(), str(manifest.layout["world_size"])]
+        if not all(text.isprintable() and len(text) <= MOST_CHARS for text in shown):
+            raise ValueError
         return manifest
 
     @property
@@ -143,7 +153,7 @@ def wrong_files(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1)
 def _wrong_file(path: Path, expected: File) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 return f"{path.name} has {size:,} bytes, and not {expected.bytes:,}"
@@ -152,6 +162,15 @@ def _wrong_file(path: Path, expected: File) -> str:
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     return "" if digest.hexdigest() == expected.sha256 else f"{path.name} has another SHA-256 than when it was written"
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The open file, which is a regular one and no link: a pipe would keep a reader waiting. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(handle, "rb")
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
+LAUNCH = "STRATEGY_LAB_LAUNCH"
 RESTARTS_DONE = "TORCHELASTIC_RESTART_COUNT"
 
 # If one of these is set, this process is one of several.
@@ -32,6 +33,8 @@ class World:
     )
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
+    # what started the ranks and starts them again after a failure: the same text then, and another one for each command
+    launch: str = ""
     restarts_done: int = 0  # how often torchrun has started the ranks again
     store: tuple[str, int] | None = None  # the host and port of torchrun's store, if there is one
     one_agent: bool = False  # whether the store is in torchrun's agent, which is the same for all ranks
@@ -47,7 +50,8 @@ class World:
         problem = environment_problem(os.environ)
         if problem:
             raise BadInput(problem)
-        agent = os.environ.get(AGENT, "")
+        told = os.environ.get(AGENT, "")
+        agent = int(told) if told.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         return cls(
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -55,8 +59,9 @@ class World:
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
             from_torchrun="RANK" in os.environ,
             run_file=os.environ.get(RUN_FILE, ""),
-            agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
+            agent=agent,
             lock=os.environ.get(LOCK, ""),
+            launch=os.environ.get(LAUNCH, f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{agent}"),
             restarts_done=int(os.environ.get(RESTARTS_DONE, 0)) if "RANK" in os.environ else 0,
             store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
             one_agent=(os.environ.get("TORCHELASTIC_USE_AGENT_STORE"), os.environ.get("GROUP_WORLD_SIZE"))

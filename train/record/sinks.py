@@ -42,13 +42,15 @@ class JsonLines(Sink):
     one line. Samples of later steps are removed.
     """
 
-    def __init__(self, directory: Path, after: int = 0) -> None:
+    def __init__(self, directory: Path, after: int | None = None) -> None:
         self.samples, path = directory / "samples", directory / "metrics.jsonl"
-        self.earlier = keep_lines(path, after) if after else []
-        for sample in self.samples.glob("step-*.json") if after else ():
-            if int(sample.stem.partition("-")[2]) > after:
-                sample.unlink()
-        self.file = path.open("a" if after else "w", buffering=1)
+        self.earlier: list[Record] = []
+        if after is not None:
+            self.earlier = keep_lines(path, after)
+            for sample in self.samples.glob("step-*.json"):
+                if int(re.sub(r"\D", "", sample.stem) or 0) > after:
+                    sample.unlink()
+        self.file = path.open("w" if after is None else "a", buffering=1)
 
     def write(self, step: int, values: Record) -> None:
         self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
@@ -67,14 +69,12 @@ class JsonLines(Sink):
 def keep_lines(path: Path, step: int) -> list[Record]:
     """Remove the lines of later steps, and a line that was not finished. Returns the values of the others."""
     kept, lines = [], []
-    with suppress(FileNotFoundError), path.open() as file:
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 values = json.loads(line)
-                if values["step"] <= step:
-                    kept.append(
-                        {t: math.nan if v is None else v for t, v in values.items() if t not in ("step", "time")}
-                    )
+                if values.pop("step") <= step:
+                    kept.append({t: math.nan if v is None else v for t, v in values.items() if t != "time"})
                     lines.append(line)
     write_whole(path, "".join(lines))
     return kept
@@ -92,7 +92,7 @@ class TensorBoard(Sink):
         *,
         degrees: dict[str, int] | None = None,
         warmup_steps: int = 0,
-        after: int = 0,
+        after: int | None = None,
         earlier: Sequence[Record] = (),
     ) -> None:
         """`after`: the step after which the run goes on: TensorBoard shows no later step of the earlier files, and
@@ -105,8 +105,8 @@ class TensorBoard(Sink):
         self.results: Record = {}  # the results that were written last
         self.sampled = self.num_samples = 0  # the last sampled step, and the number of samples
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it is not drawn yet
-        self.writer = SummaryWriter(str(directory), purge_step=after + 1 if after else None)
-        if after:
+        self.writer = SummaryWriter(str(directory), purge_step=None if after is None else after + 1)
+        if after is not None:
             for values in earlier:
                 self.results |= self.results_so_far.add(values)
             self.step = after
@@ -221,7 +221,7 @@ def open_sinks(
     facts: dict[str, Any],
     degrees: dict[str, int],
     world_size: int,
-    after: int = 0,
+    after: int | None = None,
 ) -> tuple[list[Sink], list[Record]]:
     """(The sinks that the config requests, in the run's directory `path`; the records of earlier steps, if the run goes
     on after step `after`.) Raises BadInput if a tracker cannot start."""
