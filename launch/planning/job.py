@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from launch.planning.profile import lacking, profile_of
 from train.config.plan import Plan
 from train.strategies.pipeline.placement import SCHEDULES
 
@@ -58,8 +59,11 @@ def of_plan(plan: Plan) -> Job:
 
 def missing_figures(job: Job) -> list[str]:
     """The hardware figures that the job needs and that its hardware file lacks."""
-    hardware, several = job.plan.config.hardware, job.plan.world_size > 1
-    needed = ["memory_gb_per_s", "processors", "exp_tera_per_s"]
+    plan, hardware, several = job.plan, job.plan.config.hardware, job.plan.world_size > 1
+    profile = profile_of(hardware, job.products, plan.config.compile.enabled)
+    if profile is not None and all(profile.has_messages(degree) for degree in plan.degrees.values() if degree > 1):
+        return []
+    needed = [] if profile else ["memory_gb_per_s", "processors", "exp_tera_per_s"]
     needed += ["link_gb_per_s", "link_latency_us", "devices_per_node"] if several else []
     if several and job.plan.world_size > (hardware.devices_per_node or 1):
         needed += ["node_gb_per_s", "node_latency_us"]
@@ -67,6 +71,8 @@ def missing_figures(job: Job) -> list[str]:
     names = [job.products]
     while names[-1] in NEXT_PRECISION:
         names.append(NEXT_PRECISION[names[-1]])
-    if not any(name in hardware.matmul_tflops for name in names):
+    if not profile and not any(name in hardware.matmul_tflops for name in names):
         missing.append(f"matmul_tflops.{job.products}")
+    if missing and hardware.measured:  # a profile, but of other runs
+        return [f"measured.{name}" for name in lacking(hardware, job.products)] or ["measured messages", *missing]
     return missing

@@ -12,7 +12,8 @@ from launch.describe.equal_ranks import sending_key
 from launch.planning import products
 from launch.planning.job import Job
 from launch.planning.links import Group, group_of
-from launch.planning.products import TILE, Products, Work
+from launch.planning.products import TILE, Matrix, Products, Work
+from launch.planning.profile import Profile, profile_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
 from train.config.traffic import Traffic, totals
@@ -55,6 +56,8 @@ class Quantities:
     chunks: int
     tile_elements: float  # the results that all processors of a device compute at a time
     units: int  # modules that FSDP gathers, of the largest stage; 0 without FSDP of more than one rank
+    head_matrix: Matrix
+    profile: Profile | None  # what was measured on the device
 
 
 def quantities(job: Job) -> Quantities:
@@ -70,8 +73,9 @@ def quantities(job: Job) -> Quantities:
             kinds.append(_stage(job, place * ranks_per_stage))
         places.append(known[key])
     first, last = rank_of(plan, 0), rank_of(plan, plan.world_size - 1)
+    profile = profile_of(plan.config.hardware, job.products, plan.config.compile.enabled)
     processors = plan.config.hardware.processors
-    assert processors is not None, "job.missing_figures names it"
+    assert processors is not None or profile is not None, "job.missing_figures names it"
     return Quantities(
         job,
         products.layer(first),
@@ -80,8 +84,10 @@ def quantities(job: Job) -> Quantities:
         tuple(places),
         plan.num_microbatches,
         job.stages_per_rank,
-        float(TILE * processors),
+        float(TILE * (processors or 1)),
         max(stage.layers for stage in kinds) if _gathers(plan) else 0,
+        products.head_matrix(last),
+        profile,
     )
 
 
@@ -99,10 +105,19 @@ def passes_round(plan: Plan) -> bool:
     return isinstance(strategy, ContextKeys) and strategy.cp_method == "ring"
 
 
+def shards_of(plan: Plan) -> int:
+    """The number of ranks over which FSDP shards parameters."""
+    return plan.degrees["dp_shard"] * plan.degrees["cp"]
+
+
+def is_gathered(plan: Plan) -> bool:
+    """Whether FSDP shards parameters over several ranks."""
+    return plan.config.strategy.uses_fsdp() and shards_of(plan) > 1
+
+
 def _gathers(plan: Plan) -> bool:
     """Whether FSDP gathers or reduces with every microbatch."""
-    strategy = plan.config.strategy
-    return strategy.uses_fsdp() and not strategy.reduces_once() and plan.degrees["dp_shard"] * plan.degrees["cp"] > 1
+    return is_gathered(plan) and not plan.config.strategy.reduces_once()
 
 
 def _stage(job: Job, rank: int) -> Stage:
