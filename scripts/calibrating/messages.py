@@ -17,6 +17,9 @@ from scripts.calibrating.timing import Run, Stopwatch
 
 SIZES, GPU_SIZES = [4**i for i in range(6, 14)], [4**i for i in range(6, 15)]  # bytes, from 4 KiB
 BESIDE, GPU_BESIDE = 2**24, 2**28  # bytes of the message that is sent beside products
+# torch 2.13 has other names for them, and warns about the old ones
+_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 BESIDE_OPS = ("all_reduce", "reduce_scatter", "all_gather")  # those that run beside the computation
 
 
@@ -62,8 +65,8 @@ def _runs(elements: int, dtype: torch.dtype, device: torch.device, group: dist.P
 
     return {
         "all_reduce": lambda: dist.all_reduce(whole, group=group),
-        "reduce_scatter": lambda: dist.reduce_scatter_tensor(part, whole, group=group),
-        "all_gather": lambda: dist.all_gather_into_tensor(whole, part, group=group),
+        "reduce_scatter": lambda: _SCATTER(part, whole, group=group),
+        "all_gather": lambda: _GATHER(whole, part, group=group),
         "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group),
         "send": shift,
     }
@@ -87,8 +90,8 @@ def overlap_rows(watch: Stopwatch, groups: Groups, op: str, call: Call, precisio
             if op == "all_reduce":
                 return dist.all_reduce(whole, group=group, async_op=later)
             if op == "all_gather":
-                return dist.all_gather_into_tensor(whole, part, group=group, async_op=later)
-            return dist.reduce_scatter_tensor(part, whole, group=group, async_op=later)
+                return _GATHER(whole, part, group=group, async_op=later)
+            return _SCATTER(part, whole, group=group, async_op=later)
 
         def message(start: Run = start) -> None:
             work = start()
