@@ -24,6 +24,7 @@ from launch.planning.profile import OPS, Profile
 from scripts.calibrating import compute, messages, modules, profile_file, roofline, table
 from scripts.calibrating.compute import Call
 from scripts.calibrating.messages import Groups
+from scripts.calibrating.profile_file import Known
 from scripts.calibrating.timing import Stopwatch
 from train.command import cli, options
 from train.command.process.exits import leave_on_interrupt, reported_once
@@ -41,6 +42,7 @@ from train.record.run_dir import environment
 CPU = ("model=small", "precision=float32", "train.seq_len=512", "train.micro_batch_size=2")
 GPU = ("model=llama_1b", "precision=bf16", "train.seq_len=4096", "train.micro_batch_size=4")
 PARTS = (1, 4)
+CPU_S, GPU_S = 150, 45  # the budget
 FP8_SINCE = (8, 9)  # the compute capability of a GPU that multiplies 8-bit numbers
 # The shares of the budget after which a kind of measurement stops, in the order in which they are made
 SHARES = {"copy": 0.05, "products": 0.45, "attention": 0.5, "layer": 0.65, "messages": 0.9, "others": 1.0}
@@ -54,21 +56,31 @@ def main() -> None:
         bind_to_parents(world)
     with reported_once(world):
         budget_s, name = options.BUDGET_S.pop(argv), options.NAME.pop(argv)
-        baseline, plot = options.BASELINE.pop(argv), options.PLOT.pop(argv)
+        baseline, folder = options.BASELINE.pop(argv), options.FOLDER.pop(argv)
+        plot = options.PLOT.pop(argv)
+        if plot:
+            roofline.check_matplotlib()
         parser = cli.parser(options.MATMUL, __doc__ or "")
         runtime = choose_runtime(cli.parse(parser, argv, world.rank)[0].runtime, world)
-        argv = [*(CPU if runtime.device.type == "cpu" else GPU), "strategy=single", *argv]
+        on_cpu = runtime.device.type == "cpu"
+        budget_s = budget_s or (CPU_S if on_cpu else GPU_S)
+        argv = [*(CPU if on_cpu else GPU), "strategy=single", *argv]
         config = cli.parse(parser, argv, world.rank)[0]
         cli.check(config, 1)
         before = profile_file.read(baseline) if baseline else None
         with process_group(runtime, world, config.runtime.timeout_s):
             started, side_group = time.perf_counter(), SideGroup(world)
             watch = Stopwatch(runtime.device, side_group, budget_s)
-            tables = dict(measured(watch, plans_of(config, argv, world.world_size), Groups(world.world_size, world.rank)))
+            groups = Groups(world.world_size, world.rank)
+            tables = measured(watch, plans_of(config, argv, world.world_size), groups)
             took = time.perf_counter() - started
         if world.rank == 0:
-            report(config, runtime, world, tables, name, before, plot)
+            known = described(config, runtime, world, tables, name)
+            print("\n".join(table.lines(known, before)))
+            print(f"\nwritten: {profile_file.write(known, folder)}")
             print(table.left_out(watch.left_out, took, budget_s))
+            if plot:
+                print(roofline.draw(known, plot))
 
 
 def plans_of(config: Config, argv: Sequence[str], world_size: int) -> list[Plan]:
@@ -86,13 +98,13 @@ def plans_of(config: Config, argv: Sequence[str], world_size: int) -> list[Plan]
     ]
 
 
-def measured(watch: Stopwatch, plans: Sequence[Plan], groups: Groups) -> Iterator[tuple[str, list[list[float]]]]:
-    """The tables of the profile, in the order in which they are measured; a table without any row is left out."""
+def measured(watch: Stopwatch, plans: Sequence[Plan], groups: Groups) -> Tables:
+    """The tables of the profile; one without any row is left out."""
     tables: Tables = {}
     for name, rows in _measured(watch, plans, groups, tables):
         if rows:
             tables[name] = rows
-            yield name, rows
+    return tables
 
 
 def _measured(
@@ -102,25 +114,26 @@ def _measured(
     config = plans[0].config
     precision, alone = config.precision.value, [plan for plan in plans if plan.world_size == 1]
     calls, squares = compute.model_calls(plans), compute.squares(watch.device)
-    with watch.until(SHARES["copy"]):
-        yield "copy", [*compute.copy_rows(watch)]
-        yield "optimiser", [*modules.optimiser_rows(watch, config)]
-    with watch.until(SHARES["products"]):
-        yield f"products_{precision}", compute.product_rows(watch, [*squares, *calls], precision)
-    with watch.until(SHARES["attention"]):
-        yield f"attention_{precision}", modules.attention_rows(watch, plans)
-    with watch.until(SHARES["layer"]):
-        for compiled in (False, True) if watch.device.type != "cpu" or config.compile.enabled else (False,):
-            end, profile = "_compiled" if compiled else "", Profile(tables, precision, compiled)
-            yield f"loss_{precision}{end}", [*modules.loss_rows(watch, alone, compiled=compiled)]
-            if f"products_{precision}" in tables and f"attention_{precision}" in tables:
-                yield f"layer_{precision}{end}", [*modules.layer_rows(watch, alone, profile)]
-    with watch.until(SHARES["messages"]):
-        yield from _messages(watch, groups, precision, calls)
-    with watch.until(SHARES["others"]):
-        forward = [call for call in calls if call.kind == "forward"]
-        for other in others(config.precision, watch.device):
-            yield f"products_{other}", compute.product_rows(watch, [*squares, *forward], other)
+    watch.until(SHARES["copy"])
+    yield "copy", [*compute.copy_rows(watch)]
+    yield "optimiser", [*modules.optimiser_rows(watch, config)]
+    watch.until(SHARES["products"])
+    yield f"products_{precision}", compute.product_rows(watch, [*squares, *calls], precision)
+    watch.until(SHARES["attention"])
+    yield f"attention_{precision}", modules.attention_rows(watch, plans)
+    watch.until(SHARES["layer"])
+    for compiled in (False, True) if watch.device.type != "cpu" or config.compile.enabled else (False,):
+        end, profile = "_compiled" if compiled else "", Profile(tables, precision, compiled)
+        shown = alone[:1] if compiled else alone  # another length would be compiled for any length
+        yield f"loss_{precision}{end}", [*modules.loss_rows(watch, shown, compiled=compiled)]
+        if {"copy", f"products_{precision}", f"attention_{precision}"} <= tables.keys():
+            yield f"layer_{precision}{end}", [*modules.layer_rows(watch, shown, profile)]
+    watch.until(SHARES["messages"])
+    yield from _messages(watch, groups, precision, calls)
+    watch.until(SHARES["others"])
+    forward = [call for call in calls if call.kind == "forward"]
+    for other in others(config.precision, watch.device):
+        yield f"products_{other}", compute.product_rows(watch, [*squares, *forward], other)
 
 
 def _messages(
@@ -141,23 +154,11 @@ def others(precision: Precision, device: torch.device) -> list[str]:
     return [name for name in names if name != precision.value]
 
 
-def report(
-    config: Config,
-    runtime: Runtime,
-    world: World,
-    tables: Tables,
-    name: str | None,
-    before: profile_file.Known | None,
-    plot: str | None,
-) -> None:
-    """Print the table, and write the profile and the picture."""
+def described(config: Config, runtime: Runtime, world: World, tables: Tables, name: str | None) -> Known:
+    """The tables with the name of the profile, the published figures of the device, and the environment."""
     machine = environment(runtime.device, runtime.backend, world.world_size)
     name = name or profile_file.name_of(machine["device"], world.world_size)
-    known = profile_file.Known(name, hardware_of(config, runtime.device), tables, machine)
-    print("\n".join(table.lines(known, before)))
-    print(f"\nwritten: {profile_file.write(known)}; take it with hardware=measured/{name}")
-    if plot:
-        print(roofline.draw(known, plot))
+    return Known(name, hardware_of(config, runtime.device), tables, machine)
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ class Call:
         one = torch.ones((), device=device)
         left = torch.randn(self.rows, self.depth, device=device).to(torch.float8_e4m3fn)
         right = torch.randn(self.columns, self.depth, device=device).to(torch.float8_e4m3fn)
-        return lambda: torch._scaled_mm(left, right.t(), one, one, out_dtype=torch.bfloat16)
+        return lambda: torch._scaled_mm(left, right.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
 
 
 def model_calls(plans: Iterable[Plan]) -> list[Call]:

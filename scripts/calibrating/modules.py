@@ -7,6 +7,7 @@ elementwise work, which is recorded as bytes per second.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,9 @@ TENSORS = 16  # into which they are split
 LEAST_REST = 0.01  # of a layer's time is elementwise work at least, so that noise never makes it negative
 
 
-def both_ways(watch: Stopwatch, name: str, module: nn.Module, inputs: Sequence[Tensor]) -> tuple[float, float] | None:
+def both_ways(
+    watch: Stopwatch, name: str, module: nn.Module, inputs: Sequence[Tensor], *, compiled: bool = False
+) -> tuple[float, float] | None:
     """The seconds of a module's forward and backward; gradients are not added to older ones."""
     wanted = [x for x in (*inputs, *module.parameters()) if x.requires_grad]
     out: list[Tensor] = []
@@ -39,8 +42,12 @@ def both_ways(watch: Stopwatch, name: str, module: nn.Module, inputs: Sequence[T
         out[:] = [module(*inputs)]
 
     def backward() -> None:
-        torch.autograd.grad(out[0], wanted, torch.ones_like(out[0]))
+        torch.autograd.grad(out[0], wanted, ones)
 
+    with watch.uncounted() if compiled else nullcontext():  # the first run compiles
+        forward()
+        ones = torch.ones_like(out[0])
+        backward()
     found = watch.spans(name, [forward, backward])
     return None if found is None else (watch.mean(found[0]), watch.mean(found[1]))
 
@@ -56,7 +63,8 @@ def attention_rows(watch: Stopwatch, plans: Sequence[Plan]) -> list[Row]:
         place = (work.heads, float(seq_len), float(width))
         if place in rows:
             continue
-        inputs = [_random(watch, config, sequences, count, seq_len, width) for count in (heads, shared, shared)]
+        sizes = [(sequences, seq_len, count, width) for count in (heads, shared, shared)]
+        inputs = [_random(watch, config, *size).transpose(1, 2) for size in sizes]  # as the projections give them
         times = both_ways(watch, f"attention of {sequences} x {heads} heads, {seq_len} tokens", SdpaKernel(), inputs)
         if times is not None:
             forward, backward = work.attention_flops / times[0], LARGER_BACKWARD * work.attention_flops / times[1]
@@ -73,7 +81,7 @@ def layer_rows(watch: Stopwatch, plans: Sequence[Plan], profile: Profile) -> Ite
         rope = rope.to(watch.device, torch.promote_types(compute_dtype(profile.precision), torch.float32))
         x = _random(watch, config, config.train.micro_batch_size, config.train.seq_len, config.model.dim)
         name = f"layer of {tokens_of(plan)} tokens{', compiled' if profile.compiled else ''}"
-        times = both_ways(watch, name, block, [x, rope])
+        times = both_ways(watch, name, block, [x, rope], compiled=profile.compiled)
         if times is None:
             continue
         rates = profile.attention_rates(work.heads, config.train.seq_len, config.model.dim // config.model.num_heads)
@@ -97,7 +105,7 @@ def loss_rows(watch: Stopwatch, plans: Sequence[Plan], *, compiled: bool) -> Ite
         if compiled:
             loss.forward = torch.compile(loss.forward)  # type: ignore[method-assign]
         name = f"loss of {tokens} tokens{', compiled' if compiled else ''}"
-        times = both_ways(watch, name, loss, [logits, targets])
+        times = both_ways(watch, name, loss, [logits, targets], compiled=compiled)
         if times is not None:
             size = products.HEAD_BYTES * tokens * vocabulary
             yield [size, *(size / seconds / 1e9 for seconds in times)]
@@ -106,9 +114,9 @@ def loss_rows(watch: Stopwatch, plans: Sequence[Plan], *, compiled: bool) -> Ite
 def optimiser_rows(watch: Stopwatch, config: Config) -> Iterator[Row]:
     """[bytes of float32 parameters, GB/s] of the gradients' norm, clipping and the update together."""
     for count in PARAMETERS if watch.device.type == "cpu" else GPU_PARAMETERS:
-        sizes = {"dtype": torch.float32, "device": watch.device}
-        parameters = {str(i): nn.Parameter(torch.ones(count // TENSORS, **sizes)) for i in range(TENSORS)}
-        grads = [torch.ones(count // TENSORS, **sizes) for _ in range(TENSORS)]
+        ones = torch.ones(TENSORS, count // TENSORS, device=watch.device)
+        parameters = {str(i): nn.Parameter(row.clone()) for i, row in enumerate(ones)}
+        grads = [row.clone() for row in ones]
         optimiser = ShardOptimiser(parameters, config.optim)
 
         def update(of: ShardOptimiser = optimiser, grads: list[Tensor] = grads) -> None:

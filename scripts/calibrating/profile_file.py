@@ -15,9 +15,12 @@ from train.command import cli
 from train.command.resources import CONFIG_DIR
 from train.config.groups.hardware import HardwareConfig
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
+from train.record.run_files import write_whole
 
 FOLDER = CONFIG_DIR / "hardware" / "measured"
 DIGITS = 5  # significant ones of a figure
+# keys of the published figures that a profile has of its own, or that are the user's
+NOT_KEPT = ("name", "measured", "source", "price_usd_per_hour", "grid_gco2_per_kwh")
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,18 @@ def read(name: str) -> Known:
     return Known(name, hardware, hardware.measured, {})
 
 
-def write(known: Known) -> Path:
-    """Write the profile, with the published figures of its device. Raises BadInput (exit code 3) if it cannot be
-    written."""
-    path = FOLDER / f"{known.name}.yaml"
+def write(known: Known, folder: str | None) -> str:
+    """Write the profile; returns its path. `folder`: another one than that of the presets. Raises BadInput (exit code
+    3) if it cannot be written."""
+    path = (Path(folder) if folder else FOLDER) / f"{known.name}.yaml"
     try:
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        path.write_text(text(known))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, text(known))
     except OSError as error:
         message = f"{path} cannot be written ({error.strerror})"
-        fix = "run it in a copy of the program that you may write to"
-        raise BadInput(Problem("profile", message, fix, exit_code=EXIT_ENVIRONMENT)) from error
-    return path
+        problem = Problem("profile", message, "use folder=FOLDER", exit_code=EXIT_ENVIRONMENT)
+        raise BadInput(problem) from error
+    return f"{path}" if folder else f"{path}; hardware=measured/{known.name} takes it"
 
 
 def text(known: Known) -> str:
@@ -78,10 +81,11 @@ def figures(known: Known) -> dict[str, Any]:
     found: dict[str, Any] = {"match": known.machine["device"]}
     for field in dataclasses.fields(known.published):
         value = getattr(known.published, field.name)
-        if field.name not in ("name", "measured", "source") and value not in (None, {}):
+        if field.name not in NOT_KEPT and value not in (None, {}):
             found[field.name] = value
     products = {name.partition("_")[2]: rows for name, rows in known.tables.items() if name.startswith("products_")}
-    return found | {"matmul_tflops": {name: float(_shown(max(row[-1] for row in rows))) for name, rows in products.items()}}
+    highest = {name: float(_shown(max(row[-1] for row in rows))) for name, rows in products.items()}
+    return found | {"matmul_tflops": highest}
 
 
 def _line(entry: dict[str, Any]) -> str:

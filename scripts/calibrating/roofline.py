@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 from scripts.calibrating.profile_file import Known
 from scripts.calibrating.table import best
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
@@ -16,15 +18,17 @@ def intensity(row: list[float], size: float) -> float:
     return 2 * rows * columns * depth / (size * (rows * depth + depth * columns + rows * columns))
 
 
+def check_matplotlib() -> None:
+    """Raises BadInput (exit code 3) if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        message, fix = "plot= needs matplotlib, which is not installed", 'pip install "strategy-lab[plot]"'
+        raise BadInput(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
+
+
 def draw(known: Known, path: str) -> str:
-    """Write the picture; returns a line that says so. Raises BadInput (exit code 3) without matplotlib or if the file
-    cannot be written."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        fix = 'pip install "strategy-lab[plot]"'
-        message = "plot= needs matplotlib, which is not installed"
-        raise BadInput(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT)) from error
+    """Write the picture; returns a line that says so. Raises BadInput (exit code 3) if the file cannot be written."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     memory = best(known.tables, "copy")

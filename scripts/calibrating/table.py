@@ -32,6 +32,11 @@ def best(tables: Tables, name: str, column: int = -1) -> float | None:
     return max(row[column] for row in rows) if of_rates else max(rows, key=lambda row: row[0])[column]
 
 
+def dollars_per_pflop(usd_per_hour: float, tflops: float) -> float:
+    """What 10^15 operations cost at a rate in TFLOP/s."""
+    return usd_per_hour / 3600 / (tflops / 1e3)
+
+
 def _rates(known: Known, before: Known | None) -> Iterator[tuple[str, ...]]:
     price = known.published.price_usd_per_hour
     for name in known.tables:
@@ -41,7 +46,7 @@ def _rates(known: Known, before: Known | None) -> Iterator[tuple[str, ...]]:
         other = best(before.tables, name) if before else None
         if kind == "products":
             peak = known.published.peak_tflops.get(precision)
-            cost = f"{price / 3.6 / rate:.3g}" if price is not None else NO_VALUE
+            cost = NO_VALUE if price is None else f"{dollars_per_pflop(price, rate):.3g}"
             yield f"products, {precision}", f"{rate:,.2f}", "TFLOP/s", _share(rate, peak), cost, _ratio(rate, other)
         elif kind == "attention":
             forward = best(known.tables, name, -2)

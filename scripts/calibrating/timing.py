@@ -31,11 +31,18 @@ class Stopwatch:
         self.left_out: list[str] = []
         self.cache = None if device.type == "cpu" else torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
 
-    @contextmanager
-    def until(self, share: float) -> Iterator[None]:
-        """Inside, operations are measured until this share of the whole budget is used up."""
+    def until(self, share: float) -> None:
+        """From now on, operations are measured until this share of the whole budget is used up."""
         self.end_s = share * self.budget_s
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What runs inside, such as a compilation, does not use up the budget."""
+        start = time.perf_counter()
         yield
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+        self.started += time.perf_counter() - start
 
     def spans(self, name: str, parts: Sequence[Run]) -> list[float] | None:
         """The median seconds of each part; the parts run one after another in each repetition. None if the budget is

@@ -209,14 +209,15 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
 )
-BUDGET_S: Option[int] = Option(
+BUDGET_S: Option[int | None] = Option(
     "budget_s",
-    90,
+    None,
     (MATMUL,),
     *_positive(86_400),
-    example="180",
-    help="The seconds in which to measure, without the start and compilation. What comes too late is left out, and "
+    example="100",
+    help="The seconds in which to measure, without the start and compilation. What comes too late is left out and "
     "named.",
+    unset="150 on a CPU, 45 on an accelerator",
 )
 NAME: Option[str | None] = Option(
     "name",
@@ -237,6 +238,16 @@ BASELINE: Option[str | None] = Option(
     example="cpu_x1",
     help="An earlier profile, of a CPU for example: a column says how many times as fast this machine is.",
     unset="none",
+)
+FOLDER: Option[str | None] = Option(
+    "folder",
+    None,
+    (MATMUL,),
+    "the name of a folder",
+    _text,
+    example="profiles",
+    help="Where the profile is written; hardware=measured/NAME finds only those of the default folder.",
+    unset="configs/hardware/measured",
 )
 PLOT: Option[str | None] = Option(
     "plot",
@@ -264,5 +275,6 @@ OPTIONS: tuple[Option[Any], ...] = (
     BUDGET_S,
     NAME,
     BASELINE,
+    FOLDER,
     PLOT,
 )
