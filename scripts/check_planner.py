@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
-from launch.planning import constants, records
+from launch.describe import records
+from launch.describe.records import Measured
+from launch.planning import constants
 from launch.planning.job import missing_figures, of_plan
 from launch.planning.quantities import quantities
-from launch.planning.records import Measured
 from launch.planning.step_time import step_time
 from train.command import cli
 from train.command.process.exits import reported_once

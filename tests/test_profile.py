@@ -6,7 +6,8 @@ import math
 import pytest
 import yaml
 
-from launch.planning import constants, measured, records
+from launch.describe import records
+from launch.planning import constants, measured
 from launch.planning.job import missing_figures, of_plan
 from launch.planning.profile import OPS, Profile, between, profile_of
 from launch.planning.quantities import quantities
