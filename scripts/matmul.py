@@ -31,6 +31,7 @@ from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
 from train.config.plan import Plan
+from train.config.problems import BadInput, Problem
 from train.config.schema import Config, Precision
 from train.config.world import World
 from train.measure.hardware import hardware_of
@@ -74,6 +75,9 @@ def main() -> None:
             groups = Groups(world.world_size, world.rank)
             tables = measured(watch, plans_of(config, argv, world.world_size), groups)
             took = time.perf_counter() - started
+        if not tables:
+            message = f"budget_s={budget_s} is too short to measure anything"
+            raise BadInput(Problem("budget_s", message, "use a longer one"))
         if world.rank == 0:
             known = described(config, runtime, world, tables, name)
             print("\n".join(table.lines(known, before)))

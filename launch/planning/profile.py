@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from train.config.groups.hardware import HardwareConfig
@@ -31,6 +32,7 @@ COLUMNS = {"products": (3, 1), "attention": (3, 2), "layer": (1, 2), "loss": (1,
            "optimiser": (1, 1), "overlap": (1, 1)} | dict.fromkeys(OPS, (2, 1))  # fmt: skip
 FREE = ("overlap",)  # tables whose figures may be zero or negative
 NEAREST = 4  # points that decide about a point between them
+MOST_KEPT = 2**16  # figures that are kept, as the layouts of a search have most products in common
 HOW = "measure the machine again: python scripts/matmul.py, or under torchrun for messages"
 Tables = Mapping[str, Sequence[Sequence[float]]]
 
@@ -144,6 +146,11 @@ def between(rows: Sequence[Sequence[float]], at: Sequence[float]) -> tuple[float
     NEAREST points count by the inverse square of their distance (Shepard 1968), so that a measured point has its own
     figures.
     """
+    return _between(tuple(map(tuple, rows)), tuple(at))
+
+
+@lru_cache(MOST_KEPT)
+def _between(rows: tuple[tuple[float, ...], ...], at: tuple[float, ...]) -> tuple[float, ...]:
     size = len(at)
     point = [math.log(x) for x in at]
     known = [([math.log(x) for x in row[:size]], row[size:]) for row in rows]
