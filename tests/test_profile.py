@@ -12,9 +12,11 @@ from launch.planning.job import missing_figures, of_plan
 from launch.planning.profile import OPS, Profile, between, profile_of
 from launch.planning.quantities import quantities
 from launch.planning.step_time import step_time
+from scripts import check_planner
 from scripts.calibrating import profile_file, roofline, table
 from scripts.calibrating.profile_file import Known
 from tests.plans import plan_of
+from tests.synthetic_runs import make_run
 from train.config.problems import BadInput
 from train.config.schema import HardwareConfig
 
@@ -160,3 +162,32 @@ def test_predicted_parts_add_up_to_the_step():
         parts = records.predicted(step)
         assert sum(parts.values()) == pytest.approx(1e3 * step.total)
     assert records.PIPELINE in records.predicted(predicted("strategy=pp nproc=2"))
+
+
+def test_predicted_beside_measured(tmp_path, capsys, monkeypatch):
+    path = make_run(tmp_path, "tp")  # ordinary steps take 106 to 112 ms
+    run = records.read(path)
+    assert (run.overrides, run.world_size) == (("strategy=tp",), 2)
+    assert run.parts == {} or sum(run.parts.values()) == pytest.approx(run.step_ms, rel=0.01)
+    monkeypatch.setattr("sys.argv", ["check_planner.py", str(path), "hardware=h100_sxm", "precision=bf16"])
+    check_planner.main()
+    said = capsys.readouterr().out
+    assert "exposed tp" in said and "h100_sxm: mean error of the step" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hardware=h100_sxm"], "no run, or no hardware=NAME"),
+        (["{run}"], "no run, or no hardware=NAME"),
+        (["{none}", "hardware=h100_sxm"], "is not the folder of a run"),
+        (["{run}", "hardware=a_card"], "hardware=a_card does not name a preset"),
+        (["{run}", "hardware=l40s"], "hardware=l40s has no"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_message(tmp_path, capsys, monkeypatch, words, said):
+    places = {"run": make_run(tmp_path, "tp"), "none": tmp_path / "none"}
+    monkeypatch.setattr("sys.argv", ["check_planner.py", *(word.format(**places) for word in words)])
+    with pytest.raises(SystemExit) as ended:
+        check_planner.main()
+    assert ended.value.code == 2 and said in capsys.readouterr().err

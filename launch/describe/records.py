@@ -57,7 +57,8 @@ def _recorded(path: Path) -> tuple[float, dict[str, float]]:
     """The ms of the last recorded step, and of its parts on the rank that computes longest; (0, {}) without one."""
     files = sorted(path.glob("samples/step-*.json"), key=lambda file: (len(file.name), file.name))
     values = (read_json(files[-1]) if files else None) or {}
-    ranks = [rank for rank in values.get("ranks", ()) if isinstance(rank, dict) and "parts_ms" in rank]
+    found = values.get("ranks")
+    ranks = [rank for rank in found if isinstance(rank, dict) and "parts_ms" in rank] if isinstance(found, list) else []
     if not ranks:
         return 0.0, {}
     slowest = max(ranks, key=lambda rank: _number(rank["parts_ms"], "forward") + _number(rank["parts_ms"], "backward"))
