@@ -65,10 +65,13 @@ def _recorded(path: Path) -> tuple[float, dict[str, float]]:
     spent = slowest["parts_ms"]
     parts: dict[str, float] = defaultdict(float)
     parts["compute"] = _number(spent, "forward") + _number(spent, "backward")
+    unknown = _number(spent, "communication")  # exposed, but of no message that the recording knows
     for name, row in sorted(slowest.get("comm", {}).items()):
-        parts[part_of(name.rsplit("/", 1)[0])] += _number(row, "exposed_ms")
+        exposed = _number(row, "exposed_ms")
+        parts[part_of(name.rsplit("/", 1)[0])] += exposed
+        unknown -= exposed
     parts["optimiser"] += _number(spent, "optimiser")
-    parts["other"] += _number(spent, "other") + _number(spent, "data")
+    parts["other"] += _number(spent, "other") + _number(spent, "data") + max(unknown, 0.0)
     return _number(slowest, "step_ms"), dict(parts)
 
 
