@@ -2,7 +2,7 @@
 
 For each run of train/main.py it predicts the step from the command that is stored with the run, once for each hardware
 file, and prints its parts beside those of the run's recorded step, in milliseconds. The last lines have the mean error
-|log(predicted / measured)| of the time of a step for each hardware file. Further overrides are added to every run's own.
+|log(predicted / measured)| of the time of a step for each hardware file. More overrides are added to every run's own.
 """
 
 from __future__ import annotations

@@ -102,6 +102,7 @@ def test_what_a_profile_lacks_is_named():
 def test_products_take_their_measured_rates():
     slow = PROFILE | {"products_float32": [[1024, 1024, 1024, 0.05]]}
     q = quantities(of_plan(plan("strategy=single nproc=1")))
+    assert q.profile is not None
     forward, backward = measured.layer_time(q, q.profile)
     assert forward.products == pytest.approx(2 * q.work.forward.volume / 1e11)
     assert backward.products == pytest.approx(2 * q.work.backward.volume / 1e11)
@@ -121,8 +122,8 @@ def test_messages_that_hide_nothing_are_added_and_others_hide():
     assert blocking > 0 and beside.exposed["dp"] == 0
     traffic = [m for m in quantities(of_plan(plan("strategy=fsdp nproc=2"))).kinds[0].messages if m.calls]
     profile = Profile(PROFILE, "float32", False)
-    seconds = [m.calls * profile.message_seconds(m.op, 2, m.bytes / m.calls, "float32") for m in traffic]
-    assert blocking == pytest.approx(sum(seconds))
+    each = [profile.message_seconds(m.op, 2, m.bytes / m.calls, "float32") or math.nan for m in traffic]
+    assert blocking == pytest.approx(sum(m.calls * seconds for m, seconds in zip(traffic, each, strict=True)))
 
 
 def test_fsdp_copies_what_it_gathers():
@@ -135,7 +136,9 @@ def test_fsdp_copies_what_it_gathers():
 
 
 def test_a_profile_is_written_and_read_again(tmp_path):
-    published = HardwareConfig(name="h", peak_tflops={"float32": 0.4}, price_usd_per_hour=2.0, source={"peak_tflops": "x"})
+    published = HardwareConfig(
+        name="h", peak_tflops={"float32": 0.4}, price_usd_per_hour=2.0, source={"peak_tflops": "x"}
+    )
     machine = {"device": "cpu", "world_size": 2, "omp_threads": 1, "torch": "2.13", "commit": "abc"}
     known = Known("mine", published, PROFILE, machine)
     profile_file.write(known, str(tmp_path))

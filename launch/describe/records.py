@@ -1,8 +1,8 @@
 """The time of a step of a finished run by part, as it was measured, in the same parts as a prediction.
 
 A recorded step gives the parts, but recording makes it slower, so the parts are scaled to the median time of the steps
-that were not recorded. They are those of the rank that computes longest. Under a pipeline, waiting for another stage and
-sending to it are one part, `pp`: a recording cannot tell them apart.
+that were not recorded. They are those of the rank that computes longest. Under a pipeline, waiting for another stage
+and sending to it are one part: a recording cannot tell them apart.
 """
 
 from __future__ import annotations

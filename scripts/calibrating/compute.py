@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -101,6 +102,6 @@ def copy_rows(watch: Stopwatch) -> Iterator[Row]:
     for size in COPIES if watch.device.type == "cpu" else GPU_COPIES:
         source = torch.empty(size, dtype=torch.uint8, device=watch.device).fill_(1)
         target = torch.empty_like(source)
-        seconds = watch.seconds(f"copy of {size} bytes", lambda s=source, t=target: t.copy_(s))
+        seconds = watch.seconds(f"copy of {size} bytes", partial(target.copy_, source))
         if seconds is not None:
             yield [2 * size, 2 * size / watch.mean(seconds) / 1e9]

@@ -53,7 +53,7 @@ def both_ways(
 
 
 def attention_rows(watch: Stopwatch, plans: Sequence[Plan]) -> list[Row]:
-    """[sequences x heads, sequence length, head width, TFLOP/s forward, backward] of the kernel that the model calls."""
+    """[sequences x heads, sequence length, head width, TFLOP/s forward, backward] of the model's fused kernel."""
     rows: dict[tuple[float, ...], Row] = {}
     for plan in plans:
         work, config = products.layer(rank_of(plan, 0)), plan.config

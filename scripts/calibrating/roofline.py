@@ -34,8 +34,8 @@ def draw(known: Known, path: str) -> str:
     memory = best(known.tables, "copy")
     tables = {name.partition("_")[2]: rows for name, rows in known.tables.items() if name.startswith("products_")}
     for colour, (precision, rows) in zip(COLOURS, tables.items(), strict=False):
-        points = sorted((intensity([*row], BYTES[precision]), row[-1]) for row in rows)
-        axes.scatter(*zip(*points, strict=True), s=14, color=colour, label=f"products, {precision}")
+        places = [intensity([*row], BYTES[precision]) for row in rows]
+        axes.scatter(places, [row[-1] for row in rows], s=14, color=colour, label=f"products, {precision}")
         peak, roof = known.published.peak_tflops.get(precision), best(known.tables, f"products_{precision}")
         if peak:
             axes.axhline(peak, color=colour, lw=0.8, ls=":", label=f"data sheet, {precision}")

@@ -17,7 +17,10 @@ def lines(known: Known, before: Known | None) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     shown = []
     for row in rows:
-        cells = [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            f"{row[0]:<{widths[0]}}",
+            *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         shown.append("  ".join(cells).rstrip())
     return shown
 
@@ -69,8 +72,8 @@ def _messages(known: Known, before: Known | None) -> Iterator[tuple[str, ...]]:
         if op is None:
             continue
         for ranks in sorted({row[0] for row in rows}):
-            same = sorted(row[1:] for row in rows if row[0] == ranks)
-            others = sorted(row[1:] for row in (before.tables.get(name, ()) if before else ()) if row[0] == ranks)
+            same = sorted([*row[1:]] for row in rows if row[0] == ranks)
+            others = sorted([*row[1:]] for row in (before.tables.get(name, ()) if before else ()) if row[0] == ranks)
             said = f"{op}, {name.removeprefix(f'{op}_')}, {ranks:g} ranks"
             rate, link = _bandwidth(same), known.published.link_gb_per_s
             yield f"{said}: latency", f"{same[0][1]:,.1f}", "us", NO_VALUE, NO_VALUE, NO_VALUE

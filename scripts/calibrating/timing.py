@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 
 import torch
 
@@ -77,10 +78,7 @@ class Stopwatch:
                 part()
                 row.append(self.clock.mark())
             marks.append(row)
-        return [
-            [self.clock.elapsed_ms(start, end) / 1e3 for start, end in zip(row, row[1:], strict=False)]
-            for row in marks
-        ]
+        return [[self.clock.elapsed_ms(start, end) / 1e3 for start, end in pairwise(row)] for row in marks]
 
     def mean(self, seconds: float) -> float:
         """The mean over all ranks, the same on every rank."""
