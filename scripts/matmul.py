@@ -6,9 +6,9 @@
 
 It measures square matrix products and those of a model's layers, attention, whole layers, the loss, copies of memory,
 the optimiser and, between several processes, every collective and what it costs products beside it. It prints a table,
-and writes configs/hardware/measured/NAME.yaml, which hardware=measured/NAME takes. The model, its precision and its
-microbatch are those of the overrides; the default is llama_1b in bf16 on a GPU, and small in float32 on a CPU. Compiled
-layers are measured too on an accelerator, or with compile.enabled=true.
+and writes NAME.yaml into configs/hardware/measured/, which hardware=measured/NAME takes. The model, its precision and
+its microbatch are those of the overrides; the default is llama_1b in bf16 on a GPU, and small in float32 on a CPU.
+Compiled layers are measured too on an accelerator, or with compile.enabled=true.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
         world, argv = World.from_env(), sys.argv[1:]
         bind_to_parents(world)
     with reported_once(world):
-        budget_s, name = measuring_options.BUDGET_S.pop(argv), measuring_options.NAME.pop(argv)
+        budget_s, name = measuring_options.BUDGET_S.pop(argv), measuring_options.PROFILE.pop(argv)
         baseline, folder = measuring_options.BASELINE.pop(argv), measuring_options.FOLDER.pop(argv)
         plot = measuring_options.PLOT.pop(argv)
         if plot:

@@ -200,6 +200,11 @@ WRONG = {
     "minutes": ("x", "0", "-1", "", "1e3", "1,2", "٣", "9" * 5000),
     "mtbf_s": ("x", "0", "-1", "", "1e3", "60,", "60,0", "٣", "9" * 5000),
     "batch": ("x", "", "Micro"),
+    "budget_s": NUMBERS,
+    "profile": ("", "a/b", "..", "a b", "x" * 70),
+    "baseline": ("", "a/b", "..", "a b"),
+    "folder": ("", "a\nb", "x" * 2000),
+    "plot": ("", "a.jpg", "png", "x" * 2000 + ".png"),
 }
 SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid"), ("yes", "", "1", "True"))
 

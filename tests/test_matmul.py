@@ -28,7 +28,7 @@ def ran(tmp_path, *words, nproc=1):
 
 @pytest.mark.timeout(150)
 def test_a_profile_of_two_processes_is_what_the_planner_needs(tmp_path):
-    run = ran(tmp_path, "name=mine", f"folder={tmp_path}", "budget_s=60", "hardware.price_usd_per_hour=1", nproc=2)
+    run = ran(tmp_path, "profile=mine", f"folder={tmp_path}", "budget_s=60", "hardware.price_usd_per_hour=1", nproc=2)
     assert run.returncode == 0, run.stderr
     tables = yaml.safe_load((tmp_path / "mine.yaml").read_text())["measured"]
     messages = {f"{op}_float32" for op in OPS} | {f"overlap_{op}" for op in OPS[:3]}
@@ -44,7 +44,7 @@ def test_a_profile_of_two_processes_is_what_the_planner_needs(tmp_path):
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("name=a/b", "name=a/b is not valid: name must be letters"),
+        ("profile=a/b", "profile=a/b is not valid: profile must be letters"),
         ("budget_s=0", "budget_s=0 is not valid"),
         ("baseline=none", "hardware=measured/none does not name a preset"),
         ("plot=a.jpg", "plot=a.jpg is not valid"),

@@ -6,13 +6,13 @@ import math
 import pytest
 import yaml
 
-from launch.describe import records
+from launch import predict
+from launch.checking import records
 from launch.planning import constants, measured
 from launch.planning.job import missing_figures, of_plan
 from launch.planning.profile import OPS, Profile, between, profile_of
 from launch.planning.quantities import quantities
 from launch.planning.step_time import step_time
-from scripts import check_planner
 from scripts.calibrating import profile_file, roofline, table
 from scripts.calibrating.profile_file import Known
 from tests.plans import plan_of
@@ -172,8 +172,8 @@ def test_predicted_beside_measured(tmp_path, capsys, monkeypatch):
     run = records.read(path)
     assert (run.overrides, run.world_size) == (("strategy=tp",), 2)
     assert run.parts == {} or sum(run.parts.values()) == pytest.approx(run.step_ms, rel=0.01)
-    monkeypatch.setattr("sys.argv", ["check_planner.py", str(path), "hardware=h100_sxm", "precision=bf16"])
-    check_planner.main()
+    monkeypatch.setattr("sys.argv", ["predict", str(path), "hardware=h100_sxm", "precision=bf16"])
+    predict.main()
     said = capsys.readouterr().out
     assert "exposed tp" in said and "h100_sxm: mean error of the step" in said
 
@@ -190,7 +190,7 @@ def test_predicted_beside_measured(tmp_path, capsys, monkeypatch):
 )
 def test_what_cannot_be_predicted_is_one_message(tmp_path, capsys, monkeypatch, words, said):
     places = {"run": make_run(tmp_path, "tp"), "none": tmp_path / "none"}
-    monkeypatch.setattr("sys.argv", ["check_planner.py", *(word.format(**places) for word in words)])
+    monkeypatch.setattr("sys.argv", ["predict", *(word.format(**places) for word in words)])
     with pytest.raises(SystemExit) as ended:
-        check_planner.main()
+        predict.main()
     assert ended.value.code == 2 and said in capsys.readouterr().err

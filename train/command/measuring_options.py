@@ -18,8 +18,8 @@ BUDGET_S: Option[int | None] = Option(
     "named.",
     unset="150 on a CPU, 45 on an accelerator",
 )
-NAME: Option[str | None] = Option(
-    "name",
+PROFILE: Option[str | None] = Option(
+    "profile",
     None,
     (MATMUL,),
     "letters, digits, _, . and -",
@@ -58,4 +58,4 @@ PLOT: Option[str | None] = Option(
     help="A file for a picture of the roofline; it needs matplotlib.",
     unset="none",
 )
-OPTIONS: tuple[Option[Any], ...] = (BUDGET_S, NAME, BASELINE, FOLDER, PLOT)
+OPTIONS: tuple[Option[Any], ...] = (BUDGET_S, PROFILE, BASELINE, FOLDER, PLOT)

@@ -1,4 +1,4 @@
-"""Print predicted beside measured: python scripts/check_planner.py runs/FOLDER … hardware=measured/my_gpu,h100_sxm
+"""Predict finished runs, and print it beside what was measured: python -m launch.predict RUN … hardware=NAME,NAME
 
 For each run of train/main.py it predicts the step from the command that is stored with the run, once for each hardware
 file, and prints its parts beside those of the run's recorded step, in milliseconds. The last lines have the mean error
@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
-from launch.describe import records
-from launch.describe.records import Measured
+from launch.checking import records
+from launch.checking.records import Measured
 from launch.planning import constants
 from launch.planning.job import missing_figures, of_plan
 from launch.planning.quantities import quantities

@@ -1,0 +1,1 @@
+"""Predictions beside what runs measured."""
