@@ -27,16 +27,18 @@ def ran(tmp_path, *words, nproc=1):
 
 
 @pytest.mark.timeout(150)
-def test_a_profile_of_two_processes_is_what_the_planner_needs(tmp_path):
-    run = ran(tmp_path, "profile=mine", f"folder={tmp_path}", "budget_s=60", "hardware.price_usd_per_hour=1", nproc=2)
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_profile_has_what_the_planner_needs(tmp_path, nproc):
+    words = ("profile=mine", f"folder={tmp_path}", "budget_s=3000", "hardware.price_usd_per_hour=1")
+    run = ran(tmp_path, *words, nproc=nproc)
     assert run.returncode == 0, run.stderr
     tables = yaml.safe_load((tmp_path / "mine.yaml").read_text())["measured"]
     messages = {f"{op}_float32" for op in OPS} | {f"overlap_{op}" for op in OPS[:3]}
     kinds = {f"{kind}_float32" for kind in ("products", "attention", "layer", "loss")}
-    assert tables.keys() == {"copy", "optimiser", "products_bf16"} | kinds | messages
+    assert tables.keys() == {"copy", "optimiser", "products_bf16"} | kinds | (messages if nproc > 1 else set())
     assert "left out" not in run.stdout and "US$ per PFLOP" in run.stdout
-    for strategy in ("single nproc=1", *(f"{name} nproc=2" for name in ("dp", "fsdp", "tp", "pp"))):
-        job = of_plan(plan(f"strategy={strategy}", tables))
+    for strategy in ("dp", "fsdp", "tp", "pp") if nproc > 1 else ("single",):
+        job = of_plan(plan(f"strategy={strategy} nproc={nproc}", tables))
         assert missing_figures(job) == []
         assert 0 < step_time(quantities(job), constants.load()).total < 3600
 
