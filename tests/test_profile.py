@@ -10,9 +10,9 @@ from launch import predict
 from launch.checking import records
 from launch.planning import constants, measured
 from launch.planning.job import missing_figures, of_plan
-from launch.planning.profile import OPS, Profile, between, profile_of
+from launch.planning.profile import OPS, Profile, between, line, profile_of
 from launch.planning.quantities import quantities
-from launch.planning.step_time import step_time
+from launch.planning.step_time import ADAM_BYTES, step_time
 from scripts.calibrating import profile_file, roofline, table
 from scripts.calibrating.profile_file import Known
 from tests.plans import plan_of
@@ -71,6 +71,36 @@ def test_a_message_costs_latency_then_bandwidth():
     assert profile.message_seconds("all_reduce", 2, 8, "float32") == pytest.approx(100e-6)
     assert profile.message_seconds("all_reduce", 2, 2**26, "bf16") == pytest.approx(4 * 16_777e-6)
     assert profile.message_seconds("all_reduce", 4, 8, "float32") is None
+
+
+def test_the_optimiser_is_a_line_of_latency_and_bandwidth():
+    latency, each = 4e5, 5e-4  # 400 us, and 2,000 GB/s, in the unit of bytes / (GB/s)
+    rows = [[size, size / (latency + each * size)] for size in (2**24, 2**28, 2**30)]
+    profile = Profile({"optimiser": rows}, "bf16", False)
+    for size in (2**20, 2**26, 2**33):
+        assert profile.optimiser_rate(size) == pytest.approx(1e9 * size / (latency + each * size))
+    assert profile.optimiser_rate(2**37) is None, "128 times the largest"
+    alone = Profile({"optimiser": rows[:1]}, "bf16", False)
+    assert alone.optimiser_rate(2**25) == pytest.approx(1e9 * rows[0][1])
+    assert alone.optimiser_rate(2**27) is None, "one size has no line"
+    assert Profile({}, "bf16", False).optimiser_rate(1) is None
+
+
+def test_noise_makes_no_latency_and_no_bandwidth_negative():
+    assert line([(1e6, 1.0), (1e9, 2000.0)]) == (0.0, pytest.approx(2.0e-6, rel=0.4))
+    assert line([(1e6, 2.0), (1e9, 1.0)])[0] == 0.0
+
+
+def test_without_a_measured_optimiser_its_time_is_that_of_the_memory():
+    tiny = {name: rows for name, rows in PROFILE.items() if name != "optimiser"} | {"optimiser": [[4096, 0.001]]}
+    line = "strategy=single nproc=1"
+    updated = max(stage.updated_bytes for stage in quantities(of_plan(plan(line))).kinds)
+    copied = between(PROFILE["copy"], (updated,))[0] * 1e9
+    assert predicted(line, tiny).optimiser == pytest.approx(ADAM_BYTES * updated / copied)
+    published = HardwareConfig(name="mine", measured=tiny, memory_gb_per_s=100.0)
+    found = plan(line)
+    job = of_plan(dataclasses.replace(found, config=dataclasses.replace(found.config, hardware=published)))
+    assert step_time(quantities(job), constants.load()).optimiser == pytest.approx(ADAM_BYTES * updated / 100e9)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def layer_time(q: Quantities, profile: Profile) -> tuple[Direction, Direction]:
             computed[i],
             flops[i] / rates[i],
             (1 + i) * work.bytes / elementwise[i],
-            weights[i] / profile.bandwidth("copy", weights[i]) if weights[i] else 0.0,
+            weights[i] / profile.copy_rate(weights[i]) if weights[i] else 0.0,
         )
         for i in range(2)
     )
@@ -84,5 +84,5 @@ def head_time(q: Quantities, profile: Profile, direction: int) -> float:
     matrices, loss = [q.head_matrix], q.head[2]
     computed = products_seconds(profile, matrices, tokens_of(q.job.plan))[direction]
     weights = weight_bytes(q, matrices)[direction]
-    copied = weights / profile.bandwidth("copy", weights) if weights else 0.0
+    copied = weights / profile.copy_rate(weights) if weights else 0.0
     return computed + loss / profile.elementwise_rates("loss", loss)[direction] + copied

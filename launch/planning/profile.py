@@ -1,15 +1,15 @@
 """A measured profile of a machine: the tables of `hardware.measured`, which scripts/matmul.py writes.
 
 Every row of a table is a point: where it was measured, then what was found there. Between points, the figures are
-interpolated in log space; beyond them, the rate (or a message's bandwidth) of the nearest point holds. DTYPE below is
-the precision of the computation, as bf16.
+interpolated in log space; beyond them, the rate (or a message's bandwidth) of the nearest point holds. The optimiser's
+sizes lie on a line. DTYPE below is the precision of the computation, as bf16.
 
     products_DTYPE                      rows, columns, depth -> TFLOP/s
     attention_DTYPE                     sequences x heads, sequence length, head width -> TFLOP/s forward, backward
     layer_DTYPE, layer_DTYPE_compiled   bytes of a layer's elementwise work, forward -> GB/s forward, backward
     loss_DTYPE, loss_DTYPE_compiled     bytes of the loss in one direction -> GB/s forward, backward
     copy                                bytes read and written -> GB/s
-    optimiser                           bytes of float32 parameters -> GB/s
+    optimiser                           bytes of float32 parameters -> GB/s of all that it reads and writes
     all_reduce_DTYPE and other ops      ranks, bytes by nccl-tests' convention -> microseconds
     overlap_all_reduce and other ops    ranks -> the cost of a message beside products, as a share of the shorter one
 """
@@ -32,6 +32,8 @@ COLUMNS = {"products": (3, 1), "attention": (3, 2), "layer": (1, 2), "loss": (1,
            "optimiser": (1, 1), "overlap": (1, 1)} | dict.fromkeys(OPS, (2, 1))  # fmt: skip
 FREE = ("overlap",)  # tables whose figures may be zero or negative
 NEAREST = 4  # points that decide about a point between them
+# How many times the largest measured size the optimiser's line is followed. One point has no line: a few times.
+FOLLOWED, FOLLOWED_FROM_ONE = 64.0, 4.0
 MOST_KEPT = 2**16  # figures that are kept, as the layouts of a search have most products in common
 HOW = "measure the machine again: python scripts/matmul.py, or under torchrun for messages"
 Tables = Mapping[str, Sequence[Sequence[float]]]
@@ -64,9 +66,19 @@ class Profile:
         compiled = f"{kind}_{self.precision}_compiled"
         return compiled if self.compiled and compiled in self.tables else f"{kind}_{self.precision}"
 
-    def bandwidth(self, table: str, size: float) -> float:
-        """Bytes/s of `copy` or of the `optimiser`."""
-        return 1e9 * between(self.tables[table], (size,))[0]
+    def copy_rate(self, size: float) -> float:
+        """Bytes/s of a copy; `size`: bytes read and written."""
+        return 1e9 * between(self.tables["copy"], (size,))[0]
+
+    def optimiser_rate(self, size: float) -> float | None:
+        """Bytes/s of the optimiser; `size`: bytes of float32 parameters. The measured sizes lie on a line, latency and
+        bytes / bandwidth. None if the largest of them is far below `size`, as small ones show latency and caches."""
+        rows = self.tables.get("optimiser", ())
+        followed = FOLLOWED if len(rows) > 1 else FOLLOWED_FROM_ONE
+        if not rows or size > followed * max(row[0] for row in rows):
+            return None
+        latency, each = line([(row[0], row[0] / row[1]) for row in rows])
+        return 1e9 * size / (latency + each * size)
 
     def message_seconds(self, op: str, ranks: int, size: float, precision: str) -> float | None:
         """The time of one message of `size` bytes. None if no message was measured in groups of this size."""
@@ -103,9 +115,10 @@ def profile_of(hardware: HardwareConfig, precision: str, compiled: bool) -> Prof
 
 
 def lacking(hardware: HardwareConfig, precision: str) -> list[str]:
-    """The tables that are missing, without which a profile says nothing about the computation of a run."""
+    """The tables that are missing, without which a profile says nothing about the computation of a run. Without that of
+    the optimiser, its time is that of the data sheet's memory."""
     kinds = ("products", "attention", "layer", "loss")
-    needed = (*(f"{kind}_{precision}" for kind in kinds), "copy", "optimiser")
+    needed = (*(f"{kind}_{precision}" for kind in kinds), "copy")
     return [name for name in needed if name not in hardware.measured]
 
 
@@ -137,6 +150,20 @@ def _is_row(row: Any, width: int, *, free: bool) -> bool:
         and len(row) == width
         and all(isinstance(x, int | float) and math.isfinite(x) and (x > 0 or free) for x in row)
     )
+
+
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Latency and the time of each byte, from points of (bytes, time): the line with the least relative errors. Neither
+    is negative; one point has no latency."""
+    ones, sizes = [1 / time for _, time in points], [size / time for size, time in points]
+    uu, vv = sum(one**2 for one in ones), sum(size**2 for size in sizes)
+    uv = sum(one * size for one, size in zip(ones, sizes, strict=True))
+    through_zero = 0.0, sum(sizes) / vv
+    if len({size for size, _ in points}) == 1:
+        return through_zero
+    determinant = uu * vv - uv**2
+    latency, each = (sum(ones) * vv - sum(sizes) * uv) / determinant, (uu * sum(sizes) - uv * sum(ones)) / determinant
+    return (latency, each) if latency >= 0 and each > 0 else through_zero
 
 
 def between(rows: Sequence[Sequence[float]], at: Sequence[float]) -> tuple[float, ...]:

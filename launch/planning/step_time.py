@@ -81,12 +81,20 @@ def step_time(q: Quantities, c: Constants) -> StepTime:
         exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in order)
     compute = m * (slowest.forward + slowest.backward)
     updated = max(stage.updated_bytes for stage in q.kinds)
-    bandwidth = (hardware.memory_gb_per_s or math.inf) * 1e9
-    optimiser = ADAM_BYTES * updated / (q.profile.bandwidth("optimiser", updated) if q.profile else bandwidth)
+    optimiser = ADAM_BYTES * updated / optimiser_rate(q, updated)
     steady = compute + sum(exposed.values()) + bubble + optimiser + c.step_ms / 1e3
     jitter = steady * c.jitter * math.log2(max(plan.world_size / NODE, 1))
     tokens = tokens_per_step(plan)
     return StepTime(compute, exposed, bubble, optimiser, c.step_ms / 1e3 + jitter, tokens, plan.world_size)
+
+
+def optimiser_rate(q: Quantities, size: float) -> float:
+    """Bytes/s of the optimiser for `size` bytes of float32 parameters: as it was measured, else the memory's."""
+    profile, published = q.profile, q.job.plan.config.hardware.memory_gb_per_s
+    rate = profile.optimiser_rate(size) if profile else None
+    if rate is None and published is None and profile:
+        return profile.copy_rate(size)
+    return (published or math.inf) * 1e9 if rate is None else rate
 
 
 def rates(q: Quantities, c: Constants) -> tuple[float, ...]:

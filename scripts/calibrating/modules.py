@@ -17,7 +17,7 @@ from launch.planning.measured import LARGER_BACKWARD, cast_bytes, products_secon
 from launch.planning.profile import Profile
 from launch.planning.step_time import ADAM_BYTES
 from scripts.calibrating.compute import Row, compute_dtype
-from scripts.calibrating.timing import Stopwatch
+from scripts.calibrating.timing import Run, Stopwatch
 from train.config.plan import Plan
 from train.config.schema import Config
 from train.config.traffic import tokens_of
@@ -26,7 +26,8 @@ from train.ranks.gradients import clip, global_norm
 from train.ranks.optim import ShardOptimiser
 from train.strategies.techniques import rank_of
 
-PARAMETERS, GPU_PARAMETERS = (2**20, 2**23), (2**20, 2**24, 2**28)  # of the optimiser
+# of the optimiser: the largest is that of a real model, the others tell latency from bandwidth
+PARAMETERS, GPU_PARAMETERS = (2**23, 2**20), (2**28, 2**26, 2**22)
 TENSORS = 16  # into which they are split
 LEAST_REST = 0.01  # of a layer's time is elementwise work at least, so that noise never makes it negative
 
@@ -90,7 +91,7 @@ def layer_rows(watch: Stopwatch, plans: Sequence[Plan], profile: Profile) -> Ite
         casts = cast_bytes(work.matrices, config.precision)
         found = []
         for i, seconds in enumerate(times):
-            rest = seconds - known[i] - attention[i] - casts / profile.bandwidth("copy", casts or 1.0)
+            rest = seconds - known[i] - attention[i] - casts / profile.copy_rate(casts or 1.0)
             found.append((1 + i) * work.bytes / max(rest, LEAST_REST * seconds) / 1e9)
         yield [work.bytes, *found]
 
@@ -112,22 +113,36 @@ def loss_rows(watch: Stopwatch, plans: Sequence[Plan], *, compiled: bool) -> Ite
 
 
 def optimiser_rows(watch: Stopwatch, config: Config) -> Iterator[Row]:
-    """[bytes of float32 parameters, GB/s] of the gradients' norm, clipping and the update together."""
+    """[bytes of float32 parameters, GB/s] of the gradients' norm, clipping and the update together, for sizes that fit
+    into the device's memory."""
     for count in PARAMETERS if watch.device.type == "cpu" else GPU_PARAMETERS:
-        ones = torch.ones(TENSORS, count // TENSORS, device=watch.device)
-        parameters = {str(i): nn.Parameter(row.clone()) for i, row in enumerate(ones)}
-        grads = [row.clone() for row in ones]
-        optimiser = ShardOptimiser(parameters, config.optim)
-
-        def update(of: ShardOptimiser = optimiser, grads: list[Tensor] = grads) -> None:
-            for parameter, grad in zip(of.parameters.values(), grads, strict=True):
-                parameter.grad = grad
-            clip(grads, global_norm(grads, None, watch.device), 1.0)
-            of.step(config.optim.lr)
-
+        with watch.uncounted():  # the first update loads a part of torch
+            update = _update(watch.device, config, count)
+        if watch.anywhere(update is None):
+            continue
+        assert update is not None
         seconds = watch.seconds(f"optimiser of {count} parameters", update)
         if seconds is not None:
             yield [4 * count, ADAM_BYTES * 4 * count / watch.mean(seconds) / 1e9]
+
+
+def _update(device: torch.device, config: Config, count: int) -> Run | None:
+    """An update of `count` parameters, which has run once. None if they do not fit into the device's memory."""
+    try:
+        ones = torch.ones(TENSORS, count // TENSORS, device=device)
+        grads = [row.clone() for row in ones]
+        optimiser = ShardOptimiser({str(i): nn.Parameter(row) for i, row in enumerate(ones)}, config.optim)
+
+        def update() -> None:
+            for parameter, grad in zip(optimiser.parameters.values(), grads, strict=True):
+                parameter.grad = grad
+            clip(grads, global_norm(grads, None, device), 1.0)
+            optimiser.step(config.optim.lr)
+
+        update()
+    except torch.OutOfMemoryError:
+        return None
+    return update
 
 
 def _random(watch: Stopwatch, config: Config, *shape: int) -> Tensor:

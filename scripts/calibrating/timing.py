@@ -28,9 +28,15 @@ class Stopwatch:
 
     def __init__(self, device: torch.device, side_group: SideGroup, budget_s: float) -> None:
         self.device, self.side_group, self.clock = device, side_group, Clock(device)
-        self.started, self.budget_s, self.end_s = time.perf_counter(), budget_s, budget_s
+        self.budget_s = self.end_s = budget_s
         self.left_out: list[str] = []
-        self.cache = None if device.type == "cpu" else torch.empty(CACHE_BYTES, dtype=torch.uint8, device=device)
+        self.cache = None if device.type == "cpu" else torch.zeros(CACHE_BYTES, dtype=torch.uint8, device=device)
+        self._wait()  # the start of a device takes seconds, which are none of the budget's
+        self.started = time.perf_counter()
+
+    def anywhere(self, on_this_rank: bool) -> bool:
+        """Whether something is so on any rank."""
+        return any(row[0] for row in self.side_group.exchange([float(on_this_rank)]))
 
     def until(self, share: float) -> None:
         """From now on, operations are measured until this share of the whole budget is used up."""
@@ -41,15 +47,17 @@ class Stopwatch:
         """What runs inside, such as a compilation, does not use up the budget."""
         start = time.perf_counter()
         yield
+        self._wait()
+        self.started += time.perf_counter() - start
+
+    def _wait(self) -> None:
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
-        self.started += time.perf_counter() - start
 
     def spans(self, name: str, parts: Sequence[Run]) -> list[float] | None:
         """The median seconds of each part; the parts run one after another in each repetition. None if the budget is
         used up, the same on every rank."""
-        late = time.perf_counter() - self.started > self.end_s
-        if any(row[0] for row in self.side_group.exchange([float(late)])):
+        if self.anywhere(time.perf_counter() - self.started > self.end_s):
             self.left_out.append(name)
             return None
         self._repeat(parts)  # libraries choose their kernels, and memory is allocated
