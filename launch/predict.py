@@ -54,7 +54,7 @@ def lines(runs: Sequence[Measured], files: Sequence[str], more: Sequence[str]) -
     errors: dict[str, list[float]] = {name: [] for name in files}
     for run in runs:
         found = {name: prediction(run, name, more) for name in files}
-        yield f"{run.path.name} on {run.world_size} x {run.device}; parts scaled by {run.scale:.3f}"
+        yield f"{run.path.name} on {run.world_size} x {run.device}; {run.corrected}"
         yield from _table(run, found)
         for name, parts in found.items():
             errors[name].append(math.log(sum(parts.values()) / run.step_ms))

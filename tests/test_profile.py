@@ -1,6 +1,7 @@
 """Measured profiles: their tables, and what the planner makes of them."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -16,7 +17,7 @@ from launch.planning.step_time import ADAM_BYTES, step_time
 from scripts.calibrating import profile_file, roofline, table
 from scripts.calibrating.profile_file import Known
 from tests.plans import plan_of
-from tests.synthetic_runs import make_run
+from tests.synthetic_runs import SAMPLED, make_run
 from train.config.problems import BadInput
 from train.config.schema import HardwareConfig
 
@@ -206,6 +207,22 @@ def test_predicted_beside_measured(tmp_path, capsys, monkeypatch):
     predict.main()
     said = capsys.readouterr().out
     assert "exposed tp" in said and "h100_sxm: mean error of the step" in said
+
+
+@pytest.mark.parametrize(("device", "slowed", "scale"), [("a card", 125.0, 450 / 535), ("cpu", 0.0, 450 / 660)])
+def test_what_recording_adds_is_taken_from_other_where_the_host_records(tmp_path, device, slowed, scale):
+    path = make_run(tmp_path, "fsdp", steps=12, ms=441.5)  # the median of steps 6 to 12 without the recorded one is 450
+    work = json.loads((path / "work.json").read_text()) | {"device": device}
+    (path / "work.json").write_text(json.dumps(work))
+    early = {"forward": 150.0, "backward": 300.0, "communication": 200.0, "optimiser": 5.0, "other": 5.0}
+    late = {"forward": 180.0, "backward": 340.0, "communication": 25.0, "optimiser": 15.0, "other": 100.0}
+    ranks = [{"rank": i, "step_ms": 660.0, "parts_ms": parts, "comm": {}} for i, parts in enumerate((early, late))]
+    (path / "samples" / f"step-{SAMPLED}.json").write_text(json.dumps({"step": SAMPLED, "ranks": ranks}))
+    run = records.read(path)
+    assert (run.step_ms, run.slowed_ms) == (pytest.approx(450), slowed) and run.scale == pytest.approx(scale)
+    assert run.parts["compute"] == pytest.approx(520 * scale), "of the rank that waits least"
+    assert run.parts["other"] == pytest.approx((125 - slowed) * scale), "what is in no message's name is other"
+    assert sum(run.parts.values()) == pytest.approx(450)
 
 
 @pytest.mark.parametrize(

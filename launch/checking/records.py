@@ -1,8 +1,11 @@
 """The time of a step of a finished run by part, as it was measured, in the same parts as a prediction.
 
-A recorded step gives the parts, but recording makes it slower, so the parts are scaled to the median time of the steps
-that were not recorded. They are those of the rank that computes longest. Under a pipeline, waiting for another stage
-and sending to it are one part: a recording cannot tell them apart.
+A recorded step gives the parts, but recording makes it slower than the median of the steps that were not recorded. On
+an accelerator it slows the host only: kernels take as long as ever, and the device waits between them, which is part of
+"other". So "other" is shortened first; what is still too long is scaled, all parts alike. The parts are those of the
+rank that waits least for others: the others' messages last as long as they wait for it, be it a slow stage or a host
+that records. Under a pipeline, waiting for another stage and sending to it are one part: a recording cannot tell them
+apart.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from train.measure.results import LOSS, Results
 from train.record.run_files import Unreadable, number, read_json
 from train.record.run_folder import read_folder, warmup_steps
 
+CPU = "cpu"  # a run's device, where recording slows the computation itself
 PIPELINE = "exposed pp, bubble"
 MAIN = ("train/main.py", "train.main")  # as a command names it in the source tree, and where it is installed
 
@@ -26,7 +30,8 @@ MAIN = ("train/main.py", "train.main")  # as a command names it in the source tr
 @dataclass(frozen=True)
 class Measured:
     """A run: how it was started, and its step. `parts`: milliseconds by part, without parts if no step was recorded.
-    `scale`: the median of ordinary steps over the recorded step."""
+    `slowed_ms`: what recording added to the recorded step on the host, already taken from "other". `scale`: the median of
+    ordinary steps over what was left of the recorded step."""
 
     path: Path
     overrides: tuple[str, ...]
@@ -34,7 +39,16 @@ class Measured:
     device: str
     step_ms: float
     parts: dict[str, float]
+    slowed_ms: float
     scale: float
+
+    @property
+    def corrected(self) -> str:
+        """What was done to the recorded parts."""
+        if not self.parts:
+            return "no step was recorded"
+        slowed = f"{self.slowed_ms:.1f} ms of recording taken from other, " if self.slowed_ms else ""
+        return f"{slowed}parts scaled by {self.scale:.3f}"
 
 
 def read(path: Path) -> Measured:
@@ -47,32 +61,33 @@ def read(path: Path) -> Measured:
     if step_ms is None or world_size is None or start is None:
         raise Unreadable(f"{path} is not the folder of a run of {MAIN[0]} with measured steps")
     recorded, parts = _recorded(path)
-    scale = step_ms / recorded if recorded else 1.0
-    scaled = {name: ms * scale for name, ms in parts.items()}
     device = str(folder.work.get("device", "unknown"))
-    return Measured(path, (*words[start + 1 :],), world_size, device, step_ms, scaled, scale)
+    slowed = 0.0 if device == CPU else min(max(recorded - step_ms, 0.0), parts.get("other", 0.0))
+    scale = step_ms / (recorded - slowed) if recorded else 1.0
+    scaled = {name: (ms - slowed if name == "other" else ms) * scale for name, ms in parts.items()}
+    return Measured(path, (*words[start + 1 :],), world_size, device, step_ms, scaled, slowed, scale)
 
 
 def _recorded(path: Path) -> tuple[float, dict[str, float]]:
-    """The ms of the last recorded step, and of its parts on the rank that computes longest; (0, {}) without one."""
+    """The ms of the last recorded step, and of its parts on the rank that waits least; (0, {}) without one."""
     files = sorted(path.glob("samples/step-*.json"), key=lambda file: (len(file.name), file.name))
     values = (read_json(files[-1]) if files else None) or {}
     found = values.get("ranks")
     ranks = [rank for rank in found if isinstance(rank, dict) and "parts_ms" in rank] if isinstance(found, list) else []
     if not ranks:
         return 0.0, {}
-    slowest = max(ranks, key=lambda rank: _number(rank["parts_ms"], "forward") + _number(rank["parts_ms"], "backward"))
-    spent = slowest["parts_ms"]
+    awaited = min(ranks, key=lambda rank: _number(rank["parts_ms"], "communication"))
+    spent = awaited["parts_ms"]
     parts: dict[str, float] = defaultdict(float)
     parts["compute"] = _number(spent, "forward") + _number(spent, "backward")
     unknown = _number(spent, "communication")  # exposed, but of no message that the recording knows
-    for name, row in sorted(slowest.get("comm", {}).items()):
+    for name, row in sorted(awaited.get("comm", {}).items()):
         exposed = _number(row, "exposed_ms")
         parts[part_of(name.rsplit("/", 1)[0])] += exposed
         unknown -= exposed
     parts["optimiser"] += _number(spent, "optimiser")
     parts["other"] += _number(spent, "other") + _number(spent, "data") + max(unknown, 0.0)
-    return _number(slowest, "step_ms"), dict(parts)
+    return _number(awaited, "step_ms"), dict(parts)
 
 
 def part_of(axis: str) -> str:
