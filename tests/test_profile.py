@@ -10,8 +10,9 @@ import yaml
 from launch import predict
 from launch.checking import records
 from launch.planning import constants, measured
+from launch.planning import profile as profiles
 from launch.planning.job import missing_figures, of_plan
-from launch.planning.profile import OPS, Profile, between, line, profile_of
+from launch.planning.profile import OPS, Profile, between, profile_of
 from launch.planning.quantities import quantities
 from launch.planning.step_time import ADAM_BYTES, step_time
 from scripts.calibrating import profile_file, roofline, table
@@ -88,8 +89,8 @@ def test_the_optimiser_is_a_line_of_latency_and_bandwidth():
 
 
 def test_noise_makes_no_latency_and_no_bandwidth_negative():
-    assert line([(1e6, 1.0), (1e9, 2000.0)]) == (0.0, pytest.approx(2.0e-6, rel=0.4))
-    assert line([(1e6, 2.0), (1e9, 1.0)])[0] == 0.0
+    assert profiles.line([(1e6, 1.0), (1e9, 2000.0)]) == (0.0, pytest.approx(2.0e-6, rel=0.4))
+    assert profiles.line([(1e6, 2.0), (1e9, 1.0)])[0] == 0.0
 
 
 def test_without_a_measured_optimiser_its_time_is_that_of_the_memory():

@@ -30,8 +30,8 @@ MAIN = ("train/main.py", "train.main")  # as a command names it in the source tr
 @dataclass(frozen=True)
 class Measured:
     """A run: how it was started, and its step. `parts`: milliseconds by part, without parts if no step was recorded.
-    `slowed_ms`: what recording added to the recorded step on the host, already taken from "other". `scale`: the median of
-    ordinary steps over what was left of the recorded step."""
+    `slowed_ms`: what recording added to the recorded step on the host, already taken from "other". `scale`: the median
+    of ordinary steps over what was left of the recorded step."""
 
     path: Path
     overrides: tuple[str, ...]

@@ -77,7 +77,7 @@ class HardwareConfig:
     )
     measured: dict[str, Any] = key(
         dict,
-        "The tables of a measured profile, for the planner; scripts/matmul.py writes them, and docs/hardware.md explains "
+        "The tables of a measured profile, for the planner; scripts/matmul.py writes them, docs/hardware.md explains "
         "them.",
     )
     source: dict[str, str] = key(dict, "The source of each figure.")
