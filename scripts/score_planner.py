@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.planning import constants
-from launch.planning.quantities import quantities
 from scripts.scoring.fitting import Point, errors, fitted
 from scripts.scoring.jobs import job_of
 from scripts.scoring.rows import SPREAD, Row, read
 from scripts.scoring.scores import Scored, choices, interval, mean_of_sources, null_speed, summary
+from train.command.planning import constants
+from train.command.planning.quantities import quantities
 from train.command.process.exits import reported_once
 from train.config.world import World
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from launch.planning.constants import Constants
-from launch.planning.links import US, Network, network
-from launch.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
+from train.command.planning.constants import Constants
+from train.command.planning.links import US, Network, network
+from train.command.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
 from train.config.schema import ActivationCheckpointing
 
 # bytes per byte of float32 parameters: weight, gradient and two moments are read, three are written; the norm reads the

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from launch.describe.equal_ranks import sending_key
-from launch.planning import products
-from launch.planning.job import Job
-from launch.planning.links import Group, group_of
-from launch.planning.products import TILE, Products, Work
+from train.command.planning import products
+from train.command.planning.job import Job
+from train.command.planning.links import Group, group_of
+from train.command.planning.products import TILE, Products, Work
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
 from train.config.traffic import Traffic, totals
 from train.strategies.context.keys import ContextKeys
+from train.strategies.equal_ranks import sending_key
 from train.strategies.memory import state_bytes
 from train.strategies.techniques import rank_of
 from train.strategies.traffic import expected_traffic
