@@ -14,7 +14,7 @@ from train.command.planning.links import Group, group_of
 from train.command.planning.products import TILE, Products, Work
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
-from train.config.traffic import Traffic, totals
+from train.config.traffic import totals
 from train.strategies.context.keys import ContextKeys
 from train.strategies.equal_ranks import sending_key
 from train.strategies.memory import state_bytes
@@ -69,19 +69,26 @@ def quantities(job: Job) -> Quantities:
             known[key] = len(kinds)
             kinds.append(_stage(job, place * ranks_per_stage))
         places.append(known[key])
-    first, last = rank_of(plan, 0), rank_of(plan, plan.world_size - 1)
-    processors = plan.config.hardware.processors
+    return assembled(job, *work_of(plan), tuple(kinds), tuple(places))
+
+
+def work_of(plan: Plan) -> tuple[Work, tuple[Products, Products, float]]:
+    """What a layer and the head compute for a microbatch."""
+    return products.layer(rank_of(plan, 0)), products.head(rank_of(plan, plan.world_size - 1))
+
+
+def assembled(
+    job: Job,
+    work: Work,
+    head: tuple[Products, Products, float],
+    kinds: tuple[Stage, ...],
+    places: tuple[int, ...],
+) -> Quantities:
+    plan, processors = job.plan, job.plan.config.hardware.processors
     assert processors is not None, "job.missing_figures names it"
+    units = max(stage.layers for stage in kinds) if _gathers(plan) else 0
     return Quantities(
-        job,
-        products.layer(first),
-        products.head(last),
-        tuple(kinds),
-        tuple(places),
-        plan.num_microbatches,
-        job.stages_per_rank,
-        float(TILE * processors),
-        max(stage.layers for stage in kinds) if _gathers(plan) else 0,
+        job, work, head, kinds, places, plan.num_microbatches, job.stages_per_rank, float(TILE * processors), units
     )
 
 
@@ -107,16 +114,19 @@ def _gathers(plan: Plan) -> bool:
 
 def _stage(job: Job, rank: int) -> Stage:
     plan = job.plan
-    place = rank_of(plan, rank).place["pp"]
+    layers, has_head = layers_of_rank(plan, rank_of(plan, rank).place["pp"])
+    return Stage(layers, has_head, messages_of(job, rank), state_bytes(plan, rank)["parameters"])
+
+
+def layers_of_rank(plan: Plan, place: int) -> tuple[int, bool]:
+    """(The number of layers of a rank of `pp`, whether it has the head)."""
     held = plan.config.strategy.stages_of(place, plan.degrees["pp"])
-    layers = sum(len(plan.layers_of_stages[stage]) for stage in held)
-    messages = tuple(_messages(job, expected_traffic(plan, rank)))
-    return Stage(layers, plan.num_stages - 1 in held, messages, state_bytes(plan, rank)["parameters"])
+    return sum(len(plan.layers_of_stages[stage]) for stage in held), plan.num_stages - 1 in held
 
 
-def _messages(job: Job, rows: list[Traffic]) -> list[Message]:
+def messages_of(job: Job, rank: int) -> tuple[Message, ...]:
     plan, found = job.plan, []
-    for (axis, op), total in totals(rows).items():
+    for (axis, op), total in totals(expected_traffic(plan, rank)).items():
         group, size, calls = group_of(plan, axis), total.bytes, total.calls
         if op == "send":
             size, calls = size * job.chunks, calls * job.chunks
@@ -124,7 +134,7 @@ def _messages(job: Job, rows: list[Traffic]) -> list[Message]:
                 size //= plan.degrees["tp"]
         of_data = "dp_" in axis or (axis.startswith(("cp", "efsdp")) and plan.config.strategy.uses_fsdp())
         found.append(Message(axis, op, calls, size, group, of_data and _once(plan)))
-    return found
+    return tuple(found)
 
 
 def _once(plan: Plan) -> bool:

@@ -13,6 +13,7 @@ them where a rank has several stages.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from train.command.planning.constants import Constants
@@ -77,17 +78,27 @@ class StageTime:
         return self.forward + self.backward + sum(self.exposed.values())
 
 
-def step_time(q: Quantities, c: Constants) -> StepTime:
+# The seconds in which a pipeline's slowest rank waits, from the times of all ranks of `pp` in their order.
+Bubble = Callable[[Quantities, list[StageTime]], float]
+
+
+def closed_bubble(q: Quantities, order: list[StageTime]) -> float:
+    """The other ranks once, divided by the chunks of a rank."""
+    each = [one.microbatch for one in order]
+    return (sum(each) - max(each)) / q.chunks * q.job.bubble_share
+
+
+def step_time(q: Quantities, c: Constants, bubble_of: Bubble = closed_bubble) -> StepTime:
     plan, hardware = q.job.plan, q.job.plan.config.hardware
     net, m = network(hardware, c), q.microbatches
-    forward, backward = layer_time(q, c)
-    times = [stage_time(q, stage, (forward, backward), net, c) for stage in q.kinds]
+    layer = layer_time(q, c)
+    times = [stage_time(q, stage, layer, net, c) for stage in q.kinds]
     order = [times[kind] for kind in q.places]
-    slowest = max(order, key=lambda one: one.microbatch)
-    bubble = (sum(one.microbatch for one in order) - slowest.microbatch) / q.chunks * q.job.bubble_share
+    slowest = max(times, key=lambda one: one.microbatch)
+    bubble = bubble_of(q, order)
     exposed = {axis: m * seconds for axis, seconds in slowest.exposed.items()}
-    for axis in {axis for one in order for axis in one.once}:
-        exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in order)
+    for axis in {axis for one in times for axis in one.once}:
+        exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in times)
     compute = m * (slowest.forward + slowest.backward)
     assert hardware.memory_gb_per_s is not None
     optimiser = ADAM_BYTES * max(stage.updated_bytes for stage in q.kinds) / (hardware.memory_gb_per_s * 1e9)
