@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from train.command.presets import strategies
 from train.command.rules import rules
 from train.config.plan import Plan
-from train.config.rule import Rule, divisors
+from train.config.rule import divisors
 from train.config.rules import batch
 from train.config.schema import ActivationCheckpointing, Config
 from train.config.strategy import MESH_AXES, Strategy
@@ -141,36 +141,59 @@ class Choices:
     recomputation: ActivationCheckpointing | None = None
 
 
-def of_mesh(base: Plan, degrees: tuple[int, ...], choices: Choices) -> Iterator[list[Layout]]:
-    """The valid layouts of a mesh, in groups that differ only in the micro batch."""
-    rows, rest = divmod(base.config.train.global_batch_size, degrees[1] * degrees[2])
-    if rest:
-        return
-    micros = divisors(rows, rows) if choices.micro_batch_size is None else [choices.micro_batch_size]
-    kinds = [*ActivationCheckpointing] if choices.recomputation is None else [choices.recomputation]
-    for ep in _expert_degrees(base, degrees):
-        first = Layout(degrees, ep, 0, None, 1, kinds[0], micros[0])
-        for layout in _engines(first):
-            plan = layout.plan(base)
-            of_batch = [rule for rule in rules(plan) if rule.name in OF_MICROBATCHES]
-            for kind in kinds if _holds(plan) else []:
-                # with a split backward torch recomputes a layer once for each of its parameters: never the fastest
-                if plan.config.strategy.splits_backward() and kind is not ActivationCheckpointing.none:
-                    continue
-                one = dataclasses.replace(layout, recomputation=kind)
-                if kind is kinds[0] or _holds(one.plan(base)):
-                    sized = [dataclasses.replace(one, micro_batch_size=micro) for micro in micros]
-                    yield [found for found in sized if not _any_broken(of_batch, found.plan(base))]
+@dataclass(frozen=True)
+class Group:
+    """Layouts that differ only in the micro batch."""
+
+    first: Layout
+    micros: tuple[int, ...]
+
+    def __iter__(self) -> Iterator[Layout]:
+        return (dataclasses.replace(self.first, micro_batch_size=micro) for micro in self.micros)
 
 
-def _expert_degrees(base: Plan, degrees: tuple[int, ...]) -> list[int]:
-    experts, folded = base.config.model.num_experts, degrees[2] * degrees[3]
-    return [ep for ep in divisors(folded, folded) if experts % ep == 0] if experts else [1]
+@dataclass
+class Valid:
+    """The valid layouts of `base`'s config on its world. Which micro batches a schedule takes is asked once for all
+    meshes with the same data ranks."""
+
+    base: Plan
+    choices: Choices
+    micros: dict[tuple[object, ...], tuple[int, ...]] = field(default_factory=dict)
+
+    def of_mesh(self, degrees: tuple[int, ...]) -> Iterator[Group]:
+        rows, rest = divmod(self.base.config.train.global_batch_size, degrees[1] * degrees[2])
+        kinds = [*ActivationCheckpointing] if self.choices.recomputation is None else [self.choices.recomputation]
+        micro = self.choices.micro_batch_size or 1
+        for ep in [] if rest else self._expert_degrees(degrees):
+            for layout in _engines(Layout(degrees, ep, 0, None, 1, kinds[0], micro)):
+                plan = layout.plan(self.base)
+                for kind in kinds if _holds(plan) else []:
+                    # with a split backward torch recomputes a layer once for each of its parameters: never the fastest
+                    if plan.config.strategy.splits_backward() and kind is not ActivationCheckpointing.none:
+                        continue
+                    one = dataclasses.replace(layout, recomputation=kind)
+                    micros = self._micros(one, rows)
+                    if micros and (kind is kinds[0] or _holds(one.plan(self.base))):
+                        yield Group(dataclasses.replace(one, micro_batch_size=micros[0]), micros)
+
+    def _expert_degrees(self, degrees: tuple[int, ...]) -> list[int]:
+        experts, folded = self.base.config.model.num_experts, degrees[2] * degrees[3]
+        return [ep for ep in divisors(folded, folded) if experts % ep == 0] if experts else [1]
+
+    def _micros(self, layout: Layout, rows: int) -> tuple[int, ...]:
+        """The sizes of a micro batch that break no rule about microbatches."""
+        key = (layout.schedule, layout.stages_per_rank, layout.degrees[0], rows)
+        if key not in self.micros:
+            sizes = divisors(rows, rows) if self.choices.micro_batch_size is None else [self.choices.micro_batch_size]
+            plans = {size: dataclasses.replace(layout, micro_batch_size=size).plan(self.base) for size in sizes}
+            self.micros[key] = tuple(size for size, plan in plans.items() if not _any_broken(plan, of_batch=True))
+        return self.micros[key]
 
 
 def _engines(first: Layout) -> Iterator[Layout]:
-    """ZeRO's stages, or a pipeline's schedules with their stages per rank. Torch's schedules keep up to MAX_WHOLE stages
-    gathered; what more of them send depends on the order of the actions, so more are not searched."""
+    """ZeRO's stages, or a pipeline's schedules with their stages per rank. Torch's schedules keep up to MAX_WHOLE
+    stages gathered; what more of them send depends on the order of the actions, so more are not searched."""
     pp, _, dp_shard, cp, _ = first.degrees
     if pp == 1:
         sharded = first.strategy.uses_fsdp()
@@ -178,14 +201,14 @@ def _engines(first: Layout) -> Iterator[Layout]:
         yield from (dataclasses.replace(first, zero_stage=stage) for stage in stages)
         return
     for name, facts in SCHEDULES.items():
-        for stages in range(facts.least, min(facts.most or MAX_WHOLE, MAX_WHOLE) + 1):
-            yield dataclasses.replace(first, schedule=name, stages_per_rank=stages)
+        for stages_per_rank in range(facts.least, min(facts.most or MAX_WHOLE, MAX_WHOLE) + 1):
+            yield dataclasses.replace(first, schedule=name, stages_per_rank=stages_per_rank)
 
 
 def _holds(plan: Plan) -> bool:
     """Whether the plan breaks no rule but those about microbatches."""
-    return not _any_broken([rule for rule in rules(plan) if rule.name not in OF_MICROBATCHES], plan)
+    return not _any_broken(plan, of_batch=False)
 
 
-def _any_broken(some: list[Rule], plan: Plan) -> bool:
-    return any(rule.check(plan) for rule in some)
+def _any_broken(plan: Plan, *, of_batch: bool) -> bool:
+    return any(rule.check(plan) for rule in rules(plan) if (rule.name in OF_MICROBATCHES) == of_batch)

@@ -1,4 +1,4 @@
-"""Worker processes that each hold one object and call its methods for the items that they get. Torch is not imported."""
+"""Worker processes that each hold one object and call its methods for the items that they get."""
 
 from __future__ import annotations
 

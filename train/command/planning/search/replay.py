@@ -1,4 +1,4 @@
-"""The bubble of a pipeline by the order in which torch's schedule runs every action, with the predicted times of stages.
+"""The bubble of a pipeline, by the order in which torch's schedule runs every action, with predicted times of stages.
 
 A stage's time is its share of its rank's: by its layers, and the head's on the last one. Messages that are not hidden
 lengthen the forward by a third of their time and the backward by two thirds. From MANY rounds on, each further round

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from train.command.planning.constants import Constants
 from train.command.planning.footprint import Footprint, footprint, reserve
 from train.command.planning.job import Job
 from train.command.planning.quantities import Quantities
-from train.command.planning.search.layouts import Choices, Layout, meshes, of_mesh
+from train.command.planning.search.layouts import Choices, Layout, Valid, meshes
 from train.command.planning.search.processes import Processes
 from train.command.planning.search.replay import replayed
 from train.command.planning.search.splits import splits
@@ -27,6 +27,7 @@ from train.command.planning.step_time import StepTime, step_time
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
 from train.strategies.memory import GiB
+from train.strategies.pipeline.placement import SCHEDULES
 
 KEPT = 200  # layouts that are replayed
 WIDER = 2  # times as many get better splits first, as a split may change their order
@@ -43,7 +44,7 @@ class Task:
     base: Plan
     products: str
     constants: Constants
-    choices: Choices = Choices()
+    choices: Choices
     kept: int = KEPT
 
     def job(self, layout: Layout) -> Job:
@@ -101,18 +102,17 @@ class Pricer:
     """Prices layouts of one task in one process."""
 
     def __init__(self, task: Task) -> None:
-        self.task, self.tables = task, Tables()
+        self.task, self.tables, self.valid = task, Tables(), Valid(task.base, task.choices)
+        self.bounds: dict[Hashable, float] = {}
 
     def mesh(self, asked: tuple[tuple[int, ...], float]) -> OfMesh:
         """The layouts of a mesh, given by its degrees, that take less than so many seconds."""
         degrees, bound = asked
         found = OfMesh()
-        for group in of_mesh(self.task.base, degrees, self.task.choices):
-            found.valid += len(group)
-            layouts = [self._listed(layout) for layout in group]
-            if not layouts:
-                continue
-            if (floor := self._floor(layouts[0])) > self.task.capacity:
+        for group in self.valid.of_mesh(degrees):
+            found.valid += len(group.micros)
+            layouts = [one for layout in group if self._at_least(one := self._listed(layout)) < bound]
+            if layouts and (floor := self._floor(layouts[0])) > self.task.capacity:
                 found.too_large(floor, layouts[0])
                 continue
             for layout in layouts:
@@ -120,25 +120,35 @@ class Pricer:
         return found
 
     def _listed(self, layout: Layout) -> Layout:
-        return dataclasses.replace(layout, layers=self.tables.listed(layout.plan(self.task.base)))
+        stages = layout.degrees[0] * layout.stages_per_rank
+        return dataclasses.replace(layout, layers=self.tables.listed(self.task.base.config, stages))
+
+    def _at_least(self, layout: Layout) -> float:
+        """Seconds that the layout needs if nothing is sent or updated, which many meshes share."""
+        pp, replicate, shard, cp, tp = layout.degrees
+        facts = SCHEDULES[layout.schedule] if layout.schedule else None
+        placed = (layout.stages_per_rank, facts and facts.v_shaped, facts and facts.splits_backward)
+        mesh = (pp, replicate * shard, cp, tp, placed, layout.zero_stage > 1)
+        key = (*mesh, layout.recomputation, layout.micro_batch_size)
+        if key not in self.bounds:
+            self.bounds[key] = step_time(self.tables.alone(self.task.job(layout)), self.task.constants).total
+        return self.bounds[key]
 
     def _floor(self, layout: Layout) -> float:
         job = self.task.job(layout)
         return 0.0 if job.plan.config.strategy.uses_ddp() else self.tables.floor(job)
 
     def _price(self, layout: Layout, bound: float, found: OfMesh) -> None:
-        c, job = self.task.constants, self.task.job(layout)
-        if step_time(self.tables.alone(job), c).total >= bound:
-            return
         found.priced += 1
-        if (seconds := step_time(self.tables.quantities(job), c).total) >= bound:
+        job = self.task.job(layout)
+        if (seconds := step_time(self.tables.quantities(job), self.task.constants).total) >= bound:
             return
         missing = self.missing(job)
         if missing > 0:
             found.too_large(missing + self.task.capacity, layout)
         for split in splits(layout.layers) if missing < CLOSE * self.task.capacity else []:
             other = dataclasses.replace(layout, layers=split)
-            if self.missing(self.task.job(other)) <= 0:
+            if (missing <= 0 and other == layout) or self.missing(self.task.job(other)) <= 0:
                 found.best.append((seconds, other))
                 return
 

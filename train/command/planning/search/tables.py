@@ -30,9 +30,9 @@ from train.command.planning.quantities import (
     work_of,
 )
 from train.config.plan import Plan
-from train.config.schema import ActivationCheckpointing
+from train.config.schema import ActivationCheckpointing, Config
 from train.strategies.equal_ranks import sending_key
-from train.strategies.memory import Needs, needs, state_bytes
+from train.strategies.memory import needs, state_bytes
 from train.strategies.pipeline.keys import PipelineKeys
 from train.strategies.pipeline.placement import layers_per_stage
 
@@ -77,6 +77,7 @@ class Mesh:
     classes: tuple[int, ...]
     places: tuple[int, ...]
     sent: dict[tuple[int, int, int, int], Sent] = field(default_factory=dict)
+    grown: dict[tuple[int, int, int, int], Sent] = field(default_factory=dict)
 
     def messages(self, kind: int, layers: int, microbatches: int, sequences: int) -> Sent:
         """Of a rank of this class with so many layers."""
@@ -93,16 +94,18 @@ class Mesh:
         )
 
     def _of_layers(self, kind: int, layers: int, microbatches: int, sequences: int) -> Sent:
-        chunks = self.small.job.stages_per_rank
-        few, more = (self._probe(kind, each, microbatches, sequences) for each in (1, 2))
-        return tuple(
-            replace(
-                first,
-                calls=first.calls + (layers - chunks) * (second.calls - first.calls) // chunks,
-                bytes=first.bytes + (layers - chunks) * (second.bytes - first.bytes) // chunks,
+        chunks, key = self.small.job.stages_per_rank, (kind, layers, microbatches, sequences)
+        if key not in self.grown:
+            few, more = (self._probe(kind, each, microbatches, sequences) for each in (1, 2))
+            self.grown[key] = tuple(
+                replace(
+                    first,
+                    calls=first.calls + (layers - chunks) * (second.calls - first.calls) // chunks,
+                    bytes=first.bytes + (layers - chunks) * (second.bytes - first.bytes) // chunks,
+                )
+                for first, second in zip(few, more, strict=True)
             )
-            for first, second in zip(few, more, strict=True)
-        )
+        return self.grown[key]
 
     def _probe(self, kind: int, each: int, microbatches: int, sequences: int) -> Sent:
         key = (kind, each, microbatches, sequences)
@@ -118,21 +121,21 @@ class Mesh:
         return few + (layers - chunks) * (more - few) // chunks
 
     @cached_property
-    def _parameters(self) -> list[tuple[int, int]]:
+    def _parameters(self) -> list[list[int]]:
         plans = [self.small.with_layers(each, 2, 1).plan for each in (1, 2)]
-        found = [
-            [state_bytes(plan, self._rank(kind))["parameters"] for plan in plans] for kind in range(len(self.classes))
-        ]
-        return [(few, more) for few, more in found]
+        ranks = map(self._rank, range(len(self.classes)))
+        return [[state_bytes(plan, rank)["parameters"] for plan in plans] for rank in ranks]
 
     def floor(self, kind: int, layers: int) -> float:
         """Bytes that a rank of this class cannot do without: its state and what FSDP gathers, without activations."""
-        few, more = (self._needs(kind, each) for each in (2, 3))
+        few, more = self._floors[kind]
         chunks = self.small.job.stages_per_rank
-        return few.on_device + (layers - 2 * chunks) * (more.on_device - few.on_device) / chunks
+        return few + (layers - 2 * chunks) * (more - few) / chunks
 
-    def _needs(self, kind: int, each: int) -> Needs:
-        return needs(self.small.with_layers(each, 1, 1).plan, self._rank(kind))
+    @cached_property
+    def _floors(self) -> list[list[int]]:
+        plans = [self.small.with_layers(each, 1, 1).plan for each in (2, 3)]
+        return [[needs(plan, rank).on_device for plan in plans] for rank in map(self._rank, range(len(self.classes)))]
 
     def _rank(self, kind: int) -> int:
         plan = self.small.job.plan
@@ -152,7 +155,7 @@ class Tables:
 
     works: dict[Key, tuple[Work, tuple[Products, Products, float]]] = field(default_factory=dict)
     shapes: dict[Key, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    balanced: dict[int, list[int]] = field(default_factory=dict)
+    balanced: dict[int, tuple[int, ...]] = field(default_factory=dict)
     degrees: Key = None  # of the mesh whose layouts are priced now, one after the other
     meshes: dict[Key, Mesh] = field(default_factory=dict)  # of these degrees
 
@@ -175,12 +178,11 @@ class Tables:
         return assembled(job, *self.work(job), tuple(stages), tuple(places))
 
     def alone(self, job: Job) -> Quantities:
-        """As `quantities`, as if nothing were sent: a bound from below for the time, and cheap."""
-        plan = job.plan
-        kinds = dict.fromkeys(layers_of_rank(plan, place) for place in range(plan.degrees["pp"]))
-        stages = {kind: i for i, kind in enumerate(kinds)}
-        places = tuple(stages[layers_of_rank(plan, place)] for place in range(plan.degrees["pp"]))
-        return assembled(job, *self.work(job), tuple(Stage(*kind, (), 0) for kind in kinds), places)
+        """As `quantities`, as if nothing were sent or updated."""
+        ranks = [layers_of_rank(job.plan, place) for place in range(job.plan.degrees["pp"])]
+        kinds = {kind: i for i, kind in enumerate(dict.fromkeys(ranks))}
+        stages = tuple(Stage(*kind, (), 0) for kind in kinds)
+        return assembled(job, *self.work(job), stages, tuple(kinds[kind] for kind in ranks))
 
     def floor(self, job: Job) -> float:
         """The bytes that the fullest rank cannot do without."""
@@ -188,14 +190,12 @@ class Tables:
         ranks = {(kind, layers_of_rank(plan, place)[0]) for place, kind in enumerate(mesh.places)}
         return max(mesh.floor(kind, layers) for kind, layers in ranks)
 
-    def listed(self, plan: Plan) -> tuple[int, ...]:
-        """The layers of each stage, balanced by FLOPs; empty without a pipeline."""
-        stages = plan.num_stages
-        if stages == 1:
-            return ()
+    def listed(self, config: Config, stages: int) -> tuple[int, ...]:
+        """The layers of so many stages, balanced by FLOPs; empty without a pipeline."""
         if stages not in self.balanced:
-            self.balanced[stages] = layers_per_stage(plan.config.model, plan.config.train.seq_len, stages)
-        return tuple(self.balanced[stages])
+            balanced = layers_per_stage(config.model, config.train.seq_len, stages) if stages > 1 else []
+            self.balanced[stages] = tuple(balanced)
+        return self.balanced[stages]
 
     def work(self, job: Job) -> tuple[Work, tuple[Products, Products, float]]:
         degrees, train = job.plan.degrees, job.plan.config.train
@@ -237,5 +237,6 @@ def _stage_of_zero(plan: Plan) -> int:
 
 
 def priced_job(plan: Plan, products: str) -> Job:
-    """The job of a plan, whose matrix products are of another precision than the lab trains in, if `products` says so."""
+    """The job of a plan. `products`: the precision of its matrix products, which may be one that the lab cannot train
+    in."""
     return dataclasses.replace(of_plan(plan), products=products)
