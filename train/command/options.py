@@ -19,7 +19,9 @@ LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "p
 DOCTOR = "python -m launch.doctor"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 SOAK = "python scripts/soak.py"
+MATMUL = "scripts/matmul.py"
 MAX_RESTARTS = 10_000
+MAX_TEXT = 1_000  # characters of a path
 
 T = TypeVar("T")
 
@@ -89,6 +91,14 @@ def _times(text: str) -> tuple[float, ...] | None:
     parts = text.split(",")
     right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
     return tuple(map(float, parts)) if right else None
+
+
+def _text(text: str) -> str | None:
+    return text if 0 < len(text) <= MAX_TEXT and text.isprintable() else None
+
+
+def _name(text: str) -> str | None:
+    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", text) else None
 
 
 _TRUE_OR_FALSE = ("true or false", {"true": True, "false": False}.get)
@@ -199,6 +209,56 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
 )
+BUDGET_S: Option[int | None] = Option(
+    "budget_s",
+    None,
+    (MATMUL,),
+    *_positive(86_400),
+    example="100",
+    help="The seconds in which to measure, without the start and compilation. What comes too late is left out and "
+    "named.",
+    unset="150 on a CPU, 45 on an accelerator",
+)
+NAME: Option[str | None] = Option(
+    "name",
+    None,
+    (MATMUL,),
+    "letters, digits, _, . and -",
+    _name,
+    example="my_gpu",
+    help="The name of the profile: hardware=measured/NAME takes it.",
+    unset="the device's name and the number of processes",
+)
+BASELINE: Option[str | None] = Option(
+    "baseline",
+    None,
+    (MATMUL,),
+    "the name of a measured profile",
+    _name,
+    example="cpu_x1",
+    help="An earlier profile, of a CPU for example: a column says how many times as fast this machine is.",
+    unset="none",
+)
+FOLDER: Option[str | None] = Option(
+    "folder",
+    None,
+    (MATMUL,),
+    "the name of a folder",
+    _text,
+    example="profiles",
+    help="Where the profile is written; hardware=measured/NAME finds only those of the default folder.",
+    unset="configs/hardware/measured",
+)
+PLOT: Option[str | None] = Option(
+    "plot",
+    None,
+    (MATMUL,),
+    "the name of a .png or .svg file",
+    lambda text: _text(text) if text.endswith((".png", ".svg")) else None,
+    example="roofline.svg",
+    help="A file for a picture of the roofline; it needs matplotlib.",
+    unset="none",
+)
 OPTIONS: tuple[Option[Any], ...] = (
     NPROC,
     PORT,
@@ -212,4 +272,9 @@ OPTIONS: tuple[Option[Any], ...] = (
     STEPS,
     MINUTES,
     MTBF_S,
+    BUDGET_S,
+    NAME,
+    BASELINE,
+    FOLDER,
+    PLOT,
 )

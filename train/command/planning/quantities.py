@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from train.command.planning import products
 from train.command.planning.job import Job
 from train.command.planning.links import Group, group_of
-from train.command.planning.products import TILE, Products, Work
+from train.command.planning.products import TILE, Matrix, Products, Work
+from train.command.planning.profile import Profile, profile_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
 from train.config.traffic import totals
@@ -55,6 +56,8 @@ class Quantities:
     chunks: int
     tile_elements: float  # the results that all processors of a device compute at a time
     units: int  # modules that FSDP gathers, of the largest stage; 0 without FSDP of more than one rank
+    head_matrix: Matrix
+    profile: Profile | None  # what was measured on the device
 
 
 def quantities(job: Job) -> Quantities:
@@ -69,26 +72,44 @@ def quantities(job: Job) -> Quantities:
             known[key] = len(kinds)
             kinds.append(_stage(job, place * ranks_per_stage))
         places.append(known[key])
-    return assembled(job, *work_of(plan), tuple(kinds), tuple(places))
+    return assembled(job, computed_of(plan), tuple(kinds), tuple(places), profile_of_job(job))
 
 
-def work_of(plan: Plan) -> tuple[Work, tuple[Products, Products, float]]:
-    """What a layer and the head compute for a microbatch."""
-    return products.layer(rank_of(plan, 0)), products.head(rank_of(plan, plan.world_size - 1))
+@dataclass(frozen=True)
+class Computed:
+    """What a layer and the head compute for a microbatch; `head`: forward, backward and the bytes of the loss."""
+
+    layer: Work
+    head: tuple[Products, Products, float]
+    head_matrix: Matrix
+
+
+def computed_of(plan: Plan) -> Computed:
+    first, last = rank_of(plan, 0), rank_of(plan, plan.world_size - 1)
+    return Computed(products.layer(first), products.head(last), products.head_matrix(last))
+
+
+def profile_of_job(job: Job) -> Profile | None:
+    return profile_of(job.plan.config.hardware, job.products, job.plan.config.compile.enabled)
 
 
 def assembled(
-    job: Job,
-    work: Work,
-    head: tuple[Products, Products, float],
-    kinds: tuple[Stage, ...],
-    places: tuple[int, ...],
+    job: Job, computed: Computed, kinds: tuple[Stage, ...], places: tuple[int, ...], profile: Profile | None
 ) -> Quantities:
-    plan, processors = job.plan, job.plan.config.hardware.processors
-    assert processors is not None, "job.missing_figures names it"
-    units = max(stage.layers for stage in kinds) if _gathers(plan) else 0
+    processors = job.plan.config.hardware.processors
+    assert processors is not None or profile is not None, "job.missing_figures names it"
     return Quantities(
-        job, work, head, kinds, places, plan.num_microbatches, job.stages_per_rank, float(TILE * processors), units
+        job,
+        computed.layer,
+        computed.head,
+        kinds,
+        places,
+        job.plan.num_microbatches,
+        job.stages_per_rank,
+        float(TILE * (processors or 1)),
+        max(stage.layers for stage in kinds) if _gathers(job.plan) else 0,
+        computed.head_matrix,
+        profile,
     )
 
 
@@ -106,10 +127,19 @@ def passes_round(plan: Plan) -> bool:
     return isinstance(strategy, ContextKeys) and strategy.cp_method == "ring"
 
 
+def shards_of(plan: Plan) -> int:
+    """The number of ranks over which FSDP shards parameters."""
+    return plan.degrees["dp_shard"] * plan.degrees["cp"]
+
+
+def is_gathered(plan: Plan) -> bool:
+    """Whether FSDP shards parameters over several ranks."""
+    return plan.config.strategy.uses_fsdp() and shards_of(plan) > 1
+
+
 def _gathers(plan: Plan) -> bool:
     """Whether FSDP gathers or reduces with every microbatch."""
-    strategy = plan.config.strategy
-    return strategy.uses_fsdp() and not strategy.reduces_once() and plan.degrees["dp_shard"] * plan.degrees["cp"] > 1
+    return is_gathered(plan) and not plan.config.strategy.reduces_once()
 
 
 def _stage(job: Job, rank: int) -> Stage:

@@ -128,7 +128,8 @@ class Pricer:
         pp, replicate, shard, cp, tp = layout.degrees
         facts = SCHEDULES[layout.schedule] if layout.schedule else None
         placed = (layout.stages_per_rank, facts and facts.v_shaped, facts and facts.splits_backward)
-        mesh = (pp, replicate * shard, cp, tp, placed, layout.zero_stage > 1)
+        weights = (layout.zero_stage, shard) if self.task.base.config.hardware.measured else layout.zero_stage > 1
+        mesh = (pp, replicate * shard, cp, tp, placed, weights)
         key = (*mesh, layout.recomputation, layout.micro_batch_size)
         if key not in self.bounds:
             self.bounds[key] = step_time(self.tables.alone(self.task.job(layout)), self.task.constants).total

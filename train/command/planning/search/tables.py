@@ -18,16 +18,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from train.command.planning.job import Job, of_plan
-from train.command.planning.products import Products, Work
+from train.command.planning.profile import Profile
 from train.command.planning.quantities import (
+    Computed,
     Message,
     Quantities,
     Stage,
     assembled,
+    computed_of,
     layers_of_rank,
     messages_of,
+    profile_of_job,
     quantities,
-    work_of,
 )
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing, Config
@@ -153,7 +155,8 @@ def _extended(first: int, more: int, larger: int, microbatches: int, sequences: 
 class Tables:
     """The tables of one search: one model, batch, world and hardware."""
 
-    works: dict[Key, tuple[Work, tuple[Products, Products, float]]] = field(default_factory=dict)
+    computed: dict[Key, Computed] = field(default_factory=dict)
+    profiles: dict[str, Profile | None] = field(default_factory=dict)
     shapes: dict[Key, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     balanced: dict[int, tuple[int, ...]] = field(default_factory=dict)
     degrees: Key = None  # of the mesh whose layouts are priced now, one after the other
@@ -175,14 +178,14 @@ class Tables:
                 sent = mesh.messages(kind, layers, plan.num_microbatches, plan.config.train.micro_batch_size)
                 stages.append(Stage(layers, has_head, sent, mesh.parameters(kind, layers)))
             places.append(kinds[kind, layers])
-        return assembled(job, *self.work(job), tuple(stages), tuple(places))
+        return self._assembled(job, tuple(stages), tuple(places))
 
     def alone(self, job: Job) -> Quantities:
         """As `quantities`, as if nothing were sent or updated."""
         ranks = [layers_of_rank(job.plan, place) for place in range(job.plan.degrees["pp"])]
         kinds = {kind: i for i, kind in enumerate(dict.fromkeys(ranks))}
         stages = tuple(Stage(*kind, (), 0) for kind in kinds)
-        return assembled(job, *self.work(job), stages, tuple(kinds[kind] for kind in ranks))
+        return self._assembled(job, stages, tuple(kinds[kind] for kind in ranks))
 
     def floor(self, job: Job) -> float:
         """The bytes that the fullest rank cannot do without."""
@@ -197,12 +200,14 @@ class Tables:
             self.balanced[stages] = tuple(balanced)
         return self.balanced[stages]
 
-    def work(self, job: Job) -> tuple[Work, tuple[Products, Products, float]]:
+    def _assembled(self, job: Job, kinds: tuple[Stage, ...], places: tuple[int, ...]) -> Quantities:
         degrees, train = job.plan.degrees, job.plan.config.train
         key = (degrees["tp"], degrees["cp"], train.micro_batch_size)
-        if key not in self.works:
-            self.works[key] = work_of(job.plan)
-        return self.works[key]
+        if key not in self.computed:
+            self.computed[key] = computed_of(job.plan)
+        if job.products not in self.profiles:
+            self.profiles[job.products] = profile_of_job(job)
+        return assembled(job, self.computed[key], kinds, places, self.profiles[job.products])
 
     def mesh_of(self, job: Job) -> Mesh:
         plan, strategy = job.plan, job.plan.config.strategy

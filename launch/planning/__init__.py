@@ -1,0 +1,1 @@
+"""What `launch.plan` prints, and what finished runs say beside its predictions."""
