@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from scripts.scoring.jobs import job_of, layers
-from scripts.scoring.rows import SPREAD, read
+from scripts.scoring.rows import read
 from scripts.scoring.scores import NOT_PREDICTED, Scored, choices, interval
 from tests.plans import plan_of
 from train.command.planning import constants
+from train.command.planning.intervals import SPREAD
 from train.command.planning.job import missing_figures, of_plan
 from train.command.planning.links import Group, group_of, network
 from train.command.planning.quantities import quantities

@@ -1,63 +1,23 @@
 """The options of the tools, such as `nproc=4`, which are not keys of the config. Each is declared only here.
 
 The tools read them, and `--help` and docs/configuration.md show them. If an option is given to a wrong tool, the
-message names the tools that have it. Torch is not imported.
+message names the tools that have it. `option.py` says what an option is. Torch is not imported.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+from train.command.option import TRUE_OR_FALSE, Option, amount, numbers, one_of, positive, printable, short_name, whole
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
-from train.config.problems import BadInput, Problem
-from train.config.rules.ranges import shortened
 
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
-DOCTOR = "python -m launch.doctor"
+DOCTOR, PLAN = "python -m launch.doctor", "python -m launch.plan"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 SOAK = "python scripts/soak.py"
 MATMUL = "scripts/matmul.py"
 MAX_RESTARTS = 10_000
-MAX_TEXT = 1_000  # characters of a path
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Option(Generic[T]):
-    """An option. `read` returns the value of a text, or None if the text is wrong. `must` completes the message "must
-    be …"."""
-
-    name: str
-    default: T
-    tools: tuple[str, ...]
-    must: str
-    read: Callable[[str], T | None]
-    example: str
-    help: str
-    unset: str = ""  # the meaning of None as the default, for --help
-
-    def pop(self, argv: list[str]) -> T:
-        """Remove every `name=value` from argv and return the last value. Raises BadInput if one of them is wrong."""
-        given = [word for word in argv if word.startswith(f"{self.name}=")]
-        argv[:] = [word for word in argv if word not in given]
-        return [self.default, *(self.value(word) for word in given)][-1]
-
-    def value(self, word: str) -> T:
-        """The value of `name=value`. Raises BadInput if it is wrong."""
-        text = word.partition("=")[2]
-        value = self.read(text)
-        if value is None:
-            message = f"{self.name}={shortened(text)} is not valid: {self.name} must be {self.must}"
-            raise BadInput(Problem(self.name, message, f"use {self.name}={self.example}, for example"))
-        return value
-
-    @property
-    def shown_default(self) -> str:
-        return self.unset or str(self.default).lower()
+MOST_SHOWN = 200  # layouts: those that a search replays
 
 
 def of(tool: str) -> list[Option[Any]]:
@@ -69,45 +29,11 @@ def named(name: str) -> Option[Any] | None:
     return next((option for option in OPTIONS if option.name == name), None)
 
 
-def _positive(most: int) -> tuple[str, Callable[[str], int | None]]:
-    def read(text: str) -> int | None:
-        # the length is checked first, as Python refuses to convert thousands of digits
-        right = re.fullmatch(r"[1-9][0-9]*", text) and len(text) <= len(str(most)) and int(text) <= most
-        return int(text) if right else None
-
-    return f"a positive integer, at most {most:,}", read
-
-
-def _count(most: int) -> tuple[str, Callable[[str], int | None]]:
-    read = _positive(most)[1]
-    return f"a whole number from 0 to {most:,}", lambda text: 0 if text == "0" else read(text)
-
-
-def _one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
-    return f"{', '.join(values[:-1])} or {values[-1]}", lambda text: text if text in values else None
-
-
-def _times(text: str) -> tuple[float, ...] | None:
-    parts = text.split(",")
-    right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
-    return tuple(map(float, parts)) if right else None
-
-
-def _text(text: str) -> str | None:
-    return text if 0 < len(text) <= MAX_TEXT and text.isprintable() else None
-
-
-def _name(text: str) -> str | None:
-    return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", text) else None
-
-
-_TRUE_OR_FALSE = ("true or false", {"true": True, "false": False}.get)
-
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK),
-    *_positive(MAX_RANKS),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK),
+    *positive(MAX_RANKS),
     example="4",
     help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
 )
@@ -115,7 +41,7 @@ PORT: Option[int | None] = Option(
     "port",
     None,
     (LOCAL,),
-    *_positive(65_535),
+    *positive(65_535),
     example="29500",
     help="The port of torchrun's store on this machine.",
     unset="a free one",
@@ -124,7 +50,7 @@ RESTARTS: Option[int] = Option(
     "restarts",
     0,
     (LOCAL,),
-    *_count(MAX_RESTARTS),
+    *whole(MAX_RESTARTS),
     example="3",
     help="How often all ranks are started again after one of them has failed.",
 )
@@ -132,7 +58,7 @@ FORCE: Option[bool] = Option(
     "force",
     False,
     (LOCAL, SWEEP, VERIFY),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="Runs are started even if they do not fit in memory.",
 )
@@ -140,7 +66,7 @@ BATCH: Option[str] = Option(
     "batch",
     "global",
     (SWEEP,),
-    *_one_of("global", "micro", "best"),
+    *one_of("global", "micro", "best"),
     example="micro",
     help="How the points are made comparable. global: the global batch is as given. micro: train.micro_batch_size is "
     "as given, and the global batch is scaled so that each data rank has as many microbatches as in the first point. "
@@ -150,7 +76,7 @@ MAX_MICRO_BATCH_SIZE: Option[int | None] = Option(
     "max_micro_batch_size",
     None,
     (SWEEP,),
-    *_positive(MAX_SEQUENCES),
+    *positive(MAX_SEQUENCES),
     example="64",
     help="The largest micro batch that batch=best tries, in sequences.",
     unset="64 on a CPU; on a GPU, its memory",
@@ -159,7 +85,7 @@ SKIP_INVALID: Option[bool] = Option(
     "skip_invalid",
     False,
     (SWEEP,),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="Points that cannot be run are left out, and the others are run.",
 )
@@ -167,7 +93,7 @@ FRESH: Option[bool] = Option(
     "fresh",
     False,
     (SWEEP,),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="The results of an earlier start of the same command are not used; without this, that sweep is continued.",
 )
@@ -175,7 +101,7 @@ LOCATE: Option[bool | None] = Option(
     "locate",
     None,
     (VERIFY,),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="Whether to run a strategy once more and look for the first wrong result, comparing every module's output and "
     "its gradient.",
@@ -185,7 +111,7 @@ STEPS: Option[int] = Option(
     "steps",
     40,
     (BENCH_STEP,),
-    *_positive(MAX_STEPS),
+    *positive(MAX_STEPS),
     example="40",
     help="The number of timed steps of each loop.",
 )
@@ -194,7 +120,7 @@ MINUTES: Option[tuple[float, ...]] = Option(
     (10.0,),
     (SOAK,),
     "a number of minutes",
-    lambda text: None if "," in text else _times(text),
+    lambda text: None if "," in text else numbers(text),
     example="20",
     help="How long each strategy is trained without kills; the runs with kills make as many steps.",
     unset="10",
@@ -204,7 +130,7 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     (60.0,),
     (SOAK,),
     "one or several numbers of seconds",
-    _times,
+    numbers,
     example="300",
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
@@ -213,7 +139,7 @@ BUDGET_S: Option[int | None] = Option(
     "budget_s",
     None,
     (MATMUL,),
-    *_positive(86_400),
+    *positive(86_400),
     example="100",
     help="The seconds in which to measure, without the start and compilation. What comes too late is left out and "
     "named.",
@@ -224,7 +150,7 @@ NAME: Option[str | None] = Option(
     None,
     (MATMUL,),
     "letters, digits, _, . and -",
-    _name,
+    short_name,
     example="my_gpu",
     help="The name of the profile: hardware=measured/NAME takes it.",
     unset="the device's name and the number of processes",
@@ -234,7 +160,7 @@ BASELINE: Option[str | None] = Option(
     None,
     (MATMUL,),
     "the name of a measured profile",
-    _name,
+    short_name,
     example="cpu_x1",
     help="An earlier profile, of a CPU for example: a column says how many times as fast this machine is.",
     unset="none",
@@ -244,7 +170,7 @@ FOLDER: Option[str | None] = Option(
     None,
     (MATMUL,),
     "the name of a folder",
-    _text,
+    printable,
     example="profiles",
     help="Where the profile is written; hardware=measured/NAME finds only those of the default folder.",
     unset="configs/hardware/measured",
@@ -254,10 +180,38 @@ PLOT: Option[str | None] = Option(
     None,
     (MATMUL,),
     "the name of a .png or .svg file",
-    lambda text: _text(text) if text.endswith((".png", ".svg")) else None,
+    lambda text: printable(text) if text.endswith((".png", ".svg")) else None,
     example="roofline.svg",
     help="A file for a picture of the roofline; it needs matplotlib.",
     unset="none",
+)
+TOP: Option[int] = Option(
+    "top",
+    10,
+    (PLAN,),
+    *positive(MOST_SHOWN),
+    example="20",
+    help="How many of the best layouts are shown.",
+)
+TOKENS: Option[float | None] = Option(
+    "tokens",
+    None,
+    (PLAN,),
+    "a positive number, as 1e12",
+    amount,
+    example="1e12",
+    help="The tokens of a whole training, for its time, GPU-hours, cost and energy.",
+    unset="those of train.steps",
+)
+PRICE: Option[float | None] = Option(
+    "price",
+    None,
+    (PLAN,),
+    "a positive number",
+    amount,
+    example="2.5",
+    help="The price of one device in US dollars per hour.",
+    unset="hardware.price_usd_per_hour",
 )
 OPTIONS: tuple[Option[Any], ...] = (
     NPROC,
@@ -277,4 +231,7 @@ OPTIONS: tuple[Option[Any], ...] = (
     BASELINE,
     FOLDER,
     PLOT,
+    TOP,
+    TOKENS,
+    PRICE,
 )

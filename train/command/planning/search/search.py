@@ -1,191 +1,48 @@
 """The search: every valid layout by closed forms, the best of them with better splits, then replayed event by event.
 
-A mesh is priced as a whole, so that its layouts share their tables, and two processes take meshes in turns. A layout is
-left out early if even without messages it is slower than KEPT layouts that fit, or if its state alone does not fit.
+A mesh is priced as a whole, so that its layouts share their tables, and processes take meshes in turns. A layout is
+left out early if even without messages it is slower than enough others that fit, or if its state alone does not fit.
 Neither changes which layouts are best.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 import math
-from collections.abc import Callable, Hashable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from train.command.planning.constants import Constants
-from train.command.planning.footprint import Footprint, footprint, reserve
-from train.command.planning.job import Job
-from train.command.planning.quantities import Quantities
-from train.command.planning.search.layouts import Choices, Layout, Valid, meshes
+from train.command.planning.quantities import profile_of_job
+from train.command.planning.search.layouts import Layout, meshes
+from train.command.planning.search.pricer import Priced, Pricer, Task, order_of, rank_of
 from train.command.planning.search.processes import Processes
-from train.command.planning.search.replay import replayed
-from train.command.planning.search.splits import splits
-from train.command.planning.search.tables import Tables, priced_job
-from train.command.planning.step_time import StepTime, step_time
-from train.config.plan import Plan
-from train.config.schema import ActivationCheckpointing
-from train.strategies.memory import GiB
-from train.strategies.pipeline.placement import SCHEDULES
+from train.command.planning.search.tables import priced_job
 
-KEPT = 200  # layouts that are replayed
-WIDER = 2  # times as many get better splits first, as a split may change their order
-CLOSE = 0.1  # of the device's memory: if more is missing, another split does not help
+WIDER = 2  # times as many as are replayed get better splits first, as a split may change their order
 NEAREST = 40  # layouts whose memory is computed where none fits
 OnProgress = Callable[[int, int], None]  # (done, all), in meshes
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is searched. `base`: a plan with the config and the world, whatever its strategy. `products`: the precision
-    of the matrix products."""
-
-    base: Plan
-    products: str
-    constants: Constants
-    choices: Choices
-    kept: int = KEPT
-
-    def job(self, layout: Layout) -> Job:
-        return priced_job(layout.plan(self.base), self.products)
-
-    @property
-    def capacity(self) -> float:
-        """The bytes of a device; infinite if they are not known."""
-        size = self.base.config.hardware.memory_gib
-        return math.inf if size is None else size * GiB
-
-
-@dataclass(frozen=True)
-class Priced:
-    """A layout that fits, with its predicted step, the bytes on the fullest rank, and those that must stay free."""
-
-    layout: Layout
-    quantities: Quantities
-    time: StepTime
-    footprint: Footprint
-    reserve: float
-
-    @property
-    def seconds(self) -> float:
-        return self.time.total
-
-
-@dataclass(frozen=True)
 class Outcome:
     """`valid`: the number of valid layouts, of which `priced` were not left out early. `best`: the fastest that fit.
-    `nearest`: where none fits, the layout that lacks the fewest bytes, and how many."""
+    `nearest`: where none fits, the layout that lacks the fewest bytes, and how many. `unknown`: figures that the
+    hardware lacks, with the number of layouts that cannot be priced without them."""
 
     valid: int
     priced: int
     best: tuple[Priced, ...]
     nearest: tuple[Layout, float] | None = None
-
-
-@dataclass
-class OfMesh:
-    """The layouts of a mesh that fit and may be among the best, with their seconds. `least`: the one that needs the
-    fewest bytes of those that do not fit, as far as they are known."""
-
-    valid: int = 0
-    priced: int = 0
-    best: list[tuple[float, Layout]] = field(default_factory=list)
-    least: tuple[float, Layout] | None = None
-
-    def too_large(self, size: float, layout: Layout) -> None:
-        if self.least is None or (size, _order(layout)) < (self.least[0], _order(self.least[1])):
-            self.least = size, layout
-
-
-class Pricer:
-    """Prices layouts of one task in one process."""
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.tables, self.valid = task, Tables(), Valid(task.base, task.choices)
-        self.bounds: dict[Hashable, float] = {}
-
-    def mesh(self, asked: tuple[tuple[int, ...], float]) -> OfMesh:
-        """The layouts of a mesh, given by its degrees, that take less than so many seconds."""
-        degrees, bound = asked
-        found = OfMesh()
-        for group in self.valid.of_mesh(degrees):
-            found.valid += len(group.micros)
-            layouts = [one for layout in group if self._at_least(one := self._listed(layout)) < bound]
-            if layouts and (floor := self._floor(layouts[0])) > self.task.capacity:
-                found.too_large(floor, layouts[0])
-                continue
-            for layout in layouts:
-                self._price(layout, bound, found)
-        return found
-
-    def _listed(self, layout: Layout) -> Layout:
-        stages = layout.degrees[0] * layout.stages_per_rank
-        return dataclasses.replace(layout, layers=self.tables.listed(self.task.base.config, stages))
-
-    def _at_least(self, layout: Layout) -> float:
-        """Seconds that the layout needs if nothing is sent or updated, which many meshes share."""
-        pp, replicate, shard, cp, tp = layout.degrees
-        facts = SCHEDULES[layout.schedule] if layout.schedule else None
-        placed = (layout.stages_per_rank, facts and facts.v_shaped, facts and facts.splits_backward)
-        weights = (layout.zero_stage, shard) if self.task.base.config.hardware.measured else layout.zero_stage > 1
-        mesh = (pp, replicate * shard, cp, tp, placed, weights)
-        key = (*mesh, layout.recomputation, layout.micro_batch_size)
-        if key not in self.bounds:
-            self.bounds[key] = step_time(self.tables.alone(self.task.job(layout)), self.task.constants).total
-        return self.bounds[key]
-
-    def _floor(self, layout: Layout) -> float:
-        job = self.task.job(layout)
-        return 0.0 if job.plan.config.strategy.uses_ddp() else self.tables.floor(job)
-
-    def _price(self, layout: Layout, bound: float, found: OfMesh) -> None:
-        found.priced += 1
-        job = self.task.job(layout)
-        if (seconds := step_time(self.tables.quantities(job), self.task.constants).total) >= bound:
-            return
-        missing = self.missing(job)
-        if missing > 0:
-            found.too_large(missing + self.task.capacity, layout)
-        for split in splits(layout.layers) if missing < CLOSE * self.task.capacity else []:
-            other = dataclasses.replace(layout, layers=split)
-            if (missing <= 0 and other == layout) or self.missing(self.task.job(other)) <= 0:
-                found.best.append((seconds, other))
-                return
-
-    def missing(self, job: Job) -> float:
-        """The bytes that the fullest rank lacks; at most 0 if it fits."""
-        if self.task.capacity == math.inf:
-            return 0.0
-        return footprint(job).total + reserve(job) - self.task.capacity
-
-    def with_better_split(self, layout: Layout) -> tuple[float, Layout]:
-        """The fastest split that fits, by the closed form."""
-        found = []
-        for split in dict.fromkeys([layout.layers, *splits(self._listed(layout).layers)]):
-            one = dataclasses.replace(layout, layers=split)
-            found.append((step_time(self.tables.quantities(self.task.job(one)), self.task.constants).total, one))
-        found.sort(key=lambda pair: pair[0])
-        return next(pair for pair in found if pair[1] == layout or self.missing(self.task.job(pair[1])) <= 0)
-
-    def replay(self, layout: Layout) -> Priced:
-        """The layout with its split or with the balanced one, whichever is faster when it is replayed."""
-        balanced = self._listed(layout)
-        found = []
-        for one in dict.fromkeys([balanced, layout]):
-            job = self.task.job(one)
-            if one == layout or self.missing(job) <= 0:
-                q = self.tables.quantities(job)
-                found.append((replayed(q, self.task.constants), one, q))
-        time, best, q = min(found, key=lambda each: each[0].total)
-        shown = dataclasses.replace(best, layers=()) if best == balanced else best
-        return Priced(shown, q, time, footprint(q.job), reserve(q.job))
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
 
 def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda done, total: None) -> Outcome:
     """The best layouts, the fastest first. `workers`: processes that share the work."""
     degrees = sorted(meshes(task.base), key=lambda one: _promise(task, one))
+    profile_of_job(priced_job(task.base, task.products))  # which refuses a profile that cannot be used
     valid = priced = 0
+    unknown: Counter[str] = Counter()
     best: list[tuple[float, Layout]] = []
     least: list[tuple[float, Layout]] = []
 
@@ -196,21 +53,24 @@ def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda don
     with Processes(lambda: Pricer(task), workers) as processes:
         for done, one in enumerate(processes.run("mesh", asked()), start=1):
             valid, priced = valid + one.valid, priced + one.priced
-            best = heapq.nsmallest(WIDER * task.kept, [*best, *one.best], key=_rank)
+            if one.best:
+                best = heapq.nsmallest(WIDER * task.kept, [*best, *one.best], key=rank_of)
             least += [one.least] if one.least else []
+            unknown.update(dict.fromkeys(one.unknown, one.valid))
             on_progress(done, len(degrees))
-        layouts = [layout for _, layout in best]
-        better = sorted(processes.run("with_better_split", iter(layouts)), key=_rank)[: task.kept]
-        alike = sorted((layout for _, layout in better), key=lambda one: (one.schedule or "", _order(one)))
-        ranked = sorted(processes.run("replay", iter(alike)), key=lambda one: (one.seconds, _order(one.layout)))
-    return Outcome(valid, priced, tuple(ranked), None if ranked or not least else _nearest(task, least))
+        layouts = sorted((layout for _, layout in best), key=order_of)  # so that those of a mesh share their tables
+        better = sorted(processes.run("with_better_split", iter(layouts)), key=rank_of)[: task.kept]
+        alike = sorted((layout for _, layout in better), key=lambda one: (one.schedule or "", order_of(one)))
+        ranked = sorted(processes.run("replay", iter(alike)), key=lambda one: (one.seconds, order_of(one.layout)))
+    nearest = None if ranked or not least else _nearest(task, least)
+    return Outcome(valid, priced, tuple(ranked), nearest, unknown)
 
 
 def _nearest(task: Task, least: list[tuple[float, Layout]]) -> tuple[Layout, float]:
     pricer = Pricer(task)
-    smallest = heapq.nsmallest(NEAREST, least, key=_rank)
+    smallest = heapq.nsmallest(NEAREST, least, key=rank_of)
     found = [(pricer.missing(task.job(layout)), layout) for _, layout in smallest]
-    missing, layout = min(found, key=_rank)
+    missing, layout = min(found, key=rank_of)
     return layout, missing
 
 
@@ -219,14 +79,3 @@ def _promise(task: Task, degrees: tuple[int, ...]) -> tuple[int, ...]:
     pp, replicate, _, cp, tp = degrees
     node = task.base.config.hardware.devices_per_node or task.base.world_size
     return max(tp // node, 1) * cp, pp * tp, replicate
-
-
-def _rank(pair: tuple[float, Layout]) -> tuple[float, tuple[Any, ...]]:
-    return pair[0], _order(pair[1])
-
-
-def _order(layout: Layout) -> tuple[Any, ...]:
-    """A fixed order, for layouts whose figures are equal."""
-    kind = [*ActivationCheckpointing].index(layout.recomputation)
-    return (*layout.degrees, layout.ep, -layout.zero_stage, layout.schedule or "", layout.stages_per_rank, kind,
-            layout.micro_batch_size, layout.layers)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from train.command.planning.search.layouts import Layout
-from train.command.planning.search.search import Priced
+from train.command.planning.search.pricer import Priced
 from train.config.schema import ActivationCheckpointing
 
 RECOMPUTED = {
