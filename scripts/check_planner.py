@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
-from launch.planning import records
+from launch.describe import records
+from launch.describe.records import Measured
 from train.command.planning import constants
 from train.command.planning.job import missing_figures, of_plan
 from train.command.planning.quantities import quantities
-from launch.planning.records import Measured
 from train.command.planning.step_time import step_time
 from train.command import cli
 from train.command.process.exits import reported_once

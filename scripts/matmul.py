@@ -26,11 +26,12 @@ from scripts.calibrating.compute import Call
 from scripts.calibrating.messages import Groups
 from scripts.calibrating.profile_file import Known
 from scripts.calibrating.timing import Stopwatch
-from train.command import cli, options
+from train.command import cli, measuring_options
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
 from train.config.plan import Plan
+from train.config.problems import BadInput, Problem
 from train.config.schema import Config, Precision
 from train.config.world import World
 from train.measure.hardware import hardware_of
@@ -55,12 +56,12 @@ def main() -> None:
         world, argv = World.from_env(), sys.argv[1:]
         bind_to_parents(world)
     with reported_once(world):
-        budget_s, name = options.BUDGET_S.pop(argv), options.NAME.pop(argv)
-        baseline, folder = options.BASELINE.pop(argv), options.FOLDER.pop(argv)
-        plot = options.PLOT.pop(argv)
+        budget_s, name = measuring_options.BUDGET_S.pop(argv), measuring_options.NAME.pop(argv)
+        baseline, folder = measuring_options.BASELINE.pop(argv), measuring_options.FOLDER.pop(argv)
+        plot = measuring_options.PLOT.pop(argv)
         if plot:
             roofline.check_matplotlib()
-        parser = cli.parser(options.MATMUL, __doc__ or "")
+        parser = cli.parser(measuring_options.MATMUL, __doc__ or "")
         runtime = choose_runtime(cli.parse(parser, argv, world.rank)[0].runtime, world)
         on_cpu = runtime.device.type == "cpu"
         budget_s = budget_s or (CPU_S if on_cpu else GPU_S)
@@ -74,6 +75,9 @@ def main() -> None:
             groups = Groups(world.world_size, world.rank)
             tables = measured(watch, plans_of(config, argv, world.world_size), groups)
             took = time.perf_counter() - started
+        if not tables:
+            message = f"budget_s={budget_s} is too short to measure anything"
+            raise BadInput(Problem("budget_s", message, "use a longer one"))
         if world.rank == 0:
             known = described(config, runtime, world, tables, name)
             print("\n".join(table.lines(known, before)))

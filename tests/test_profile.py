@@ -6,7 +6,7 @@ import math
 import pytest
 import yaml
 
-from launch.planning import records
+from launch.describe import records
 from train.command.planning import constants, measured
 from train.command.planning.job import missing_figures, of_plan
 from train.command.planning.profile import OPS, Profile, between, profile_of
@@ -54,6 +54,14 @@ def test_a_measured_point_has_its_own_figures_and_others_lie_between_them():
     assert between(rows, [2, 2, 2]) == (10.0,)
     (middle,) = between(rows[:2], [math.sqrt(2)] * 3)
     assert middle == pytest.approx(math.sqrt(50))
+
+
+def test_no_product_is_faster_than_the_fastest_that_was_measured():
+    rows = [[256, 256, 256, 50.0], [4096, 4096, 4096, 700.0], [16384, 2048, 2048, 650.0], [2048, 2048, 16384, 600.0]]
+    profile = Profile({"products_bf16": rows}, "bf16", False)
+    for shape in ((1, 1, 1), (300, 300, 300), (8192, 8192, 8192), (10**6, 10**6, 10**6), (16384, 2048, 2048)):
+        assert 50e12 <= profile.product_rate(*shape) <= 700e12
+    assert profile.product_rate(16384, 2048, 2048) == pytest.approx(650e12)
 
 
 def test_a_message_costs_latency_then_bandwidth():

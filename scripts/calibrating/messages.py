@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from scripts.calibrating.compute import Call, Row, compute_dtype
 from scripts.calibrating.timing import Run, Stopwatch
@@ -49,7 +48,10 @@ def message_rows(watch: Stopwatch, groups: Groups, op: str, precision: str) -> I
                 yield [ranks, elements * dtype.itemsize, watch.slowest(seconds) * 1e6]
 
 
-def _runs(elements: int, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup) -> dict[str, Run]:
+def _runs(
+    elements: int, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup, *, later: bool = False
+) -> dict[str, Run]:
+    """A message of each kind. `later`: the collectives return at once with their `Work`."""
     ranks, rank = group.size(), dist.get_rank(group)
     whole = torch.zeros(elements, dtype=dtype, device=device)
     other, part = torch.zeros_like(whole), torch.zeros(elements // ranks, dtype=dtype, device=device)
@@ -64,10 +66,10 @@ def _runs(elements: int, dtype: torch.dtype, device: torch.device, group: dist.P
             work.wait()
 
     return {
-        "all_reduce": lambda: dist.all_reduce(whole, group=group),
-        "reduce_scatter": lambda: _SCATTER(part, whole, group=group),
-        "all_gather": lambda: _GATHER(whole, part, group=group),
-        "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group),
+        "all_reduce": lambda: dist.all_reduce(whole, group=group, async_op=later),
+        "reduce_scatter": lambda: _SCATTER(part, whole, group=group, async_op=later),
+        "all_gather": lambda: _GATHER(whole, part, group=group, async_op=later),
+        "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group, async_op=later),
         "send": shift,
     }
 
@@ -78,42 +80,30 @@ def overlap_rows(watch: Stopwatch, groups: Groups, op: str, call: Call, precisio
     DDP's all-reduces are asynchronous on every device. FSDP's messages run on a stream of their own, which a CPU does
     not have: there they are waited for at once.
     """
-    device, dtype = watch.device, torch.float32
-    product = call.run(compute_dtype(precision), device)
-    elements = (BESIDE if device.type == "cpu" else GPU_BESIDE) // dtype.itemsize
+    on_cpu = watch.device.type == "cpu"
+    product = call.run(compute_dtype(precision), watch.device)
     for ranks, group in groups.own.items():
-        whole = torch.zeros(elements // ranks * ranks, dtype=dtype, device=device)
-        part = torch.zeros(elements // ranks, dtype=dtype, device=device)
-        later = device.type != "cpu" or op == "all_reduce"
-
-        def start(op: str = op, whole: Tensor = whole, part: Tensor = part, later: bool = later) -> dist.Work | None:
-            if op == "all_reduce":
-                return dist.all_reduce(whole, group=group, async_op=later)
-            if op == "all_gather":
-                return _GATHER(whole, part, group=group, async_op=later)
-            return _SCATTER(part, whole, group=group, async_op=later)
-
-        def message(start: Run = start) -> None:
-            work = start()
-            if isinstance(work, dist.Work):
-                work.wait()
-
-        alone = watch.spans(f"{op} and products, each alone, {ranks} ranks", [message, product])
+        elements = (BESIDE if on_cpu else GPU_BESIDE) // torch.float32.itemsize // ranks * ranks
+        start = _runs(elements, torch.float32, watch.device, group, later=not on_cpu or op == "all_reduce")[op]
+        alone = watch.spans(f"{op} and products, each alone, {ranks} ranks", [_together(start, product, 0), product])
         if alone is None:
             continue
         sent, computed = watch.slowest(alone[0]), watch.slowest(alone[1])
         count = max(round(sent / computed), 1)
-
-        def together(start: Run = start, count: int = count) -> None:
-            work = start()
-            for _ in range(count):
-                product()
-            if isinstance(work, dist.Work):
-                work.wait()
-
-        both = watch.seconds(f"{op} and products together, {ranks} ranks", together)
+        both = watch.seconds(f"{op} and products together, {ranks} ranks", _together(start, product, count))
         if both is not None:
             computed *= count
             yield [ranks, (watch.slowest(both) - max(sent, computed)) / min(sent, computed)]
 
 
+def _together(start: Run, product: Run, count: int) -> Run:
+    """A message, with so many products beside it."""
+
+    def run() -> None:
+        work = start()
+        for _ in range(count):
+            product()
+        if isinstance(work, dist.Work):
+            work.wait()
+
+    return run

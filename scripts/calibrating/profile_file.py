@@ -94,4 +94,7 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _shown(value: float) -> str:
-    return str(int(value)) if value == int(value) else f"{value:.{DIGITS}g}"
+    """Without an exponent, which YAML takes for a text where there is no point before it."""
+    if value == int(value):
+        return str(int(value))
+    return f"{float(f'{value:.{DIGITS}g}'):.12f}".rstrip("0").removesuffix(".")

@@ -1,4 +1,4 @@
-"""What an option of a tool is, and how its text is read. `options.py` declares them all. Torch is not imported."""
+"""An option of a tool, such as `nproc=4`, and how its value is read. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 from train.config.problems import BadInput, Problem
 from train.config.rules.ranges import shortened
 
-MOST = 1e30  # of an amount
 MAX_TEXT = 1_000  # characters of a path
+MOST = 1e30  # of an amount
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ def positive(most: int) -> tuple[str, Callable[[str], int | None]]:
     return f"a positive integer, at most {most:,}", read
 
 
-def whole(most: int) -> tuple[str, Callable[[str], int | None]]:
+def count(most: int) -> tuple[str, Callable[[str], int | None]]:
     read = positive(most)[1]
     return f"a whole number from 0 to {most:,}", lambda text: 0 if text == "0" else read(text)
 
@@ -68,22 +68,22 @@ def one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
     return f"{', '.join(values[:-1])} or {values[-1]}", lambda text: text if text in values else None
 
 
-def amount(text: str) -> float | None:
-    right = re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,6})?([eE]\+?[0-9]{1,2})?", text) and 0 < float(text) <= MOST
-    return float(text) if right else None
-
-
-def numbers(text: str) -> tuple[float, ...] | None:
+def times(text: str) -> tuple[float, ...] | None:
     parts = text.split(",")
     right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
     return tuple(map(float, parts)) if right else None
 
 
-def printable(text: str) -> str | None:
+def amount(text: str) -> float | None:
+    right = re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,6})?([eE]\+?[0-9]{1,2})?", text) and 0 < float(text) <= MOST
+    return float(text) if right else None
+
+
+def text(text: str) -> str | None:
     return text if 0 < len(text) <= MAX_TEXT and text.isprintable() else None
 
 
-def short_name(text: str) -> str | None:
+def name(text: str) -> str | None:
     return text if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,60}", text) else None
 
 

@@ -1,21 +1,21 @@
 """The options of the tools, such as `nproc=4`, which are not keys of the config. Each is declared only here.
 
 The tools read them, and `--help` and docs/configuration.md show them. If an option is given to a wrong tool, the
-message names the tools that have it. `option.py` says what an option is. Torch is not imported.
+message names the tools that have it. measuring_options.py has those of scripts/matmul.py. Torch is not imported.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from train.command.option import TRUE_OR_FALSE, Option, amount, numbers, one_of, positive, printable, short_name, whole
+from train.command import measuring_options
+from train.command.option import TRUE_OR_FALSE, Option, amount, count, one_of, positive, times
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
 
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
 DOCTOR, PLAN = "python -m launch.doctor", "python -m launch.plan"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 SOAK = "python scripts/soak.py"
-MATMUL = "scripts/matmul.py"
 MAX_RESTARTS = 10_000
 MOST_SHOWN = 200  # layouts: those that a search replays
 
@@ -50,7 +50,7 @@ RESTARTS: Option[int] = Option(
     "restarts",
     0,
     (LOCAL,),
-    *whole(MAX_RESTARTS),
+    *count(MAX_RESTARTS),
     example="3",
     help="How often all ranks are started again after one of them has failed.",
 )
@@ -120,7 +120,7 @@ MINUTES: Option[tuple[float, ...]] = Option(
     (10.0,),
     (SOAK,),
     "a number of minutes",
-    lambda text: None if "," in text else numbers(text),
+    lambda text: None if "," in text else times(text),
     example="20",
     help="How long each strategy is trained without kills; the runs with kills make as many steps.",
     unset="10",
@@ -130,60 +130,10 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     (60.0,),
     (SOAK,),
     "one or several numbers of seconds",
-    numbers,
+    times,
     example="300",
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
-)
-BUDGET_S: Option[int | None] = Option(
-    "budget_s",
-    None,
-    (MATMUL,),
-    *positive(86_400),
-    example="100",
-    help="The seconds in which to measure, without the start and compilation. What comes too late is left out and "
-    "named.",
-    unset="150 on a CPU, 45 on an accelerator",
-)
-NAME: Option[str | None] = Option(
-    "name",
-    None,
-    (MATMUL,),
-    "letters, digits, _, . and -",
-    short_name,
-    example="my_gpu",
-    help="The name of the profile: hardware=measured/NAME takes it.",
-    unset="the device's name and the number of processes",
-)
-BASELINE: Option[str | None] = Option(
-    "baseline",
-    None,
-    (MATMUL,),
-    "the name of a measured profile",
-    short_name,
-    example="cpu_x1",
-    help="An earlier profile, of a CPU for example: a column says how many times as fast this machine is.",
-    unset="none",
-)
-FOLDER: Option[str | None] = Option(
-    "folder",
-    None,
-    (MATMUL,),
-    "the name of a folder",
-    printable,
-    example="profiles",
-    help="Where the profile is written; hardware=measured/NAME finds only those of the default folder.",
-    unset="configs/hardware/measured",
-)
-PLOT: Option[str | None] = Option(
-    "plot",
-    None,
-    (MATMUL,),
-    "the name of a .png or .svg file",
-    lambda text: printable(text) if text.endswith((".png", ".svg")) else None,
-    example="roofline.svg",
-    help="A file for a picture of the roofline; it needs matplotlib.",
-    unset="none",
 )
 TOP: Option[int] = Option(
     "top",
@@ -226,12 +176,8 @@ OPTIONS: tuple[Option[Any], ...] = (
     STEPS,
     MINUTES,
     MTBF_S,
-    BUDGET_S,
-    NAME,
-    BASELINE,
-    FOLDER,
-    PLOT,
     TOP,
     TOKENS,
     PRICE,
+    *measuring_options.OPTIONS,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from train.command.hardware import published
+from train.command.planning.hardware import published
 from train.config.schema import Config, HardwareConfig
 
 

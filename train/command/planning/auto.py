@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from train.command import cli
-from train.command.hardware import AUTO, file_named, measured, published, replaced
+from train.command.planning.hardware import AUTO, file_named, measured, published, replaced
 from train.command.planning import constants
 from train.command.planning.search.layouts import MICRO, RECOMPUTE, Choices
 from train.command.planning.search.refusals import check_config, refused

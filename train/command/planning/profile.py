@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from train.config.groups.hardware import HardwareConfig
@@ -31,6 +32,7 @@ COLUMNS = {"products": (3, 1), "attention": (3, 2), "layer": (1, 2), "loss": (1,
            "optimiser": (1, 1), "overlap": (1, 1)} | dict.fromkeys(OPS, (2, 1))  # fmt: skip
 FREE = ("overlap",)  # tables whose figures may be zero or negative
 NEAREST = 4  # points that decide about a point between them
+MOST_KEPT = 2**16  # figures that are kept, as the layouts of a search have most products in common
 HOW = "measure the machine again: python scripts/matmul.py, or under torchrun for messages"
 Tables = Mapping[str, Sequence[Sequence[float]]]
 
@@ -42,20 +44,19 @@ class Profile:
     tables: Tables
     precision: str
     compiled: bool
-    found: dict[tuple[Any, ...], tuple[float, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def product_rate(self, rows: float, columns: float, depth: float) -> float:
         """FLOP/s of one matrix product."""
-        return 1e12 * self._between(f"products_{self.precision}", rows, columns, depth)[0]
+        return 1e12 * between(self.tables[f"products_{self.precision}"], (rows, columns, depth))[0]
 
     def attention_rates(self, sequences: float, seq_len: float, width: float) -> tuple[float, float]:
         """FLOP/s of causal attention, forward and backward, with FLOPs as products.py counts them."""
-        forward, backward = self._between(f"attention_{self.precision}", sequences, seq_len, width)
+        forward, backward = between(self.tables[f"attention_{self.precision}"], (sequences, seq_len, width))
         return forward * 1e12, backward * 1e12
 
     def elementwise_rates(self, kind: str, size: float) -> tuple[float, float]:
         """Bytes/s, forward and backward, of the elementwise work of a `layer` or of the `loss`."""
-        forward, backward = self._between(self.mode_of(kind), size)
+        forward, backward = between(self.tables[self.mode_of(kind)], (size,))
         return forward * 1e9, backward * 1e9
 
     def mode_of(self, kind: str) -> str:
@@ -65,13 +66,7 @@ class Profile:
 
     def bandwidth(self, table: str, size: float) -> float:
         """Bytes/s of `copy` or of the `optimiser`."""
-        return 1e9 * self._between(table, size)[0]
-
-    def _between(self, table: str, *at: float) -> tuple[float, ...]:
-        """As `between`, found once for each point: a search asks for the same ones again and again."""
-        if (table, at) not in self.found:
-            self.found[table, at] = between(self.tables[table], at)
-        return self.found[table, at]
+        return 1e9 * between(self.tables[table], (size,))[0]
 
     def message_seconds(self, op: str, ranks: int, size: float, precision: str) -> float | None:
         """The time of one message of `size` bytes. None if no message was measured in groups of this size."""
@@ -151,6 +146,11 @@ def between(rows: Sequence[Sequence[float]], at: Sequence[float]) -> tuple[float
     NEAREST points count by the inverse square of their distance (Shepard 1968), so that a measured point has its own
     figures.
     """
+    return _between(tuple(map(tuple, rows)), tuple(at))
+
+
+@lru_cache(MOST_KEPT)
+def _between(rows: tuple[tuple[float, ...], ...], at: tuple[float, ...]) -> tuple[float, ...]:
     size = len(at)
     point = [math.log(x) for x in at]
     known = [([math.log(x) for x in row[:size]], row[size:]) for row in rows]

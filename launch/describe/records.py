@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from train.command.planning.step_time import StepTime
+from train.config.traffic import LAB
 from train.measure.results import LOSS, Results
 from train.record.run_files import Unreadable, number, read_json
 from train.record.run_folder import read_folder, warmup_steps
@@ -60,17 +61,20 @@ def _recorded(path: Path) -> tuple[float, dict[str, float]]:
     if not ranks:
         return 0.0, {}
     slowest = max(ranks, key=lambda rank: _number(rank["parts_ms"], "forward") + _number(rank["parts_ms"], "backward"))
-    spent, parts = slowest["parts_ms"], defaultdict(float)
+    spent = slowest["parts_ms"]
+    parts: dict[str, float] = defaultdict(float)
     parts["compute"] = _number(spent, "forward") + _number(spent, "backward")
     for name, row in sorted(slowest.get("comm", {}).items()):
         parts[part_of(name.rsplit("/", 1)[0])] += _number(row, "exposed_ms")
-    parts["optimiser"] = _number(spent, "optimiser")
-    parts["other"] = _number(spent, "other") + _number(spent, "data")
+    parts["optimiser"] += _number(spent, "optimiser")
+    parts["other"] += _number(spent, "other") + _number(spent, "data")
     return _number(slowest, "step_ms"), dict(parts)
 
 
 def part_of(axis: str) -> str:
     """The part to which exposed messages of a mesh axis belong."""
+    if axis == LAB:
+        return "other"
     if axis == "pp":
         return PIPELINE
     return "exposed dp" if axis.startswith(("dp_", "efsdp")) else f"exposed {axis}"
