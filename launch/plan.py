@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from launch.planning.answer import LAB, Answer, lines, values
+from launch.planning.check import check
 from launch.start.device import device_here
 from train.command import cli, options
 from train.command.planning import auto, constants, intervals
@@ -53,6 +54,7 @@ class Asked:
     top: int
     tokens: float
     price: float | None
+    check: int
     as_json: bool
     notes: tuple[str, ...]
 
@@ -62,14 +64,16 @@ def main() -> None:
     with reported_once(World.single()):
         asked = read(sys.argv[1:])
         answer = answered(asked)
-        print(dumps(values(answer), indent=2) if asked.as_json else "\n".join(lines(answer)))
+        print(dumps(values(answer), indent=2) if asked.as_json else "\n".join(lines(answer)), flush=True)
+        for line in check(answer, asked.check) if asked.check else ():
+            print(line, flush=True)
 
 
 def read(argv: Sequence[str]) -> Asked:
     """Read the command line. Raises BadInput."""
     argv = [*argv]
     nproc, top = options.NPROC.pop(argv), options.TOP.pop(argv)
-    tokens, price = options.TOKENS.pop(argv), options.PRICE.pop(argv)
+    tokens, price, checked = (one.pop(argv) for one in (options.TOKENS, options.PRICE, options.CHECK))
     parser = cli.parser(options.PLAN, __doc__ or "")
     parser.add_argument("--json", action="store_true")
     products, others = _products(argv)
@@ -82,7 +86,8 @@ def read(argv: Sequence[str]) -> Asked:
     train = config.train
     tokens = tokens or float(train.steps * train.global_batch_size * train.seq_len)
     base = Plan(replace(config, hardware=hardware), nproc)
-    return Asked(tuple(words), base, products or (config.precision.value,), top, tokens, price, "--json" in argv, notes)
+    names = products or (config.precision.value,)
+    return Asked(tuple(words), base, names, top, tokens, price, checked, "--json" in argv, notes)
 
 
 def _products(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:

@@ -131,7 +131,8 @@ def _spent(costs: Costs) -> list[str]:
 def _verdict(answer: Answer) -> list[str]:
     best, others = answer.best[0], answer.best[1:]
     interval = interval_of(best.quantities.job, dict(answer.intervals))
-    result = [f"the interval is from {interval.rows} runs of {interval.sources} sources ({regime_of(best.quantities.job)})"]
+    regime = regime_of(best.quantities.job)
+    result = [f"the first one's interval is from {interval.rows} runs of {interval.sources} sources ({regime})"]
     if others:
         result.append(f"why not the second: {why_slower(best, others[0])}")
     if ties := answer.ties:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.command.planning import auto
+from train.command.planning.hardware import AUTO
 from train.command.planning.search.pricer import KEPT
 from train.config.schema import Config
 from train.config.world import World
@@ -15,9 +16,9 @@ DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/davinci_manager")
 
 
 def device_here(config: Config, nproc: int) -> str:
-    """By its driver; `cpu` for a CPU. Raises BadInput (exit code 3) if the machine does not have what the config names.
-    It imports torch if the machine may have an accelerator."""
-    if config.runtime.device == "cpu" or not any(Path(path).exists() for path in DRIVERS):
+    """By its driver; `cpu` for a CPU, and if the config names its hardware, for which nobody has to look. Raises BadInput
+    (exit code 3) if the machine lacks what the config names. It imports torch if there may be an accelerator."""
+    if config.hardware.name != AUTO or config.runtime.device == "cpu" or not any(Path(path).exists() for path in DRIVERS):
         return "cpu"
     from train.measure.hardware import device_name
     from train.ranks.distributed import choose_runtime
@@ -26,8 +27,8 @@ def device_here(config: Config, nproc: int) -> str:
 
 
 def laid_out(words: Sequence[str], nproc: int, *, kept: int = KEPT) -> tuple[list[str], tuple[str, ...]]:
-    """(The words with the planner's layout in place of `strategy=auto`, which layout it is and why); other words as they
-    are. `kept`: the number of layouts that are replayed."""
+    """(The words with the planner's layout in place of `strategy=auto`, which it is and why); other words as they are.
+    `kept`: the number of layouts that are replayed."""
     if not auto.asked(words):
         return [*words], ()
     if auto.asks_for_help(words):

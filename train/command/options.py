@@ -17,6 +17,7 @@ DOCTOR, PLAN = "python -m launch.doctor", "python -m launch.plan"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 SOAK = "python scripts/soak.py"
 MAX_RESTARTS = 10_000
+MOST_CHECKED = 20
 MOST_SHOWN = 200  # layouts: those that a search replays
 
 
@@ -153,6 +154,15 @@ TOKENS: Option[float | None] = Option(
     help="The tokens of a whole training, for its time, GPU-hours, cost and energy.",
     unset="those of train.steps",
 )
+CHECK: Option[int] = Option(
+    "check",
+    0,
+    (PLAN,),
+    *count(MOST_CHECKED),
+    example="5",
+    help="How many of the best layouts are proven and run on this machine, and two that lose, to compare with the "
+    "prediction.",
+)
 PRICE: Option[float | None] = Option(
     "price",
     None,
@@ -179,5 +189,6 @@ OPTIONS: tuple[Option[Any], ...] = (
     TOP,
     TOKENS,
     PRICE,
+    CHECK,
     *measuring_options.OPTIONS,
 )
