@@ -1,16 +1,25 @@
 """`launch.plan` as a command: what it prints and what it refuses; and `strategy=auto`, which takes its best layout."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from launch import plan
 from launch.planning.figures import costs_of
 from tests.plans import composed
+from train.checkpoint.resume import planned
 from train.command import cli
 from train.command.planning import auto
 from train.config.problems import BadInput
+from train.config.world import World
+from train.record.run_dir import command
+
+REPO = Path(__file__).resolve().parent.parent
 
 SMALL = ["model=small", "train.seq_len=256", "train.global_batch_size=16"]
 H100 = ["hardware=h100_sxm", "precision=bf16"]
@@ -137,7 +146,10 @@ def test_auto_keeps_what_is_typed():
 
 def test_auto_with_the_figures_of_the_device():
     config = auto.standing([auto.WORD])
-    assert auto.figures(config, "cpu")[0].name in ("cpu_default", *(x.name for x in auto.measured(config.hardware, "cpu")))
+    assert auto.figures(config, "cpu")[0].name in (
+        "cpu_default",
+        *(x.name for x in auto.measured(config.hardware, "cpu")),
+    )
     assert auto.figures(config, "NVIDIA H100 80GB HBM3")[0].name == "h100_sxm"
     assert auto.figures(config, "an accelerator")[0].name == auto.OTHER
 
@@ -154,3 +166,56 @@ def test_auto_refuses(words, says):
     with pytest.raises(BadInput) as refused:
         auto.choose([auto.WORD, "model.num_kv_heads=1", "model.num_heads=1", *words], 4, "cpu")
     assert says in refused.value.report() and refused.value.exit_code == 2
+
+
+def cut_off(folder, words, command):
+    """The folder of a run of two processes that was cut off after a step that it had saved."""
+    config, tree, _ = cli.parse(cli.parser("train/main.py", ""), [*words, f"metrics.dir={folder}"])
+    run = folder / "fsdp-dp_shard2-ws2-abcdef"
+    (run / "checkpoints" / "step-2").mkdir(parents=True)
+    (run / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
+    (run / "work.json").write_text(json.dumps({"command": command, "world_size": 2}))
+    return config, run
+
+
+def test_a_resumed_run_keeps_its_layout(tmp_path, monkeypatch, capsys):
+    world = World(0, 0, 2, 2, from_torchrun=True)
+    words = [auto.WORD, "runtime.device=cpu", "hardware=cpu_default", f"metrics.dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["train/main.py", *words])
+    layout = [
+        "strategy=fsdp",
+        "strategy.zero_stage=2",
+        "train.micro_batch_size=2",
+        "train.activation_checkpointing=full",
+    ]
+    config, run = cut_off(tmp_path, layout, command(world))
+    found = cli.configured(planned(words, world))
+    assert f"keeps the layout of {run}" in capsys.readouterr().out
+    assert (found.strategy, found.train) == (config.strategy, config.train)
+    (run / "summary.json").write_text("{}")
+    assert "keeps the layout" not in str(planned(words, world)) and "takes" in capsys.readouterr().out
+    assert planned([*words, "--help"], world)[0] == auto.STANDS_IN
+
+
+@pytest.mark.timeout(120)
+def test_a_run_with_auto(tmp_path):
+    line = [sys.executable, "-m", "launch.local", "nproc=2", auto.WORD, "train.steps=2", "train.eval_every=0",
+            "train.eval_batches=1", "runtime.device=cpu", "checkpoint.every=0", f"metrics.dir={tmp_path}"]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    run = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=110)
+    assert run.returncode == 0, run.stderr
+    (said,) = [line for line in run.stdout.splitlines() if line.startswith("strategy=auto takes")]
+    (summary,) = tmp_path.glob("*/summary.json")
+    found = json.loads(summary.read_text())
+    assert f"takes {found['strategy']}: " in said and found["strategy"] != "auto"
+    assert f"strategy {found['strategy']} on 2 process(es)" in run.stdout
+
+
+def test_where_nothing_fits_nothing_is_started(tmp_path):
+    line = [sys.executable, "-m", "launch.local", "nproc=2", auto.WORD, "hardware=cpu_default",
+            "hardware.memory_gib=0.001", f"metrics.dir={tmp_path}/runs"]  # fmt: skip
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    run = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stdout) == (2, ""), run.stderr
+    assert "fits in hardware=cpu_default (0.001 GiB): the nearest" in run.stderr
+    assert not (tmp_path / "runs").exists()

@@ -7,14 +7,14 @@ import pytest
 import yaml
 
 from launch.describe import records
+from scripts.calibrating import profile_file, roofline, table
+from scripts.calibrating.profile_file import Known
+from tests.plans import plan_of
 from train.command.planning import constants, measured
 from train.command.planning.job import missing_figures, of_plan
 from train.command.planning.profile import OPS, Profile, between, profile_of
 from train.command.planning.quantities import quantities
 from train.command.planning.step_time import step_time
-from scripts.calibrating import profile_file, roofline, table
-from scripts.calibrating.profile_file import Known
-from tests.plans import plan_of
 from train.config.problems import BadInput
 from train.config.schema import HardwareConfig
 
@@ -133,7 +133,9 @@ def test_fsdp_copies_what_it_gathers():
 
 
 def test_a_profile_is_written_and_read_again(tmp_path):
-    published = HardwareConfig(name="h", peak_tflops={"float32": 0.4}, price_usd_per_hour=2.0, source={"peak_tflops": "x"})
+    published = HardwareConfig(
+        name="h", peak_tflops={"float32": 0.4}, price_usd_per_hour=2.0, source={"peak_tflops": "x"}
+    )
     machine = {"device": "cpu", "world_size": 2, "omp_threads": 1, "torch": "2.13", "commit": "abc"}
     known = Known("mine", published, PROFILE, machine)
     profile_file.write(known, str(tmp_path))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from train.command.planning import products
 from scripts.calibrating.timing import Run, Stopwatch
+from train.command.planning import products
 from train.config.plan import Plan
 from train.config.schema import Precision
 from train.config.traffic import tokens_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from train.command.planning.profile import OPS, Tables
 from scripts.calibrating.profile_file import Known
+from train.command.planning.profile import OPS, Tables
 
 HEAD = ("", "measured", "", "% of data sheet", "US$ per PFLOP", "times the baseline")
 NO_VALUE = ""
@@ -17,7 +17,10 @@ def lines(known: Known, before: Known | None) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     shown = []
     for row in rows:
-        cells = [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]
+        cells = [
+            f"{row[0]:<{widths[0]}}",
+            *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)),
+        ]
         shown.append("  ".join(cells).rstrip())
     return shown
 

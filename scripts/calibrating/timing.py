@@ -78,8 +78,7 @@ class Stopwatch:
                 row.append(self.clock.mark())
             marks.append(row)
         return [
-            [self.clock.elapsed_ms(start, end) / 1e3 for start, end in zip(row, row[1:], strict=False)]
-            for row in marks
+            [self.clock.elapsed_ms(start, end) / 1e3 for start, end in zip(row, row[1:], strict=False)] for row in marks
         ]
 
     def mean(self, seconds: float) -> float:

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from train.command import cli
-from train.command.planning.hardware import AUTO, file_named, measured, published, replaced
 from train.command.planning import constants
+from train.command.planning.hardware import AUTO, file_named, measured, published, replaced
 from train.command.planning.search.layouts import MICRO, RECOMPUTE, Choices
-from train.command.planning.search.refusals import check_config, refused
 from train.command.planning.search.pricer import KEPT, Task
+from train.command.planning.search.refusals import check_config, refused
 from train.command.planning.search.search import Outcome, search
 from train.command.planning.search.words import shown, why_slower
 from train.config.plan import Plan

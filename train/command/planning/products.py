@@ -102,9 +102,7 @@ def layer(rank: Rank) -> Work:
     plan, model, tokens = rank.plan, rank.plan.config.model, tokens_of(rank.plan)
     whole = block(model)
     parts = {name: rank.computes(f"layers.0.{name}", shape) for name, shape in whole.items()}
-    alone = {
-        name: _matrix(shape, model) for name, shape in parts.items() if len(shape) > 1 and "router" not in name
-    }
+    alone = {name: _matrix(shape, model) for name, shape in parts.items() if len(shape) > 1 and "router" not in name}
     merged: dict[str, list[Matrix]] = {}
     for name, matrix in alone.items():
         merged.setdefault(_input_of(name), []).append(matrix)
@@ -120,9 +118,7 @@ def layer(rank: Rank) -> Work:
     causal = scores / 2 if fused else scores
     flops = 4 * causal * (model.dim // model.num_heads)
     sequences = plan.config.train.micro_batch_size
-    return Work(
-        forward, backward, 2 * tokens * elements, flops, causal, fused, (*alone.values(),), heads * sequences
-    )
+    return Work(forward, backward, 2 * tokens * elements, flops, causal, fused, (*alone.values(),), heads * sequences)
 
 
 def head(rank: Rank) -> tuple[Products, Products, float]:

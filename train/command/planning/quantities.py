@@ -5,7 +5,7 @@ They come from the same closed forms as `launch.explain` and the proof: shapes, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from train.command.planning import products
@@ -15,7 +15,7 @@ from train.command.planning.products import TILE, Matrix, Products, Work
 from train.command.planning.profile import Profile, profile_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
-from train.config.traffic import totals
+from train.config.traffic import Traffic, totals
 from train.strategies.context.keys import ContextKeys
 from train.strategies.equal_ranks import sending_key
 from train.strategies.memory import state_bytes
@@ -145,7 +145,8 @@ def _gathers(plan: Plan) -> bool:
 def _stage(job: Job, rank: int) -> Stage:
     plan = job.plan
     layers, has_head = layers_of_rank(plan, rank_of(plan, rank).place["pp"])
-    return Stage(layers, has_head, messages_of(job, rank), state_bytes(plan, rank)["parameters"])
+    sent = messages_of(job, expected_traffic(plan, rank))
+    return Stage(layers, has_head, sent, state_bytes(plan, rank)["parameters"])
 
 
 def layers_of_rank(plan: Plan, place: int) -> tuple[int, bool]:
@@ -154,9 +155,10 @@ def layers_of_rank(plan: Plan, place: int) -> tuple[int, bool]:
     return sum(len(plan.layers_of_stages[stage]) for stage in held), plan.num_stages - 1 in held
 
 
-def messages_of(job: Job, rank: int) -> tuple[Message, ...]:
+def messages_of(job: Job, rows: Iterable[Traffic]) -> tuple[Message, ...]:
+    """The rows of a rank's traffic by axis and operation."""
     plan, found = job.plan, []
-    for (axis, op), total in totals(expected_traffic(plan, rank)).items():
+    for (axis, op), total in totals(rows).items():
         group, size, calls = group_of(plan, axis), total.bytes, total.calls
         if op == "send":
             size, calls = size * job.chunks, calls * job.chunks

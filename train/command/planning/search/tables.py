@@ -18,7 +18,7 @@ from train.command.planning.quantities import (
     profile_of_job,
     quantities,
 )
-from train.command.planning.search.of_mesh import Mesh, Small
+from train.command.planning.search.of_mesh import Mesh, Probe, Sent, Small
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing, Config
 from train.strategies.equal_ranks import sending_key
@@ -38,6 +38,7 @@ class Tables:
     ranks: dict[Key, Held] = field(default_factory=dict)
     shapes: dict[Key, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     balanced: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    shared: dict[Key, dict[Probe, Sent]] = field(default_factory=dict)
     degrees: Key = None  # of the mesh whose layouts are priced now, one after the other
     meshes: dict[Key, Mesh] = field(default_factory=dict)  # of these degrees
 
@@ -104,7 +105,10 @@ class Tables:
         if self.degrees != (degrees := tuple(plan.degrees.values())):
             self.degrees, self.meshes = degrees, {}
         if key not in self.meshes:
-            self.meshes[key] = Mesh(Small(job), *self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped)))
+            classes, places = self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped))
+            alike = (*key, *(plan.degrees[axis] for axis in ("pp", "cp", "tp")), *plan.axes)
+            shared = None if plan.config.model.num_experts else self.shared.setdefault(alike, {})
+            self.meshes[key] = Mesh(Small(job), classes, places, shared)
         return self.meshes[key]
 
     def _classes(self, job: Job, key: Key) -> tuple[tuple[int, ...], tuple[int, ...]]:
