@@ -70,6 +70,10 @@ def test_what_the_command_line_sets_is_kept():
     assert {layout.micro_batch_size for layout in layouts(one)} == {2}
 
 
+def in_order(stage):
+    return dataclasses.replace(stage, messages=tuple(sorted(stage.messages, key=lambda one: (one.axis, one.op))))
+
+
 @pytest.mark.parametrize("line", [LLAMA, SMALL, "model=llama_1b model.tie_embeddings=true train.seq_len=512 nproc=8"])
 def test_tables_give_what_each_job_gives(line):
     one, tables = task(line), Tables()
@@ -81,7 +85,7 @@ def test_tables_give_what_each_job_gives(line):
                 *(shared.work, shared.head, shared.microbatches, shared.chunks),
             )
             for mine, theirs in zip(own.places, shared.places, strict=True):
-                assert own.kinds[mine] == shared.kinds[theirs], (layout, split)
+                assert in_order(own.kinds[mine]) == in_order(shared.kinds[theirs]), (layout, split)
             if not job.plan.config.strategy.uses_ddp():
                 assert tables.floor(job) <= pricer.footprint(job).total
 
@@ -159,6 +163,7 @@ def test_a_split_is_never_slower_than_the_balanced_one():
     assert better > 0, "FLOPs leave out the loss, so that some splits gain"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_replaying_all_gives_the_same_winner():
     assert len(SEARCHES) == 20
@@ -180,14 +185,14 @@ def test_several_processes_find_the_same():
 
 
 def test_where_none_fits_the_nearest_is_named():
-    one = task("model=llama_8b train.seq_len=1024 train.global_batch_size=8 nproc=2")
+    one = task("model=llama_8b train.seq_len=1024 train.global_batch_size=8 nproc=2 hardware.memory_gib=40")
     outcome = search(one)
     assert not outcome.best and outcome.nearest is not None
     layout, missing = outcome.nearest
     prices = Pricer(one)
     assert missing == pytest.approx(prices.missing(one.job(layout))) and missing > 0
     every = [prices.missing(one.job(listed(prices.tables, x, one))) for x in layouts(one)]
-    assert missing <= 1.02 * min(every)
+    assert missing == pytest.approx(min(every))
 
 
 class Doubler:

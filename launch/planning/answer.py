@@ -58,8 +58,7 @@ def lines(answer: Answer) -> list[str]:
     result += ["", *_speeds(shown_ones), "", *_times(shown_ones), "", *_memory(shown_ones, hardware.memory_gib), ""]
     result += ["", *_training(shown_ones)] if shown_ones else []
     result += ["", *_verdict(answer)]
-    products = [*answer.outcomes][0]
-    if missing := left_out(config, products, answer.price):
+    if missing := left_out(config, next(iter(answer.outcomes)), answer.price):
         result.append(f"left out, as hardware={hardware.name} lacks the figure: {', '.join(missing)}")
     return [*result, "", "to train with the first:", f"  {command(answer)}"]
 
@@ -164,7 +163,7 @@ def values(answer: Answer) -> dict[str, Any]:
             name: {"valid": one.valid, "priced": one.priced, "replayed": len(one.best), "unknown": dict(one.unknown)}
             for name, one in answer.outcomes.items()
         },
-        "left_out": left_out(answer.base.config, [*answer.outcomes][0], answer.price),
+        "left_out": left_out(answer.base.config, next(iter(answer.outcomes)), answer.price),
         "ties": answer.ties,
         "why_not_the_second": why_slower(*answer.best[:2]) if len(answer.best) > 1 else None,
         "command": command(answer),

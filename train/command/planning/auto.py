@@ -82,12 +82,11 @@ def figures(config: Config, device: str) -> tuple[HardwareConfig, bool]:
     given = config.hardware
     if given.name != AUTO:
         return given, bool(given.measured)
-    if profiles := measured(given, device):
-        return profiles[0], True
-    found = published(given, device)
+    profiles, found = measured(given, device), published(given, device)
     if found.name == AUTO:
         found = replaced(file_named(DEFAULTS.get(device, OTHER)), given)
-    return found, False
+    best = profiles[0] if profiles else found
+    return dataclasses.replace(best, match=None), bool(profiles)  # rules refuse `match` outside its file
 
 
 def choose(words: Sequence[str], nproc: int, device: str, *, kept: int = KEPT) -> Choice:

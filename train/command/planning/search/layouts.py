@@ -92,7 +92,8 @@ class Layout:
         changed = [
             (name, getattr(strategy, name)) for name in names if getattr(strategy, name) != getattr(before, name)
         ]
-        words = [f"strategy.{name}={_written(value)}" for name, value in changed]
+        words = [] if preset == self.name else [f"strategy.name={self.name}"]
+        words += [f"strategy.{name}={_written(value)}" for name, value in changed]
         return [
             f"strategy={preset}",
             *words,

@@ -96,7 +96,9 @@ class Mesh:
             for one in self._probe((kind, 1, microbatches, sequences)):
                 calls, size = step.get((one.axis, one.op), (0, 0))
                 found.append(
-                    replace(one, calls=self._grown(one.calls, calls, layers), bytes=self._grown(one.bytes, size, layers))
+                    replace(
+                        one, calls=self._grown(one.calls, calls, layers), bytes=self._grown(one.bytes, size, layers)
+                    )
                 )
             self.grown[key] = tuple(found)
         return self.grown[key]

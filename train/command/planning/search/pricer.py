@@ -64,18 +64,14 @@ class Priced:
 
 @dataclass
 class OfMesh:
-    """The layouts of a mesh that fit and may be among the best, with their seconds. `least`: the one that needs the
-    fewest bytes of those that do not fit, as far as they are known."""
+    """The layouts of a mesh that fit and may be among the best, with their seconds. `larger`: those that do not fit, with
+    the bytes that they need at least, as long as no layout is known that fits."""
 
     valid: int = 0
     priced: int = 0
     best: list[tuple[float, Layout]] = field(default_factory=list)
-    least: tuple[float, Layout] | None = None
+    larger: list[tuple[float, Layout]] = field(default_factory=list)
     unknown: tuple[str, ...] = ()  # figures of the hardware without which these layouts cannot be priced
-
-    def too_large(self, size: float, layout: Layout) -> None:
-        if self.least is None or (size, order_of(layout)) < (self.least[0], order_of(self.least[1])):
-            self.least = size, layout
 
 
 class Pricer:
@@ -96,7 +92,7 @@ class Pricer:
                 continue
             layouts = [one for layout in group if self._at_least(one := self._listed(layout)) < bound]
             if layouts and (floor := self._floor(layouts[0])) > self.task.capacity:
-                found.too_large(floor, layouts[0])
+                found.larger += [(floor, layouts[0])] if bound == math.inf else []
                 continue
             for layout in layouts:
                 self._price(layout, bound, found)
@@ -128,8 +124,8 @@ class Pricer:
         if (seconds := step_time(self.tables.quantities(job), self.task.constants).total) >= bound:
             return
         missing = self.missing(job)
-        if missing > 0:
-            found.too_large(missing + self.task.capacity, layout)
+        if missing > 0 and bound == math.inf:
+            found.larger.append((missing + self.task.capacity, layout))
         for split in splits(layout.layers) if missing < CLOSE * self.task.capacity else []:
             other = dataclasses.replace(layout, layers=split)
             if (missing <= 0 and other == layout) or self.missing(self.task.job(other)) <= 0:

@@ -43,6 +43,6 @@ def refused(task: Task, outcome: Outcome) -> Problem:
         layout, missing = outcome.nearest
         message += (
             f" ({hardware.memory_gib:g} GiB): the nearest, {layout.name} ({shown(layout)}), "
-            f"lacks {missing / GiB:,.2f} GiB a device"
+            f"lacks {missing / GiB:,.3g} GiB a device"
         )
     return Problem("memory", message, "use more processes, devices with more memory, or a smaller model or batch")

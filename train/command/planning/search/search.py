@@ -20,7 +20,6 @@ from train.command.planning.search.processes import Processes
 from train.command.planning.search.tables import priced_job
 
 WIDER = 2  # times as many as are replayed get better splits first, as a split may change their order
-NEAREST = 40  # layouts whose memory is computed where none fits
 OnProgress = Callable[[int, int], None]  # (done, all), in meshes
 
 
@@ -44,7 +43,7 @@ def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda don
     valid = priced = 0
     unknown: Counter[str] = Counter()
     best: list[tuple[float, Layout]] = []
-    least: list[tuple[float, Layout]] = []
+    larger: list[tuple[float, Layout]] = []
 
     def asked() -> Iterator[tuple[tuple[int, ...], float]]:
         for one in degrees:
@@ -55,23 +54,28 @@ def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda don
             valid, priced = valid + one.valid, priced + one.priced
             if one.best:
                 best = heapq.nsmallest(WIDER * task.kept, [*best, *one.best], key=rank_of)
-            least += [one.least] if one.least else []
+            larger = [] if best else [*larger, *one.larger]
             unknown.update(dict.fromkeys(one.unknown, one.valid))
             on_progress(done, len(degrees))
         layouts = sorted((layout for _, layout in best), key=order_of)  # so that those of a mesh share their tables
         better = sorted(processes.run("with_better_split", iter(layouts)), key=rank_of)[: task.kept]
         alike = sorted((layout for _, layout in better), key=lambda one: (one.schedule or "", order_of(one)))
         ranked = sorted(processes.run("replay", iter(alike)), key=lambda one: (one.seconds, order_of(one.layout)))
-    nearest = None if ranked or not least else _nearest(task, least)
+    nearest = None if ranked or not larger else _nearest(task, larger)
     return Outcome(valid, priced, tuple(ranked), nearest, unknown)
 
 
-def _nearest(task: Task, least: list[tuple[float, Layout]]) -> tuple[Layout, float]:
+def _nearest(task: Task, larger: list[tuple[float, Layout]]) -> tuple[Layout, float]:
+    """The layout that lacks the fewest bytes, and how many."""
     pricer = Pricer(task)
-    smallest = heapq.nsmallest(NEAREST, least, key=rank_of)
-    found = [(pricer.missing(task.job(layout)), layout) for _, layout in smallest]
-    missing, layout = min(found, key=rank_of)
-    return layout, missing
+    best: tuple[float, Layout] | None = None
+    for least, layout in sorted(larger, key=rank_of):
+        if best is not None and least - task.capacity >= best[0]:
+            break
+        pair = pricer.missing(task.job(layout)), layout
+        best = pair if best is None else min(best, pair, key=rank_of)
+    assert best is not None
+    return best[1], best[0]
 
 
 def _promise(task: Task, degrees: tuple[int, ...]) -> tuple[int, ...]:

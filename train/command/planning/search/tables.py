@@ -60,10 +60,10 @@ class Tables:
         return self._assembled(job, tuple(stages), tuple(places))
 
     def alone(self, job: Job) -> Quantities:
-        """As `quantities`, as if nothing were sent or updated."""
+        """As `quantities`, as if nothing were sent and one byte updated."""
         ranks = self.held(job.plan)
         kinds = {kind: i for i, kind in enumerate(dict.fromkeys(ranks))}
-        stages = tuple(Stage(*kind, (), 0) for kind in kinds)
+        stages = tuple(Stage(*kind, (), 1) for kind in kinds)
         return self._assembled(job, stages, tuple(kinds[kind] for kind in ranks))
 
     def floor(self, job: Job) -> float:
