@@ -15,11 +15,11 @@ from statistics import mean
 
 from launch.checking import records
 from launch.checking.records import Measured
-from launch.planning import constants
-from launch.planning.job import missing_figures, of_plan
-from launch.planning.quantities import quantities
-from launch.planning.step_time import step_time
 from train.command import cli
+from train.command.planning import constants
+from train.command.planning.job import missing_figures, of_plan
+from train.command.planning.quantities import quantities
+from train.command.planning.step_time import step_time
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
 from train.config.plan import Plan

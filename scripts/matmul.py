@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from launch.planning.profile import OPS, Profile
 from scripts.calibrating import compute, messages, modules, profile_file, roofline, table
 from scripts.calibrating.compute import Call
 from scripts.calibrating.messages import Groups
 from scripts.calibrating.profile_file import Known
 from scripts.calibrating.timing import Stopwatch
 from train.command import cli, measuring_options
+from train.command.planning.profile import OPS, Profile
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting

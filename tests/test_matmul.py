@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launch.planning import constants
-from launch.planning.job import missing_figures, of_plan
-from launch.planning.profile import OPS
-from launch.planning.quantities import quantities
-from launch.planning.step_time import step_time
 from tests.test_profile import plan
+from train.command.planning import constants
+from train.command.planning.job import missing_figures, of_plan
+from train.command.planning.profile import OPS
+from train.command.planning.quantities import quantities
+from train.command.planning.step_time import step_time
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}

@@ -9,16 +9,16 @@ import yaml
 
 from launch import predict
 from launch.checking import records
-from launch.planning import constants, measured
-from launch.planning import profile as profiles
-from launch.planning.job import missing_figures, of_plan
-from launch.planning.profile import OPS, Profile, between, profile_of
-from launch.planning.quantities import quantities
-from launch.planning.step_time import ADAM_BYTES, step_time
 from scripts.calibrating import profile_file, roofline, table
 from scripts.calibrating.profile_file import Known
 from tests.plans import plan_of
 from tests.synthetic_runs import SAMPLED, make_run
+from train.command.planning import constants, measured
+from train.command.planning import profile as profiles
+from train.command.planning.job import missing_figures, of_plan
+from train.command.planning.profile import OPS, Profile, between, profile_of
+from train.command.planning.quantities import quantities
+from train.command.planning.step_time import ADAM_BYTES, step_time
 from train.config.problems import BadInput
 from train.config.schema import HardwareConfig
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.planning.step_time import StepTime
+from train.command.planning.step_time import StepTime
 from train.config.traffic import LAB
 from train.measure.results import LOSS, Results
 from train.record.run_files import Unreadable, number, read_json

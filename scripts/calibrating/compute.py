@@ -1,6 +1,6 @@
 """Matrix products, as the model calls them and square ones, and copies of memory.
 
-Rows have the columns of launch/planning/profile.py. Every rank measures the same at the same time.
+Rows have the columns of train/command/planning/profile.py. Every rank measures the same at the same time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from launch.planning import products
 from scripts.calibrating.timing import Run, Stopwatch
+from train.command.planning import products
 from train.config.plan import Plan
 from train.config.schema import Precision
 from train.config.traffic import tokens_of

@@ -12,12 +12,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from launch.planning import products
-from launch.planning.measured import LARGER_BACKWARD, cast_bytes, products_seconds
-from launch.planning.profile import Profile
-from launch.planning.step_time import ADAM_BYTES
 from scripts.calibrating.compute import Row, compute_dtype
 from scripts.calibrating.timing import Run, Stopwatch
+from train.command.planning import products
+from train.command.planning.measured import LARGER_BACKWARD, cast_bytes, products_seconds
+from train.command.planning.profile import Profile
+from train.command.planning.step_time import ADAM_BYTES
 from train.config.plan import Plan
 from train.config.schema import Config
 from train.config.traffic import tokens_of

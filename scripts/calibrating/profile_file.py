@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from launch.planning.profile import Tables, check
 from train.command import cli
+from train.command.planning.profile import Tables, check
 from train.command.resources import CONFIG_DIR
 from train.config.groups.hardware import HardwareConfig
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem

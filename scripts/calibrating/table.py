@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from launch.planning.profile import OPS, Tables
 from scripts.calibrating.profile_file import Known
+from train.command.planning.profile import OPS, Tables
 
 HEAD = ("", "measured", "", "% of data sheet", "US$ per PFLOP", "times the baseline")
 NO_VALUE = ""

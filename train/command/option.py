@@ -11,6 +11,7 @@ from train.config.problems import BadInput, Problem
 from train.config.rules.ranges import shortened
 
 MAX_TEXT = 1_000  # characters of a path
+MOST = 1e30  # of an amount
 
 T = TypeVar("T")
 
@@ -71,6 +72,11 @@ def times(text: str) -> tuple[float, ...] | None:
     parts = text.split(",")
     right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
     return tuple(map(float, parts)) if right else None
+
+
+def amount(text: str) -> float | None:
+    right = re.fullmatch(r"[0-9]{1,20}(\.[0-9]{1,6})?([eE]\+?[0-9]{1,2})?", text) and 0 < float(text) <= MOST
+    return float(text) if right else None
 
 
 def text(text: str) -> str | None:

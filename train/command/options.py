@@ -9,14 +9,16 @@ from __future__ import annotations
 from typing import Any
 
 from train.command import measuring_options
-from train.command.option import TRUE_OR_FALSE, Option, count, one_of, positive, times
+from train.command.option import TRUE_OR_FALSE, Option, amount, count, one_of, positive, times
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
 
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
-DOCTOR = "python -m launch.doctor"
+DOCTOR, PLAN = "python -m launch.doctor", "python -m launch.plan"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 SOAK = "python scripts/soak.py"
 MAX_RESTARTS = 10_000
+MOST_CHECKED = 20
+MOST_SHOWN = 200  # layouts: those that a search replays
 
 
 def of(tool: str) -> list[Option[Any]]:
@@ -31,7 +33,7 @@ def named(name: str) -> Option[Any] | None:
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK),
     *positive(MAX_RANKS),
     example="4",
     help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
@@ -134,6 +136,43 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
 )
+TOP: Option[int] = Option(
+    "top",
+    10,
+    (PLAN,),
+    *positive(MOST_SHOWN),
+    example="20",
+    help="How many of the best layouts are shown.",
+)
+TOKENS: Option[float | None] = Option(
+    "tokens",
+    None,
+    (PLAN,),
+    "a positive number, as 1e12",
+    amount,
+    example="1e12",
+    help="The tokens of a whole training, for its time, GPU-hours, cost and energy.",
+    unset="those of train.steps",
+)
+CHECK: Option[int] = Option(
+    "check",
+    0,
+    (PLAN,),
+    *count(MOST_CHECKED),
+    example="5",
+    help="How many of the best layouts are proven and run on this machine, and two that lose, to compare with the "
+    "prediction.",
+)
+PRICE: Option[float | None] = Option(
+    "price",
+    None,
+    (PLAN,),
+    "a positive number",
+    amount,
+    example="2.5",
+    help="The price of one device in US dollars per hour.",
+    unset="hardware.price_usd_per_hour",
+)
 OPTIONS: tuple[Option[Any], ...] = (
     NPROC,
     PORT,
@@ -147,5 +186,9 @@ OPTIONS: tuple[Option[Any], ...] = (
     STEPS,
     MINUTES,
     MTBF_S,
+    TOP,
+    TOKENS,
+    PRICE,
+    CHECK,
     *measuring_options.OPTIONS,
 )

@@ -39,11 +39,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank of a plan: its place on every axis of the mesh, and its part of every parameter."""
+    """A rank of a plan: its place on every axis of the mesh, and its part of every parameter.
+
+    All layers are split alike, so that what is found for a parameter of one layer is kept for the others.
+    """
 
     plan: Plan
     place: dict[str, int]
     techniques: tuple[Technique, ...]  # those that apply
+    _parts: dict[tuple[str, Shape, bool], Shape] = field(default_factory=dict, compare=False, repr=False)
+    _splits: dict[str, tuple[tuple[Technique, Split], ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def computes(self, name: str, shape: Shape) -> Shape:
         """The shape of the rank's part of a parameter while it is used. `name` is its global name, `shape` its whole
@@ -56,21 +61,34 @@ class Rank:
 
     def split_axes(self, name: str) -> tuple[str, ...]:
         """The groups over whose ranks the parameter is split."""
-        splits = (one.split(self, name) for one in self.techniques if one.split is not None)
-        return tuple(split.axis for split in splits if split is not None)
+        return tuple(split.axis for _, split in self._found(name))
 
     def stored_split(self, name: str) -> Split | None:
         """The split that is undone while the parameter is used, for example because FSDP gathers it; None if there is
         none."""
-        found = (one.split(self, name) for one in self.techniques if one.gathers and one.split is not None)
-        return next((split for split in found if split is not None), None)
+        return next((split for technique, split in self._found(name) if technique.gathers), None)
 
     def _part(self, name: str, shape: Shape, *, gathered: bool) -> Shape:
-        for technique in self.techniques:
-            split = None if technique.split is None or (gathered and technique.gathers) else technique.split(self, name)
-            if split is not None:
-                shape = shard(shape, split.dim, split.degree, split.index)
-        return shape
+        key = (_within_layer(name), shape, gathered)
+        if key not in self._parts:
+            for technique, split in self._found(name):
+                if not (gathered and technique.gathers):
+                    shape = shard(shape, split.dim, split.degree, split.index)
+            self._parts[key] = shape
+        return self._parts[key]
+
+    def _found(self, name: str) -> tuple[tuple[Technique, Split], ...]:
+        """The splits of the parameter, in the order of the techniques."""
+        key = _within_layer(name)
+        if key not in self._splits:
+            asked = ((one, one.split(self, name)) for one in self.techniques if one.split is not None)
+            self._splits[key] = tuple((one, split) for one, split in asked if split is not None)
+        return self._splits[key]
+
+
+def _within_layer(name: str) -> str:
+    """The name of a parameter without the number of its layer."""
+    return name.split(".", 2)[2] if name.startswith("layers.") else name
 
 
 @dataclass

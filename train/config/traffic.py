@@ -51,10 +51,16 @@ def joined(plan: Plan, *axes: str) -> str:
 
 def degree_of(plan: Plan, axis: str) -> int:
     """The number of ranks of a group, given by the name of its axis or axes."""
+    return math.prod(_degree(plan, part) for part in axis.split("."))
+
+
+def _degree(plan: Plan, axis: str) -> int:
+    if axis in plan.degrees:
+        return plan.degrees[axis]
+    if axis in ("ep", "efsdp"):
+        return plan.ep if axis == "ep" else plan.degrees["dp_shard"] * plan.degrees["cp"] // plan.ep
     tp, shards = plan.degrees["tp"], kv_shards(plan.config.model, plan.degrees["tp"])
-    folded = {"ep": plan.ep, "efsdp": plan.degrees["dp_shard"] * plan.degrees["cp"] // plan.ep}
-    folded |= {"kv_shard": shards, "kv_replicate": tp // shards}
-    return math.prod(folded.get(part) or plan.degrees.get(part, 1) for part in axis.split("."))
+    return {"kv_shard": shards, "kv_replicate": tp // shards}.get(axis, 1)
 
 
 def loss_size(plan: Plan) -> int:

@@ -7,7 +7,10 @@ The sources are in docs/communication.md. Each technique's folder has its own pa
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from train.config.plan import Plan
+from train.config.technique import Rank, Technique
 from train.config.traffic import Traffic, degree_of
 from train.strategies.data.traffic import gathers_by_schedule
 from train.strategies.pipeline.timetable import most_actions
@@ -19,8 +22,16 @@ from train.strategies.techniques import rank_of
 def expected_traffic(plan: Plan, rank: int = 0) -> list[Traffic]:
     """All that this rank sends in one optimiser step. Nothing is sent over axes of degree 1."""
     here = rank_of(plan, rank)
-    rows = [row for technique in here.techniques if technique.traffic for row in technique.traffic(here)]
-    return [row for row in (*rows, *scalars(here)) if degree_of(plan, row.axis) > 1 and row.calls]
+    return sent(here, [*of_techniques(here, here.techniques), *scalars(here)])
+
+
+def of_techniques(here: Rank, techniques: Iterable[Technique]) -> Iterator[Traffic]:
+    return (row for technique in techniques if technique.traffic for row in technique.traffic(here))
+
+
+def sent(here: Rank, rows: Iterable[Traffic]) -> list[Traffic]:
+    """The rows without those over axes of degree 1."""
+    return [row for row in rows if degree_of(here.plan, row.axis) > 1 and row.calls]
 
 
 def depends_on_schedule(plan: Plan) -> bool:

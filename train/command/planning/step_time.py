@@ -16,13 +16,14 @@ them where a rank has several stages.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from launch.planning import measured
-from launch.planning.constants import Constants
-from launch.planning.links import US, Network, network
-from launch.planning.products import Direction
-from launch.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
+from train.command.planning import measured
+from train.command.planning.constants import Constants
+from train.command.planning.links import US, Network, network
+from train.command.planning.products import Direction
+from train.command.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
 from train.config.schema import ActivationCheckpointing
 
 # bytes per byte of float32 parameters: weight, gradient and two moments are read, three are written; the norm reads the
@@ -68,17 +69,27 @@ class StageTime:
         return self.forward + self.backward + sum(self.exposed.values())
 
 
-def step_time(q: Quantities, c: Constants) -> StepTime:
+# The seconds in which a pipeline's slowest rank waits, from the times of all ranks of `pp` in their order.
+Bubble = Callable[[Quantities, list[StageTime]], float]
+
+
+def closed_bubble(q: Quantities, order: list[StageTime]) -> float:
+    """The other ranks once, divided by the chunks of a rank."""
+    each = [one.microbatch for one in order]
+    return (sum(each) - max(each)) / q.chunks * q.job.bubble_share
+
+
+def step_time(q: Quantities, c: Constants, bubble_of: Bubble = closed_bubble) -> StepTime:
     plan, hardware = q.job.plan, q.job.plan.config.hardware
     net, m = network(hardware, c), q.microbatches
-    forward, backward = layer_time(q, c) if q.profile is None else measured.layer_time(q, q.profile)
-    times = [stage_time(q, stage, (forward, backward), net, c) for stage in q.kinds]
+    layer = layer_time(q, c)
+    times = [stage_time(q, stage, layer, net, c) for stage in q.kinds]
     order = [times[kind] for kind in q.places]
-    slowest = max(order, key=lambda one: one.microbatch)
-    bubble = (sum(one.microbatch for one in order) - slowest.microbatch) / q.chunks * q.job.bubble_share
+    slowest = max(times, key=lambda one: one.microbatch)
+    bubble = bubble_of(q, order)
     exposed = {axis: m * seconds for axis, seconds in slowest.exposed.items()}
-    for axis in {axis for one in order for axis in one.once}:
-        exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in order)
+    for axis in {axis for one in times for axis in one.once}:
+        exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in times)
     compute = m * (slowest.forward + slowest.backward)
     updated = max(stage.updated_bytes for stage in q.kinds)
     optimiser = ADAM_BYTES * updated / optimiser_rate(q, updated)
@@ -104,6 +115,8 @@ def rates(q: Quantities, c: Constants) -> tuple[float, ...]:
 
 def layer_time(q: Quantities, c: Constants) -> tuple[Direction, Direction]:
     """Forward and backward of one layer of one microbatch, without messages and recomputation."""
+    if q.profile is not None:
+        return measured.layer_time(q, q.profile)
     hardware, work = q.job.plan.config.hardware, q.work
     assert hardware.memory_gb_per_s is not None and hardware.exp_tera_per_s is not None
     rate, sixteen = rates(q, c)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.planning.profile import lacking, profile_of
+from train.command.planning.profile import lacking, profile_of
 from train.config.plan import Plan
 from train.strategies.pipeline.placement import SCHEDULES
 

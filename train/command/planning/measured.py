@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from launch.planning import products
-from launch.planning.products import Direction, Matrix
-from launch.planning.profile import Profile
-from launch.planning.quantities import Quantities, is_gathered, shards_of
+from train.command.planning import products
+from train.command.planning.products import Direction, Matrix
+from train.command.planning.profile import Profile
+from train.command.planning.quantities import Quantities, is_gathered, shards_of
 from train.config.schema import Precision
 from train.config.shapes import element_sizes
 from train.config.traffic import tokens_of
