@@ -61,7 +61,7 @@ def dry_run(overrides, world_size, rank):
                 ev = [[ids.setdefault(id(b), len(ids)), d] for b, d in memory.events]
                 bl = {}
                 for b, _ in memory.events: bl[ids[id(b)]] = [b.kind, b.what]
-                name = overrides[0].split("=")[1] + "_" + "_".join(o.split("=")[1] for o in overrides if "checkpointing" in o or "precision" in o or "schedule" in o) + f"_{rank}"
+                import hashlib; name = overrides[0].split("=")[1] + "_" + "_".join(o.split("=")[1] for o in overrides[1:]) + f"_{rank}"
                 Path(os.environ["TRACE"], name + ".json").write_text(json.dumps({"overrides": overrides, "world_size": world_size, "rank": rank, "start": start, "events": ev, "blocks": bl}))
             return {"total": total, "kinds": kinds, "state": step.state_bytes(), "whats": dict(whats.most_common(60))}
     finally:

@@ -1,0 +1,122 @@
+"""The moments of a step at which a rank may need the most, in the order of its forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from launch.planning.memory.orders import Action, order
+from launch.planning.memory.stages import Kinds, Stage, plus
+from launch.planning.memory.tape import GRADIENTS, TEMPORARY, UNSHARDED
+from train.config.plan import Plan
+from train.config.technique import Rank
+
+ENOUGH = 3  # microbatches that show every moment of a strategy without a pipeline
+
+
+@dataclass
+class Progress:
+    """`alive`: how many microbatches of each stage wait for their backward. `split`: those whose inputs' gradients are
+    computed, and whose weights' gradients are not. `entered`, `begun`: stages that have run a forward, and that have
+    gradients."""
+
+    alive: dict[int, int]
+    split: dict[int, int]
+    entered: set[int] = field(default_factory=set)
+    begun: set[int] = field(default_factory=set)
+
+    def key(self, kind: str, stage: int) -> tuple[object, ...]:
+        waiting = *self.alive.values(), *self.split.values()
+        return kind, stage, waiting, frozenset(self.begun), stage in self.entered
+
+    def leave(self, kind: str, stage: int) -> None:
+        """Take the microbatch of an action out of those that wait."""
+        if kind in ("B", "I"):
+            self.alive[stage] -= 1
+        if kind == "W":
+            self.split[stage] -= 1
+
+    def enter(self, kind: str, stage: int) -> None:
+        """Count what the action leaves behind."""
+        if kind == "F":
+            self.alive[stage] += 1
+            self.entered.add(stage)
+        if kind == "I":
+            self.split[stage] += 1
+        if kind in ("B", "W"):
+            self.begun.add(stage)
+
+
+def order_of(plan: Plan, place: int) -> Sequence[Action]:
+    """(kind, stage) of a rank's forwards and backwards, in order."""
+    strategy, m = plan.config.strategy, plan.num_microbatches
+    name = strategy.schedule_name()
+    if name is None:
+        return [("F", 0), ("B", 0)] * min(m, ENOUGH)
+    return order(name, plan.degrees["pp"], strategy.num_chunks(), m, place)
+
+
+def moments(plan: Plan, here: Rank, stages: Mapping[int, Stage], gradients: float) -> Iterator[Kinds]:
+    """Bytes by kind on top of what the rank holds between steps; `gradients` are those that it holds after one, and a
+    moment has the difference."""
+    progress, seen = Progress(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)), set()
+    for action in order_of(plan, here.place["pp"]):
+        kind, number = step_of(action[0], action[1])
+        if not kind:
+            continue
+        progress.leave(kind, number)
+        key = progress.key(kind, number)
+        if key not in seen:
+            seen.add(key)
+            waiting = [scaled(stages[i].kept, count) for i, count in progress.alive.items() if count]
+            waiting += [scaled(stages[i].stashed, count) for i, count in progress.split.items() if count]
+            had = already(plan, stages, progress.begun, gradients)
+            rest = plus(*waiting, had, others(stages, number), sent(stages, progress.begun))
+            yield from (plus(rest, moment) for moment in of_action(plan, stages[number], progress, kind, number))
+        progress.enter(kind, number)
+    yield already(plan, stages, set(stages), gradients)
+
+
+def step_of(kind: str, stage: int) -> tuple[str, int]:
+    """The first stage needs no gradients of inputs: its backward is whole, and comes when the weights' would."""
+    if stage == 0 and kind in ("I", "W"):
+        return ("B" if kind == "W" else ""), stage
+    return kind, stage
+
+
+def of_action(plan: Plan, stage: Stage, progress: Progress, kind: str, number: int) -> Iterator[Kinds]:
+    if kind == "F":
+        return stage.forward(fresh=number not in progress.entered)
+    first = number not in progress.begun and not (plan.config.strategy.uses_ddp() and plan.num_microbatches == 1)
+    if kind == "B":
+        return stage.backward(first=first)
+    return stage.inputs_backward() if kind == "I" else stage.weights_backward(first=first)
+
+
+def scaled(kinds: Kinds, count: int) -> Kinds:
+    return {kind: size * count for kind, size in kinds.items()}
+
+
+def others(stages: Mapping[int, Stage], number: int) -> Kinds:
+    """What FSDP keeps gathered for the rank's other stages."""
+    rest = sum(one.gathered.everything for i, one in stages.items() if i != number and one.gathered)
+    return {UNSHARDED: rest}
+
+
+def sent(stages: Mapping[int, Stage], begun: set[int]) -> Kinds:
+    """The gradient of a stage's input, which stays until the next one has been computed."""
+    return {TEMPORARY: sum(one.sizes.shard for i, one in stages.items() if one.before and i in begun)}
+
+
+def already(plan: Plan, stages: Mapping[int, Stage], begun: set[int], gradients: float) -> Kinds:
+    """The gradients that there are, without those of the stage whose first backward runs. FSDP's are unsharded until
+    they are reduced; DDP has its buckets in any case, and a gradient of its own until it is put there."""
+    strategy = plan.config.strategy
+    own = sum(stages[i].of_weights for i in begun)
+    if strategy.uses_fsdp():
+        if strategy.reduces_once() and plan.num_microbatches > 1:
+            return {UNSHARDED: own, GRADIENTS: -gradients}
+        return {} if begun else {GRADIENTS: -gradients}
+    if strategy.uses_ddp():
+        return {GRADIENTS: own} if plan.num_microbatches > 1 else {}
+    return {GRADIENTS: own - gradients}
