@@ -18,6 +18,7 @@ from train.config.world import World
 MODULES = {
     "local": "launch.local",
     "explain": "launch.explain",
+    "plan": "launch.plan",
     "sweep": "launch.sweep",
     "doctor": "launch.doctor",
     "verify": "scripts.verify",
@@ -28,6 +29,7 @@ usage: strategy-lab COMMAND [argument ...]
 
   local    checks a run and starts it on this machine: strategy-lab local strategy=tp nproc=4
   explain  shows what a run would do and hold, and every problem in its config, and starts nothing
+  plan     finds the fastest layout of a model on so many devices that fits in their memory, and starts nothing
   sweep    runs every combination of several values, one after another, and compares the runs
   doctor   examines this machine, and says what stops or slows a run, and what to do
   verify   proves that a strategy computes the same as one device

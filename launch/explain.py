@@ -17,6 +17,7 @@ from launch.describe.description import degrees, holdings, mesh, parameters, sen
 from launch.describe.memory import Capacity, Ranks, gib, machine, named_device, shortage
 from launch.describe.schedule import picture, step_bubble
 from launch.local import check_folder, check_text
+from launch.start.device import laid_out
 from launch.sweeping.grid import Point, expand
 from train.command import cli, options
 from train.command.process.exits import reported_once
@@ -43,10 +44,14 @@ def main() -> None:
         if args.help:
             cli.show_help(parser, [point.overrides for point in points])
         flags = [*(["--cfg", args.cfg] if args.cfg else []), *(["--multirun"] if args.multirun else [])]
-        plans = [Plan(cli.parse(parser, [*point.overrides, *flags])[0], point.nproc) for point in points]
+        chosen = [laid_out(point.overrides, point.nproc) for point in points]
+        plans = [
+            Plan(cli.parse(parser, [*words, *flags])[0], point.nproc)
+            for (words, _), point in zip(chosen, points, strict=True)
+        ]
         found = [problems(plan.config, plan.world_size) for plan in plans]
         lines = explained(plans[0], found[0]) if len(plans) == 1 else side_by_side(points, plans, found)
-        print("\n".join(lines))
+        print("\n".join([*(line for _, said in chosen for line in said), *lines]))
     if codes := [problem.exit_code for each in found for problem in each]:
         raise SystemExit(min(codes))
 

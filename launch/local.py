@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from launch.describe.memory import check_memory
+from launch.start.device import laid_out
 from launch.start.environment import local_environment, torchrun_line
 from launch.start.folder import obstacle
 from launch.start.foreground import run_here
@@ -35,14 +36,16 @@ def main() -> None:
         argv = sys.argv[1:]
         nproc, port, force = options.NPROC.pop(argv), options.PORT.pop(argv), options.FORCE.pop(argv)
         restarts = options.RESTARTS.pop(argv)
-        config, _, args = cli.parse(cli.parser(options.LOCAL, __doc__ or ""), argv)
+        # with strategy=auto the ranks choose: here one layout that fits is enough to check the rest
+        parser = cli.parser(options.LOCAL, __doc__ or "")
+        config = cli.parse(parser, laid_out(argv, nproc, kept=1)[0])[0]
         cli.check(config, nproc)
         check_text(config, nproc)
         check_machine(config, nproc, port)
         if not force:
             check_memory(config, nproc)
         make_folder(config.metrics.dir)
-    line = torchrun_line(args.overrides, nproc, port=port, restarts=restarts)
+    line = torchrun_line(parser.parse_intermixed_args(argv).overrides, nproc, port=port, restarts=restarts)
     env, notes = local_environment(nproc, os.environ)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)

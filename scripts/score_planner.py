@@ -2,7 +2,8 @@
 
 Prints, by source, GPU and regime, the error |log(predicted / measured)| of tokens/s with the constants fitted to all
 other sources, beside a null model; then how well the planner chooses among layouts. It takes any file with these
-columns. --fit also writes the constants that fit all sources to configs/planner.yaml.
+columns. --fit also writes the constants that fit all sources to configs/planner.yaml, and the intervals of their errors
+to configs/planner_intervals.yaml.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.planning import constants
-from launch.planning.quantities import quantities
 from scripts.scoring.fitting import Point, errors, fitted
 from scripts.scoring.jobs import job_of
-from scripts.scoring.rows import SPREAD, Row, read
+from scripts.scoring.rows import Row, read
 from scripts.scoring.scores import Scored, choices, interval, mean_of_sources, null_speed, summary
+from train.command.planning import constants, intervals
+from train.command.planning.intervals import SPREAD
+from train.command.planning.quantities import quantities
 from train.command.process.exits import reported_once
 from train.config.world import World
 
 ENOUGH_SOURCES = 5
+FEWEST_SOURCES = 3  # of a regime whose interval is written
 
 
 def main() -> None:
@@ -39,6 +42,7 @@ def main() -> None:
         print("\n".join([*by_group(scored), "", *bars(scored), "", *choosing(scored)]))
         if args.fit:
             write(fitted([*map(point, (one for one in scored if one.row.in_bar and one.quantities))]))
+            write_intervals(scored)
 
 
 def point(one: Scored) -> Point:
@@ -137,6 +141,22 @@ def write(c: constants.Constants) -> None:
         pattern = rf"(^{name}:\n  \{{expected: [^,]+, spread: [^,]+, value: )[^,]+"
         text = re.sub(pattern, rf"\g<1>{value:.4g}", text, flags=re.MULTILINE)
     constants.PATH.write_text(text)
+
+
+def write_intervals(scored: Sequence[Scored]) -> None:
+    """The intervals of held-out errors, of all rows of the promised kind and by regime; the head of the file stays."""
+    known = [one for one in scored if one.quantities]
+    groups = {intervals.ALL: [one for one in known if one.row.in_bar]}
+    for regime in (intervals.SINGLE, intervals.DATA, SPREAD):
+        groups[regime] = [one for one in groups[intervals.ALL] if one.row.regimes[0] == regime]
+    groups["fp8"] = [one for one in known if one.row.regimes[0] == "fp8"]
+    text = "".join(line for line in intervals.PATH.read_text().splitlines(keepends=True) if line.startswith("#"))
+    for name, group in groups.items():
+        sources = {one.row.source for one in group}
+        if len(sources) >= FEWEST_SOURCES or name == "fp8":
+            low, high = interval([(one.row.source, -one.error) for one in group])
+            text += f"{name}: {{low: {low:.4f}, high: {high:.4f}, rows: {len(group)}, sources: {len(sources)}}}\n"
+    intervals.PATH.write_text(text)
 
 
 if __name__ == "__main__":

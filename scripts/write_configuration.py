@@ -69,7 +69,8 @@ def _groups() -> Iterator[str]:
 
 
 def _presets(group: str) -> Iterator[str]:
-    rows = [(f"`{group}={name}`", described.preset_help(group, name)) for name in presets.names(group)]
+    names = [name for name in presets.names(group) if "/" not in name]  # measured profiles are those of each machine
+    rows = [(f"`{group}={name}`", described.preset_help(group, name)) for name in names]
     yield from _table(("preset", "what it is"), rows)
 
 

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from launch.planning import constants
-from launch.planning.job import missing_figures, of_plan
-from launch.planning.links import Group, group_of, network
-from launch.planning.quantities import quantities
-from launch.planning.step_time import layer_time, step_time
 from scripts.scoring.jobs import job_of, layers
-from scripts.scoring.rows import SPREAD, read
+from scripts.scoring.rows import read
 from scripts.scoring.scores import NOT_PREDICTED, Scored, choices, interval
 from tests.plans import plan_of
+from train.command.planning import constants
+from train.command.planning.intervals import SPREAD
+from train.command.planning.job import missing_figures, of_plan
+from train.command.planning.links import Group, group_of, network
+from train.command.planning.quantities import quantities
+from train.command.planning.step_time import layer_time, step_time
 from train.config.problems import BadInput
 
 RUNS = Path(__file__).resolve().parent.parent / "docs" / "data" / "published_runs.csv"

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from launch.describe.description import merged
-from launch.describe.equal_ranks import groups_of_equal_ranks, sending_key
 from launch.describe.schedule import listed, picture, replayed, step_bubble
 from launch.explain import problems, side_by_side
 from launch.sweeping.grid import expand
@@ -22,6 +21,7 @@ from train.config.flops import flops_per_token
 from train.config.problems import Problem, problem_lines
 from train.config.rule import below
 from train.config.shapes import block
+from train.strategies.equal_ranks import groups_of_equal_ranks, sending_key
 from train.strategies.memory import num_parameters, parameter_shapes, state_bytes
 from train.strategies.pipeline.placement import SCHEDULES, layers_per_stage
 from train.strategies.pipeline.rules import microbatches

@@ -10,6 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from train.command import cli
+from train.command.planning import auto
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
@@ -25,7 +26,12 @@ def main() -> None:
         world = World.from_env()
         bind_to_parents(world)
     with reported_once(world):
-        config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), sys.argv[1:], world.rank)
+        words = sys.argv[1:]
+        if auto.asked(words):
+            from train.checkpoint.resume import planned
+
+            words = planned(words, world)
+        config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), words, world.rank)
         cli.check(config, world.world_size)
         quiet_profiler()
         train(config, tree, load_corpus(config), world, started)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from launch.describe.equal_ranks import sending_key
 from launch.describe.memory import Capacity, Ranks, gib, machine, named_device
 from train.config.plan import Plan
 from train.config.schema import ModelConfig
 from train.config.shapes import chunk, coordinates, element_sizes, units
 from train.record.drawing import draw_mesh, ranges
+from train.strategies.equal_ranks import sending_key
 from train.strategies.expert.split import group_of
 from train.strategies.memory import Needs, num_parameters, unsharded_in_a_step
 from train.strategies.traffic import expected_traffic

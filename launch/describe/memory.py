@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 
-from launch.describe.equal_ranks import groups_of_equal_ranks
 from train.command.validate import NUM_FIXES, find_fixes, validate
 from train.config.plan import Plan
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Config
 from train.config.world import World
+from train.strategies.equal_ranks import groups_of_equal_ranks
 from train.strategies.memory import GiB, Needs, keeps_parameters_sharded, needs, unknown_needs
 
 SMALL = GiB  # for all ranks together: this fits on any machine, so no device is looked up

@@ -1,1 +1,1 @@
-"""What a layout would cost before it runs: step time and memory from closed forms. Torch is not imported."""
+"""What `launch.plan` prints, and what finished runs say beside its predictions."""

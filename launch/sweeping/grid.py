@@ -24,6 +24,7 @@ from hydra.errors import HydraException, OverrideParseException
 
 from launch.describe.memory import check_memory
 from launch.local import check_machine
+from launch.start.device import laid_out
 from train.command import cli, options
 from train.command.as_typed import from_environment
 from train.command.overrides import HOW_TO_QUOTE, quoted
@@ -143,7 +144,7 @@ def _check(
     force: bool,
 ) -> Checked:
     try:
-        config, tree, _ = cli.parse(parser, [*point.overrides])
+        config, tree, _ = cli.parse(parser, laid_out(point.overrides, point.nproc, kept=1)[0])
     except BadInput as error:
         return Checked(point, None, microbatches, error.problems)
     plan = Plan(config, point.nproc)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from launch.planning import constants
-from launch.planning.constants import Constants
-from launch.planning.quantities import Quantities
-from launch.planning.step_time import step_time
+from train.command.planning import constants
+from train.command.planning.constants import Constants
+from train.command.planning.quantities import Quantities
+from train.command.planning.step_time import step_time
 
 Vector = NDArray[np.float64]
 NAMES = tuple(field.name for field in dataclasses.fields(Constants))

@@ -16,9 +16,9 @@ import re
 from dataclasses import replace
 from functools import cache
 
-from launch.planning.job import Job
 from scripts.scoring.rows import Row
 from train.command import cli
+from train.command.planning.job import Job
 from train.config.plan import Plan
 from train.config.schema import (
     ActivationCheckpointing,

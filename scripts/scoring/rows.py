@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from train.command.planning.intervals import regimes
 from train.config.problems import BadInput, Problem
 
 NEEDED = (
@@ -24,7 +25,6 @@ READ = (
 NUMBERS = (*(name for name in NEEDED if name not in ("gpu", "ffn_type")), "vocab", "virtual_stages", READ[-1])
 NUMBER = re.compile(r"(\d+(\.\d*)?)?")
 DEFAULTED = ("vocab", "sp", "pp_schedule", "virtual_stages", "activation_ckpt", "precision", "zero_or_fsdp")
-SPREAD = "multi-node TP/PP"
 FINE_TUNED = ("LoRA", "SFT")
 # Repositories of one vendor are near-copies of each other, so they count as one source: the first part that matches.
 VENDORS = {"NVIDIA": ("NVIDIA/", "NVIDIA-NeMo/", "docs.nvidia.com")}
@@ -76,12 +76,9 @@ class Row:
 
     @property
     def regimes(self) -> list[str]:
-        if self.cells["precision"] in ("fp8", "nvfp4"):
-            return [self.cells["precision"]]
-        single = self.count("n_gpus") <= 8
         split = self.count("tp") > 1 or self.count("pp") > 1
-        found = ["single node" if single else SPREAD if split else "multi-node data parallel"]
-        return [*found, *(["CP"] if self.count("cp") > 1 else [])]
+        precision = self.cells["precision"]
+        return regimes(self.count("n_gpus"), splits_model=split, cp=self.count("cp"), precision=precision)
 
     @property
     def in_bar(self) -> bool:

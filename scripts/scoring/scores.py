@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launch.planning.quantities import Quantities
 from scripts.scoring.rows import Row
+from train.command.planning.quantities import Quantities
 from train.config.flops import flops_per_token
 
 NOISE = 0.04  # relative difference of speeds below which two layouts count as equal: the noise between releases

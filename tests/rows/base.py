@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from train.command import cli
+from train.command.planning import auto
 from train.config.plan import Plan
 from train.config.schema import Config
 
@@ -46,6 +47,8 @@ class Row:
     def _of(self, size: int, *strategy: str) -> list[str]:
         """The microbatch size gives each data rank NUM_MICROBATCHES; in a pipeline it is one sequence."""
         words = [*BASE, *self._shape, *strategy, *self.options]
+        if auto.asked(words):
+            return [*laid_out(tuple(words), size)]
         plan = Plan(configured(words), size)
         if "pp" not in plan.axes and not any(word.startswith("train.micro_batch_size=") for word in self.strategy):
             rows, rest = divmod(plan.config.train.global_batch_size, NUM_MICROBATCHES * plan.data_ranks)
@@ -55,8 +58,14 @@ class Row:
     @property
     def _shape(self) -> tuple[str, ...]:
         """As few layers and sequences as the layout needs. `options` may set others."""
-        plan = Plan(configured([*BASE, *self.strategy]), self.size)
+        plan = Plan(configured(auto.stood_in([*BASE, *self.strategy])), self.size)
         return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={4 if self.size < 4 else 8}"
+
+
+@cache
+def laid_out(words: tuple[str, ...], size: int) -> tuple[str, ...]:
+    """The words with the planner's layout in place of `strategy=auto`."""
+    return tuple(auto.in_place(words, auto.choose(words, size, "cpu").words))
 
 
 @cache

@@ -8,7 +8,7 @@ continues this new run after it was cut off.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,20 @@ from typing import Any
 from train.checkpoint.changes import allowed_changes
 from train.checkpoint.folder import CHECKPOINTS, checkpoints_in, complete, ended, step_of
 from train.checkpoint.manifest import Damaged, Manifest, wrong_files
+from train.command.planning import auto
+from train.command.planning.search.layouts import MICRO, RECOMPUTE
 from train.command.process.life import read_life, refuse_living
 from train.config.groups.run import AUTO, NEVER
 from train.config.problems import BadInput, Problem
+from train.config.rules.idle import written
 from train.config.schema import Config
 from train.config.world import World
+from train.measure.hardware import device_name
+from train.ranks.distributed import choose_runtime
 from train.ranks.side_group import SideGroup
-from train.record.run_dir import runs_named
+from train.record.run_dir import command, runs_named
+from train.record.run_files import Unreadable
+from train.record.run_folder import read_config, read_facts
 
 
 @dataclass(frozen=True)
@@ -150,3 +157,42 @@ def _line(path: Path, run: Path | None, changed: list[str], *, same: bool) -> st
     more = [] if same else ["on another layout, so that dropout and compressed communication begin anew"]
     more += [f"with {', '.join(changed)}"] if changed else []
     return ", ".join([head, *more])
+
+
+def planned(words: Sequence[str], world: World) -> list[str]:
+    """The command line with a layout in place of `strategy=auto`: that of the run that goes on, so that its checkpoint
+    fits, else the planner's. Rank 0 says which. Raises BadInput if no layout fits."""
+    if auto.asks_for_help(words):
+        return auto.stood_in(words)
+    config = auto.standing(words)
+    stored = _stored_layout(config, world)
+    if stored is None:
+        device = device_name(choose_runtime(config.runtime, world).device)
+        choice = auto.choose(words, world.world_size, device)
+    else:
+        run, layout = stored
+        choice = auto.Choice(tuple(layout), (f"{auto.WORD} keeps the layout of {run}, which goes on",))
+    if world.rank == 0:
+        print("\n".join(choice.lines), flush=True)
+    return auto.in_place(words, choice.words)
+
+
+def _stored_layout(config: Config, world: World) -> tuple[Path, list[str]] | None:
+    """The newest run of this command line that goes on, and the words of its layout. A restart by torchrun goes on with
+    the run of the first start, whatever became of it."""
+    found = []
+    for path in Path(config.metrics.dir).glob("*/work.json"):
+        run, life = path.parent, read_life(path.parent)
+        restarted = world.restarts_done > 0 and life is not None and life.launch == world.launch
+        goes_on = config.checkpoint.resume == AUTO and complete(run) and not ended(run)
+        try:
+            if (restarted or goes_on) and read_facts(path).get("command") == command(world):
+                found.append((path.stat().st_mtime, run, read_config(run)))
+        except (OSError, Unreadable):
+            continue
+    if not found:
+        return None
+    _, run, values = max(found, key=lambda one: one[0])
+    keys = [key for key in values if key.startswith("strategy.") or key in (MICRO, RECOMPUTE)]
+    preset = "pp" if "strategy.schedule" in values else "single"
+    return run, [f"strategy={preset}", *(f"{key}={written(values[key])}" for key in keys)]

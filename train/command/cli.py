@@ -159,6 +159,9 @@ def _check_group(override: str) -> None:
     group = name.lstrip("+~")
     if group not in groups():
         return
+    if override == "strategy=auto":
+        fix = "use the layout that python -m launch.explain strategy=auto shows"
+        raise BadInput(Problem("auto", f"{override} is not taken here, only where a run is started", fix))
     if name.startswith("~") or not equals or value not in names(group):
         near = difflib.get_close_matches(value, names(group), n=1)
         meant = f"use {group}={near[0]}, or another of" if near else "use"

@@ -1,61 +1,24 @@
 """The options of the tools, such as `nproc=4`, which are not keys of the config. Each is declared only here.
 
 The tools read them, and `--help` and docs/configuration.md show them. If an option is given to a wrong tool, the
-message names the tools that have it. Torch is not imported.
+message names the tools that have it. measuring_options.py has those of scripts/matmul.py. Torch is not imported.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
+from train.command import measuring_options
+from train.command.option import TRUE_OR_FALSE, Option, amount, count, one_of, positive, times
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
-from train.config.problems import BadInput, Problem
-from train.config.rules.ranges import shortened
 
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
-DOCTOR = "python -m launch.doctor"
+DOCTOR, PLAN = "python -m launch.doctor", "python -m launch.plan"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
 SOAK = "python scripts/soak.py"
 MAX_RESTARTS = 10_000
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Option(Generic[T]):
-    """An option. `read` returns the value of a text, or None if the text is wrong. `must` completes the message "must
-    be …"."""
-
-    name: str
-    default: T
-    tools: tuple[str, ...]
-    must: str
-    read: Callable[[str], T | None]
-    example: str
-    help: str
-    unset: str = ""  # the meaning of None as the default, for --help
-
-    def pop(self, argv: list[str]) -> T:
-        """Remove every `name=value` from argv and return the last value. Raises BadInput if one of them is wrong."""
-        given = [word for word in argv if word.startswith(f"{self.name}=")]
-        argv[:] = [word for word in argv if word not in given]
-        return [self.default, *(self.value(word) for word in given)][-1]
-
-    def value(self, word: str) -> T:
-        """The value of `name=value`. Raises BadInput if it is wrong."""
-        text = word.partition("=")[2]
-        value = self.read(text)
-        if value is None:
-            message = f"{self.name}={shortened(text)} is not valid: {self.name} must be {self.must}"
-            raise BadInput(Problem(self.name, message, f"use {self.name}={self.example}, for example"))
-        return value
-
-    @property
-    def shown_default(self) -> str:
-        return self.unset or str(self.default).lower()
+MOST_CHECKED = 20
+MOST_SHOWN = 200  # layouts: those that a search replays
 
 
 def of(tool: str) -> list[Option[Any]]:
@@ -67,37 +30,11 @@ def named(name: str) -> Option[Any] | None:
     return next((option for option in OPTIONS if option.name == name), None)
 
 
-def _positive(most: int) -> tuple[str, Callable[[str], int | None]]:
-    def read(text: str) -> int | None:
-        # the length is checked first, as Python refuses to convert thousands of digits
-        right = re.fullmatch(r"[1-9][0-9]*", text) and len(text) <= len(str(most)) and int(text) <= most
-        return int(text) if right else None
-
-    return f"a positive integer, at most {most:,}", read
-
-
-def _count(most: int) -> tuple[str, Callable[[str], int | None]]:
-    read = _positive(most)[1]
-    return f"a whole number from 0 to {most:,}", lambda text: 0 if text == "0" else read(text)
-
-
-def _one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
-    return f"{', '.join(values[:-1])} or {values[-1]}", lambda text: text if text in values else None
-
-
-def _times(text: str) -> tuple[float, ...] | None:
-    parts = text.split(",")
-    right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
-    return tuple(map(float, parts)) if right else None
-
-
-_TRUE_OR_FALSE = ("true or false", {"true": True, "false": False}.get)
-
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK),
-    *_positive(MAX_RANKS),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK),
+    *positive(MAX_RANKS),
     example="4",
     help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
 )
@@ -105,7 +42,7 @@ PORT: Option[int | None] = Option(
     "port",
     None,
     (LOCAL,),
-    *_positive(65_535),
+    *positive(65_535),
     example="29500",
     help="The port of torchrun's store on this machine.",
     unset="a free one",
@@ -114,7 +51,7 @@ RESTARTS: Option[int] = Option(
     "restarts",
     0,
     (LOCAL,),
-    *_count(MAX_RESTARTS),
+    *count(MAX_RESTARTS),
     example="3",
     help="How often all ranks are started again after one of them has failed.",
 )
@@ -122,7 +59,7 @@ FORCE: Option[bool] = Option(
     "force",
     False,
     (LOCAL, SWEEP, VERIFY),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="Runs are started even if they do not fit in memory.",
 )
@@ -130,7 +67,7 @@ BATCH: Option[str] = Option(
     "batch",
     "global",
     (SWEEP,),
-    *_one_of("global", "micro", "best"),
+    *one_of("global", "micro", "best"),
     example="micro",
     help="How the points are made comparable. global: the global batch is as given. micro: train.micro_batch_size is "
     "as given, and the global batch is scaled so that each data rank has as many microbatches as in the first point. "
@@ -140,7 +77,7 @@ MAX_MICRO_BATCH_SIZE: Option[int | None] = Option(
     "max_micro_batch_size",
     None,
     (SWEEP,),
-    *_positive(MAX_SEQUENCES),
+    *positive(MAX_SEQUENCES),
     example="64",
     help="The largest micro batch that batch=best tries, in sequences.",
     unset="64 on a CPU; on a GPU, its memory",
@@ -149,7 +86,7 @@ SKIP_INVALID: Option[bool] = Option(
     "skip_invalid",
     False,
     (SWEEP,),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="Points that cannot be run are left out, and the others are run.",
 )
@@ -157,7 +94,7 @@ FRESH: Option[bool] = Option(
     "fresh",
     False,
     (SWEEP,),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="The results of an earlier start of the same command are not used; without this, that sweep is continued.",
 )
@@ -165,7 +102,7 @@ LOCATE: Option[bool | None] = Option(
     "locate",
     None,
     (VERIFY,),
-    *_TRUE_OR_FALSE,
+    *TRUE_OR_FALSE,
     example="true",
     help="Whether to run a strategy once more and look for the first wrong result, comparing every module's output and "
     "its gradient.",
@@ -175,7 +112,7 @@ STEPS: Option[int] = Option(
     "steps",
     40,
     (BENCH_STEP,),
-    *_positive(MAX_STEPS),
+    *positive(MAX_STEPS),
     example="40",
     help="The number of timed steps of each loop.",
 )
@@ -184,7 +121,7 @@ MINUTES: Option[tuple[float, ...]] = Option(
     (10.0,),
     (SOAK,),
     "a number of minutes",
-    lambda text: None if "," in text else _times(text),
+    lambda text: None if "," in text else times(text),
     example="20",
     help="How long each strategy is trained without kills; the runs with kills make as many steps.",
     unset="10",
@@ -194,10 +131,47 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     (60.0,),
     (SOAK,),
     "one or several numbers of seconds",
-    _times,
+    times,
     example="300",
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
+)
+TOP: Option[int] = Option(
+    "top",
+    10,
+    (PLAN,),
+    *positive(MOST_SHOWN),
+    example="20",
+    help="How many of the best layouts are shown.",
+)
+TOKENS: Option[float | None] = Option(
+    "tokens",
+    None,
+    (PLAN,),
+    "a positive number, as 1e12",
+    amount,
+    example="1e12",
+    help="The tokens of a whole training, for its time, GPU-hours, cost and energy.",
+    unset="those of train.steps",
+)
+CHECK: Option[int] = Option(
+    "check",
+    0,
+    (PLAN,),
+    *count(MOST_CHECKED),
+    example="5",
+    help="How many of the best layouts are proven and run on this machine, and two that lose, to compare with the "
+    "prediction.",
+)
+PRICE: Option[float | None] = Option(
+    "price",
+    None,
+    (PLAN,),
+    "a positive number",
+    amount,
+    example="2.5",
+    help="The price of one device in US dollars per hour.",
+    unset="hardware.price_usd_per_hour",
 )
 OPTIONS: tuple[Option[Any], ...] = (
     NPROC,
@@ -212,4 +186,9 @@ OPTIONS: tuple[Option[Any], ...] = (
     STEPS,
     MINUTES,
     MTBF_S,
+    TOP,
+    TOKENS,
+    PRICE,
+    CHECK,
+    *measuring_options.OPTIONS,
 )

@@ -18,7 +18,8 @@ ROOT = "config"
 
 def names(group: str) -> list[str]:
     """The presets of a config group."""
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+    folder = CONFIG_DIR / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def groups() -> list[str]:

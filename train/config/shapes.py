@@ -69,7 +69,7 @@ def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[t
     """As `units`, with the stage of each unit. `copies`: the last stage has its own copy of the tied weight even on the
     first stage's rank, as FSDP and DDP wrap each stage separately, and gather and reduce both copies."""
     model, last, layers = plan.config.model, plan.num_stages - 1, plan.layers_of_stages
-    stages = stages_of(plan, rank)
+    stages, layer = stages_of(plan, rank), block(plan.config.model)
     for stage in stages:
         embed: Shapes = {"embed.weight": (model.vocab_size, model.dim)} if stage == 0 else {}
         ends: Shapes = {"norm.weight": (model.dim,)} if stage == last else {}
@@ -80,7 +80,7 @@ def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[t
         if embed and not tied:
             yield stage, "embed", embed
         for i in layers[stage]:
-            yield stage, f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in block(model).items()}
+            yield stage, f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in layer.items()}
         if ends:
             yield (stage, "embed+norm+head", embed | ends) if tied else (stage, "norm+head", ends)
 

@@ -44,6 +44,7 @@ class Rank:
     plan: Plan
     place: dict[str, int]
     techniques: tuple[Technique, ...]  # those that apply
+    parts: dict[tuple[str, Shape, bool], Shape] = field(default_factory=dict, compare=False, repr=False)  # found before
 
     def computes(self, name: str, shape: Shape) -> Shape:
         """The shape of the rank's part of a parameter while it is used. `name` is its global name, `shape` its whole
@@ -66,11 +67,16 @@ class Rank:
         return next((split for split in found if split is not None), None)
 
     def _part(self, name: str, shape: Shape, *, gathered: bool) -> Shape:
-        for technique in self.techniques:
-            split = None if technique.split is None or (gathered and technique.gathers) else technique.split(self, name)
-            if split is not None:
-                shape = shard(shape, split.dim, split.degree, split.index)
-        return shape
+        """The part, found once for the same parameter of all layers, which are split alike."""
+        key = (name.split(".", 2)[-1] if name.startswith("layers.") else name, shape, gathered)
+        if key not in self.parts:
+            for technique in self.techniques:
+                gathers = gathered and technique.gathers
+                split = None if technique.split is None or gathers else technique.split(self, name)
+                if split is not None:
+                    shape = shard(shape, split.dim, split.degree, split.index)
+            self.parts[key] = shape
+        return self.parts[key]
 
 
 @dataclass

@@ -1,15 +1,10 @@
-"""The published figures of a device, from `configs/hardware/`. An unknown device has none: they are not guessed."""
+"""The published figures of the device that a run uses."""
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import cast
-
 import torch
-from omegaconf import DictConfig, OmegaConf
 
-from train.command.resources import CONFIG_DIR
+from train.command.planning.hardware import published
 from train.config.schema import Config, HardwareConfig
 
 
@@ -23,29 +18,9 @@ def device_name(device: torch.device) -> str:
 def hardware_of(config: Config, device: torch.device) -> HardwareConfig:
     """The figures of the hardware that the config names or, under `auto`, of the file that matches the device's name.
     Under `auto`, values that the user gives replace those of the file."""
-    given = config.hardware
-    if given.name != "auto":
-        return given
-    files = (_load(path) for path in sorted((CONFIG_DIR / "hardware").glob("*.yaml")))
-    name = device_name(device)
-    found = next((file for file in files if file.match is not None and name.endswith(file.match)), None)
-    if found is None:
-        return given
-    values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given) if field.name != "name"}
-    peaks = found.peak_tflops | values.pop("peak_tflops")
-    sources = found.source | values.pop("source")
-    mine = {name: value for name, value in values.items() if value is not None}
-    return dataclasses.replace(found, peak_tflops=peaks, source=sources, **mine)
+    return published(config.hardware, device_name(device))
 
 
 def peak_tflops(config: Config, device: torch.device) -> float | None:
     """The dense peak for the run's precision in TFLOP/s, or None if unknown."""
     return hardware_of(config, device).peak_tflops.get(config.precision.value)
-
-
-def _load(path: Path) -> HardwareConfig:
-    values = cast(DictConfig, OmegaConf.load(path))
-    del values["defaults"]
-    hardware = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), values))
-    assert isinstance(hardware, HardwareConfig)
-    return hardware

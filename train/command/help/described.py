@@ -14,7 +14,7 @@ from train.command.resources import CONFIG_DIR
 from train.config.fields import default_of
 
 SINGULAR = {bool: "true or false", int: "integer", float: "number", str: "text"}
-PLURAL = {int: "integers", float: "numbers", str: "texts"}
+PLURAL = {int: "integers", float: "numbers", str: "texts", Any: "tables of numbers"}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from train.command import options
 from train.command.idle import listed
-from train.command.options import Option
+from train.command.option import Option
 from train.command.overrides import keys
 from train.command.schemas import SCHEMAS
 from train.config.problems import Problem

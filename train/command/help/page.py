@@ -22,8 +22,8 @@ from train.config.schema import Config
 COLUMN = 36  # the column in which types begin
 NARROWEST, WIDEST = 60, 120
 HTML = ("--html FILE", "", "Show as a page where a strategy goes wrong: the model as a column of boxes.")
-JSON = ("--json", "", "Print the findings as JSON, for programs.")
-OWN = {options.VERIFY: [HTML], options.DOCTOR: [JSON]}  # flags that only one tool has
+JSON = ("--json", "", "Print what was found as JSON, for programs.")
+OWN = {options.VERIFY: [HTML], options.DOCTOR: [JSON], options.PLAN: [JSON]}  # flags that only one tool has
 CFG = ("--cfg job", "", "Print the composed config and stop.")
 HELP = ("-h, --help", "", "Print this text for the config that the overrides compose, and stop.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -73,5 +74,10 @@ class HardwareConfig:
         "The carbon intensity of the electricity, in grams of CO2 per kWh; the emissions of tokens follow from it.",
         ge=0,
         le=MAX_FIGURE,
+    )
+    measured: dict[str, Any] = key(
+        dict,
+        "The tables of a measured profile, for the planner; scripts/matmul.py writes them, and docs/hardware.md explains "
+        "them.",
     )
     source: dict[str, str] = key(dict, "The source of each figure.")

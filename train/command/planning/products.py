@@ -1,7 +1,8 @@
 """Matrix products, attention and elementwise work of a layer and of the head, on one rank, for one microbatch.
 
 Letters: M rows (tokens), N columns of the result, K depth. Shapes are those of `config.shapes`, split by the plan's
-techniques, so they are not repeated here. Products that share their input (q, k, v; gate, up) count as one.
+techniques, so they are not repeated here. Products that share their input (q, k, v; gate, up) count as one, as other
+programs compute them; `matrices` has those of the lab's own code, one by one, for a measured profile.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ TOGETHER = {"wq": "qkv", "wk": "qkv", "wv": "qkv", "gate": "up", "up": "up"}
 # sums with their casts; the activation of a feed-forward; rotation and layout of queries, keys and values
 WIDTH_PASSES, HIDDEN_PASSES, HEAD_PASSES = 14, 3, 4
 HEAD_BYTES = 12  # per logit and direction: the product's result in 16 bits, the loss in 32 bits
+Matrix = tuple[float, float]  # (columns, depth) of a weight
+Call = tuple[float, float, float]  # (rows, columns, depth) of a product
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,38 @@ class Work:
     attention_flops: float
     scores: float
     fused: bool  # attention keeps its scores on the chip
+    matrices: tuple[Matrix, ...]  # as they are multiplied here, each by itself
+    heads: float  # of all sequences of the microbatch
 
 
-def both_ways(matrices: list[tuple[float, float]], rows: float) -> tuple[Products, Products]:
-    """Forward and backward of products of `rows` tokens with matrices (columns, depth). The backward has two for each:
-    the gradients of the input and of the weight."""
+@dataclass(frozen=True)
+class Direction:
+    """Seconds of one layer's forward or backward of one microbatch. `rest`: gaps between kernels, delays of the host, and
+    copies and casts of weights."""
+
+    products: float
+    attention: float
+    elementwise: float
+    rest: float
+
+    @property
+    def total(self) -> float:
+        return self.products + self.attention + self.elementwise + self.rest
+
+
+def calls_of(columns: float, depth: float, rows: float) -> tuple[Call, Call, Call]:
+    """The products of `rows` tokens with a matrix: forward, then the gradients of the input and of the weight."""
+    return (rows, columns, depth), (rows, depth, columns), (columns, depth, rows)
+
+
+def both_ways(matrices: list[Matrix], rows: float) -> tuple[Products, Products]:
+    """Forward and backward of products of `rows` tokens with matrices."""
     forward, backward = Products(), Products()
     for columns, depth in matrices:
-        forward += product(rows, columns, depth)
-        backward += product(rows, depth, columns) + product(columns, depth, rows)
+        first, *others = calls_of(columns, depth, rows)
+        forward += product(*first)
+        for other in others:
+            backward += product(*other)
     return forward, backward
 
 
@@ -76,10 +102,12 @@ def layer(rank: Rank) -> Work:
     plan, model, tokens = rank.plan, rank.plan.config.model, tokens_of(rank.plan)
     whole = block(model)
     parts = {name: rank.computes(f"layers.0.{name}", shape) for name, shape in whole.items()}
-    merged: dict[str, list[tuple[float, float]]] = {}
-    for name, shape in parts.items():
-        if len(shape) > 1 and "router" not in name:
-            merged.setdefault(_input_of(name), []).append(_matrix(name, shape, model))
+    alone = {
+        name: _matrix(shape, model) for name, shape in parts.items() if len(shape) > 1 and "router" not in name
+    }
+    merged: dict[str, list[Matrix]] = {}
+    for name, matrix in alone.items():
+        merged.setdefault(_input_of(name), []).append(matrix)
     matrices = [(sum(columns for columns, _ in group), group[0][1]) for group in merged.values()]
     forward, backward = both_ways(matrices, tokens)
     shards = plan.degrees["tp"] if plan.config.strategy.shards_sequence() else 1
@@ -91,15 +119,23 @@ def layer(rank: Rank) -> Work:
     fused = model.attention is AttentionKernel.sdpa
     causal = scores / 2 if fused else scores
     flops = 4 * causal * (model.dim // model.num_heads)
-    return Work(forward, backward, 2 * tokens * elements, flops, causal, fused)
+    sequences = plan.config.train.micro_batch_size
+    return Work(
+        forward, backward, 2 * tokens * elements, flops, causal, fused, (*alone.values(),), heads * sequences
+    )
 
 
 def head(rank: Rank) -> tuple[Products, Products, float]:
     """Forward, backward and the bytes of the loss, in each direction."""
-    model, tokens = rank.plan.config.model, tokens_of(rank.plan)
-    columns, depth = rank.computes("head.weight", (model.vocab_size, model.dim))
+    tokens, (columns, depth) = tokens_of(rank.plan), head_matrix(rank)
     forward, backward = both_ways([(columns, depth)], tokens)
     return forward, backward, HEAD_BYTES * tokens * columns
+
+
+def head_matrix(rank: Rank) -> Matrix:
+    model = rank.plan.config.model
+    columns, depth = rank.computes("head.weight", (model.vocab_size, model.dim))
+    return columns, depth
 
 
 def _input_of(name: str) -> str:
@@ -109,7 +145,7 @@ def _input_of(name: str) -> str:
     return f"{parent}.{TOGETHER.get(last, last)}"
 
 
-def _matrix(name: str, shape: Shape, model: ModelConfig) -> tuple[float, float]:
+def _matrix(shape: Shape, model: ModelConfig) -> Matrix:
     """(columns, depth) of the product with a weight. Of a mixture's experts, a token meets `top_k`, wherever they are:
     over all ranks of `ep`, each rank computes as many rows as it has tokens times `top_k`."""
     if len(shape) == 3:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from train.command.planning.profile import lacking, profile_of
 from train.config.plan import Plan
 from train.strategies.pipeline.placement import SCHEDULES
 
@@ -57,16 +58,29 @@ def of_plan(plan: Plan) -> Job:
 
 
 def missing_figures(job: Job) -> list[str]:
-    """The hardware figures that the job needs and that its hardware file lacks."""
-    hardware, several = job.plan.config.hardware, job.plan.world_size > 1
-    needed = ["memory_gb_per_s", "processors", "exp_tera_per_s"]
-    needed += ["link_gb_per_s", "link_latency_us", "devices_per_node"] if several else []
-    if several and job.plan.world_size > (hardware.devices_per_node or 1):
-        needed += ["node_gb_per_s", "node_latency_us"]
-    missing = [name for name in needed if getattr(hardware, name) is None]
+    """The figures that the job needs and that neither the hardware file nor its measured profile has."""
+    hardware = job.plan.config.hardware
+    if profile := profile_of(hardware, job.products, job.plan.config.compile.enabled):
+        far = [degree for degree in job.plan.degrees.values() if degree > 1 and not profile.has_messages(degree)]
+        missing = _missing_links(job) if far else []
+        unknown = f"messages between {max(far, default=0)} ranks"
+        return [unknown] if missing else []
+    missing = [name for name in ("memory_gb_per_s", "processors", "exp_tera_per_s") if getattr(hardware, name) is None]
+    missing += _missing_links(job)
     names = [job.products]
     while names[-1] in NEXT_PRECISION:
         names.append(NEXT_PRECISION[names[-1]])
     if not any(name in hardware.matmul_tflops for name in names):
         missing.append(f"matmul_tflops.{job.products}")
+    if missing and hardware.measured:  # a profile, but of another precision or stopped too early
+        return [f"measured.{name}" for name in lacking(hardware, job.products)]
     return missing
+
+
+def _missing_links(job: Job) -> list[str]:
+    """The missing figures of the data sheet from which messages are predicted."""
+    hardware, world_size = job.plan.config.hardware, job.plan.world_size
+    needed = ["link_gb_per_s", "link_latency_us", "devices_per_node"] if world_size > 1 else []
+    if world_size > 1 and world_size > (hardware.devices_per_node or 1):
+        needed += ["node_gb_per_s", "node_latency_us"]
+    return [name for name in needed if getattr(hardware, name) is None]

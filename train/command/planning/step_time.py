@@ -4,6 +4,9 @@
     pipeline   the slowest stage, and the bubble: the other stages once, divided by the chunks of a rank
     then       reductions that come once a step, and the optimiser's pass over memory
 
+Where the hardware file has a measured profile, its figures take the place of the data sheet's and of the constants that
+stand for what they measure (measured.py).
+
 What is hidden, by technique, as the code here does it (DESIGN.md): FSDP's messages run beside the computation, and each
 slows the other down; DDP's and ZeRO-1's reductions run beside the last backward; those of `tp` are exposed, unless
 async_tp cuts them into pieces; a ring's keys and values run beside attention; a pipeline's sends are exposed, half of
@@ -13,11 +16,14 @@ them where a rank has several stages.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from launch.planning.constants import Constants
-from launch.planning.links import US, Network, network
-from launch.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
+from train.command.planning import measured
+from train.command.planning.constants import Constants
+from train.command.planning.links import US, Network, network
+from train.command.planning.products import Direction
+from train.command.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
 from train.config.schema import ActivationCheckpointing
 
 # bytes per byte of float32 parameters: weight, gradient and two moments are read, three are written; the norm reads the
@@ -26,20 +32,6 @@ ADAM_BYTES = 9
 SCORE_BYTES = 13  # per score where attention keeps them: product, softmax with mask, dropout and its mask, product
 INTERLEAVED = 0.5  # the share of a send that is exposed where the rank has another stage's work to do
 NODE = 8  # devices; the jitter counts doublings from there on
-
-
-@dataclass(frozen=True)
-class Direction:
-    """Seconds of one layer's forward or backward of one microbatch."""
-
-    products: float
-    attention: float
-    elementwise: float
-    launch: float
-
-    @property
-    def total(self) -> float:
-        return self.products + self.attention + self.elementwise + self.launch
 
 
 @dataclass(frozen=True)
@@ -77,20 +69,31 @@ class StageTime:
         return self.forward + self.backward + sum(self.exposed.values())
 
 
-def step_time(q: Quantities, c: Constants) -> StepTime:
+# The seconds in which a pipeline's slowest rank waits, from the times of all ranks of `pp` in their order.
+Bubble = Callable[[Quantities, list[StageTime]], float]
+
+
+def closed_bubble(q: Quantities, order: list[StageTime]) -> float:
+    """The other ranks once, divided by the chunks of a rank."""
+    each = [one.microbatch for one in order]
+    return (sum(each) - max(each)) / q.chunks * q.job.bubble_share
+
+
+def step_time(q: Quantities, c: Constants, bubble_of: Bubble = closed_bubble) -> StepTime:
     plan, hardware = q.job.plan, q.job.plan.config.hardware
     net, m = network(hardware, c), q.microbatches
-    forward, backward = layer_time(q, c)
-    times = [stage_time(q, stage, (forward, backward), net, c) for stage in q.kinds]
+    layer = layer_time(q, c)
+    times = [stage_time(q, stage, layer, net, c) for stage in q.kinds]
     order = [times[kind] for kind in q.places]
-    slowest = max(order, key=lambda one: one.microbatch)
-    bubble = (sum(one.microbatch for one in order) - slowest.microbatch) / q.chunks * q.job.bubble_share
+    slowest = max(times, key=lambda one: one.microbatch)
+    bubble = bubble_of(q, order)
     exposed = {axis: m * seconds for axis, seconds in slowest.exposed.items()}
-    for axis in {axis for one in order for axis in one.once}:
-        exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in order)
+    for axis in {axis for one in times for axis in one.once}:
+        exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in times)
     compute = m * (slowest.forward + slowest.backward)
-    assert hardware.memory_gb_per_s is not None
-    optimiser = ADAM_BYTES * max(stage.updated_bytes for stage in q.kinds) / (hardware.memory_gb_per_s * 1e9)
+    updated = max(stage.updated_bytes for stage in q.kinds)
+    bandwidth = (hardware.memory_gb_per_s or math.inf) * 1e9
+    optimiser = ADAM_BYTES * updated / (q.profile.bandwidth("optimiser", updated) if q.profile else bandwidth)
     steady = compute + sum(exposed.values()) + bubble + optimiser + c.step_ms / 1e3
     jitter = steady * c.jitter * math.log2(max(plan.world_size / NODE, 1))
     tokens = tokens_per_step(plan)
@@ -104,6 +107,8 @@ def rates(q: Quantities, c: Constants) -> tuple[float, ...]:
 
 def layer_time(q: Quantities, c: Constants) -> tuple[Direction, Direction]:
     """Forward and backward of one layer of one microbatch, without messages and recomputation."""
+    if q.profile is not None:
+        return measured.layer_time(q, q.profile)
     hardware, work = q.job.plan.config.hardware, q.work
     assert hardware.memory_gb_per_s is not None and hardware.exp_tera_per_s is not None
     rate, sixteen = rates(q, c)
@@ -138,23 +143,42 @@ def stage_time(
         forward, backward = forward + head_time(q, c, 0), backward + head_time(q, c, 1)
     attention = (layer[0].attention + layer[1].attention) * stage.layers
     found = StageTime(forward, backward)
-    gathered = 0.0
+    gathered = collide = 0.0
     for message in stage.messages:
-        seconds = net.seconds(message.op, message.calls, message.bytes, message.group)
+        seconds, cost = message_seconds(message, q, net), overlap_cost(message, q, c)
         if message.per_step:
             hidden = 0.0 if q.job.reduces_late else backward / q.chunks
-            found.once[message.axis] = found.once.get(message.axis, 0.0) + behind(seconds, hidden, c)
+            found.once[message.axis] = found.once.get(message.axis, 0.0) + behind(seconds, hidden, cost)
         elif is_of_data(message):
             gathered += seconds / q.microbatches
+            collide += cost * seconds / q.microbatches
         else:
             each = exposed_of(message, seconds / q.microbatches, attention, q, c)
             found.exposed[message.axis] = found.exposed.get(message.axis, 0.0) + each
     if gathered:
-        found.exposed["dp"] = behind(gathered, forward + backward, c)
+        found.exposed["dp"] = behind(gathered, forward + backward, collide / gathered)
     return found
 
 
+def message_seconds(message: Message, q: Quantities, net: Network) -> float:
+    """The time of all calls of a message in a step: as measured between as many ranks, else by the data sheet."""
+    profile, calls = q.profile, message.calls
+    if profile is not None and calls and message.group.domains == 1:
+        precision = "float32" if is_of_data(message) and message.op != "all_gather" else profile.precision
+        each = profile.message_seconds(message.op, message.group.size, message.bytes / calls, precision)
+        if each is not None:
+            return calls * each
+    return net.seconds(message.op, calls, message.bytes, message.group)
+
+
+def overlap_cost(message: Message, q: Quantities, c: Constants) -> float:
+    cost = q.profile.overlap_cost(message.op, message.group.size) if q.profile else None
+    return c.overlap_cost if cost is None else cost
+
+
 def head_time(q: Quantities, c: Constants, direction: int) -> float:
+    if q.profile is not None:
+        return measured.head_time(q, q.profile, direction)
     memory = (q.job.plan.config.hardware.memory_gb_per_s or math.inf) * 1e9
     products = q.head[0] if direction == 0 else q.head[1]
     return products.seconds(rates(q, c)[1], c.tail * q.tile_elements, c.depth_cost) + q.head[2] / memory
@@ -175,7 +199,7 @@ def exposed_of(message: Message, seconds: float, attention: float, q: Quantities
     return seconds
 
 
-def behind(message: float, computation: float, c: Constants) -> float:
+def behind(message: float, computation: float, cost: float) -> float:
     """The time that a message adds to a computation beside which it runs: what is longer, and what they cost each
-    other."""
-    return max(message - computation, 0.0) + c.overlap_cost * min(message, computation)
+    other, as a share of the shorter one."""
+    return max(message - computation, 0.0) + cost * min(message, computation)

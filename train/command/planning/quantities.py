@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 
-from launch.describe.equal_ranks import sending_key
-from launch.planning import products
-from launch.planning.job import Job
-from launch.planning.links import Group, group_of
-from launch.planning.products import TILE, Products, Work
+from train.command.planning import products
+from train.command.planning.job import Job
+from train.command.planning.links import Group, group_of
+from train.command.planning.products import TILE, Matrix, Products, Work
+from train.command.planning.profile import Profile, profile_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
-from train.config.traffic import Traffic, totals
+from train.config.traffic import totals
 from train.strategies.context.keys import ContextKeys
+from train.strategies.equal_ranks import sending_key
 from train.strategies.memory import state_bytes
 from train.strategies.techniques import rank_of
 from train.strategies.traffic import expected_traffic
@@ -55,6 +56,8 @@ class Quantities:
     chunks: int
     tile_elements: float  # the results that all processors of a device compute at a time
     units: int  # modules that FSDP gathers, of the largest stage; 0 without FSDP of more than one rank
+    head_matrix: Matrix
+    profile: Profile | None  # what was measured on the device
 
 
 def quantities(job: Job) -> Quantities:
@@ -69,19 +72,44 @@ def quantities(job: Job) -> Quantities:
             known[key] = len(kinds)
             kinds.append(_stage(job, place * ranks_per_stage))
         places.append(known[key])
+    return assembled(job, computed_of(plan), tuple(kinds), tuple(places), profile_of_job(job))
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a layer and the head compute for a microbatch; `head`: forward, backward and the bytes of the loss."""
+
+    layer: Work
+    head: tuple[Products, Products, float]
+    head_matrix: Matrix
+
+
+def computed_of(plan: Plan) -> Computed:
     first, last = rank_of(plan, 0), rank_of(plan, plan.world_size - 1)
-    processors = plan.config.hardware.processors
-    assert processors is not None, "job.missing_figures names it"
+    return Computed(products.layer(first), products.head(last), products.head_matrix(last))
+
+
+def profile_of_job(job: Job) -> Profile | None:
+    return profile_of(job.plan.config.hardware, job.products, job.plan.config.compile.enabled)
+
+
+def assembled(
+    job: Job, computed: Computed, kinds: tuple[Stage, ...], places: tuple[int, ...], profile: Profile | None
+) -> Quantities:
+    processors = job.plan.config.hardware.processors
+    assert processors is not None or profile is not None, "job.missing_figures names it"
     return Quantities(
         job,
-        products.layer(first),
-        products.head(last),
-        tuple(kinds),
-        tuple(places),
-        plan.num_microbatches,
+        computed.layer,
+        computed.head,
+        kinds,
+        places,
+        job.plan.num_microbatches,
         job.stages_per_rank,
-        float(TILE * processors),
-        max(stage.layers for stage in kinds) if _gathers(plan) else 0,
+        float(TILE * (processors or 1)),
+        max(stage.layers for stage in kinds) if _gathers(job.plan) else 0,
+        computed.head_matrix,
+        profile,
     )
 
 
@@ -99,24 +127,36 @@ def passes_round(plan: Plan) -> bool:
     return isinstance(strategy, ContextKeys) and strategy.cp_method == "ring"
 
 
+def shards_of(plan: Plan) -> int:
+    """The number of ranks over which FSDP shards parameters."""
+    return plan.degrees["dp_shard"] * plan.degrees["cp"]
+
+
+def is_gathered(plan: Plan) -> bool:
+    """Whether FSDP shards parameters over several ranks."""
+    return plan.config.strategy.uses_fsdp() and shards_of(plan) > 1
+
+
 def _gathers(plan: Plan) -> bool:
     """Whether FSDP gathers or reduces with every microbatch."""
-    strategy = plan.config.strategy
-    return strategy.uses_fsdp() and not strategy.reduces_once() and plan.degrees["dp_shard"] * plan.degrees["cp"] > 1
+    return is_gathered(plan) and not plan.config.strategy.reduces_once()
 
 
 def _stage(job: Job, rank: int) -> Stage:
     plan = job.plan
-    place = rank_of(plan, rank).place["pp"]
+    layers, has_head = layers_of_rank(plan, rank_of(plan, rank).place["pp"])
+    return Stage(layers, has_head, messages_of(job, rank), state_bytes(plan, rank)["parameters"])
+
+
+def layers_of_rank(plan: Plan, place: int) -> tuple[int, bool]:
+    """(The number of layers of a rank of `pp`, whether it has the head)."""
     held = plan.config.strategy.stages_of(place, plan.degrees["pp"])
-    layers = sum(len(plan.layers_of_stages[stage]) for stage in held)
-    messages = tuple(_messages(job, expected_traffic(plan, rank)))
-    return Stage(layers, plan.num_stages - 1 in held, messages, state_bytes(plan, rank)["parameters"])
+    return sum(len(plan.layers_of_stages[stage]) for stage in held), plan.num_stages - 1 in held
 
 
-def _messages(job: Job, rows: list[Traffic]) -> list[Message]:
+def messages_of(job: Job, rank: int) -> tuple[Message, ...]:
     plan, found = job.plan, []
-    for (axis, op), total in totals(rows).items():
+    for (axis, op), total in totals(expected_traffic(plan, rank)).items():
         group, size, calls = group_of(plan, axis), total.bytes, total.calls
         if op == "send":
             size, calls = size * job.chunks, calls * job.chunks
@@ -124,7 +164,7 @@ def _messages(job: Job, rows: list[Traffic]) -> list[Message]:
                 size //= plan.degrees["tp"]
         of_data = "dp_" in axis or (axis.startswith(("cp", "efsdp")) and plan.config.strategy.uses_fsdp())
         found.append(Message(axis, op, calls, size, group, of_data and _once(plan)))
-    return found
+    return tuple(found)
 
 
 def _once(plan: Plan) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launch.planning.constants import Constants
+from train.command.planning.constants import Constants
 from train.config.groups.hardware import HardwareConfig
 from train.config.plan import Plan
 from train.config.strategy import MESH_AXES

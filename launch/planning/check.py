@@ -1,0 +1,112 @@
+"""The planner checked on the machine at hand: layouts that it ranks first, and some that lose, proven, run and timed.
+
+Each layout is first proven by scripts/verify.py, then run by launch.sweep with a recorded step. The prediction stands
+beside the measurement, part by part (launch/describe/records.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.describe import records
+from launch.describe.records import Measured
+from launch.planning.answer import Answer, aligned
+from train.command.overrides import with_quotes
+from train.command.planning.auto import in_place
+from train.command.planning.search.pricer import Priced
+from train.command.planning.search.words import shown
+from train.command.resources import ROOT, path_of
+from train.config.problems import EXIT_STOPPED, Reported
+
+LOSERS = 2  # layouts that are checked beside the best: of those that were replayed, the middle one and the slowest
+STEPS = {"train.steps": 40, "train.eval_every": 0, "train.eval_batches": 1, "checkpoint.every": 0}
+LEAST, MOST_OTHER = 0.03, 0.05  # of the step: by how much parts may miss it, and the most that "other" should be
+
+
+class NotChecked(Reported):
+    """A layout could not be proven or run."""
+
+    exit_code = EXIT_STOPPED
+
+
+@dataclass(frozen=True)
+class Checked:
+    place: int
+    priced: Priced
+    measured: Measured
+
+
+def check(answer: Answer, count: int) -> Iterator[str]:
+    """Lines, each layout's as soon as it has run. Raises NotChecked."""
+    found = []
+    for place in picked(len(answer.best), count):
+        one = answer.best[place]
+        yield f"layout {place + 1}: {one.layout.name}, {shown(one.layout)}"
+        found.append(Checked(place + 1, one, _measured(answer, one, place + 1)))
+        yield from table(found[-1])
+    yield from verdict(found)
+
+
+def picked(available: int, count: int) -> list[int]:
+    """The places of the first layouts and of the losers."""
+    losers = [available // 2, available - 1][-LOSERS:]
+    return sorted({*range(min(count, available)), *(place for place in losers if place >= count)})
+
+
+def _measured(answer: Answer, one: Priced, place: int) -> Measured:
+    config, nproc = answer.base.config, answer.base.world_size
+    folder = Path(config.metrics.dir) / "planned" / str(place)
+    typed = [word for word in answer.typed if not word.startswith(("metrics.dir=", *STEPS))]
+    words = [f"nproc={nproc}", *in_place(typed, one.layout.words)]
+    _run([path_of("scripts/verify.py")], words, folder, "verify.log")
+    steps = [f"{key}={value}" for key, value in STEPS.items()]
+    own = [*steps, f"metrics.dir={with_quotes(str(folder))}", "metrics.tensorboard=false"]
+    _run(["-m", "launch.sweep"], [*words, *own, "fresh=true"], folder, "sweep.log")
+    runs = sorted((path.parent for path in folder.glob("*/summary.json")), key=lambda run: run.stat().st_mtime)
+    if not runs:
+        raise NotChecked(f"{folder} has no finished run: see sweep.log there")
+    return records.read(runs[-1])
+
+
+def _run(tool: Sequence[str], words: Sequence[str], folder: Path, log: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, *tool, *words]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with (folder / log).open("w") as file:
+        code = subprocess.run(line, env=env, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise NotChecked(f"{shlex.join([*tool, *words])} ended with {code}: see {folder / log}")
+
+
+def table(one: Checked) -> list[str]:
+    """Milliseconds by part, predicted and measured."""
+    predicted, measured = records.predicted(one.priced.time), one.measured.parts
+    rows = [["  ms", "predicted", "measured"]]
+    names = dict.fromkeys([*predicted, *measured])
+    rows += [[f"  {name}", *(f"{parts.get(name, 0.0):,.2f}" for parts in (predicted, measured))] for name in names]
+    rows.append(["  step", f"{1e3 * one.priced.seconds:,.2f}", f"{one.measured.step_ms:,.2f}"])
+    missed = abs(sum(measured.values()) / one.measured.step_ms - 1)
+    other = measured.get("other", 0.0) / one.measured.step_ms
+    notes = f"  proven equal to one device; parts are scaled by {one.measured.scale:.3f}"
+    notes += "" if missed <= LEAST else f"; they miss the step by {100 * missed:.1f} %"
+    notes += "" if other <= MOST_OTHER else f"; other is {100 * other:.1f} % of the step"
+    return [*aligned(rows, left=(0,)), notes]
+
+
+def verdict(found: Sequence[Checked]) -> list[str]:
+    errors = [math.log(1e3 * one.priced.seconds / one.measured.step_ms) for one in found]
+    mean = 100 * sum(map(abs, errors)) / len(errors)
+    fastest = min(found, key=lambda one: one.measured.step_ms)
+    first = found[0]
+    regret = 100 * (1 - fastest.measured.step_ms / first.measured.step_ms)
+    return [
+        f"mean error of the step {mean:.1f} %, bias {100 * sum(errors) / len(errors):+.1f} %, {len(found)} layouts",
+        f"the fastest is layout {fastest.place}; the first loses {regret:.1f} % against it",
+    ]

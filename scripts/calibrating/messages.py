@@ -1,0 +1,109 @@
+"""Messages between ranks: every collective over sizes and group sizes, and what products beside it cost.
+
+All groups of one size send at the same time, as they do in training. Sizes follow nccl-tests' convention: the whole
+tensor, which all_gather has afterwards, and reduce_scatter before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+from scripts.calibrating.compute import Call, Row, compute_dtype
+from scripts.calibrating.timing import Run, Stopwatch
+
+SIZES, GPU_SIZES = [4**i for i in range(6, 14)], [4**i for i in range(6, 15)]  # bytes, from 4 KiB
+BESIDE, GPU_BESIDE = 2**24, 2**28  # bytes of the message that is sent beside products
+# torch 2.13 has other names for them, and warns about the old ones
+_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+BESIDE_OPS = ("all_reduce", "reduce_scatter", "all_gather")  # those that run beside the computation
+
+
+class Groups:
+    """Groups of neighbouring ranks by size: powers of two, and the whole world. Collective."""
+
+    def __init__(self, world_size: int, rank: int) -> None:
+        self.own: dict[int, dist.ProcessGroup] = {}
+        sizes = {2**i for i in range(1, 16) if world_size % 2**i == 0} | ({world_size} if world_size > 1 else set())
+        for size in sorted(sizes):
+            for start in range(0, world_size, size):
+                group = dist.new_group([*range(start, start + size)])
+                if start <= rank < start + size:
+                    self.own[size] = group
+
+
+def message_rows(watch: Stopwatch, groups: Groups, op: str, precision: str) -> Iterator[Row]:
+    """[ranks, bytes, microseconds] of one collective, from the slowest rank."""
+    dtype = compute_dtype(precision)
+    for ranks, group in groups.own.items():
+        for size in SIZES if watch.device.type == "cpu" else GPU_SIZES:
+            name = f"{op} of {size} bytes over {ranks} ranks, {precision}"
+            elements = max(size // dtype.itemsize // ranks, 1) * ranks
+            run = _runs(elements, dtype, watch.device, group)[op]
+            seconds = watch.seconds(name, run)
+            if seconds is not None:
+                yield [ranks, elements * dtype.itemsize, watch.slowest(seconds) * 1e6]
+
+
+def _runs(
+    elements: int, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup, *, later: bool = False
+) -> dict[str, Run]:
+    """A message of each kind. `later`: the collectives return at once with their `Work`."""
+    ranks, rank = group.size(), dist.get_rank(group)
+    whole = torch.zeros(elements, dtype=dtype, device=device)
+    other, part = torch.zeros_like(whole), torch.zeros(elements // ranks, dtype=dtype, device=device)
+
+    def shift() -> None:
+        """Send to the next rank, and receive from the one before, as a pipeline and a ring do."""
+        ops = [
+            dist.P2POp(dist.isend, whole, group=group, group_peer=(rank + 1) % ranks),
+            dist.P2POp(dist.irecv, other, group=group, group_peer=(rank - 1) % ranks),
+        ]
+        for work in dist.batch_isend_irecv(ops):
+            work.wait()
+
+    return {
+        "all_reduce": lambda: dist.all_reduce(whole, group=group, async_op=later),
+        "reduce_scatter": lambda: _SCATTER(part, whole, group=group, async_op=later),
+        "all_gather": lambda: _GATHER(whole, part, group=group, async_op=later),
+        "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group, async_op=later),
+        "send": shift,
+    }
+
+
+def overlap_rows(watch: Stopwatch, groups: Groups, op: str, call: Call, precision: str) -> Iterator[Row]:
+    """[ranks, cost]: (time of a message and products together - the longer of both alone) / the shorter.
+
+    DDP's all-reduces are asynchronous on every device. FSDP's messages run on a stream of their own, which a CPU does
+    not have: there they are waited for at once.
+    """
+    on_cpu = watch.device.type == "cpu"
+    product = call.run(compute_dtype(precision), watch.device)
+    for ranks, group in groups.own.items():
+        elements = (BESIDE if on_cpu else GPU_BESIDE) // torch.float32.itemsize // ranks * ranks
+        start = _runs(elements, torch.float32, watch.device, group, later=not on_cpu or op == "all_reduce")[op]
+        alone = watch.spans(f"{op} and products, each alone, {ranks} ranks", [_together(start, product, 0), product])
+        if alone is None:
+            continue
+        sent, computed = watch.slowest(alone[0]), watch.slowest(alone[1])
+        count = max(round(sent / computed), 1)
+        both = watch.seconds(f"{op} and products together, {ranks} ranks", _together(start, product, count))
+        if both is not None:
+            computed *= count
+            yield [ranks, (watch.slowest(both) - max(sent, computed)) / min(sent, computed)]
+
+
+def _together(start: Run, product: Run, count: int) -> Run:
+    """A message, with so many products beside it."""
+
+    def run() -> None:
+        work = start()
+        for _ in range(count):
+            product()
+        if isinstance(work, dist.Work):
+            work.wait()
+
+    return run

@@ -1,0 +1,176 @@
+"""The layouts of a mesh, priced together, so that they share their tables; better splits; and replays."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from train.command.planning.constants import Constants
+from train.command.planning.footprint import Footprint, footprint, reserve
+from train.command.planning.job import Job, missing_figures
+from train.command.planning.quantities import Quantities
+from train.command.planning.search.layouts import Choices, Layout, Valid
+from train.command.planning.search.replay import replayed
+from train.command.planning.search.splits import splits
+from train.command.planning.search.tables import Tables, priced_job
+from train.command.planning.step_time import StepTime, step_time
+from train.config.plan import Plan
+from train.config.schema import ActivationCheckpointing
+from train.strategies.memory import GiB
+from train.strategies.pipeline.placement import SCHEDULES
+
+KEPT = 200  # layouts that are replayed
+CLOSE = 0.1  # of the device's memory: if more is missing, another split does not help
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is searched. `base`: a plan with the config and the world, whatever its strategy. `products`: the precision
+    of the matrix products."""
+
+    base: Plan
+    products: str
+    constants: Constants
+    choices: Choices
+    kept: int = KEPT
+
+    def job(self, layout: Layout) -> Job:
+        return priced_job(layout.plan(self.base), self.products)
+
+    @property
+    def capacity(self) -> float:
+        """The bytes of a device; infinite if they are not known."""
+        size = self.base.config.hardware.memory_gib
+        return math.inf if size is None else size * GiB
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A layout that fits, with its predicted step, the bytes on the fullest rank, and those that must stay free."""
+
+    layout: Layout
+    quantities: Quantities
+    time: StepTime
+    footprint: Footprint
+    reserve: float
+
+    @property
+    def seconds(self) -> float:
+        return self.time.total
+
+
+@dataclass
+class OfMesh:
+    """The layouts of a mesh that fit and may be among the best, with their seconds. `least`: the one that needs the
+    fewest bytes of those that do not fit, as far as they are known."""
+
+    valid: int = 0
+    priced: int = 0
+    best: list[tuple[float, Layout]] = field(default_factory=list)
+    least: tuple[float, Layout] | None = None
+    unknown: tuple[str, ...] = ()  # figures of the hardware without which these layouts cannot be priced
+
+    def too_large(self, size: float, layout: Layout) -> None:
+        if self.least is None or (size, order_of(layout)) < (self.least[0], order_of(self.least[1])):
+            self.least = size, layout
+
+
+class Pricer:
+    """Prices layouts of one task in one process."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.tables, self.valid = task, Tables(), Valid(task.base, task.choices)
+        self.bounds: dict[Hashable, float] = {}
+
+    def mesh(self, asked: tuple[tuple[int, ...], float]) -> OfMesh:
+        """The layouts of a mesh, given by its degrees, that take less than so many seconds."""
+        degrees, bound = asked
+        found = OfMesh()
+        for group in self.valid.of_mesh(degrees):
+            found.valid += len(group.micros)
+            found.unknown = found.unknown or tuple(missing_figures(self.task.job(group.first)))
+            if found.unknown:
+                continue
+            layouts = [one for layout in group if self._at_least(one := self._listed(layout)) < bound]
+            if layouts and (floor := self._floor(layouts[0])) > self.task.capacity:
+                found.too_large(floor, layouts[0])
+                continue
+            for layout in layouts:
+                self._price(layout, bound, found)
+        return found
+
+    def _listed(self, layout: Layout) -> Layout:
+        stages = layout.degrees[0] * layout.stages_per_rank
+        return dataclasses.replace(layout, layers=self.tables.listed(self.task.base.config, stages))
+
+    def _at_least(self, layout: Layout) -> float:
+        """Seconds that the layout needs if nothing is sent or updated, which many meshes share."""
+        pp, replicate, shard, cp, tp = layout.degrees
+        facts = SCHEDULES[layout.schedule] if layout.schedule else None
+        placed = (layout.stages_per_rank, facts and facts.v_shaped, facts and facts.splits_backward)
+        weights = (layout.zero_stage, shard) if self.task.base.config.hardware.measured else layout.zero_stage > 1
+        mesh = (pp, replicate * shard, cp, tp, placed, weights)
+        key = (*mesh, layout.recomputation, layout.micro_batch_size)
+        if key not in self.bounds:
+            self.bounds[key] = step_time(self.tables.alone(self.task.job(layout)), self.task.constants).total
+        return self.bounds[key]
+
+    def _floor(self, layout: Layout) -> float:
+        job = self.task.job(layout)
+        return 0.0 if job.plan.config.strategy.uses_ddp() else self.tables.floor(job)
+
+    def _price(self, layout: Layout, bound: float, found: OfMesh) -> None:
+        found.priced += 1
+        job = self.task.job(layout)
+        if (seconds := step_time(self.tables.quantities(job), self.task.constants).total) >= bound:
+            return
+        missing = self.missing(job)
+        if missing > 0:
+            found.too_large(missing + self.task.capacity, layout)
+        for split in splits(layout.layers) if missing < CLOSE * self.task.capacity else []:
+            other = dataclasses.replace(layout, layers=split)
+            if (missing <= 0 and other == layout) or self.missing(self.task.job(other)) <= 0:
+                found.best.append((seconds, other))
+                return
+
+    def missing(self, job: Job) -> float:
+        """The bytes that the fullest rank lacks; at most 0 if it fits."""
+        if self.task.capacity == math.inf:
+            return 0.0
+        return footprint(job).total + reserve(job) - self.task.capacity
+
+    def with_better_split(self, layout: Layout) -> tuple[float, Layout]:
+        """The fastest split that fits, by the closed form."""
+        found = []
+        for split in dict.fromkeys([layout.layers, *splits(self._listed(layout).layers)]):
+            one = dataclasses.replace(layout, layers=split)
+            found.append((step_time(self.tables.quantities(self.task.job(one)), self.task.constants).total, one))
+        found.sort(key=lambda pair: pair[0])
+        return next(pair for pair in found if pair[1] == layout or self.missing(self.task.job(pair[1])) <= 0)
+
+    def replay(self, layout: Layout) -> Priced:
+        """The layout with its split or with the balanced one, whichever is faster when it is replayed."""
+        balanced = self._listed(layout)
+        found = []
+        for one in dict.fromkeys([balanced, layout]):
+            job = self.task.job(one)
+            if one == layout or self.missing(job) <= 0:
+                q = self.tables.quantities(job)
+                found.append((replayed(q, self.task.constants), one, q))
+        time, best, q = min(found, key=lambda each: each[0].total)
+        shown = dataclasses.replace(best, layers=()) if best == balanced else best
+        return Priced(shown, q, time, footprint(q.job), reserve(q.job))
+
+
+def rank_of(pair: tuple[float, Layout]) -> tuple[float, tuple[Any, ...]]:
+    return pair[0], order_of(pair[1])
+
+
+def order_of(layout: Layout) -> tuple[Any, ...]:
+    """A fixed order, for layouts whose figures are equal."""
+    kind = [*ActivationCheckpointing].index(layout.recomputation)
+    return (*layout.degrees, layout.ep, -layout.zero_stage, layout.schedule or "", layout.stages_per_rank, kind,
+            layout.micro_batch_size, layout.layers)  # fmt: skip

@@ -1,0 +1,75 @@
+"""Worker processes that each hold one object and call its methods for the items that they get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+
+class Processes:
+    """`make`: makes the object, once in each process. With one worker there is no process: it is made here.
+
+    It is a context, which ends the processes. They are forked, so use it before the program starts threads.
+    """
+
+    def __init__(self, make: Callable[[], object], workers: int) -> None:
+        self.make, self.workers = make, workers
+        self.pipes: list[Connection] = []
+        self.here: object | None = None
+
+    def __enter__(self) -> Processes:
+        if self.workers == 1:
+            self.here = self.make()
+            return self
+        context = get_context("fork")
+        for _ in range(self.workers):
+            own, theirs = context.Pipe()
+            context.Process(target=_serve, args=(self.make, theirs), daemon=True).start()
+            theirs.close()  # so that `recv` ends if the process ends
+            self.pipes.append(own)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for pipe in self.pipes:
+            pipe.close()  # which ends the process
+
+    def run(self, method: str, items: Iterator[Any]) -> Iterator[Any]:
+        """The results, in the order in which they are ready. An item is taken when a process is free for it."""
+        if self.here is not None:
+            yield from map(getattr(self.here, method), items)
+            return
+        busy: set[Connection] = set()
+        for pipe in self.pipes:
+            self._next(pipe, method, items, busy)
+        while busy:
+            for pipe in wait([*busy]):
+                assert isinstance(pipe, Connection)
+                result, error = pipe.recv()
+                busy.discard(pipe)
+                if error is not None:
+                    raise error
+                yield result
+                self._next(pipe, method, items, busy)
+
+    @staticmethod
+    def _next(pipe: Connection, method: str, items: Iterator[Any], busy: set[Connection]) -> None:
+        for item in items:
+            pipe.send((method, item))
+            busy.add(pipe)
+            return
+
+
+def _serve(make: Callable[[], object], pipe: Connection) -> None:
+    held = make()
+    while True:
+        try:
+            method, item = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer = getattr(held, method)(item), None
+        except Exception as error:
+            answer = None, error
+        pipe.send(answer)

@@ -1,0 +1,81 @@
+"""The search: every valid layout by closed forms, the best of them with better splits, then replayed event by event.
+
+A mesh is priced as a whole, so that its layouts share their tables, and processes take meshes in turns. A layout is
+left out early if even without messages it is slower than enough others that fit, or if its state alone does not fit.
+Neither changes which layouts are best.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from train.command.planning.quantities import profile_of_job
+from train.command.planning.search.layouts import Layout, meshes
+from train.command.planning.search.pricer import Priced, Pricer, Task, order_of, rank_of
+from train.command.planning.search.processes import Processes
+from train.command.planning.search.tables import priced_job
+
+WIDER = 2  # times as many as are replayed get better splits first, as a split may change their order
+NEAREST = 40  # layouts whose memory is computed where none fits
+OnProgress = Callable[[int, int], None]  # (done, all), in meshes
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`valid`: the number of valid layouts, of which `priced` were not left out early. `best`: the fastest that fit.
+    `nearest`: where none fits, the layout that lacks the fewest bytes, and how many. `unknown`: figures that the
+    hardware lacks, with the number of layouts that cannot be priced without them."""
+
+    valid: int
+    priced: int
+    best: tuple[Priced, ...]
+    nearest: tuple[Layout, float] | None = None
+    unknown: Mapping[str, int] = field(default_factory=dict)
+
+
+def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda done, total: None) -> Outcome:
+    """The best layouts, the fastest first. `workers`: processes that share the work."""
+    degrees = sorted(meshes(task.base), key=lambda one: _promise(task, one))
+    profile_of_job(priced_job(task.base, task.products))  # which refuses a profile that cannot be used
+    valid = priced = 0
+    unknown: Counter[str] = Counter()
+    best: list[tuple[float, Layout]] = []
+    least: list[tuple[float, Layout]] = []
+
+    def asked() -> Iterator[tuple[tuple[int, ...], float]]:
+        for one in degrees:
+            yield one, best[-1][0] if len(best) == WIDER * task.kept else math.inf
+
+    with Processes(lambda: Pricer(task), workers) as processes:
+        for done, one in enumerate(processes.run("mesh", asked()), start=1):
+            valid, priced = valid + one.valid, priced + one.priced
+            if one.best:
+                best = heapq.nsmallest(WIDER * task.kept, [*best, *one.best], key=rank_of)
+            least += [one.least] if one.least else []
+            unknown.update(dict.fromkeys(one.unknown, one.valid))
+            on_progress(done, len(degrees))
+        layouts = sorted((layout for _, layout in best), key=order_of)  # so that those of a mesh share their tables
+        better = sorted(processes.run("with_better_split", iter(layouts)), key=rank_of)[: task.kept]
+        alike = sorted((layout for _, layout in better), key=lambda one: (one.schedule or "", order_of(one)))
+        ranked = sorted(processes.run("replay", iter(alike)), key=lambda one: (one.seconds, order_of(one.layout)))
+    nearest = None if ranked or not least else _nearest(task, least)
+    return Outcome(valid, priced, tuple(ranked), nearest, unknown)
+
+
+def _nearest(task: Task, least: list[tuple[float, Layout]]) -> tuple[Layout, float]:
+    pricer = Pricer(task)
+    smallest = heapq.nsmallest(NEAREST, least, key=rank_of)
+    found = [(pricer.missing(task.job(layout)), layout) for _, layout in smallest]
+    missing, layout = min(found, key=rank_of)
+    return layout, missing
+
+
+def _promise(task: Task, degrees: tuple[int, ...]) -> tuple[int, ...]:
+    """Meshes that are often fast come first, so that the others can be left out early."""
+    pp, replicate, _, cp, tp = degrees
+    node = task.base.config.hardware.devices_per_node or task.base.world_size
+    return max(tp // node, 1) * cp, pp * tp, replicate

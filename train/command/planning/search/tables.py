@@ -1,0 +1,134 @@
+"""The quantities of many layouts of one search. What several of them share is computed once (of_mesh.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from train.command.planning.job import Job, of_plan
+from train.command.planning.profile import Profile
+from train.command.planning.quantities import (
+    Computed,
+    Quantities,
+    Stage,
+    assembled,
+    computed_of,
+    layers_of_rank,
+    profile_of_job,
+    quantities,
+)
+from train.command.planning.search.of_mesh import Mesh, Small
+from train.config.plan import Plan
+from train.config.schema import ActivationCheckpointing, Config
+from train.strategies.equal_ranks import sending_key
+from train.strategies.pipeline.keys import PipelineKeys
+from train.strategies.pipeline.placement import layers_per_stage
+
+Key = Hashable
+Held = tuple[tuple[int, bool], ...]
+
+
+@dataclass
+class Tables:
+    """The tables of one search: one model, batch, world and hardware."""
+
+    computed: dict[Key, Computed] = field(default_factory=dict)
+    profiles: dict[str, Profile | None] = field(default_factory=dict)
+    ranks: dict[Key, Held] = field(default_factory=dict)
+    shapes: dict[Key, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    balanced: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    degrees: Key = None  # of the mesh whose layouts are priced now, one after the other
+    meshes: dict[Key, Mesh] = field(default_factory=dict)  # of these degrees
+
+    def quantities(self, job: Job) -> Quantities:
+        """As `planning.quantities`, for a job whose stages' layers are listed (`listed`)."""
+        plan = job.plan
+        if plan.config.strategy.uses_ddp():
+            return quantities(job)
+        mesh = self.mesh_of(job)
+        kinds: dict[tuple[int, int], int] = {}
+        stages: list[Stage] = []
+        places: list[int] = []
+        for kind, (layers, has_head) in zip(mesh.places, self.held(plan), strict=True):
+            if (kind, layers) not in kinds:
+                kinds[kind, layers] = len(stages)
+                sent = mesh.messages(kind, layers, plan.num_microbatches, plan.config.train.micro_batch_size)
+                stages.append(Stage(layers, has_head, sent, mesh.parameters(kind, layers)))
+            places.append(kinds[kind, layers])
+        return self._assembled(job, tuple(stages), tuple(places))
+
+    def alone(self, job: Job) -> Quantities:
+        """As `quantities`, as if nothing were sent or updated."""
+        ranks = self.held(job.plan)
+        kinds = {kind: i for i, kind in enumerate(dict.fromkeys(ranks))}
+        stages = tuple(Stage(*kind, (), 0) for kind in kinds)
+        return self._assembled(job, stages, tuple(kinds[kind] for kind in ranks))
+
+    def floor(self, job: Job) -> float:
+        """The bytes that the fullest rank cannot do without."""
+        mesh = self.mesh_of(job)
+        ranks = {(kind, layers) for kind, (layers, _) in zip(mesh.places, self.held(job.plan), strict=True)}
+        return max(mesh.floor(kind, layers) for kind, layers in ranks)
+
+    def held(self, plan: Plan) -> Held:
+        """For each rank of `pp`, its layers and whether it has the head."""
+        strategy, ranks = plan.config.strategy, plan.degrees["pp"]
+        v_shaped = isinstance(strategy, PipelineKeys) and strategy.facts().v_shaped
+        key = (ranks, v_shaped, *(strategy.layers_per_stage if isinstance(strategy, PipelineKeys) else ()))
+        if key not in self.ranks:
+            self.ranks[key] = tuple(layers_of_rank(plan, place) for place in range(ranks))
+        return self.ranks[key]
+
+    def listed(self, config: Config, stages: int) -> tuple[int, ...]:
+        """The layers of so many stages, balanced by FLOPs; empty without a pipeline."""
+        if stages not in self.balanced:
+            balanced = layers_per_stage(config.model, config.train.seq_len, stages) if stages > 1 else []
+            self.balanced[stages] = tuple(balanced)
+        return self.balanced[stages]
+
+    def _assembled(self, job: Job, kinds: tuple[Stage, ...], places: tuple[int, ...]) -> Quantities:
+        degrees, train = job.plan.degrees, job.plan.config.train
+        key = (degrees["tp"], degrees["cp"], train.micro_batch_size)
+        if key not in self.computed:
+            self.computed[key] = computed_of(job.plan)
+        if job.products not in self.profiles:
+            self.profiles[job.products] = profile_of_job(job)
+        return assembled(job, self.computed[key], kinds, places, self.profiles[job.products])
+
+    def mesh_of(self, job: Job) -> Mesh:
+        plan, strategy = job.plan, job.plan.config.strategy
+        v_shaped = isinstance(strategy, PipelineKeys) and strategy.facts().v_shaped
+        recomputes = plan.config.train.activation_checkpointing is not ActivationCheckpointing.none
+        key = (plan.ep, plan.num_stages, v_shaped, recomputes, _stage_of_zero(plan))
+        if self.degrees != (degrees := tuple(plan.degrees.values())):
+            self.degrees, self.meshes = degrees, {}
+        if key not in self.meshes:
+            self.meshes[key] = Mesh(Small(job), *self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped)))
+        return self.meshes[key]
+
+    def _classes(self, job: Job, key: Key) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(A rank of `pp` of each class, the class of each rank of `pp`); ranks of a class send the same if they have
+        the same number of layers."""
+        if key not in self.shapes:
+            plan = Small(job).with_layers(1, 2, 1).plan
+            found: dict[Hashable, int] = {}
+            first: list[int] = []
+            places = []
+            for place in range(plan.degrees["pp"]):
+                kind = found.setdefault(sending_key(plan, place), len(found))
+                if kind == len(first):
+                    first.append(place)
+                places.append(kind)
+            self.shapes[key] = tuple(first), tuple(places)
+        return self.shapes[key]
+
+
+def _stage_of_zero(plan: Plan) -> int:
+    return int(getattr(plan.config.strategy, "zero_stage", 0))
+
+
+def priced_job(plan: Plan, products: str) -> Job:
+    """The job of a plan. `products`: the precision of its matrix products, which may be one that the lab cannot train
+    in."""
+    return dataclasses.replace(of_plan(plan), products=products)
