@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.planning.memory.sizes import Sizes
-from launch.planning.memory.tape import Tape, Value
+from train.command.planning.memory.sizes import Sizes
+from train.command.planning.memory.tape import Tape, Value
 
 
 @dataclass(frozen=True)

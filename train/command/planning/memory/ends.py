@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-from launch.planning.memory.costs import gradients
-from launch.planning.memory.operators import enter, linear, norm
-from launch.planning.memory.sizes import Sizes
-from launch.planning.memory.tape import LOGITS, Buffer, Tape, Value
+from train.command.planning.memory.operators import enter, linear, norm
+from train.command.planning.memory.sizes import Sizes
+from train.command.planning.memory.tape import LOGITS, Buffer, Kinds, Tape, Value
 
-Kinds = dict[str, float]
 INDEX = 8  # bytes of a token's number
 
 
@@ -52,7 +50,7 @@ def head_cost(s: Sizes, v: Vocabulary) -> HeadCost:
     before = kept[LOGITS]
     peak, stashed = split.at_peak[LOGITS] - before, split.held[LOGITS] - before - s.shard
     back, new = dict(t.at_peak), dict(first.at_peak)
-    return HeadCost(kept, logits, forward, back, new, gradients(first), peak, stashed, of_loss, v.split_loss)
+    return HeadCost(kept, logits, forward, back, new, first.of_weights, peak, stashed, of_loss, v.split_loss)
 
 
 def replayed(
@@ -116,8 +114,8 @@ class EmbeddingCost:
 
 
 def embedding_cost(s: Sizes, v: Vocabulary) -> EmbeddingCost:
-    """Tokens are looked up in the weight's own dtype, and then cast. A split table gives zeros for other ranks' rows, and
-    its sum over ranks is the message that leaves a split region."""
+    """Tokens are looked up in the weight's own dtype, and then cast. A split table gives zeros for other ranks' rows,
+    and its sum over ranks is the message that leaves a split region."""
     looked_up = float(s.tokens * s.dim * s.kept)
     part = looked_up / s.shards
     casts = s.used < s.kept
@@ -127,4 +125,3 @@ def embedding_cost(s: Sizes, v: Vocabulary) -> EmbeddingCost:
     weight = float(v.own * s.dim * s.kept)
     backward = (part if casts else 0.0) + (2 * looked_up if s.tp else 0.0) + (mask and s.shard)
     return EmbeddingCost(kept, forward, backward, weight)
-

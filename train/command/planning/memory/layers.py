@@ -1,16 +1,20 @@
-"""What a layer adds to a rank's memory, forward and backward, by replaying its program."""
+"""A transformer layer as a program of a tape, and what it adds to a rank's memory, forward and backward.
+
+The program follows `train/model/transformer.py` and what tensor parallelism changes in it, line by line: a reference
+that the code drops is dropped here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 
-from launch.planning.memory.layers import layer
-from launch.planning.memory.sizes import Sizes
-from launch.planning.memory.tape import TEMPORARY, Buffer, Tape, Value
+from train.command.planning.memory.attention import attend
+from train.command.planning.memory.mixture import mixture
+from train.command.planning.memory.operators import add, dropped, enter, feed_forward, leave, linear, norm
+from train.command.planning.memory.sizes import Sizes
+from train.command.planning.memory.tape import TEMPORARY, Buffer, Kinds, Tape, Value
 from train.config.schema import ActivationCheckpointing
-
-Kinds = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,7 @@ def layer_cost(s: Sizes, mode: ActivationCheckpointing) -> LayerCost:
     _, _, split = replayed(s, mode, split=True)
     stashed = split.held[TEMPORARY] - s.shard  # the gradient of the input goes on
     peak = split.at_peak[TEMPORARY]
-    return LayerCost(kept, forward, dict(t.at_peak), dict(first.at_peak), s.shard, gradients(first), peak, stashed)
-
-
-def gradients(t: Tape) -> float:
-    return t.held.get("gradients", 0.0) + t.held.get("unsharded", 0.0)
+    return LayerCost(kept, forward, dict(t.at_peak), dict(first.at_peak), s.shard, first.of_weights, peak, stashed)
 
 
 def replayed(
@@ -68,3 +68,40 @@ def replayed(
     if not split:
         t.release(left)
     return kept, forward, t
+
+
+def layer(t: Tape, s: Sizes, x: Value) -> Value:
+    h = norm(t, s, x)
+    a = dropped(t, s, attention(t, s, h))
+    t.drop(h)
+    y = add(t, x, a)
+    t.drop(a)
+    h = norm(t, s, y)
+    m = dropped(t, s, mixture(t, s, h) if s.experts else feed_forward(t, s, h, s.hidden))
+    t.drop(h)
+    z = add(t, y, m)
+    t.drop(m, y)
+    return z
+
+
+def attention(t: Tape, s: Sizes, x: Value) -> Value:
+    h = enter(t, s, x)
+    q, k, v = (linear(t, s, h, s.dim, columns) for columns in (s.queries, s.keys, s.keys))
+    turned = [rotate(t, s, one, columns) for one, columns in ((q, s.queries), (k, s.keys))]
+    t.drop(q, k)
+    out = attend(t, s, *turned, v)
+    a = linear(t, s, out, s.queries, s.dim)
+    b = leave(t, s, a)
+    t.drop(a, *turned, v, out, h)
+    return b
+
+
+def rotate(t: Tape, s: Sizes, x: Value, columns: int) -> Value:
+    """Rotary positions, in float32 at least; the pairs' products are temporary. Compiled code fuses them."""
+    n, wide = s.tokens * columns, s.wide
+    casts = wide > s.used
+    forward, back = (2 + casts) * wide * n, (3 * wide - 2 * s.used if casts else wide) * n
+    size = float(n * s.used)
+    if s.compiled:
+        return t.apply(size, (x, size))
+    return t.apply(size, (x, size), scratch=float(forward), back=float(back))

@@ -1,8 +1,8 @@
 """What FSDP gathers at the moments of a step, and the gradients that it has not reduced yet. Bytes of one stage.
 
-In a forward, a layer's parameters are copied out of the message that gathered them, and the message stays until the next
-layer's copy. In a backward, the next layer's message is on its way, and the layer before is being reduced: its gradients
-are in a buffer in the dtype of reductions.
+In a forward, a layer's parameters are copied out of the message that gathered them, and the message stays until the
+next layer's copy. In a backward, the next layer's message is on its way, and the layer before is being reduced: its
+gradients are in a buffer in the dtype of reductions.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from train.strategies.data.traffic import frees
 
 @dataclass(frozen=True)
 class Unit:
-    """What FSDP gathers at once. `gathered`: bytes of the parameters in use, `reduced`: of their gradients when they are
-    reduced, `shard`: of the rank's part of these. `several`: whether more than one rank shares it."""
+    """What FSDP gathers at once. `gathered`: bytes of the parameters in use, `reduced`: of their gradients when they
+    are reduced, `shard`: of the rank's part of these. `several`: whether more than one rank shares it."""
 
     gathered: float = 0.0
     reduced: float = 0.0
@@ -87,7 +87,8 @@ class Gathered:
         return self.layer.gathered + after + reducing
 
     def reduction(self, unit: Unit, after: Unit) -> float:
-        """While a unit's gradients are put into the buffer of their reduction. `after`: the next unit in the backward."""
+        """While a unit's gradients are put into the buffer of their reduction. `after`: the unit that the backward
+        comes to next."""
         low = unit.gathered
         rest = after.message if self.frees else self.everything - unit.gathered
         return rest + low + unit.reducing
@@ -99,7 +100,7 @@ def gathered_of(rank: Rank, stage: int) -> Gathered:
     found = {"embed": NOTHING, "layer": NOTHING, "head": NOTHING}
     freed = strategy.frees_parameters()
     for of, name, shapes in units_by_stage(plan, rank.place["pp"], copies=True):
-        if of == stage:
+        if of == stage and not (name.startswith("layers.") and found["layer"] is not NOTHING):
             kind = "head" if "head" in name else "embed" if name == "embed" else "layer"
             found[kind] = unit_of(rank, name, shapes)
             freed = freed and (kind != "layer" or frees(plan, name))

@@ -33,8 +33,8 @@ def order(schedule: str, num_ranks: int, chunks: int, microbatches: int, rank: i
 
 
 def interleaved(p: int, v: int, m: int, rank: int, *, split: bool) -> Iterator[Action]:
-    """Warm-up forwards, one forward and one backward in turn, and the remaining backwards. `split`: the weights' part of
-    a backward comes `rank` backwards later."""
+    """Warm-up forwards, one forward and one backward in turn, and the remaining backwards. `split`: the weights' part
+    of a backward comes `rank` backwards later."""
     rounds = max(1, m // p)
     each = m // rounds
     total = v * each * min(rounds, ROUNDS)
@@ -59,8 +59,8 @@ def interleaved(p: int, v: int, m: int, rank: int, *, split: bool) -> Iterator[A
 
 
 def v_zero_bubble(p: int, m: int, rank: int) -> Iterator[Action]:
-    """Stages `rank` and 2p - 1 - rank. torch makes the order for at least 2p - 1 microbatches, and leaves out those that
-    there are not."""
+    """Stages `rank` and 2p - 1 - rank. torch makes the order for at least 2p - 1 microbatches, and leaves out those
+    that there are not."""
     several = max(2 * p - 1, m)
     stages = (rank, 2 * p - 1 - rank)
     done = {(kind, stage): 0 for kind in "FIW" for stage in stages}
@@ -129,4 +129,3 @@ def dual_v(p: int, m: int, rank: int) -> Iterator[Action]:
         yield inputs(first) if split else ("B", first)
     for _ in range(rank + 1):
         yield from weights()
-

@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from launch.planning.memory.costs import LayerCost, layer_cost
-from launch.planning.memory.ends import EmbeddingCost, HeadCost, Vocabulary, embedding_cost, head_cost
-from launch.planning.memory.gathered import Gathered, gathered_of
-from launch.planning.memory.sizes import Sizes, sizes_of
-from launch.planning.memory.tape import ACTIVATIONS, GRADIENTS, LOGITS, TEMPORARY, UNSHARDED
+from train.command.planning.memory.ends import EmbeddingCost, HeadCost, Vocabulary, embedding_cost, head_cost
+from train.command.planning.memory.gathered import Gathered, gathered_of
+from train.command.planning.memory.layers import LayerCost, layer_cost
+from train.command.planning.memory.sizes import Sizes, sizes_of
+from train.command.planning.memory.tape import ACTIVATIONS, GRADIENTS, LOGITS, TEMPORARY, UNSHARDED, Kinds
 from train.config.shapes import chunk
 from train.config.technique import Rank
 from train.strategies.tensor.keys import TensorKeys
-
-Kinds = dict[str, float]
 
 
 def plus(*parts: Kinds) -> Kinds:

@@ -5,10 +5,9 @@ Letters: N tokens, D width, E experts, K of them for a token, R = N K rows, F an
 
 from __future__ import annotations
 
-from launch.planning.memory.feed_forward import activated, feed_forward
-from launch.planning.memory.operators import enter, leave
-from launch.planning.memory.sizes import Sizes
-from launch.planning.memory.tape import Tape, Value, Weight
+from train.command.planning.memory.operators import activated, enter, feed_forward, leave
+from train.command.planning.memory.sizes import Sizes
+from train.command.planning.memory.tape import Tape, Value, Weight
 
 INDEX = 8  # bytes of an index
 

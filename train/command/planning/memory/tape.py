@@ -14,6 +14,9 @@ ACTIVATIONS, TEMPORARY, GRADIENTS, UNSHARDED, LOGITS = (
 )  # fmt: skip
 
 
+Kinds = dict[str, float]  # bytes by kind
+
+
 @dataclass(eq=False, slots=True)
 class Buffer:
     """The memory of a tensor, or of several that share it."""
@@ -61,16 +64,21 @@ class Tape:
     gathered: bool = False
     kind: str = ACTIVATIONS
     recording: bool = True
-    held: dict[str, float] = field(default_factory=dict)
+    held: Kinds = field(default_factory=dict)
     total: float = 0.0
     peak: float = 0.0
-    at_peak: dict[str, float] = field(default_factory=dict)
+    at_peak: Kinds = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     kept: list[Buffer] | None = None  # results that selective recomputation keeps, while a forward keeps them
     replayed: list[Buffer] | None = None  # the same, while the recomputation takes them
     stashed: list[Buffer] = field(default_factory=list)  # by a split backward, for the weights' gradients
     saves: int = 0  # operators that saved something, or would have
     stop_at: int | None = None  # of a recomputation: it ends where the last tensor was saved
+
+    @property
+    def of_weights(self) -> float:
+        """Bytes of the weights' gradients."""
+        return self.held.get(GRADIENTS, 0.0) + self.held.get(UNSHARDED, 0.0)
 
     @property
     def stopped(self) -> bool:

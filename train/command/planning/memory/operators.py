@@ -1,9 +1,9 @@
-"""The operators that layers are made of: norms, linear layers, sums, and the messages of tensor parallelism."""
+"""What layers are made of: norms, linear layers, sums, the messages of tensor parallelism, and the feed-forward."""
 
 from __future__ import annotations
 
-from launch.planning.memory.sizes import Sizes
-from launch.planning.memory.tape import Tape, Value, Weight
+from train.command.planning.memory.sizes import Sizes
+from train.command.planning.memory.tape import Tape, Value, Weight
 
 
 def norm(t: Tape, s: Sizes, x: Value) -> Value:
@@ -57,3 +57,30 @@ def leave(t: Tape, s: Sizes, x: Value) -> Value:
     if s.sequence_parallel:
         return t.apply(s.shard, (x, s.row), scratch=s.row + s.shard, back=s.row)
     return t.apply(s.row, (x, None))
+
+
+def feed_forward(t: Tape, s: Sizes, x: Value, hidden: int, *, whole: bool = False) -> Value:
+    """`whole`: the input and the result are not those of a region with split weights, but inside one."""
+    h = x if whole else enter(t, s, x)
+    size = float(s.tokens * hidden * s.used)
+    gate = linear(t, s, h, s.dim, hidden)
+    active = activated(t, s, gate, size)
+    up = linear(t, s, h, s.dim, hidden)
+    product = t.apply(size, (active, size), (up, size), saved=[active.buffer, up.buffer])
+    t.drop(active, up)
+    a = linear(t, s, product, hidden, s.dim)
+    if whole:
+        t.drop(product)
+        return a
+    b = leave(t, s, a)
+    t.drop(a, product, h)
+    return b
+
+
+def activated(t: Tape, s: Sizes, gate: Value, size: float) -> Value:
+    """silu(gate), which the compiler fuses with the multiplication that follows."""
+    if s.compiled:
+        return gate
+    active = t.apply(size, (gate, size), saved=[gate.buffer])
+    t.drop(gate)
+    return active

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from launch.planning.memory.orders import Action, order
-from launch.planning.memory.stages import Kinds, Stage, plus
-from launch.planning.memory.tape import GRADIENTS, TEMPORARY, UNSHARDED
+from train.command.planning.memory.orders import Action, order
+from train.command.planning.memory.stages import Stage, plus
+from train.command.planning.memory.tape import GRADIENTS, TEMPORARY, UNSHARDED, Kinds
 from train.config.plan import Plan
 from train.config.technique import Rank
 
@@ -56,10 +56,10 @@ def order_of(plan: Plan, place: int) -> Sequence[Action]:
     return order(name, plan.degrees["pp"], strategy.num_chunks(), m, place)
 
 
-def moments(plan: Plan, here: Rank, stages: Mapping[int, Stage], gradients: float) -> Iterator[Kinds]:
+def moments(here: Rank, stages: Mapping[int, Stage], gradients: float) -> Iterator[Kinds]:
     """Bytes by kind on top of what the rank holds between steps; `gradients` are those that it holds after one, and a
     moment has the difference."""
-    progress, seen = Progress(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)), set()
+    plan, progress, seen = here.plan, Progress(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)), set()
     for action in order_of(plan, here.place["pp"]):
         kind, number = step_of(action[0], action[1])
         if not kind:
@@ -75,6 +75,7 @@ def moments(plan: Plan, here: Rank, stages: Mapping[int, Stage], gradients: floa
             yield from (plus(rest, moment) for moment in of_action(plan, stages[number], progress, kind, number))
         progress.enter(kind, number)
     yield already(plan, stages, set(stages), gradients)
+    yield {}
 
 
 def step_of(kind: str, stage: int) -> tuple[str, int]:
