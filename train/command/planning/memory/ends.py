@@ -120,7 +120,7 @@ def embedding_cost(s: Sizes, v: Vocabulary) -> EmbeddingCost:
     part = looked_up / s.shards
     casts = s.used < s.kept
     mask = s.shard / s.used if s.dropout else 0.0
-    kept = s.shard + mask + (s.tokens * INDEX * (1 + s.tp))
+    kept = s.shard + mask + s.tokens * INDEX * (s.tp or bool(s.cp))
     forward = (3 * looked_up if s.tp else looked_up) + s.shard + mask
     weight = float(v.own * s.dim * s.kept)
     backward = (part if casts else 0.0) + (2 * looked_up if s.tp else 0.0) + (mask and s.shard)

@@ -50,7 +50,8 @@ NOTHING = Unit()
 @dataclass(frozen=True)
 class Gathered:
     """The units of a stage. `frees`: whether a layer's parameters are freed between its forward and its backward.
-    `once`: whether gradients are reduced after the last microbatch only."""
+    `once`: whether gradients are reduced after the last microbatch only. `stays`: whether what a backward gathers stays
+    until the next forward, as in a pipeline."""
 
     embed: Unit
     layer: Unit
@@ -58,6 +59,7 @@ class Gathered:
     num_layers: int
     frees: bool
     once: bool
+    stays: bool
 
     @property
     def everything(self) -> float:
@@ -70,7 +72,7 @@ class Gathered:
     def forward(self, unit: Unit, *, fresh: bool) -> float:
         """While the unit computes. The head's parameters stay, also those that are tied to the embedding. `fresh`:
         whether the parameters are gathered in this forward."""
-        if not self.frees:
+        if not self.frees or (self.stays and unit is self.embed and not fresh):
             return self.everything + unit.message * fresh
         return (unit.gathered if unit is not self.head else 0.0) + self.head.gathered + unit.message
 
@@ -81,10 +83,15 @@ class Gathered:
         """While a layer's backward runs, apart from its own gradients."""
         bottom = self.num_layers == 1 or not top
         reducing = 0.0 if self.once else (self.head.reducing if top else self.layer.reducing)
-        if not self.frees:
+        if not self.frees or (self.stays and not top):
             return self.everything + reducing
         after = self.embed.message if bottom else self.layer.message
         return self.layer.gathered + after + reducing
+
+    def last_reduction(self) -> float:
+        """When all gradients are reduced after the last backward, as in a pipeline."""
+        largest = max(self.embed.reducing, self.layer.reducing, self.head.reducing)
+        return self.everything + self.unreduced + largest
 
     def reduction(self, unit: Unit, after: Unit) -> float:
         """While a unit's gradients are put into the buffer of their reduction. `after`: the unit that the backward
@@ -106,7 +113,7 @@ def gathered_of(rank: Rank, stage: int) -> Gathered:
             freed = freed and (kind != "layer" or frees(plan, name))
     layers = len(plan.layers_of_stages[stage])
     once = strategy.reduces_once() and plan.num_microbatches > 1
-    return Gathered(found["embed"], found["layer"], found["head"], layers, freed, once)
+    return Gathered(found["embed"], found["layer"], found["head"], layers, freed, once, "pp" in plan.axes)
 
 
 def unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:

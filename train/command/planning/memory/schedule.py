@@ -74,7 +74,9 @@ def moments(here: Rank, stages: Mapping[int, Stage], gradients: float) -> Iterat
             rest = plus(*waiting, had, others(stages, number), sent(stages, progress.begun))
             yield from (plus(rest, moment) for moment in of_action(plan, stages[number], progress, kind, number))
         progress.enter(kind, number)
-    yield already(plan, stages, set(stages), gradients)
+    if plan.config.strategy.reduces_once() and plan.num_microbatches > 1:
+        yield {UNSHARDED: sum(one.gathered.last_reduction() for one in stages.values() if one.gathered),
+               GRADIENTS: -gradients}  # fmt: skip
     yield {}
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from train.command.planning.memory.ends import EmbeddingCost, HeadCost, Vocabulary, embedding_cost, head_cost
-from train.command.planning.memory.gathered import Gathered, gathered_of
+from train.command.planning.memory.gathered import Gathered, Unit, gathered_of
 from train.command.planning.memory.layers import LayerCost, layer_cost
 from train.command.planning.memory.sizes import Sizes, sizes_of
 from train.command.planning.memory.tape import ACTIVATIONS, GRADIENTS, LOGITS, TEMPORARY, UNSHARDED, Kinds
@@ -85,16 +85,16 @@ class Stage:
     def backward(self, *, first: bool) -> Iterator[Kinds]:
         """`first`: whether the stage's weights have no gradients yet."""
         g, layer, held = self.gathered, self.layer, self.num_layers * self.layer.kept
-        done = 0.0  # bytes of gradients that exist by then
-        kind = GRADIENTS if g is None else UNSHARDED
-        grows = first and (g is None or g.once)
+        done = 0.0  # bytes of gradients that exist by then, if they are the first
+        kind = UNSHARDED if g is not None and g.once else GRADIENTS
         if self.head:
             cost = self.head.first if first else self.head.backward
             yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.result}, cost, {UNSHARDED: g.loss() if g else 0.0})
             if g is not None and not g.once:
-                grads = {UNSHARDED: g.reduction(g.head, g.layer), GRADIENTS: g.head.shard}
-                yield plus({ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard, LOGITS: self.result}, grads)
-            done = self.head.weights if g is None else g.head.reduced
+                new = {GRADIENTS if first else UNSHARDED: g.head.shard}
+                own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard, LOGITS: self.result}
+                yield plus(own, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
+            done = self.grown(self.head.weights, g and g.head)
         result = 0.0 if self.head else layer.result
         arrives = {TEMPORARY: -layer.result} if self.after else {}
         cost = layer.first if first else layer.backward
@@ -102,11 +102,17 @@ class Stage:
             rest = 0 if not top else self.num_layers - 1
             own = {ACTIVATIONS: self.entry + rest * layer.kept + result, LOGITS: self.result}
             own |= {UNSHARDED: g.layer_backward(top=top) if g else 0.0}
-            each = layer.weights if g is None else g.layer.reduced
+            each = self.grown(layer.weights, g and g.layer)
             had = done + (0 if top else (self.num_layers - 1) * each)
-            yield plus(own, cost, {kind: had} if grows else {}, arrives if top or self.num_layers == 1 else {})
+            yield plus(own, cost, {kind: had} if first else {}, arrives if top or self.num_layers == 1 else {})
         if self.embedding:
             yield self.embedding_backward(first=first)
+
+    def grown(self, weights: float, unit: Unit | None) -> float:
+        """Bytes of gradients that stay after the backward of a unit, if they are the first."""
+        if self.gathered is None or unit is None:
+            return weights
+        return unit.reduced if self.gathered.once else unit.shard
 
     @cached_property
     def stashed(self) -> Kinds:
@@ -142,6 +148,8 @@ class Stage:
             rest = {GRADIENTS: self.of_weights - cost.weight * new} if first else {}
             return plus(found, {GRADIENTS if new else TEMPORARY: cost.weight}, rest)
         unreduced = {UNSHARDED: cost.weight + (g.unreduced - g.embed.reduced if first and g.once else 0.0)}
+        if first and not g.once:
+            unreduced |= {GRADIENTS: g.head.shard + self.num_layers * g.layer.shard}
         gathering = g.everything if not g.frees else g.embed.gathered + g.head.gathered * self.tied
         reducing = 0.0 if g.once else max(g.layer.reducing, g.embed.reducing - g.embed.gathered)
         return plus(found, unreduced, {UNSHARDED: gathering + reducing})

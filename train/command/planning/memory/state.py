@@ -35,8 +35,20 @@ def between_steps(here: Rank, stages: Mapping[int, Stage]) -> Kinds:
     any_stage = next(iter(stages.values()))
     rope = plan.config.model.max_seq_len * any_stage.sizes.head_dim * any_stage.sizes.wide * len(stages)
     received = sum(one.sizes.shard * (one.before + one.after) for one in stages.values())
-    batch = 2.0 * rows * train.seq_len * TOKEN
-    return state | {"pipeline": plan.num_microbatches * received, "buffers": batch + rope}
+    buffers = 2.0 * rows * train.seq_len * TOKEN + rope + copied(here)
+    return state | {"pipeline": plan.num_microbatches * received, "buffers": buffers}
+
+
+def copied(here: Rank) -> float:
+    """Bytes of the copy of a tied weight on a rank with both ends of a pipeline, which data parallelism wraps apart."""
+    plan = here.plan
+    strategy, model = plan.config.strategy, plan.config.model
+    own = strategy.stages_of(here.place["pp"], plan.degrees["pp"])
+    apart = plan.num_stages > 1 and {0, plan.num_stages - 1} <= {*own} and (strategy.uses_fsdp() or strategy.uses_ddp())
+    if not (model.tie_embeddings and apart):
+        return 0.0
+    kept, _ = element_sizes(plan.config.precision)
+    return float(kept * math.prod(here.holds("embed.weight", (model.vocab_size, model.dim))))
 
 
 def parameters_of(here: Rank) -> tuple[float, int]:
