@@ -1,26 +1,22 @@
-"""Counts the memory of a step that is run with fake tensors: which tensors live at the peak, and of which kind they are.
+"""Counts the memory of a step that runs with fake tensors: which tensors live at the peak, and of which kind they are.
 
-    parameters, gradients, optimiser   what the rank keeps; gradients are those that exist when the update begins
-    unsharded      what FSDP gathers, and gradients before their reduction
-    activations    allocated in a forward, and not freed yet
-    logits         allocated by the head and the loss, and in the backward before it reaches the head's input
-    temporary      allocated in the backward or in the update
-    pipeline       what a schedule receives into
-    fixed          allocated before the first step, and none of the above
+parameters, gradients, optimiser   what the rank keeps, and gradients that became these
+unsharded     allocated by FSDP, and gradients before their reduction
+activations   allocated in a forward, and not freed yet
+logits        allocated by the head and the loss, and in the backward before it reaches the head's input
+temporary     allocated in the backward or in the update
+pipeline      what a schedule allocates at its first step and keeps
+buffers       allocated before the first step, and none of the above
 """
-
-from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -32,7 +28,7 @@ from train.ranks.gradients import local
 FSDP_CALLS = ("unshard", "wait_for_unshard", "post_backward", "finalize_backward")
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
     """A storage. `what`: the operator, dtype and shape that made it."""
 
@@ -41,63 +37,65 @@ class Block:
     size: int = 0
 
 
-@dataclass
 class Memory(TorchDispatchMode):
     """Records every allocation and every free, in order."""
 
-    kind: str = "fixed"
-    events: list[tuple[Block, int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self):
         super().__init__()
+        self.kind = "buffers"  # of what is allocated outside forwards and backwards
+        self.events: list[tuple[Block, int]] = []
         self.blocks: dict[int, Block] = {}
         self.work = Work()
         self.inside: list[str] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # DTensor runs the operator on its shard, and that comes back here
+        if func is torch.ops._c10d_functional.wait_tensor.default:
+            return args[0]  # as on a device; a fake one would be a copy
         out = func(*args, **(kwargs or {}))
         for x in tree_leaves(out):
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and x.device.type != "meta":
                 self.see(x, str(func))
         return out
 
-    def see(self, x: Tensor, made_by: str) -> None:
+    def see(self, x, made_by):
         storage = x.untyped_storage()
-        if storage._cdata in self.blocks:
-            return
-        block = self.blocks[storage._cdata] = Block(self.kind_now(), f"{made_by} {x.dtype} {tuple(x.shape)}")
-        self.change(block, storage.nbytes())
-        weakref.finalize(storage, self.gone, storage._cdata, block)
+        if storage._cdata not in self.blocks:
+            block = self.blocks[storage._cdata] = Block(self.kind_now(), f"{made_by} {x.dtype} {tuple(x.shape)}")
+            self.change(block, storage.nbytes())
+            weakref.finalize(storage, self.gone, storage._cdata, block)
 
-    def gone(self, key: int, block: Block) -> None:
+    def gone(self, key, block):
         if self.blocks.get(key) is block:
             del self.blocks[key]
         self.change(block, 0)
 
-    def change(self, block: Block, size: int) -> None:
+    def change(self, block, size):
         if size != block.size:
             self.events.append((block, size - block.size))
             block.size = size
 
-    def kind_now(self) -> str:
+    def kind_now(self):
         if self.inside:
             return self.inside[-1]
         if self.work.kind is None:
             return self.kind
         return "activations" if self.work.kind == "F" else "temporary"
 
-    def block_of(self, x: Tensor) -> Block | None:
-        return self.blocks.get(local(x).untyped_storage()._cdata)
-
-    def name(self, tensors: Iterable[Tensor | None], kind: str) -> None:
+    def name(self, tensors, kind):
+        """These tensors are of this kind, and always were."""
         for x in tensors:
-            if x is not None and (block := self.block_of(x)) is not None:
+            if x is not None and (block := self.blocks.get(local(x).untyped_storage()._cdata)) is not None:
                 block.kind = kind
 
+    def rename(self, old, new):
+        for block in self.blocks.values():
+            if block.kind == old:
+                block.kind = new
+
     @contextmanager
-    def within(self, kind: str):
+    def within(self, kind):
         self.inside.append(kind)
         try:
             yield
@@ -106,10 +104,10 @@ class Memory(TorchDispatchMode):
 
     @contextmanager
     def recording(self):
-        """Record until the context ends, FSDP's resized storages too."""
+        """Record until the context ends. FSDP resizes storages, which no operator shows."""
         resize = torch.UntypedStorage.resize_
 
-        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+        def resize_(storage, size):
             result = resize(storage, size)
             if (block := self.blocks.get(storage._cdata)) is not None:
                 self.change(block, size)
@@ -118,14 +116,14 @@ class Memory(TorchDispatchMode):
         with ExitStack() as stack:
             stack.enter_context(mock.patch.object(torch.UntypedStorage, "resize_", resize_))
             for name in FSDP_CALLS:
-                call = getattr(FSDPParamGroup, name)
-                stack.enter_context(mock.patch.object(FSDPParamGroup, name, self.of_fsdp(call)))
+                call = self.of_fsdp(getattr(FSDPParamGroup, name))
+                stack.enter_context(mock.patch.object(FSDPParamGroup, name, call))
             self.work = stack.enter_context(watched())
             stack.enter_context(self)
             yield
 
-    def of_fsdp(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def called(group: FSDPParamGroup, *args: Any, **options: Any) -> Any:
+    def of_fsdp(self, call):
+        def called(group, *args, **options):
             self.name_unsharded(group)
             with self.within("unsharded"):
                 result = call(group, *args, **options)
@@ -134,30 +132,30 @@ class Memory(TorchDispatchMode):
 
         return called
 
-    def name_unsharded(self, group: FSDPParamGroup) -> None:
+    def name_unsharded(self, group):
         """Gradients that autograd has put beside gathered parameters."""
         for one in group.fsdp_params:
             whole = getattr(one, "_unsharded_param", None)
             self.name((getattr(whole, "grad", None), one.unsharded_accumulated_grad), "unsharded")
 
-    def watch_logits(self, model: nn.Module) -> None:
-        """The regions of the head and of the loss, forward and backward."""
-        regions: list[Any] = []
+    def watch_logits(self, model):
+        """Mark what the head and the loss allocate, forward and backward."""
+        regions = []
 
-        def enter(*_: Any) -> None:
+        def enter(*_):
             regions.append(self.within("logits"))
             regions[-1].__enter__()
 
-        def leave(*_: Any) -> None:
+        def leave(*_):
             if regions:
                 regions.pop().__exit__(None, None, None)
 
-        def before_head(module: nn.Module, args: Any) -> None:
+        def before_head(module, args):
             if torch.is_grad_enabled() and args[0].requires_grad:
                 args[0].register_hook(leave)
             enter()
 
-        def after_loss(module: nn.Module, args: Any, out: Tensor) -> None:
+        def after_loss(module, args, out):
             leave()
             if out.requires_grad:
                 out.register_hook(enter)
@@ -168,22 +166,15 @@ class Memory(TorchDispatchMode):
             model.loss.register_forward_pre_hook(enter, prepend=True)
             model.loss.register_forward_hook(after_loss)
 
-    def peak(self, start: int = 0) -> tuple[int, dict[str, int], Counter[str]]:
-        """(bytes, bytes by kind, bytes by kind and what) at the peak after event number `start`."""
-        held: Counter[int] = Counter()
-        total = best = 0
-        at = 0
+    def peak(self, start):
+        """(bytes by kind, bytes by kind and operator) at the peak after event number `start`."""
+        total = best = at = 0
         for i, (_, change) in enumerate(self.events):
             total += change
             if i >= start and total > best:
                 best, at = total, i
-        blocks = {}
-        for block, change in self.events[: at + 1]:
-            held[id(block)] += change
-            blocks[id(block)] = block
         kinds, whats = Counter[str](), Counter[str]()
-        for key, size in held.items():
-            if size:
-                kinds[blocks[key].kind] += size
-                whats[f"{blocks[key].kind}: {blocks[key].what}"] += size
-        return best, dict(kinds), whats
+        for block, change in self.events[: at + 1]:
+            kinds[block.kind] += change
+            whats[f"{block.kind}: {block.what}"] += change
+        return {kind: size for kind, size in kinds.items() if size}, whats

@@ -1,9 +1,19 @@
-"""Drawn layouts at sizes at which memory matters, for the closed form of memory and its dry run."""
+"""Layouts for the closed form of memory and its dry run, at sizes at which memory matters, and how both are compared."""
 
-from collections.abc import Sequence
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 from tests.drawn import NATIVE, Drawn
 from tests.test_rules import valid_configs
+from train.command.planning.footprint import Footprint, footprint, moments_of
+from train.command.planning.job import of_plan
 from train.command.validate import validate
 
 # By how much the sizes of tests/drawn.py are multiplied. Fake tensors need no memory, so this costs nothing.
@@ -15,9 +25,23 @@ LARGER = {
     "train.seq_len": 64,
 }
 VOCABULARY = "model.vocab_size=16384"  # of a config that draws none
-# what is on the host, and what is not a layout
-LEFT_OUT = ("strategy.cpu_offload=", "strategy.comm_hook=", "strategy.powersgd")
-SMALLEST_HEADS = 6  # heads of fewer features than 256, for which there is fused attention
+LEFT_OUT = ("strategy.cpu_offload=", "strategy.comm_hook=", "strategy.powersgd")  # they are no layouts
+FEWEST_HEADS = 6  # with fewer, heads are wider than any fused kernel allows
+RANKS = {"single": 1, "hsdp": 8, "dp_pp": 8, "fsdp_tp": 8, "fsdp_pp": 8, "fsdp_cp": 8, "tp_pp": 8, "cp_tp": 8, "3d": 8,
+         "4d": 16, "moe_3d": 8}  # fmt: skip
+SIZES = ("train.seq_len=4096", "train.micro_batch_size=2", "model.num_layers=6", "precision=bf16")
+CLOSE = 0.01  # moments that differ by less in their totals: either may be the peak
+
+
+def presets() -> Iterator[Drawn]:
+    """Every preset of the lab's own engines with a model of 0.4 to 1 billion parameters, and every recomputation."""
+    for name in NATIVE:
+        mixture, ranks = name in ("ep", "moe_3d"), RANKS.get(name, 4)
+        for mode in ("none", "full") if mixture else ("none", "full", "selective"):
+            words = (f"strategy={name}", f"model={'moe_1b' if mixture else 'llama_1b'}", *SIZES)
+            batch = "train.global_batch_size=32"
+            one = Drawn((*words, f"train.activation_checkpointing={mode}", batch), ranks)
+            yield one
 
 
 def larger(one: Drawn) -> Drawn:
@@ -38,13 +62,55 @@ def layouts(number: int) -> list[Drawn]:
 
 
 def usable(one: Drawn) -> bool:
-    plan = one.plan
-    model = plan.config.model
-    return model.num_heads >= SMALLEST_HEADS and not validate(plan.config, plan.world_size)
+    config = one.plan.config
+    return config.model.num_heads >= FEWEST_HEADS and not validate(config, one.world_size)
 
 
-def jobs_of(layouts: Sequence[Drawn], ranks: Sequence[int]) -> list[dict[str, object]]:
-    return [
-        {"overrides": [*one.overrides], "world_size": one.world_size, "rank": rank}
-        for one, rank in zip(layouts, ranks, strict=True)
-    ]
+@dataclass(frozen=True)
+class Compared:
+    """The closed form of a rank beside its dry run, bytes by kind."""
+
+    said: Footprint
+    measured: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        return sum(self.measured.values())
+
+    @property
+    def error(self) -> float:
+        return self.said.total / self.total - 1
+
+    @cached_property
+    def worst_kind(self) -> tuple[float, str]:
+        """(relative error, name) of the worst kind that is more than 5 % of the peak; (0, "") without one."""
+        large = [kind for kind, size in self.measured.items() if size > 0.05 * self.total]
+        errors = [(self.said.kinds.get(kind, 0.0) / self.measured[kind] - 1, kind) for kind in large]
+        return max(errors, key=lambda pair: abs(pair[0]), default=(0.0, ""))
+
+
+def compared(one: Drawn, rank: int, measured: dict[str, float]) -> Compared:
+    """With the moment, of those that are as high as the highest, whose kinds are closest."""
+    found = [*moments_of(of_plan(one.plan), rank)]
+    highest = max(moment.total for moment in found)
+    near = [Compared(moment, measured) for moment in found if moment.total > (1 - CLOSE) * highest]
+    best = min(near, key=lambda each: abs(each.worst_kind[0]))
+    worst = max(near, key=lambda each: each.said.total)
+    return best if abs(best.error) <= abs(worst.error) + CLOSE else worst
+
+
+def fullest(one: Drawn) -> int:
+    return footprint(of_plan(one.plan)).rank
+
+
+def dry_runs(jobs: Sequence[tuple[Drawn, int]], timeout_s: float) -> Iterator[dict[str, Any]]:
+    """The results of tests/footprint_worker.py, in the order of the (layout, rank) pairs."""
+    texts = [{"overrides": [*one.overrides], "world_size": one.world_size, "rank": rank} for one, rank in jobs]
+    with NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(texts, file)
+        file.flush()
+        command = [sys.executable, "-m", "tests.footprint_worker", file.name]
+        env = os.environ | {"OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout_s)
+    assert run.returncode == 0, run.stderr[-3000:]
+    yield from map(json.loads, run.stdout.splitlines())

@@ -15,7 +15,7 @@ left out. `reserve` is what a device holds beside these tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -64,18 +64,19 @@ def candidates(plan: Plan) -> list[int]:
 
 
 def of_rank(job: Job, rank: int) -> Footprint:
-    plan = job.plan
-    if isinstance(plan.config.strategy, DeepSpeed):
-        return Footprint(of_deepspeed(plan, rank), rank)
-    here = rank_of(plan, rank)
-    own = plan.config.strategy.stages_of(here.place["pp"], plan.degrees["pp"])
+    if isinstance(job.plan.config.strategy, DeepSpeed):
+        return Footprint(of_deepspeed(job.plan, rank), rank)
+    return max(moments_of(job, rank), key=lambda one: one.total)
+
+
+def moments_of(job: Job, rank: int) -> Iterator[Footprint]:
+    """What the rank holds at each moment of a step that may be the peak, of any strategy but DeepSpeed's."""
+    strategy, here = job.plan.config.strategy, rank_of(job.plan, rank)
+    own = strategy.stages_of(here.place["pp"], job.plan.degrees["pp"])
     stages = {number: stage_of(here, number) for number in own}
     held = between_steps(here, stages)
-    worst: Kinds = {}
     for moment in moments(here, stages, held["gradients"]):
-        peak = plus(held, moment)
-        worst = max(worst, peak, key=lambda kinds: sum(kinds.values()))
-    return Footprint({kind: size for kind, size in worst.items() if size > 0}, rank)
+        yield Footprint({kind: size for kind, size in plus(held, moment).items() if size > 0}, rank)
 
 
 def of_deepspeed(plan: Plan, rank: int) -> Kinds:
@@ -88,8 +89,8 @@ def of_deepspeed(plan: Plan, rank: int) -> Kinds:
     stage = stage_of(here, place)
     waiting = min(ranks - place, max(plan.num_microbatches, 1)) - 1
     others = {kind: waiting * size for kind, size in stage.kept.items()}
-    moments = [*stage.forward(fresh=True), *stage.backward(first=False), {}]
-    return plus(kinds, others, max(moments, key=lambda moment: sum(moment.values())))
+    found = [*stage.forward(fresh=True), *stage.backward(first=False), {}]
+    return plus(kinds, others, max(found, key=lambda moment: sum(moment.values())))
 
 
 def reserve(job: Job) -> float:

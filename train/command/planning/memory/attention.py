@@ -68,7 +68,7 @@ def gathered(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value
     both = t.apply(whole, (k, p.kv), (v, p.kv), scratch=3 * whole, back=1.5 * whole)
     scores = block_scores(s, s.seq_len * (1 - 1 / (2 * s.cp_degree)))
     largest = whole * (1 - 1 / (2 * s.cp_degree))
-    back = wide * (p.q + whole) + 2 * largest + 2 * p.q - p.q - whole
+    copies = 1.5 * p.q + 3 * scores if scores else 2 * (p.q + largest)
     out = t.apply(
         p.q,
         (q, p.q),
@@ -77,7 +77,7 @@ def gathered(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value
         saves_result=True,
         extra=p.log_sums,
         scratch=whole + wide * 2.5 * p.q + p.q / 2 + 3 * scores,
-        back=max(back, 0.0) + 4 * scores,
+        back=(wide - 1) * (p.q + whole) + copies,
     )
     t.drop(both)
     return out
@@ -97,7 +97,7 @@ def ring(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
         saves_result=True,
         extra=p.log_sums,
         scratch=8 * p.kv + wide * 4 * p.q + p.q + 3 * scores,
-        back=(wide + 0.5) * p.q + 4 * message - 2 * p.kv + 4 * scores,
+        back=(wide + 0.5) * p.q + 4 * message - 2 * p.kv + 3 * scores,
     )
 
 
