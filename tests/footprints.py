@@ -1,4 +1,4 @@
-"""Layouts for the closed form of memory and its dry run, at sizes at which memory matters, and how both are compared."""
+"""Layouts for the closed form of memory and for dry runs, at sizes at which memory matters, and their comparison."""
 
 import json
 import os
@@ -25,23 +25,28 @@ LARGER = {
     "train.seq_len": 64,
 }
 VOCABULARY = "model.vocab_size=16384"  # of a config that draws none
+LENGTH = "model.max_seq_len=4096"
 LEFT_OUT = ("strategy.cpu_offload=", "strategy.comm_hook=", "strategy.powersgd")  # they are no layouts
 FEWEST_HEADS = 6  # with fewer, heads are wider than any fused kernel allows
 RANKS = {"single": 1, "hsdp": 8, "dp_pp": 8, "fsdp_tp": 8, "fsdp_pp": 8, "fsdp_cp": 8, "tp_pp": 8, "cp_tp": 8, "3d": 8,
          "4d": 16, "moe_3d": 8}  # fmt: skip
-SIZES = ("train.seq_len=4096", "train.micro_batch_size=2", "model.num_layers=6", "precision=bf16")
+SIZES = ("model.dim=2048", "model.num_heads=16", "model.num_kv_heads=8", "model.ffn_dim=5632", "model.vocab_size=32768",
+         "model.num_layers=6", "train.seq_len=4096", "train.micro_batch_size=2",
+         "precision=bf16")  # fmt: skip
+MIXTURE = ("model.num_experts=8", "model.expert_ffn_dim=2816")
 CLOSE = 0.01  # moments that differ by less in their totals: either may be the peak
 
 
 def presets() -> Iterator[Drawn]:
-    """Every preset of the lab's own engines with a model of 0.4 to 1 billion parameters, and every recomputation."""
+    """Every preset of the lab's own engines with six layers of llama_1b or moe_1b, and every recomputation."""
     for name in NATIVE:
         mixture, ranks = name in ("ep", "moe_3d"), RANKS.get(name, 4)
         for mode in ("none", "full") if mixture else ("none", "full", "selective"):
-            words = (f"strategy={name}", f"model={'moe_1b' if mixture else 'llama_1b'}", *SIZES)
-            batch = "train.global_batch_size=32"
-            one = Drawn((*words, f"train.activation_checkpointing={mode}", batch), ranks)
-            yield one
+            recomputation = f"train.activation_checkpointing={mode}"
+            words = (f"strategy={name}", *SIZES, *(MIXTURE if mixture else ()), recomputation)
+            one = Drawn((*words, LENGTH), ranks)
+            microbatches = 4 if one.plan.degrees["pp"] > 1 else 2
+            yield Drawn((*one.overrides, f"train.global_batch_size={2 * microbatches * one.plan.data_ranks}"), ranks)
 
 
 def larger(one: Drawn) -> Drawn:
@@ -52,7 +57,7 @@ def larger(one: Drawn) -> Drawn:
             words.append(f"{key}={int(value) * LARGER[key]}" if key in LARGER else word)
     if not any(word.startswith("model.vocab_size=") for word in words):
         words.append(VOCABULARY)
-    return Drawn(tuple(words), one.world_size)
+    return Drawn((*words, LENGTH), one.world_size)
 
 
 def layouts(number: int) -> list[Drawn]:

@@ -3,8 +3,8 @@
     python -m tests.many_footprints [number=200] [chunks=N]
 
 Of each layout the fullest rank runs with fake tensors (tests/footprint_worker.py). Each result is a line of
-build/many_footprints.jsonl, so that an interrupted run can be continued. `chunks`: end after so many processes. The exit
-code is 1 if a peak, or a kind of more than 5 % of it, is off by more than 3 %.
+build/many_footprints.jsonl, so that an interrupted run can be continued. `chunks`: end after so many processes. The
+exit code is 1 if a peak, or a kind of more than 5 % of it, is off by more than 3 %.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.drawn import Drawn
 from tests.footprints import Compared, compared, dry_runs, fullest, layouts, presets
 
 FILE = Path("build") / "many_footprints.jsonl"
-CHUNK = 10  # layouts a process
+CHUNK = 4  # layouts a process
 BOUND = 0.03
 
 

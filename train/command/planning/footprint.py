@@ -51,8 +51,8 @@ def footprint(job: Job) -> Footprint:
 
 
 def candidates(plan: Plan) -> list[int]:
-    """Ranks of which one needs the most: the first along every axis but `pp`, as it has the largest chunks; and of `pp`
-    the ends, their neighbours, and those with more layers than a neighbour of an end."""
+    """Ranks of which one needs the most: the first along an axis, as it has the largest chunks, but the second of `cp`,
+    which attends to one block more; and of `pp` the ends, their neighbours, and those with more layers than these."""
     strategy, ranks = plan.config.strategy, plan.degrees["pp"]
     held = [
         sum(len(plan.layers_of_stages[stage]) for stage in strategy.stages_of(place, ranks)) for place in range(ranks)
@@ -60,7 +60,8 @@ def candidates(plan: Plan) -> list[int]:
     ends = {0, 1, ranks - 2, ranks - 1} if ranks > FEW else {*range(ranks)}
     most = max((held[place] for place in ends if place not in (0, ranks - 1)), default=0)
     places = ends | {place for place in range(1, ranks - 1) if held[place] > most}
-    return [place * (plan.world_size // ranks) for place in sorted(places)]
+    second = plan.degrees["tp"] if plan.degrees["cp"] > 1 else 0
+    return [place * (plan.world_size // ranks) + second for place in sorted(places)]
 
 
 def of_rank(job: Job, rank: int) -> Footprint:

@@ -46,7 +46,8 @@ def kernel(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
     inputs = ((q, p.q), (k, p.kv), (v, p.kv))
     if s.kernel == "fused":
         saved = [q.buffer, k.buffer, v.buffer]
-        return t.apply(p.q, *inputs, saved=saved, saves_result=True, extra=p.log_sums, kept=True)
+        sums = p.log_sums
+        return t.apply(p.q, *inputs, saved=saved, saves_result=True, extra=sums, kept=True, pieces=sums)
     elements = float(s.tokens * s.heads * s.seq_len)
     scores = s.wide * elements
     if s.kernel == "math":
@@ -77,6 +78,7 @@ def gathered(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value
         saves_result=True,
         extra=p.log_sums,
         scratch=whole + wide * 2.5 * p.q + p.q / 2 + 3 * scores,
+        pieces=0.0 if scores else (1.5 if s.cp_first else 2.0) * (p.q + p.log_sums),
         back=(wide - 1) * (p.q + whole) + copies,
     )
     t.drop(both)
@@ -97,6 +99,7 @@ def ring(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
         saves_result=True,
         extra=p.log_sums,
         scratch=8 * p.kv + wide * 4 * p.q + p.q + 3 * scores,
+        pieces=0.0 if scores else (s.cp_degree + 1) / 2 * (p.q + p.log_sums),
         back=(wide + 0.5) * p.q + 4 * message - 2 * p.kv + 3 * scores,
     )
 
@@ -106,7 +109,8 @@ def exchanged(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Valu
     every = p.q + 2 * p.kv
     whole = t.apply(every, (q, p.q), (k, p.kv), (v, p.kv), scratch=3 * every, back=2 * every)
     if s.kernel == "fused":
-        out = t.apply(p.q, (whole, every), saved=[whole.buffer], saves_result=True, extra=p.log_sums, back=every)
+        extra = p.log_sums
+        out = t.apply(p.q, (whole, every), saved=[whole.buffer], saves_result=True, extra=extra, back=every, kept=True)
     else:
         out = kernel(t, s, p, *(Value(t.keep(whole.buffer)) for _ in range(3)))
     back = t.apply(p.q, (out, p.q), scratch=2 * p.q, back=2 * p.q)

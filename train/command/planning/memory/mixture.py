@@ -44,13 +44,16 @@ def dispatched(t: Tape, s: Sizes, x: Value) -> Value:
     rows = s.row * s.top_k
     order = float(s.tokens * s.top_k * INDEX)
     there = gather(t, x, rows, s.row, order)
-    if s.exchanges:
-        there = moved(t, send(t, there, rows), rows, order)
+    arrived = send(t, there, rows) if s.exchanges else None
+    if arrived is not None:
+        there = gather(t, arrived, rows, rows, order)
     y = experts(t, s, there, rows)
     t.drop(there)
-    if s.exchanges:
-        y = send(t, moved(t, y, rows, order), rows)
-    return moved(t, y, rows, order)
+    if arrived is None:
+        return moved(t, y, rows, order)
+    y = moved(t, send(t, moved(t, y, rows, order), rows), rows, order)
+    t.drop(arrived)
+    return y
 
 
 def gather(t: Tape, x: Value, rows: float, back: float, order: float) -> Value:

@@ -19,7 +19,8 @@ from train.strategies.context.keys import ContextKeys
 @dataclass(frozen=True)
 class Sizes:
     """`used`, `kept`: bytes of an element in the dtype of the computation, and of the weights. `shards`: ranks over
-    which the sequence is sharded between split layers. `tp`, `cp`: whether the technique runs, at degree 1 too."""
+    which the sequence is sharded between split layers. `tp`, `cp`: whether the technique runs, at degree 1 too.
+    `cp_first`: whether the rank has the first tokens of a sequence, before which there are no keys."""
 
     tokens: int
     dim: int
@@ -38,6 +39,7 @@ class Sizes:
     shards: int
     cp: str
     cp_degree: int
+    cp_first: bool
     dropout: bool
     attention: AttentionKernel
     experts: int
@@ -104,6 +106,7 @@ def sizes_of(rank: Rank) -> Sizes:
         shards=plan.degrees["tp"] if strategy.shards_sequence() else 1,
         cp=strategy.cp_method if isinstance(strategy, ContextKeys) and "cp" in plan.axes else "",
         cp_degree=plan.degrees["cp"],
+        cp_first=rank.place["cp"] == 0,
         dropout=model.dropout > 0,
         attention=model.attention,
         experts=model.num_experts,

@@ -129,10 +129,12 @@ class Tape:
         scratch: float = 0.0,
         back: float = 0.0,
         kept: bool = False,
+        pieces: float = 0.0,
     ) -> Value:
         """The result of an operator. `size`: its bytes; None shares the first input's memory. `extra`: bytes that it
         saves beside tensors of the program. `scratch`, `back`: what it needs for a moment, forward and backward.
-        `kept`: whether selective recomputation keeps the result."""
+        `kept`: whether selective recomputation keeps the result. `pieces`: bytes of results that it keeps of operators
+        inside this one."""
         saved = list(saved)
         self.saves += bool(saved or saves_result or extra)
         skipped = self.stopped and not (saves_result or extra)
@@ -146,6 +148,10 @@ class Tape:
             buffer = self.allocate(0.0 if skipped else size)
         if kept and self.kept is not None:
             self.kept.append(self.keep(buffer))
+        if pieces and self.kept is not None:
+            self.kept.append(self.allocate(pieces))
+        if pieces and self.replayed:
+            self.free(self.replayed.pop(0))
         value = Value(buffer)
         if self.recording:
             own = [self.keep(one) for one in saved] + ([self.keep(buffer)] if saves_result else [])
