@@ -22,7 +22,7 @@ from functools import cache
 from train.command.planning import constants
 from train.command.planning.job import Job
 from train.command.planning.memory.schedule import moments
-from train.command.planning.memory.stages import plus, stage_of
+from train.command.planning.memory.stages import Engine, as_here, plus, stage_of
 from train.command.planning.memory.state import between_steps
 from train.command.planning.memory.tape import Kinds
 from train.config.plan import Plan
@@ -64,17 +64,17 @@ def candidates(plan: Plan) -> list[int]:
     return [place * (plan.world_size // ranks) + second for place in sorted(places)]
 
 
-def of_rank(job: Job, rank: int) -> Footprint:
+def of_rank(job: Job, rank: int, engine: Engine = as_here) -> Footprint:
     if isinstance(job.plan.config.strategy, DeepSpeed):
         return Footprint(of_deepspeed(job.plan, rank), rank)
-    return max(moments_of(job, rank), key=lambda one: one.total)
+    return max(moments_of(job, rank, engine), key=lambda one: one.total)
 
 
-def moments_of(job: Job, rank: int) -> Iterator[Footprint]:
+def moments_of(job: Job, rank: int, engine: Engine = as_here) -> Iterator[Footprint]:
     """What the rank holds at each moment of a step that may be the peak, of any strategy but DeepSpeed's."""
     strategy, here = job.plan.config.strategy, rank_of(job.plan, rank)
     own = strategy.stages_of(here.place["pp"], job.plan.degrees["pp"])
-    stages = {number: stage_of(here, number) for number in own}
+    stages = {number: stage_of(here, number, engine) for number in own}
     held = between_steps(here, stages)
     for moment in moments(here, stages, held["gradients"]):
         yield Footprint({kind: size for kind, size in plus(held, moment).items() if size > 0}, rank)

@@ -22,7 +22,7 @@ def linear(t: Tape, s: Sizes, x: Value, depth: int, columns: int, *, casts: bool
     casts = s.casts if casts is None else casts
     size, inputs = float(s.tokens * columns * s.used), float(s.tokens * depth * s.used)
     weight = Weight(float(depth * columns * s.used), float(depth * columns * s.kept))
-    saved = [x.buffer]
+    saved = [x.saved]
     if casts:
         saved.append(t.allocate(weight.low))
     y = t.apply(size, (x, inputs), saved=saved, weights=[weight], kept=True)
@@ -46,7 +46,9 @@ def enter(t: Tape, s: Sizes, x: Value) -> Value:
     if not s.tp:
         return t.apply(None, (x, None))
     if s.sequence_parallel:
-        return t.apply(s.row, (x, s.shard), scratch=2 * s.row, back=s.row)
+        whole = t.apply(s.row, (x, s.shard), scratch=2 * s.row, back=s.row)
+        whole.source = x.buffer if s.gathers_again else None
+        return whole
     return t.apply(None, (x, s.row))
 
 

@@ -20,7 +20,8 @@ from train.strategies.context.keys import ContextKeys
 class Sizes:
     """`used`, `kept`: bytes of an element in the dtype of the computation, and of the weights. `shards`: ranks over
     which the sequence is sharded between split layers. `tp`, `cp`: whether the technique runs, at degree 1 too.
-    `cp_first`: whether the rank has the first tokens of a sequence, before which there are no keys."""
+    `gathers_again`: whether the inputs of split layers are gathered again in the backward, and not kept, as Megatron's
+    sequence parallelism does and the lab's does not. `cp_first`: whether the rank has the first tokens of a sequence, before which there are no keys."""
 
     tokens: int
     dim: int
@@ -49,6 +50,7 @@ class Sizes:
     shared_hidden: int
     exchanges: bool
     compiled: bool
+    gathers_again: bool = False
 
     @property
     def wide(self) -> int:

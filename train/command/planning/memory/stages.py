@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,13 @@ from train.command.planning.memory.tape import ACTIVATIONS, GRADIENTS, LOGITS, T
 from train.config.shapes import chunk
 from train.config.technique import Rank
 from train.strategies.tensor.keys import TensorKeys
+
+
+Engine = Callable[[Sizes], Sizes]  # the sizes with what another engine keeps
+
+
+def as_here(sizes: Sizes) -> Sizes:
+    return sizes
 
 
 def plus(*parts: Kinds) -> Kinds:
@@ -155,11 +162,11 @@ class Stage:
         return plus(found, unreduced, {UNSHARDED: gathering + reducing})
 
 
-def stage_of(rank: Rank, stage: int) -> Stage:
+def stage_of(rank: Rank, stage: int, engine: Engine = as_here) -> Stage:
     plan = rank.plan
     strategy, model = plan.config.strategy, plan.config.model
     own = strategy.stages_of(rank.place["pp"], plan.degrees["pp"])
-    last, sizes = plan.num_stages - 1, sizes_of(rank)
+    last, sizes = plan.num_stages - 1, engine(sizes_of(rank))
     degree, place = plan.degrees["tp"], rank.place["tp"]
     part = len(chunk(model.vocab_size, degree, place))
     split_loss = isinstance(strategy, TensorKeys) and strategy.shards_logits()

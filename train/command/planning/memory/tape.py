@@ -28,10 +28,16 @@ class Buffer:
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """A tensor of a program. `grad`: its gradient, while the backward has not used it yet."""
+    """A tensor of a program. `grad`: its gradient, while the backward has not used it yet. `source`: what operators save
+    in its place, as the backward makes it again from that."""
 
     buffer: Buffer
     grad: Buffer | None = None
+    source: Buffer | None = None
+
+    @property
+    def saved(self) -> Buffer:
+        return self.source or self.buffer
 
 
 @dataclass(frozen=True, slots=True)
