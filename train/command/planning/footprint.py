@@ -26,6 +26,7 @@ from train.command.planning.memory.stages import Engine, as_here, plus, stage_of
 from train.command.planning.memory.state import between_steps
 from train.command.planning.memory.tape import Kinds
 from train.config.plan import Plan
+from train.config.schema import ActivationCheckpointing
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.memory import GiB, needs
 from train.strategies.techniques import rank_of
@@ -51,8 +52,9 @@ def footprint(job: Job) -> Footprint:
 
 
 def candidates(plan: Plan) -> list[int]:
-    """Ranks of which one needs the most: the first along an axis, as it has the largest chunks, but the second of `cp`,
-    which attends to one block more; and of `pp` the ends, their neighbours, and those with more layers than these."""
+    """Ranks of which one needs the most: the first along an axis, as it has the largest chunks, but the second of `cp`
+    where results of attention are kept, as it has one more; and of `pp` the ends, their neighbours, and those with more
+    layers than these."""
     strategy, ranks = plan.config.strategy, plan.degrees["pp"]
     held = [
         sum(len(plan.layers_of_stages[stage]) for stage in strategy.stages_of(place, ranks)) for place in range(ranks)
@@ -60,7 +62,8 @@ def candidates(plan: Plan) -> list[int]:
     ends = {0, 1, ranks - 2, ranks - 1} if ranks > FEW else {*range(ranks)}
     most = max((held[place] for place in ends if place not in (0, ranks - 1)), default=0)
     places = ends | {place for place in range(1, ranks - 1) if held[place] > most}
-    second = plan.degrees["tp"] if plan.degrees["cp"] > 1 else 0
+    selective = plan.config.train.activation_checkpointing is ActivationCheckpointing.selective
+    second = plan.degrees["tp"] if plan.degrees["cp"] > 1 and selective else 0
     return [place * (plan.world_size // ranks) + second for place in sorted(places)]
 
 

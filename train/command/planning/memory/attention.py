@@ -52,7 +52,7 @@ def kernel(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
     scores = s.wide * elements
     if s.kernel == "math":
         copies = 3 * p.q * s.wide / s.used
-        return t.apply(p.q, *inputs, extra=scores + copies, scratch=2 * scores, back=2 * scores)
+        return t.apply(p.q, *inputs, extra=scores + copies, scratch=2 * scores, back=2 * scores - p.q - p.kv)
     rounded = s.used * elements if s.used < s.wide else 0.0
     extra = scores + rounded + 3 * p.q + s.seq_len**2
     return t.apply(p.q, *inputs, extra=extra, scratch=2 * scores, back=2 * scores - rounded)
@@ -67,8 +67,8 @@ def gathered(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value
     """Keys and values of all ranks are gathered, and put into the sequence's order."""
     whole, wide = 2 * p.kv * s.cp_degree, s.wide / s.used
     both = t.apply(whole, (k, p.kv), (v, p.kv), scratch=3 * whole, back=1.5 * whole)
-    scores = block_scores(s, s.seq_len * (1 - 1 / (2 * s.cp_degree)))
-    largest = whole * (1 - 1 / (2 * s.cp_degree))
+    share = 1 - (1 + s.cp_index) / (2 * s.cp_degree)  # of the keys, those before the rank's second part
+    scores, largest = block_scores(s, s.seq_len * share), whole * share
     copies = 1.5 * p.q + 3 * scores if scores else 2 * (p.q + largest)
     out = t.apply(
         p.q,
@@ -78,7 +78,7 @@ def gathered(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value
         saves_result=True,
         extra=p.log_sums,
         scratch=whole + wide * 2.5 * p.q + p.q / 2 + 3 * scores,
-        pieces=0.0 if scores else (1.5 if s.cp_first else 2.0) * (p.q + p.log_sums),
+        pieces=0.0 if scores else (2.0 if s.cp_index else 1.5) * (p.q + p.log_sums),
         back=(wide - 1) * (p.q + whole) + copies,
     )
     t.drop(both)

@@ -21,7 +21,8 @@ class Sizes:
     """`used`, `kept`: bytes of an element in the dtype of the computation, and of the weights. `shards`: ranks over
     which the sequence is sharded between split layers. `tp`, `cp`: whether the technique runs, at degree 1 too.
     `gathers_again`: whether the inputs of split layers are gathered again in the backward, and not kept, as Megatron's
-    sequence parallelism does and the lab's does not. `cp_first`: whether the rank has the first tokens of a sequence, before which there are no keys."""
+    sequence parallelism does and the lab's does not. `cp_index`: the rank's place on `cp`, which says its two chunks of
+    a sequence."""
 
     tokens: int
     dim: int
@@ -40,7 +41,7 @@ class Sizes:
     shards: int
     cp: str
     cp_degree: int
-    cp_first: bool
+    cp_index: int
     dropout: bool
     attention: AttentionKernel
     experts: int
@@ -108,7 +109,7 @@ def sizes_of(rank: Rank) -> Sizes:
         shards=plan.degrees["tp"] if strategy.shards_sequence() else 1,
         cp=strategy.cp_method if isinstance(strategy, ContextKeys) and "cp" in plan.axes else "",
         cp_degree=plan.degrees["cp"],
-        cp_first=rank.place["cp"] == 0,
+        cp_index=rank.place["cp"],
         dropout=model.dropout > 0,
         attention=model.attention,
         experts=model.num_experts,

@@ -15,7 +15,6 @@ from train.config.shapes import chunk
 from train.config.technique import Rank
 from train.strategies.tensor.keys import TensorKeys
 
-
 Engine = Callable[[Sizes], Sizes]  # the sizes with what another engine keeps
 
 

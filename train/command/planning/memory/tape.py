@@ -28,8 +28,8 @@ class Buffer:
 
 @dataclass(eq=False, slots=True)
 class Value:
-    """A tensor of a program. `grad`: its gradient, while the backward has not used it yet. `source`: what operators save
-    in its place, as the backward makes it again from that."""
+    """A tensor of a program. `grad`: its gradient, while the backward has not used it yet. `source`: what operators
+    save in its place, as the backward makes it again from that."""
 
     buffer: Buffer
     grad: Buffer | None = None
