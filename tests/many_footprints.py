@@ -17,13 +17,13 @@ from tests.drawn import Drawn
 from tests.footprints import Compared, compared, dry_runs, fullest, layouts, presets
 
 FILE = Path("build") / "many_footprints.jsonl"
-CHUNK = 4  # layouts a process
+CHUNK = 8  # layouts a process
 BOUND = 0.03
 
 
 def main(words: Sequence[str]) -> int:
     options = dict(word.split("=") for word in words)
-    wanted = [*presets(), *layouts(int(options.get("number", 200)))]
+    wanted = [*presets(), *drawn(int(options.get("number", 200)))]
     done = read()
     left = [one for one in wanted if one not in done]
     FILE.parent.mkdir(exist_ok=True)
@@ -35,6 +35,15 @@ def main(words: Sequence[str]) -> int:
                 file.write(json.dumps(result) + "\n")
         print(f"{len(read())}/{len(wanted)}", flush=True)
     return report([one for one in wanted if one in read()], read())
+
+
+def drawn(number: int) -> list[Drawn]:
+    """The drawn layouts. Drawing takes half a minute, so they are kept beside the results."""
+    file = FILE.with_name(f"footprints_{number}.json")
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps([(one.overrides, one.world_size) for one in layouts(number)]))
+    return [Drawn(tuple(words), size) for words, size in json.loads(file.read_text())]
 
 
 def read() -> dict[Drawn, dict]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from train.command.planning.memory.orders import Action, order
@@ -25,9 +25,8 @@ class Progress:
     entered: set[int] = field(default_factory=set)
     begun: set[int] = field(default_factory=set)
 
-    def key(self, kind: str, stage: int) -> tuple[object, ...]:
-        waiting = *self.alive.values(), *self.split.values()
-        return kind, stage, waiting, frozenset(self.begun), stage in self.entered
+    def copy(self) -> Progress:
+        return Progress(dict(self.alive), dict(self.split), set(self.entered), set(self.begun))
 
     def leave(self, kind: str, stage: int) -> None:
         """Take the microbatch of an action out of those that wait."""
@@ -59,25 +58,43 @@ def order_of(plan: Plan, place: int) -> Sequence[Action]:
 def moments(here: Rank, stages: Mapping[int, Stage], gradients: float) -> Iterator[Kinds]:
     """Bytes by kind on top of what the rank holds between steps; `gradients` are those that it holds after one, and a
     moment has the difference."""
-    plan, progress, seen = here.plan, Progress(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)), set()
-    for action in order_of(plan, here.place["pp"]):
-        kind, number = step_of(action[0], action[1])
-        if not kind:
-            continue
-        progress.leave(kind, number)
-        key = progress.key(kind, number)
-        if key not in seen:
-            seen.add(key)
-            waiting = [scaled(stages[i].kept, count) for i, count in progress.alive.items() if count]
-            waiting += [scaled(stages[i].stashed, count) for i, count in progress.split.items() if count]
-            had = already(plan, stages, progress.begun, gradients)
-            rest = plus(*waiting, had, others(stages, number), sent(stages, progress.begun))
-            yield from (plus(rest, moment) for moment in of_action(plan, stages[number], progress, kind, number))
-        progress.enter(kind, number)
+    plan = here.plan
+    for kind, number, progress in fullest(here, stages).values():
+        had = already(plan, stages, progress.begun, gradients)
+        rest = plus(waiting(stages, progress), had, others(stages, number), sent(stages, progress.begun))
+        yield from (plus(rest, moment) for moment in of_action(plan, stages[number], progress, kind, number))
+    yield already(plan, stages, set(stages), gradients)
     if plan.config.strategy.reduces_once() and plan.num_microbatches > 1:
         yield {UNSHARDED: sum(one.gathered.last_reduction() for one in stages.values() if one.gathered),
                GRADIENTS: -gradients}  # fmt: skip
     yield {}
+
+
+def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str, int, Progress]]:
+    """For each action that differs from others not only by what waits: the one at which the most waits."""
+    progress = Progress(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0))
+    kept = {number: sum(stage.kept.values()) for number, stage in stages.items()}
+    stashed = {number: sum(stage.stashed.values()) for number, stage in stages.items()}
+    most: dict[Hashable, float] = {}
+    found: dict[Hashable, tuple[str, int, Progress]] = {}
+    for action in order_of(here.plan, here.place["pp"]):
+        kind, number = step_of(*action)
+        if not kind:
+            continue
+        progress.leave(kind, number)
+        key = kind, number, frozenset(progress.begun), number in progress.entered
+        size = sum(kept[i] * n for i, n in progress.alive.items()) + sum(
+            stashed[i] * n for i, n in progress.split.items()
+        )
+        if size > most.get(key, -1.0):
+            most[key], found[key] = size, (kind, number, progress.copy())
+        progress.enter(kind, number)
+    return found
+
+
+def waiting(stages: Mapping[int, Stage], progress: Progress) -> Kinds:
+    kept = [scaled(stages[i].kept, count) for i, count in progress.alive.items() if count]
+    return plus(*kept, *(scaled(stages[i].stashed, count) for i, count in progress.split.items() if count))
 
 
 def step_of(kind: str, stage: int) -> tuple[str, int]:
