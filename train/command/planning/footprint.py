@@ -93,7 +93,7 @@ def of_deepspeed(plan: Plan, rank: int) -> Kinds:
     stage = stage_of(here, place)
     waiting = min(ranks - place, max(plan.num_microbatches, 1)) - 1
     others = {kind: waiting * size for kind, size in stage.kept.items()}
-    found = [*stage.forward(fresh=True), *stage.backward(first=False), {}]
+    found = [*stage.forward(fresh=True), *stage.backward(first=False, last=False), {}]
     return plus(kinds, others, max(found, key=lambda moment: sum(moment.values())))
 
 

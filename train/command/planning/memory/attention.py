@@ -49,13 +49,20 @@ def kernel(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
         sums = p.log_sums
         return t.apply(p.q, *inputs, saved=saved, saves_result=True, extra=sums, kept=True, pieces=sums)
     elements = float(s.tokens * s.heads * s.seq_len)
-    scores = s.wide * elements
-    if s.kernel == "math":
-        copies = 3 * p.q * s.wide / s.used
-        return t.apply(p.q, *inputs, extra=scores + copies, scratch=2 * scores, back=2 * scores - p.q - p.kv)
-    rounded = s.used * elements if s.used < s.wide else 0.0
-    extra = scores + rounded + 3 * p.q + s.seq_len**2
-    return t.apply(p.q, *inputs, extra=extra, scratch=2 * scores, back=2 * scores - rounded)
+    scores, copy = s.wide * elements, p.q * s.wide / s.used
+    rounded = s.used * elements if s.kernel == "eager" and s.used < s.wide else 0.0
+    mask = float(s.seq_len**2) if s.kernel == "eager" else 0.0
+    shares = t.apply(
+        rounded or scores,
+        *inputs[:2],
+        saves_result=not rounded,
+        extra=2 * copy + mask + (scores if rounded else 0.0),
+        scratch=2 * scores,
+        back=2 * scores - (rounded or scores) - p.q - p.kv,
+    )
+    out = t.apply(p.q, (shares, shares.buffer.size), inputs[2], saved=[shares.buffer], extra=copy)
+    t.drop(shares)
+    return out
 
 
 def block_scores(s: Sizes, keys: float) -> float:
@@ -69,7 +76,7 @@ def gathered(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value
     both = t.apply(whole, (k, p.kv), (v, p.kv), scratch=3 * whole, back=1.5 * whole)
     share = 1 - (1 + s.cp_index) / (2 * s.cp_degree)  # of the keys, those before the rank's second part
     scores, largest = block_scores(s, s.seq_len * share), whole * share
-    copies = 1.5 * p.q + 3 * scores if scores else 2 * (p.q + largest)
+    copies = 1.5 * p.q + max(3 * scores, 2 * scores + largest + p.q / 2) if scores else 2 * (p.q + largest)
     out = t.apply(
         p.q,
         (q, p.q),

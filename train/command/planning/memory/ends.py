@@ -57,7 +57,7 @@ def replayed(
     s: Sizes, v: Vocabulary, *, first: bool = False, split: bool = False
 ) -> tuple[Kinds, float, float, Kinds, Tape]:
     """(what the forward keeps, the logits' bytes, those of the loss, the forward's peak, the tape at the end)."""
-    t = Tape(first=first, gathered=s.gathered)
+    t = Tape(first=first, gathered=s.gathered, adds_up=s.adds_up)
     x = Value(Buffer(s.shard, "input", users=2))  # the last layer's result, which the layer counts
     h = norm(t, s, x)
     t.kind = LOGITS

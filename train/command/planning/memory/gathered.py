@@ -79,10 +79,15 @@ class Gathered:
     def loss(self) -> float:
         return self.head.gathered if self.frees else self.everything
 
-    def layer_backward(self, *, top: bool) -> float:
-        """While a layer's backward runs, apart from its own gradients."""
+    def layer_backward(self, *, top: bool, last: bool) -> float:
+        """While a layer's backward runs, apart from its own gradients. `last`: whether this backward frees what it does
+        not need any more."""
         bottom = self.num_layers == 1 or not top
         reducing = 0.0 if self.once else (self.head.reducing if top else self.layer.reducing)
+        if last and not self.frees:
+            return (
+                self.everything - self.head.gathered if top else self.embed.gathered + self.layer.gathered
+            ) + reducing
         if not self.frees or (self.stays and not top):
             return self.everything + reducing
         after = self.embed.message if bottom else self.layer.message

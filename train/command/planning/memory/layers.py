@@ -48,7 +48,7 @@ def replayed(
     s: Sizes, mode: ActivationCheckpointing, *, first: bool = False, split: bool = False
 ) -> tuple[float, Kinds, Tape]:
     """(bytes that the forward keeps, its peak, the tape after the backward) of one layer."""
-    t = Tape(first=first, gathered=s.gathered)
+    t = Tape(first=first, gathered=s.gathered, adds_up=s.adds_up)
     x = Value(Buffer(s.shard, "input", users=2))  # not counted: the layer before made it, and a node there keeps it
     t.recording = mode is ActivationCheckpointing.none
     t.kept = [] if mode is ActivationCheckpointing.selective else None

@@ -18,15 +18,16 @@ ENOUGH = 3  # microbatches that show every moment of a strategy without a pipeli
 class Progress:
     """`alive`: how many microbatches of each stage wait for their backward. `split`: those whose inputs' gradients are
     computed, and whose weights' gradients are not. `entered`, `begun`: stages that have run a forward, and that have
-    gradients."""
+    gradients. `backwards`: whole ones, with the one that runs."""
 
     alive: dict[int, int]
     split: dict[int, int]
     entered: set[int] = field(default_factory=set)
     begun: set[int] = field(default_factory=set)
+    backwards: int = 0
 
     def copy(self) -> Progress:
-        return Progress(dict(self.alive), dict(self.split), set(self.entered), set(self.begun))
+        return Progress(dict(self.alive), dict(self.split), set(self.entered), set(self.begun), self.backwards)
 
     def leave(self, kind: str, stage: int) -> None:
         """Take the microbatch of an action out of those that wait."""
@@ -73,6 +74,7 @@ def moments(here: Rank, stages: Mapping[int, Stage], gradients: float) -> Iterat
 def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str, int, Progress]]:
     """For each action that differs from others not only by what waits: the one at which the most waits."""
     progress = Progress(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0))
+    last = last_backward(here.plan)
     kept = {number: sum(stage.kept.values()) for number, stage in stages.items()}
     stashed = {number: sum(stage.stashed.values()) for number, stage in stages.items()}
     most: dict[Hashable, float] = {}
@@ -82,7 +84,8 @@ def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str
         if not kind:
             continue
         progress.leave(kind, number)
-        key = kind, number, frozenset(progress.begun), number in progress.entered
+        progress.backwards += kind == "B"
+        key = kind, number, frozenset(progress.begun), number in progress.entered, progress.backwards == last
         size = sum(kept[i] * n for i, n in progress.alive.items()) + sum(
             stashed[i] * n for i, n in progress.split.items()
         )
@@ -90,6 +93,11 @@ def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str
             most[key], found[key] = size, (kind, number, progress.copy())
         progress.enter(kind, number)
     return found
+
+
+def last_backward(plan: Plan) -> int:
+    """The number of microbatches, whose last backward frees parameters as it goes; 0 in a pipeline, where none does."""
+    return 0 if "pp" in plan.axes else plan.num_microbatches
 
 
 def waiting(stages: Mapping[int, Stage], progress: Progress) -> Kinds:
@@ -109,7 +117,7 @@ def of_action(plan: Plan, stage: Stage, progress: Progress, kind: str, number: i
         return stage.forward(fresh=number not in progress.entered)
     first = number not in progress.begun and not (plan.config.strategy.uses_ddp() and plan.num_microbatches == 1)
     if kind == "B":
-        return stage.backward(first=first)
+        return stage.backward(first=first, last=progress.backwards == last_backward(plan))
     return stage.inputs_backward() if kind == "I" else stage.weights_backward(first=first)
 
 

@@ -20,7 +20,7 @@ from train.strategies.context.keys import ContextKeys
 class Sizes:
     """`used`, `kept`: bytes of an element in the dtype of the computation, and of the weights. `shards`: ranks over
     which the sequence is sharded between split layers. `tp`, `cp`: whether the technique runs, at degree 1 too.
-    `gathers_again`: whether the inputs of split layers are gathered again in the backward, and not kept, as Megatron's
+    `gathered`, `adds_up`: as of a tape. `gathers_again`: whether the inputs of split layers are gathered again in the backward, and not kept, as Megatron's
     sequence parallelism does and the lab's does not. `cp_index`: the rank's place on `cp`, which says its two chunks of
     a sequence."""
 
@@ -36,6 +36,7 @@ class Sizes:
     used: int
     kept: int
     gathered: bool
+    adds_up: bool
     tp: bool
     sequence_parallel: bool
     shards: int
@@ -104,6 +105,7 @@ def sizes_of(rank: Rank) -> Sizes:
         used=used,
         kept=kept,
         gathered=strategy.uses_fsdp(),
+        adds_up=strategy.reduces_once() and plan.num_microbatches > 1 and used == kept,
         tp="tp" in plan.axes,
         sequence_parallel=strategy.shards_sequence(),
         shards=plan.degrees["tp"] if strategy.shards_sequence() else 1,

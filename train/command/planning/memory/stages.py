@@ -88,8 +88,8 @@ class Stage:
             every = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept}
             yield plus(every, self.head.forward, {UNSHARDED: g.loss() if g else 0.0})
 
-    def backward(self, *, first: bool) -> Iterator[Kinds]:
-        """`first`: whether the stage's weights have no gradients yet."""
+    def backward(self, *, first: bool, last: bool) -> Iterator[Kinds]:
+        """`first`: whether the stage's weights have no gradients yet. `last`: whether FSDP frees parameters now."""
         g, layer, held = self.gathered, self.layer, self.num_layers * self.layer.kept
         done = 0.0  # bytes of gradients that exist by then, if they are the first
         kind = UNSHARDED if g is not None and g.once else GRADIENTS
@@ -107,12 +107,12 @@ class Stage:
         for top in (True, False):
             rest = 0 if not top else self.num_layers - 1
             own = {ACTIVATIONS: self.entry + rest * layer.kept + result, LOGITS: self.result}
-            own |= {UNSHARDED: g.layer_backward(top=top) if g else 0.0}
+            own |= {UNSHARDED: g.layer_backward(top=top, last=last) if g else 0.0}
             each = self.grown(layer.weights, g and g.layer)
             had = done + (0 if top else (self.num_layers - 1) * each)
             yield plus(own, cost, {kind: had} if first else {}, arrives if top or self.num_layers == 1 else {})
         if self.embedding:
-            yield self.embedding_backward(first=first)
+            yield self.embedding_backward(first=first, last=last)
 
     def grown(self, weights: float, unit: Unit | None) -> float:
         """Bytes of gradients that stay after the backward of a unit, if they are the first."""
@@ -145,7 +145,7 @@ class Stage:
         new = {(GRADIENTS if g is None else UNSHARDED) if first else TEMPORARY: largest}
         yield plus(self.stashed, unsharded, new)
 
-    def embedding_backward(self, *, first: bool) -> Kinds:
+    def embedding_backward(self, *, first: bool, last: bool) -> Kinds:
         g, cost = self.gathered, self.embedding
         assert cost is not None
         found = {TEMPORARY: self.sizes.shard + cost.backward, LOGITS: self.result}
@@ -156,7 +156,8 @@ class Stage:
         unreduced = {UNSHARDED: cost.weight + (g.unreduced - g.embed.reduced if first and g.once else 0.0)}
         if first and not g.once:
             unreduced |= {GRADIENTS: g.head.shard + self.num_layers * g.layer.shard}
-        gathering = g.everything if not g.frees else g.embed.gathered + g.head.gathered * self.tied
+        freed = g.frees or last
+        gathering = g.embed.gathered + g.head.gathered * self.tied if freed else g.everything
         reducing = 0.0 if g.once else max(g.layer.reducing, g.embed.reducing - g.embed.gathered)
         return plus(found, unreduced, {UNSHARDED: gathering + reducing})
 

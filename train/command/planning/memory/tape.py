@@ -64,10 +64,12 @@ class Node:
 class Tape:
     """`kind`: of what is allocated now. `recording`: whether operators save tensors for a backward. `first`: whether
     weights have no gradient yet, so that the first one stays. `gathered`: whether FSDP takes the gradients of weights
-    at the end of a layer, in the dtype of the computation."""
+    at the end of a layer, in the dtype of the computation. `adds_up`: whether they are added to those of earlier
+    microbatches before that."""
 
     first: bool = False
     gathered: bool = False
+    adds_up: bool = False
     kind: str = ACTIVATIONS
     recording: bool = True
     held: Kinds = field(default_factory=dict)
@@ -186,6 +188,8 @@ class Tape:
             for weight, low in zip(node.weights, of_weights, strict=True):
                 if not self.gathered:
                     self.accumulate(weight, low)
+                elif self.adds_up and not self.first:
+                    self.free(low)
 
     def pass_on(self, node: Node, incoming: Buffer, saved: Sequence[Buffer]) -> None:
         """Give the node's inputs their gradients, and let go of what is not needed any more."""
