@@ -85,18 +85,18 @@ class Gathered:
         bottom = self.num_layers == 1 or not top
         reducing = 0.0 if self.once else (self.head.reducing if top else self.layer.reducing)
         if last and not self.frees:
-            return (
-                self.everything - self.head.gathered if top else self.embed.gathered + self.layer.gathered
-            ) + reducing
+            left = self.everything - self.head.gathered if top else self.embed.gathered + self.layer.gathered
+            return left + reducing
         if not self.frees or (self.stays and not top):
             return self.everything + reducing
         after = self.embed.message if bottom else self.layer.message
         return self.layer.gathered + after + reducing
 
     def last_reduction(self) -> float:
-        """When all gradients are reduced after the last backward, as in a pipeline."""
-        largest = max(self.embed.reducing, self.layer.reducing, self.head.reducing)
-        return self.everything + self.unreduced + largest
+        """When all gradients are reduced after the last backward, as in a pipeline. A unit's parameters are freed before
+        its gradients are copied."""
+        new = max(unit.reducing - unit.gathered for unit in (self.embed, self.layer, self.head))
+        return self.everything + self.unreduced + new
 
     def reduction(self, unit: Unit, after: Unit) -> float:
         """While a unit's gradients are put into the buffer of their reduction. `after`: the unit that the backward

@@ -20,9 +20,9 @@ from train.strategies.context.keys import ContextKeys
 class Sizes:
     """`used`, `kept`: bytes of an element in the dtype of the computation, and of the weights. `shards`: ranks over
     which the sequence is sharded between split layers. `tp`, `cp`: whether the technique runs, at degree 1 too.
-    `gathered`, `adds_up`: as of a tape. `gathers_again`: whether the inputs of split layers are gathered again in the backward, and not kept, as Megatron's
-    sequence parallelism does and the lab's does not. `cp_index`: the rank's place on `cp`, which says its two chunks of
-    a sequence."""
+    `gathered`, `adds_up`: as of a tape. `gathers_again`: whether the inputs of split layers are gathered again in the
+    backward, and not kept, as Megatron's sequence parallelism does and the lab's does not. `cp_index`: the rank's place
+    on `cp`, which says its two chunks of a sequence."""
 
     tokens: int
     dim: int

@@ -153,7 +153,8 @@ class Stage:
             new = first and not self.tied
             rest = {GRADIENTS: self.of_weights - cost.weight * new} if first else {}
             return plus(found, {GRADIENTS if new else TEMPORARY: cost.weight}, rest)
-        unreduced = {UNSHARDED: cost.weight + (g.unreduced - g.embed.reduced if first and g.once else 0.0)}
+        new = TEMPORARY if g.once and not first else UNSHARDED
+        unreduced = plus({new: cost.weight}, {UNSHARDED: g.unreduced - g.embed.reduced if first and g.once else 0.0})
         if first and not g.once:
             unreduced |= {GRADIENTS: g.head.shard + self.num_layers * g.layer.shard}
         freed = g.frees or last
