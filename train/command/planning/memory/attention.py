@@ -76,7 +76,9 @@ def gathered(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value
     both = t.apply(whole, (k, p.kv), (v, p.kv), scratch=3 * whole, back=1.5 * whole)
     share = 1 - (1 + s.cp_index) / (2 * s.cp_degree)  # of the keys, those before the rank's second part
     scores, largest = block_scores(s, s.seq_len * share), whole * share
-    copies = 1.5 * p.q + max(3 * scores, 2 * scores + largest + p.q / 2) if scores else 2 * (p.q + largest)
+    by_kv_head = p.q if s.heads != s.kv_heads else 0.0
+    in_memory = by_kv_head + max(p.q / 2 + 3 * scores, p.q + 2 * scores + largest)
+    copies = in_memory if scores else 2 * (p.q + largest)
     out = t.apply(
         p.q,
         (q, p.q),

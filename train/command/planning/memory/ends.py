@@ -27,7 +27,8 @@ class Vocabulary:
 @dataclass(frozen=True)
 class HeadCost:
     """Bytes by kind. `kept`: from the forward on, as far as the backward needs it. `logits`: of the head's result.
-    `of_loss`: what the loss keeps of `kept`. The others are as
+    `of_loss`: what the loss keeps of `kept`. `product`: the
+    backward's peak after the loss. The others are as
     in `LayerCost`, but temporary tensors count as logits."""
 
     kept: Kinds
@@ -35,6 +36,8 @@ class HeadCost:
     forward: Kinds
     backward: Kinds
     first: Kinds
+    product: Kinds
+    product_first: Kinds
     weights: float
     inputs: float
     stashed: float
@@ -44,19 +47,39 @@ class HeadCost:
 
 @cache
 def head_cost(s: Sizes, v: Vocabulary) -> HeadCost:
-    kept, logits, of_loss, forward, t = replayed(s, v)
-    *_, first = replayed(s, v, first=True)
-    *_, split = replayed(s, v, split=True)
-    before = kept[LOGITS]
-    peak, stashed = split.at_peak[LOGITS] - before, split.held[LOGITS] - before - s.shard
-    back, new = dict(t.at_peak), dict(first.at_peak)
-    return HeadCost(kept, logits, forward, back, new, first.of_weights, peak, stashed, of_loss, v.split_loss)
+    one, new, split = replayed(s, v), replayed(s, v, first=True), replayed(s, v, split=True)
+    before, after = one.kept[LOGITS], split.tape.held[LOGITS]
+    return HeadCost(
+        one.kept,
+        one.logits,
+        one.forward,
+        one.loss,
+        new.loss,
+        one.product,
+        new.product,
+        new.tape.of_weights,
+        inputs=max(split.loss[LOGITS], split.product[LOGITS]) - before,
+        stashed=after - before - s.shard,
+        of_loss=one.of_loss,
+        split_loss=v.split_loss,
+    )
 
 
-def replayed(
-    s: Sizes, v: Vocabulary, *, first: bool = False, split: bool = False
-) -> tuple[Kinds, float, float, Kinds, Tape]:
-    """(what the forward keeps, the logits' bytes, those of the loss, the forward's peak, the tape at the end)."""
+@dataclass(frozen=True)
+class Replayed:
+    """Of the head's program: what its forward keeps, the bytes of the logits and what the loss keeps, the peaks of the
+    forward, of the loss's backward and of the rest, and the tape at the end."""
+
+    kept: Kinds
+    logits: float
+    of_loss: float
+    forward: Kinds
+    loss: Kinds
+    product: Kinds
+    tape: Tape
+
+
+def replayed(s: Sizes, v: Vocabulary, *, first: bool = False, split: bool = False) -> Replayed:
     t = Tape(first=first, gathered=s.gathered, adds_up=s.adds_up)
     x = Value(Buffer(s.shard, "input", users=2))  # the last layer's result, which the layer counts
     h = norm(t, s, x)
@@ -71,8 +94,12 @@ def replayed(
     t.drop(logits)
     kept = dict(t.held)
     t.new_peak()
-    t.backward(t.nodes, loss, t.allocate(0.0), split=split)
-    return kept, size, kept[LOGITS] - before, forward, t
+    t.backward(t.nodes[-1:], loss, t.allocate(0.0), split=split)
+    of_loss = dict(t.at_peak)
+    t.new_peak()
+    assert logits.grad is not None
+    t.backward(t.nodes[:-1], logits, logits.grad, split=split)
+    return Replayed(kept, size, kept[LOGITS] - before, forward, of_loss, dict(t.at_peak), t)
 
 
 def weighted(t: Tape, s: Sizes, v: Vocabulary, x: Value) -> Value:
@@ -105,7 +132,8 @@ def cross_entropy(t: Tape, s: Sizes, v: Vocabulary, logits: Value) -> Value:
 
 @dataclass(frozen=True)
 class EmbeddingCost:
-    """Bytes. `kept`: the hidden states from the forward on. `forward`, `backward`: peaks. `weight`: of its gradient."""
+    """Bytes. `kept`: the hidden states from the forward on. `forward`: the peak. `backward`: of the gradient from which
+    the weight's, of `weight` bytes, is computed."""
 
     kept: float
     forward: float
@@ -117,11 +145,8 @@ def embedding_cost(s: Sizes, v: Vocabulary) -> EmbeddingCost:
     """Tokens are looked up in the weight's own dtype, and then cast. A split table gives zeros for other ranks' rows,
     and its sum over ranks is the message that leaves a split region."""
     looked_up = float(s.tokens * s.dim * s.kept)
-    part = looked_up / s.shards
-    casts = s.used < s.kept
     mask = s.shard / s.used if s.dropout else 0.0
     kept = s.shard + mask + s.tokens * INDEX * (s.tp or bool(s.cp))
     forward = (3 * looked_up if s.tp else looked_up) + s.shard + mask
     weight = float(v.own * s.dim * s.kept)
-    backward = (part if casts else 0.0) + (2 * looked_up if s.tp else 0.0) + (mask and s.shard)
-    return EmbeddingCost(kept, forward, backward, weight)
+    return EmbeddingCost(kept, forward, looked_up, weight)

@@ -79,6 +79,10 @@ class Gathered:
     def loss(self) -> float:
         return self.head.gathered if self.frees else self.everything
 
+    def head_backward(self) -> float:
+        """While the head's backward runs: the last layer's parameters are on their way."""
+        return self.loss() + (self.layer.message if self.frees else 0.0)
+
     def layer_backward(self, *, top: bool, last: bool) -> float:
         """While a layer's backward runs, apart from its own gradients. `last`: whether this backward frees what it does
         not need any more."""
@@ -93,8 +97,8 @@ class Gathered:
         return self.layer.gathered + after + reducing
 
     def last_reduction(self) -> float:
-        """When all gradients are reduced after the last backward, as in a pipeline. A unit's parameters are freed before
-        its gradients are copied."""
+        """When all gradients are reduced after the last backward, as in a pipeline. A unit's parameters are freed
+        before its gradients are copied."""
         new = max(unit.reducing - unit.gathered for unit in (self.embed, self.layer, self.head))
         return self.everything + self.unreduced + new
 

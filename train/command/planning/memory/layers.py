@@ -20,14 +20,17 @@ from train.config.schema import ActivationCheckpointing
 @dataclass(frozen=True)
 class LayerCost:
     """Bytes by kind, on top of what there is before. `kept`: activations from a layer's forward on, with its result and
-    without its input. `forward`, `backward`: at the peaks. `first`: the backward's peak while weights have no
-    gradients yet. `result`: of the layer's result, which `backward` does not count. `weights`: of their gradients.
-    `inputs`: the temporary peak of a backward for the inputs only, and `stashed`, what it leaves for the weights'."""
+    without its input. `forward`, `backward`: at the peaks. `first`: the backward's peak while weights have no gradients
+    yet. `received`: if the gradient of the result is a buffer of the schedule. `result`: of the layer's result, which
+    `backward` does not count. `weights`: of their gradients. `inputs`: the temporary peak of a backward for the inputs
+    only, and `stashed`, what it leaves for the weights'."""
 
     kept: float
     forward: Kinds
     backward: Kinds
     first: Kinds
+    received: Kinds
+    received_first: Kinds
     result: float
     weights: float
     inputs: float
@@ -38,14 +41,16 @@ class LayerCost:
 def layer_cost(s: Sizes, mode: ActivationCheckpointing) -> LayerCost:
     kept, forward, t = replayed(s, mode)
     _, _, first = replayed(s, mode, first=True)
+    received = [dict(replayed(s, mode, first=new, received=True)[-1].at_peak) for new in (False, True)]
     _, _, split = replayed(s, mode, split=True)
     stashed = split.held[TEMPORARY] - s.shard  # the gradient of the input goes on
     peak = split.at_peak[TEMPORARY]
-    return LayerCost(kept, forward, dict(t.at_peak), dict(first.at_peak), s.shard, first.of_weights, peak, stashed)
+    back = dict(t.at_peak), dict(first.at_peak), *received
+    return LayerCost(kept, forward, *back, s.shard, first.of_weights, peak, stashed)
 
 
 def replayed(
-    s: Sizes, mode: ActivationCheckpointing, *, first: bool = False, split: bool = False
+    s: Sizes, mode: ActivationCheckpointing, *, first: bool = False, split: bool = False, received: bool = False
 ) -> tuple[float, Kinds, Tape]:
     """(bytes that the forward keeps, its peak, the tape after the backward) of one layer."""
     t = Tape(first=first, gathered=s.gathered, adds_up=s.adds_up)
@@ -58,7 +63,7 @@ def replayed(
     if not split:
         t.drop(out)
     t.new_peak()
-    gradient = t.allocate(s.shard)
+    gradient = t.allocate(0.0 if received else s.shard)
     if mode is not ActivationCheckpointing.none:
         t.recording, t.saves, t.stop_at, t.replayed = True, 0, saves, list(held)
         out = layer(t, s, Value(x.buffer))

@@ -133,7 +133,8 @@ def others(stages: Mapping[int, Stage], number: int) -> Kinds:
 
 def sent(stages: Mapping[int, Stage], begun: set[int]) -> Kinds:
     """The gradient of a stage's input, which stays until the next one has been computed."""
-    return {TEMPORARY: sum(one.sizes.shard for i, one in stages.items() if one.before and i in begun)}
+    sending = [one for i, one in stages.items() if one.before and not one.turned and i in begun]
+    return {TEMPORARY: sum(one.sizes.shard for one in sending)}
 
 
 def already(plan: Plan, stages: Mapping[int, Stage], begun: set[int], gradients: float) -> Kinds:

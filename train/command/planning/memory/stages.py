@@ -32,8 +32,10 @@ def plus(*parts: Kinds) -> Kinds:
 
 @dataclass(frozen=True)
 class Stage:
-    """`before`, `after`: whether the neighbours are on other ranks, so that hidden states and gradients are received
-    into buffers. `pipelined`: whether a schedule keeps the stage's result until its backward ends."""
+    """`before`, `after`: whether there are neighbours, whose hidden states and gradients are buffers of the schedule.
+    `turns`: whether the stage after it is on the same rank, as in a V; `turned`: the stage before it. Then the buffers
+    are the tensors themselves, which stay until the next step. `pipelined`: whether a schedule keeps the stage's result
+    until its backward ends."""
 
     sizes: Sizes
     num_layers: int
@@ -43,18 +45,20 @@ class Stage:
     gathered: Gathered | None
     before: bool
     after: bool
+    turns: bool
+    turned: bool
     pipelined: bool
     tied: bool
 
     @cached_property
     def entry(self) -> float:
         """Bytes of the hidden states that enter the first layer, where they are not a buffer of the schedule."""
-        return self.embedding.kept if self.embedding else 0.0 if self.before else self.sizes.shard
+        return self.embedding.kept if self.embedding else 0.0
 
     @cached_property
     def kept(self) -> Kinds:
         """What a microbatch keeps between its forward and its backward."""
-        found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept}
+        found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept - self.turns * self.layer.result}
         return plus(found, self.head.kept, {LOGITS: self.result}) if self.head else found
 
     @cached_property
@@ -96,21 +100,25 @@ class Stage:
         if self.head:
             cost = self.head.first if first else self.head.backward
             yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.result}, cost, {UNSHARDED: g.loss() if g else 0.0})
+            cost = self.head.product_first if first else self.head.product
+            own = {ACTIVATIONS: self.entry + held, LOGITS: self.result, UNSHARDED: g.head_backward() if g else 0.0}
+            yield plus(own, cost)
             if g is not None and not g.once:
                 new = {GRADIENTS if first else UNSHARDED: g.head.shard}
                 own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard, LOGITS: self.result}
                 yield plus(own, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
             done = self.grown(self.head.weights, g and g.head)
-        result = 0.0 if self.head else layer.result
-        arrives = {TEMPORARY: -layer.result} if self.after else {}
-        cost = layer.first if first else layer.backward
+        result = 0.0 if self.head or self.turns else layer.result
+        each = self.grown(layer.weights, g and g.layer)
         for top in (True, False):
-            rest = 0 if not top else self.num_layers - 1
-            own = {ACTIVATIONS: self.entry + rest * layer.kept + result, LOGITS: self.result}
+            cost = layer.first if first else layer.backward
+            if self.after and (top or self.num_layers == 1):
+                cost = layer.received_first if first else layer.received
+            below = (self.num_layers - 1) * layer.kept if top else 0.0
+            own = {ACTIVATIONS: self.entry + below + result, LOGITS: self.result}
             own |= {UNSHARDED: g.layer_backward(top=top, last=last) if g else 0.0}
-            each = self.grown(layer.weights, g and g.layer)
-            had = done + (0 if top else (self.num_layers - 1) * each)
-            yield plus(own, cost, {kind: had} if first else {}, arrives if top or self.num_layers == 1 else {})
+            had = done + (0.0 if top else (self.num_layers - 1) * each)
+            yield plus(own, cost, {kind: had} if first else {})
         if self.embedding:
             yield self.embedding_backward(first=first, last=last)
 
@@ -148,7 +156,7 @@ class Stage:
     def embedding_backward(self, *, first: bool, last: bool) -> Kinds:
         g, cost = self.gathered, self.embedding
         assert cost is not None
-        found = {TEMPORARY: self.sizes.shard + cost.backward, LOGITS: self.result}
+        found = {TEMPORARY: cost.backward, LOGITS: self.result}
         if g is None:
             new = first and not self.tied
             rest = {GRADIENTS: self.of_weights - cost.weight * new} if first else {}
@@ -181,8 +189,10 @@ def stage_of(rank: Rank, stage: int, engine: Engine = as_here) -> Stage:
         embedding_cost(sizes, vocabulary) if stage == 0 else None,
         head_cost(sizes, vocabulary) if stage == last else None,
         gathered_of(rank, stage) if strategy.uses_fsdp() else None,
-        before=stage > 0 and stage - 1 not in own,
-        after=stage < last and stage + 1 not in own,
+        before=stage > 0,
+        after=stage < last,
+        turns=stage + 1 in own,
+        turned=stage - 1 in own,
         pipelined="pp" in plan.axes,
         tied=model.tie_embeddings and both,
     )

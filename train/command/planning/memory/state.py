@@ -36,7 +36,9 @@ def between_steps(here: Rank, stages: Mapping[int, Stage]) -> Kinds:
     rope = plan.config.model.max_seq_len * any_stage.sizes.head_dim * any_stage.sizes.wide * len(stages)
     received = sum(one.sizes.shard * (one.before + one.after) for one in stages.values())
     buffers = 2.0 * rows * train.seq_len * TOKEN + rope + copied(here)
-    return state | {"pipeline": plan.num_microbatches * received, "buffers": buffers}
+    results = sum(one.sizes.shard * one.turns for one in stages.values())
+    kept = {"pipeline": plan.num_microbatches * (received - results), "activations": plan.num_microbatches * results}
+    return state | {"buffers": buffers} | kept
 
 
 def copied(here: Rank) -> float:

@@ -183,12 +183,13 @@ class Tape:
                 self.stashed += [self.keep(incoming)] if node.weights else []
                 self.pass_on(node, incoming, [])
                 continue
-            of_weights = [self.allocate(weight.low, UNSHARDED if self.gathered else None) for weight in node.weights]
+            stays = self.gathered and (self.first or not self.adds_up)
+            of_weights = [self.allocate(weight.low, UNSHARDED if stays else None) for weight in node.weights]
             self.pass_on(node, incoming, node.saved)
             for weight, low in zip(node.weights, of_weights, strict=True):
                 if not self.gathered:
                     self.accumulate(weight, low)
-                elif self.adds_up and not self.first:
+                elif not stays:
                     self.free(low)
 
     def pass_on(self, node: Node, incoming: Buffer, saved: Sequence[Buffer]) -> None:
