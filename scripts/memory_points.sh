@@ -5,7 +5,7 @@
 #
 # Some points run beside each other, as the peak is one of the allocator of each process. The boundaries follow one by
 # one, each with the largest micro batch that should fit and the next: the second runs out of memory, which is expected.
-# Then: python scripts/check_memory.py FOLDER/* hardware=h100_sxm
+# Then: python -m scripts.scoring.check_memory FOLDER/* hardware=h100_sxm
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

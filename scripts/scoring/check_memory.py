@@ -1,4 +1,4 @@
-"""Print the predicted peak of memory beside the measured one: python scripts/check_memory.py runs/FOLDER … [hardware=X]
+"""Print predicted and measured peaks of memory: python -m scripts.scoring.check_memory runs/FOLDER … [hardware=X]
 
 For each run of train/main.py the peak is predicted from the command that is stored with the run. The measured one is
 the most that the allocator had given to the largest rank in any step. With a hardware file, it also says whether the
