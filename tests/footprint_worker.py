@@ -10,6 +10,7 @@ import time
 import traceback
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -35,7 +36,7 @@ STEPS = 2  # the first makes the optimiser's state, and a pipeline's buffers
 MESHES = ("__init__", "_flatten", "_unflatten", "__getitem__", "_get_all_submeshes")
 
 
-def dry_run(overrides, world_size, rank):
+def dry_run(overrides: list[str], world_size: int, rank: int) -> dict[str, Any]:
     config = configured(overrides)
     dist.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     memory = Memory()
@@ -43,7 +44,7 @@ def dry_run(overrides, world_size, rank):
         _clear_sharding_prop_cache()
         mesh = build_mesh(config, Runtime(torch.device("cpu"), "fake"))
         with FakeTensorMode(allow_non_fake_inputs=True), imitated(), memory.recording():
-            step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+            step: Any = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
             memory.watch_logits(step.model)
             for parameter in step.parameters.values():
                 parameter.register_post_accumulate_grad_hook(lambda p: memory.name([p.grad], "gradients"))

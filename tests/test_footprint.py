@@ -55,7 +55,9 @@ def test_orders_are_those_of_torch(schedule):
 
 def highest(actions):
     """The most microbatches of each stage that wait for a backward, and for its second half, at once, and both sums."""
-    alive, split, most = {}, {}, set()
+    alive: dict[int, int] = {}
+    split: dict[int, int] = {}
+    most = set()
     for kind, stage in actions:
         if kind == "F":
             alive[stage] = alive.get(stage, 0) + 1

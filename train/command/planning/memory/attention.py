@@ -99,6 +99,10 @@ def ring(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
     wide, several = s.wide / s.used, s.cp_degree > 1
     message = 2 * p.kv * (1 + wide) if several else 0.0
     scores = 2 * block_scores(s, s.seq_len / s.cp_degree)
+    by_kv_head = p.q if s.heads != s.kv_heads else 0.0
+    back = (wide + 0.5) * p.q + 4 * message - 2 * p.kv
+    if scores:
+        back = (wide - 1) * p.q + 2 * wide * p.kv + 2 * p.kv + by_kv_head + 3 * scores
     return t.apply(
         p.q,
         (q, p.q),
@@ -109,7 +113,7 @@ def ring(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
         extra=p.log_sums,
         scratch=8 * p.kv + wide * 4 * p.q + p.q + 3 * scores,
         pieces=0.0 if scores else (s.cp_degree + 1) / 2 * (p.q + p.log_sums),
-        back=(wide + 0.5) * p.q + 4 * message - 2 * p.kv + 3 * scores,
+        back=back,
     )
 
 

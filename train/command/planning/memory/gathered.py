@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from train.config.schema import Precision
 from train.config.shapes import Shapes, element_sizes, units_by_stage
 from train.config.technique import Rank
+from train.strategies.data.split import padded
 from train.strategies.data.traffic import frees
 
 
@@ -132,7 +133,7 @@ def unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:
     reduced = 4 if precision is Precision.bf16 else kept
     total = NOTHING
     for key, shape in shapes.items():
-        elements, part = math.prod(rank.computes(key, shape)), math.prod(rank.holds(key, shape))
+        elements, part = padded(rank, key, shape), math.prod(rank.holds(key, shape))
         split = rank.stored_split(key)
         several = split is not None and split.degree > 1
         total += Unit(float(elements * size), float(elements * reduced), float(part * kept), several)

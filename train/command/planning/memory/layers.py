@@ -41,12 +41,22 @@ class LayerCost:
 def layer_cost(s: Sizes, mode: ActivationCheckpointing) -> LayerCost:
     kept, forward, t = replayed(s, mode)
     _, _, first = replayed(s, mode, first=True)
-    received = [dict(replayed(s, mode, first=new, received=True)[-1].at_peak) for new in (False, True)]
+    received, received_first = (replayed(s, mode, first=new, received=True)[-1].at_peak for new in (False, True))
     _, _, split = replayed(s, mode, split=True)
     stashed = split.held[TEMPORARY] - s.shard  # the gradient of the input goes on
     peak = split.at_peak[TEMPORARY]
-    back = dict(t.at_peak), dict(first.at_peak), *received
-    return LayerCost(kept, forward, *back, s.shard, first.of_weights, peak, stashed)
+    return LayerCost(
+        kept,
+        forward,
+        t.at_peak,
+        first.at_peak,
+        received,
+        received_first,
+        result=s.shard,
+        weights=first.of_weights,
+        inputs=peak,
+        stashed=stashed,
+    )
 
 
 def replayed(
@@ -92,12 +102,12 @@ def layer(t: Tape, s: Sizes, x: Value) -> Value:
 def attention(t: Tape, s: Sizes, x: Value) -> Value:
     h = enter(t, s, x)
     q, k, v = (linear(t, s, h, s.dim, columns) for columns in (s.queries, s.keys, s.keys))
-    turned = [rotate(t, s, one, columns) for one, columns in ((q, s.queries), (k, s.keys))]
+    turned_q, turned_k = rotate(t, s, q, s.queries), rotate(t, s, k, s.keys)
     t.drop(q, k)
-    out = attend(t, s, *turned, v)
+    out = attend(t, s, turned_q, turned_k, v)
     a = linear(t, s, out, s.queries, s.dim)
     b = leave(t, s, a)
-    t.drop(a, *turned, v, out, h)
+    t.drop(a, turned_q, turned_k, v, out, h)
     return b
 
 

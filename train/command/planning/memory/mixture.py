@@ -79,18 +79,16 @@ def experts(t: Tape, s: Sizes, x: Value, rows: float) -> Value:
     elements = float(s.own_experts * s.expert_hidden * s.dim)
     weight = Weight(elements * s.used, elements * s.kept)
     casts = [t.allocate(weight.low) for _ in range(3)] if s.casts else []
-    gate, up, down = casts or [None] * 3
 
-    def product(size: float, of: Value, back: float, cast: object) -> Value:
-        saved = [of.buffer] + ([cast] if cast is not None else [])  # type: ignore[list-item]
-        return t.apply(size, (of, back), saved=saved, weights=[weight])
+    def product(size: float, of: Value, back: float, i: int) -> Value:
+        return t.apply(size, (of, back), saved=[of.buffer, *casts[i : i + 1]], weights=[weight])
 
-    first = product(hidden, x, rows, gate)
+    first = product(hidden, x, rows, 0)
     active = activated(t, s, first, hidden)
-    second = product(hidden, x, rows, up)
+    second = product(hidden, x, rows, 1)
     joined = t.apply(hidden, (active, hidden), (second, hidden), saved=[active.buffer, second.buffer])
     t.drop(active, second)
-    y = product(rows, joined, hidden, down)
+    y = product(rows, joined, hidden, 2)
     t.drop(joined)
     t.release(casts)
     return y

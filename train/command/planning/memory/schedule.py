@@ -10,6 +10,7 @@ from train.command.planning.memory.stages import Stage, plus
 from train.command.planning.memory.tape import GRADIENTS, TEMPORARY, UNSHARDED, Kinds
 from train.config.plan import Plan
 from train.config.technique import Rank
+from train.strategies.data.keys import FsdpKeys
 
 ENOUGH = 3  # microbatches that show every moment of a strategy without a pipeline
 
@@ -100,6 +101,12 @@ def last_backward(plan: Plan) -> int:
     return 0 if "pp" in plan.axes else plan.num_microbatches
 
 
+def gathers_always(plan: Plan) -> bool:
+    """Whether every microbatch gathers the parameters, and its backward frees them."""
+    strategy = plan.config.strategy
+    return isinstance(strategy, FsdpKeys) and strategy.zero_stage == 3 and "pp" not in plan.axes
+
+
 def waiting(stages: Mapping[int, Stage], progress: Progress) -> Kinds:
     kept = [scaled(stages[i].kept, count) for i, count in progress.alive.items() if count]
     return plus(*kept, *(scaled(stages[i].stashed, count) for i, count in progress.split.items() if count))
@@ -114,10 +121,10 @@ def step_of(kind: str, stage: int) -> tuple[str, int]:
 
 def of_action(plan: Plan, stage: Stage, progress: Progress, kind: str, number: int) -> Iterator[Kinds]:
     if kind == "F":
-        return stage.forward(fresh=number not in progress.entered)
+        return stage.forward(fresh=number not in progress.entered or gathers_always(plan))
     first = number not in progress.begun and not (plan.config.strategy.uses_ddp() and plan.num_microbatches == 1)
     if kind == "B":
-        return stage.backward(first=first, last=progress.backwards == last_backward(plan))
+        return stage.backward(first=first, last=progress.backwards == last_backward(plan) or gathers_always(plan))
     return stage.inputs_backward() if kind == "I" else stage.weights_backward(first=first)
 
 

@@ -90,6 +90,8 @@ class Stage:
         yield plus(below, self.layer.forward, {UNSHARDED: g.forward(g.layer, fresh=fresh) if g else 0.0})
         if self.head:
             every = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept}
+            if g and fresh:  # the head is copied out of its message, and the last layer's is still there
+                yield plus(every, {UNSHARDED: g.loss() + g.head.message + g.layer.message})
             yield plus(every, self.head.forward, {UNSHARDED: g.loss() if g else 0.0})
 
     def backward(self, *, first: bool, last: bool) -> Iterator[Kinds]:
@@ -107,9 +109,9 @@ class Stage:
                 new = {GRADIENTS if first else UNSHARDED: g.head.shard}
                 own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard, LOGITS: self.result}
                 yield plus(own, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
-            done = self.grown(self.head.weights, g and g.head)
+            done = self.grown(self.head.weights, g.head if g else None)
         result = 0.0 if self.head or self.turns else layer.result
-        each = self.grown(layer.weights, g and g.layer)
+        each = self.grown(layer.weights, g.layer if g else None)
         for top in (True, False):
             cost = layer.first if first else layer.backward
             if self.after and (top or self.num_layers == 1):
@@ -161,8 +163,8 @@ class Stage:
             new = first and not self.tied
             rest = {GRADIENTS: self.of_weights - cost.weight * new} if first else {}
             return plus(found, {GRADIENTS if new else TEMPORARY: cost.weight}, rest)
-        new = TEMPORARY if g.once and not first else UNSHARDED
-        unreduced = plus({new: cost.weight}, {UNSHARDED: g.unreduced - g.embed.reduced if first and g.once else 0.0})
+        kind = TEMPORARY if g.once and not first else UNSHARDED
+        unreduced = plus({kind: cost.weight}, {UNSHARDED: g.unreduced - g.embed.reduced if first and g.once else 0.0})
         if first and not g.once:
             unreduced |= {GRADIENTS: g.head.shard + self.num_layers * g.layer.shard}
         freed = g.frees or last
