@@ -81,7 +81,8 @@ def experts(t: Tape, s: Sizes, x: Value, rows: float) -> Value:
     casts = [t.allocate(weight.low) for _ in range(3)] if s.casts else []
 
     def product(size: float, of: Value, back: float, i: int) -> Value:
-        return t.apply(size, (of, back), saved=[of.buffer, *casts[i : i + 1]], weights=[weight])
+        kept = s.used != 2  # only bf16 has a grouped product, which selective recomputation does not keep
+        return t.apply(size, (of, back), saved=[of.buffer, *casts[i : i + 1]], weights=[weight], kept=kept)
 
     first = product(hidden, x, rows, 0)
     active = activated(t, s, first, hidden)

@@ -52,8 +52,11 @@ class Stage:
 
     @cached_property
     def entry(self) -> float:
-        """Bytes of the hidden states that enter the first layer, where they are not a buffer of the schedule."""
-        return self.embedding.kept if self.embedding else 0.0
+        """Bytes of the hidden states that enter the first layer, where they are not a buffer of the schedule; under
+        context parallelism, also of the rotary table's rows at the rank's positions."""
+        s = self.sizes
+        rows = float(s.seq_len // s.cp_degree * s.head_dim * s.wide) if s.cp else 0.0
+        return rows + (self.embedding.kept if self.embedding else 0.0)
 
     @cached_property
     def kept(self) -> Kinds:
