@@ -1,8 +1,8 @@
 """Score the planner against runs that others published: python scripts/score_planner.py docs/data/published_runs.csv
 
 Prints, by source, GPU and regime, the error |log(predicted / measured)| of tokens/s with the constants fitted to all
-other sources, beside a null model; then how well the planner chooses among layouts. It takes any file with these
-columns. --fit also writes the constants that fit all sources to configs/planner.yaml, and the intervals of their errors
+other sources, beside a null model; then how well the planner chooses among layouts; then the error of the peak of
+memory, which has no fitted constants. It takes any file with these columns. --fit also writes the constants that fit all sources to configs/planner.yaml, and the intervals of their errors
 to configs/planner_intervals.yaml.
 """
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.scoring import memory
 from scripts.scoring.fitting import Point, errors, fitted
 from scripts.scoring.jobs import job_of
 from scripts.scoring.rows import Row, read
@@ -37,9 +38,9 @@ def main() -> None:
     parser.add_argument("--fit", action="store_true", help="write the constants that fit all sources")
     args = parser.parse_args()
     with reported_once(World.single()):
-        rows = [row for row in read(args.runs) if row.tokens_per_s]
-        scored = with_intervals(held_out(rows))
-        print("\n".join([*by_group(scored), "", *bars(scored), "", *choosing(scored)]))
+        rows = read(args.runs)
+        scored = with_intervals(held_out([row for row in rows if row.tokens_per_s]))
+        print("\n".join([*by_group(scored), "", *bars(scored), "", *choosing(scored), "", *memory.lines(rows)]))
         if args.fit:
             write(fitted([*map(point, (one for one in scored if one.row.in_bar and one.quantities))]))
             write_intervals(scored)

@@ -20,9 +20,9 @@ NEEDED = (
 READ = (
     *NEEDED, "source", "row_id", "tier", "is_moe", "duplicate_of", "notes", "model_name", "interconnect", "vocab",
     "zero_or_fsdp", "sp", "pp_schedule", "virtual_stages", "activation_ckpt", "precision",
-    "derived_tokens_per_s_per_gpu",
+    "derived_tokens_per_s_per_gpu", "measured_peak_mem_gib",
 )  # fmt: skip
-NUMBERS = (*(name for name in NEEDED if name not in ("gpu", "ffn_type")), "vocab", "virtual_stages", READ[-1])
+NUMBERS = (*(name for name in NEEDED if name not in ("gpu", "ffn_type")), "vocab", "virtual_stages", *READ[-2:])
 NUMBER = re.compile(r"(\d+(\.\d*)?)?")
 DEFAULTED = ("vocab", "sp", "pp_schedule", "virtual_stages", "activation_ckpt", "precision", "zero_or_fsdp")
 FINE_TUNED = ("LoRA", "SFT")
@@ -55,6 +55,11 @@ class Row:
     def tokens_per_s(self) -> float | None:
         """Tokens per second and device."""
         return self.number("derived_tokens_per_s_per_gpu") or None
+
+    @property
+    def peak_gib(self) -> float | None:
+        """The peak of memory on a device in GiB."""
+        return self.number("measured_peak_mem_gib") or None
 
     @property
     def defaulted(self) -> bool:

@@ -1,22 +1,45 @@
-"""The memory of the fullest rank at its peak, by kind. A stand-in until the closed form of the memory model is here."""
+"""The peak memory of the fullest rank by kind, in closed form. Torch is not imported (docs/planner-memory.md).
+
+    parameters, gradients, optimiser   what a rank keeps; under DDP also gradients that are not in a bucket yet
+    unsharded     what FSDP gathers, and gradients before their reduction
+    activations   from a forward to its backward: the layers' tensors, by the mode of recomputation
+    logits        of the head and the loss, forward and backward
+    temporary     of a backward: gradients on their way, and what is recomputed
+    pipeline      what a schedule receives into
+    buffers       the batch and the rotary table
+
+The step is replayed by the sizes of its tensors (`memory/`): one layer forward and backward, the ends, and the order
+of a rank's microbatches. It is that of eager code on a CUDA device; under compile.enabled, what the compiler fuses is
+left out. `reserve` is what a device holds beside these tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 
+from train.command.planning import constants
 from train.command.planning.job import Job
+from train.command.planning.memory.schedule import moments
+from train.command.planning.memory.stages import Engine, as_here, plus, stage_of
+from train.command.planning.memory.state import between_steps
+from train.command.planning.memory.tape import Kinds
+from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
-from train.config.shapes import element_sizes
-from train.config.traffic import tokens_of
+from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.memory import GiB, needs
+from train.strategies.techniques import rank_of
+
+FEW = 4  # places of a pipeline that are all looked at
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes by kind."""
+    """Bytes by kind on the rank with this number, at the peak of a step."""
 
-    kinds: Mapping[str, float]
+    kinds: Mapping[str, float] = field(default_factory=dict)
+    rank: int = 0
 
     @property
     def total(self) -> float:
@@ -24,40 +47,71 @@ class Footprint:
 
 
 def footprint(job: Job) -> Footprint:
-    plan = job.plan
-    per_stage, pp = plan.world_size // plan.degrees["pp"], plan.degrees["pp"]
-    return max((_of_rank(job, place * per_stage, place) for place in {0, pp - 1}), key=lambda one: one.total)
+    """The footprint of the rank that needs the most."""
+    return max((of_rank(job, rank) for rank in candidates(job.plan)), key=lambda one: one.total)
 
 
-def _of_rank(job: Job, rank: int, place: int) -> Footprint:
-    plan = job.plan
-    model, strategy, kind = plan.config.model, plan.config.strategy, plan.config.train.activation_checkpointing
-    held = needs(plan, rank)
-    _, used = element_sizes(plan.config.precision)
-    tokens, tp, pp = tokens_of(plan), plan.degrees["tp"], plan.degrees["pp"]
-    width = {"none": 18 * model.dim + 4 * model.ffn_dim, "selective": 12 * model.dim + 3 * model.ffn_dim,
-             "full": model.dim * tp}[kind.value]  # fmt: skip
-    stages = strategy.stages_of(place, pp)
-    layers = sum(len(plan.layers_of_stages[stage]) for stage in stages)
-    alive = 1 if pp == 1 else plan.num_microbatches if strategy.schedule_name() in ("gpipe", "looped_bfs") else min(
-        plan.num_microbatches, pp - place + (pp if len(stages) > 1 else 0))  # fmt: skip
-    kept = tokens * width * used / 2 * layers * alive / tp
-    if kind is not ActivationCheckpointing.none:
-        kept += tokens * (18 * model.dim + 4 * model.ffn_dim) * used / 2 / tp
-    logits = 10 * tokens * model.vocab_size / tp if plan.num_stages - 1 in stages else 0.0
-    return Footprint(
-        {
-            "parameters": held.parameters,
-            "gradients": held.gradients,
-            "optimiser": held.optimiser,
-            "gathered": held.unsharded,
-            "activations": kept,
-            "logits": logits,
-        }
-    )
+def candidates(plan: Plan) -> list[int]:
+    """Ranks of which one needs the most: the first along an axis, as it has the largest chunks, but the second of `cp`
+    where results of attention are kept, as it has one more; and of `pp` the ends, their neighbours, and those with more
+    layers than these."""
+    strategy, ranks = plan.config.strategy, plan.degrees["pp"]
+    held = [
+        sum(len(plan.layers_of_stages[stage]) for stage in strategy.stages_of(place, ranks)) for place in range(ranks)
+    ]
+    ends = {0, 1, ranks - 2, ranks - 1} if ranks > FEW else {*range(ranks)}
+    most = max((held[place] for place in ends if place not in (0, ranks - 1)), default=0)
+    places = ends | {place for place in range(1, ranks - 1) if held[place] > most}
+    selective = plan.config.train.activation_checkpointing is ActivationCheckpointing.selective
+    second = plan.degrees["tp"] if plan.degrees["cp"] > 1 and selective else 0
+    return [place * (plan.world_size // ranks) + second for place in sorted(places)]
+
+
+def of_rank(job: Job, rank: int, engine: Engine = as_here) -> Footprint:
+    if isinstance(job.plan.config.strategy, DeepSpeed):
+        return Footprint(of_deepspeed(job.plan, rank), rank)
+    return max(moments_of(job, rank, engine), key=lambda one: one.total)
+
+
+def moments_of(job: Job, rank: int, engine: Engine = as_here) -> Iterator[Footprint]:
+    """What the rank holds at each moment of a step that may be the peak, of any strategy but DeepSpeed's."""
+    strategy, here = job.plan.config.strategy, rank_of(job.plan, rank)
+    own = strategy.stages_of(here.place["pp"], job.plan.degrees["pp"])
+    stages = {number: stage_of(here, number, engine) for number in own}
+    held = between_steps(here, stages)
+    for moment in moments(here, stages, held["gradients"]):
+        yield Footprint({kind: size for kind, size in plus(held, moment).items() if size > 0}, rank)
+
+
+def of_deepspeed(plan: Plan, rank: int) -> Kinds:
+    """DeepSpeed's state by ZeRO's arithmetic, and the activations of the same model. A pipeline runs 1F1B, so a stage
+    has as many microbatches on their way as there are stages from it on."""
+    state, here = needs(plan, rank), rank_of(plan, rank)
+    place, ranks = here.place["pp"], plan.degrees["pp"]
+    kinds = {name: float(getattr(state, name)) for name in ("parameters", "gradients", "optimiser", "unsharded")}
+    kinds = {name: 0.0 if name in state.on_host else size for name, size in kinds.items()}
+    stage = stage_of(here, place)
+    waiting = min(ranks - place, max(plan.num_microbatches, 1)) - 1
+    others = {kind: waiting * size for kind, size in stage.kept.items()}
+    found = [*stage.forward(fresh=True), *stage.backward(first=False, last=False), {}]
+    return plus(kinds, others, max(found, key=lambda moment: sum(moment.values())))
 
 
 def reserve(job: Job) -> float:
-    """Bytes that stay free for the context, NCCL and fragmentation."""
+    """Bytes of a device that must stay free beside the footprint: for the context, for the communicators of the axes
+    that have several ranks, and for what the allocator cannot use. 0 if the device's memory is not known."""
     size = job.plan.config.hardware.memory_gib
-    return 0.0 if size is None else min(0.1 * size, 6.0) * GiB
+    if size is None:
+        return 0.0
+    return outside(job) + constant("fragmentation") * size * GiB
+
+
+def outside(job: Job) -> float:
+    """Bytes that a device holds outside the allocator: the context and the communicators."""
+    groups = sum(degree > 1 for degree in job.plan.degrees.values())
+    return (constant("context_gib") + groups * constant("communicator_gib")) * GiB
+
+
+@cache
+def constant(name: str) -> float:
+    return float(constants.stored()[name]["value"])

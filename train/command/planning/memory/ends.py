@@ -1,0 +1,152 @@
+"""The embedding, the last norm, the head and the loss: what they save, and their peaks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from train.command.planning.memory.operators import enter, linear, norm
+from train.command.planning.memory.sizes import Sizes
+from train.command.planning.memory.tape import LOGITS, Buffer, Kinds, Tape, Value
+
+INDEX = 8  # bytes of a token's number
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """`rows`: of the whole vocabulary. `own`: of this rank's part. `split_loss`: whether the loss is computed from
+    parts of the logits. `casts`: whether the head casts its weight."""
+
+    rows: int
+    own: int
+    degree: int
+    split_loss: bool
+    casts: bool
+
+
+@dataclass(frozen=True)
+class HeadCost:
+    """Bytes by kind. `kept`: from the forward on, as far as the backward needs it. `logits`: of the head's result.
+    `of_loss`: what the loss keeps of `kept`. `product`: the
+    backward's peak after the loss. The others are as
+    in `LayerCost`, but temporary tensors count as logits."""
+
+    kept: Kinds
+    logits: float
+    forward: Kinds
+    backward: Kinds
+    first: Kinds
+    product: Kinds
+    product_first: Kinds
+    weights: float
+    inputs: float
+    stashed: float
+    of_loss: float
+    split_loss: bool
+
+
+@cache
+def head_cost(s: Sizes, v: Vocabulary) -> HeadCost:
+    one, new, split = replayed(s, v), replayed(s, v, first=True), replayed(s, v, split=True)
+    before, after = one.kept[LOGITS], split.tape.held[LOGITS]
+    return HeadCost(
+        one.kept,
+        one.logits,
+        one.forward,
+        one.loss,
+        new.loss,
+        one.product,
+        new.product,
+        new.tape.of_weights,
+        inputs=max(split.loss[LOGITS], split.product[LOGITS]) - before,
+        stashed=after - before - s.shard,
+        of_loss=one.of_loss,
+        split_loss=v.split_loss,
+    )
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Of the head's program: what its forward keeps, the bytes of the logits and what the loss keeps, the peaks of the
+    forward, of the loss's backward and of the rest, and the tape at the end."""
+
+    kept: Kinds
+    logits: float
+    of_loss: float
+    forward: Kinds
+    loss: Kinds
+    product: Kinds
+    tape: Tape
+
+
+def replayed(s: Sizes, v: Vocabulary, *, first: bool = False, split: bool = False) -> Replayed:
+    t = Tape(first=first, gathered=s.gathered, adds_up=s.adds_up)
+    x = Value(Buffer(s.shard, "input", users=2))  # the last layer's result, which the layer counts
+    h = norm(t, s, x)
+    t.kind = LOGITS
+    entered = enter(t, s, h)
+    t.drop(h)
+    logits = weighted(t, s, v, entered)
+    t.drop(entered)
+    size, before = logits.buffer.size, t.held[LOGITS] - logits.buffer.size
+    loss = cross_entropy(t, s, v, logits)
+    forward = dict(t.at_peak)
+    t.drop(logits)
+    kept = dict(t.held)
+    t.new_peak()
+    t.backward(t.nodes[-1:], loss, t.allocate(0.0), split=split)
+    of_loss = dict(t.at_peak)
+    t.new_peak()
+    assert logits.grad is not None
+    t.backward(t.nodes[:-1], logits, logits.grad, split=split)
+    return Replayed(kept, size, kept[LOGITS] - before, forward, of_loss, dict(t.at_peak), t)
+
+
+def weighted(t: Tape, s: Sizes, v: Vocabulary, x: Value) -> Value:
+    """The logits: the rank's part of them, or all if the loss needs all."""
+    logits = linear(t, s, x, s.dim, v.own, casts=v.casts)
+    if not s.tp or v.split_loss:
+        return logits
+    padded = -(-v.rows // v.degree)
+    part, whole = (float(s.tokens * columns * s.used) for columns in (padded, padded * v.degree))
+    back = 2 * part + (whole if padded * v.degree > v.rows else 0.0)
+    every = t.apply(whole, (logits, logits.buffer.size), scratch=part + 2 * whole, back=back)
+    t.drop(logits)
+    return every
+
+
+def cross_entropy(t: Tape, s: Sizes, v: Vocabulary, logits: Value) -> Value:
+    """Computed in float32 at least. torch's keeps the logarithms of the softmax; the one that is split over ranks, and
+    compiled code, keep the logits, and compute the softmax again."""
+    size = logits.buffer.size
+    wide = size * s.wide / s.used
+    copy = wide if s.wide > s.used else 0.0
+    if s.tp and v.split_loss:
+        small = float(s.tokens * (s.wide + INDEX + 2))
+        back, scratch = (wide - size, 0.0) if s.compiled else (3 * wide - size, 2 * wide + copy)
+        return t.apply(0.0, (logits, size), saved=[logits.buffer], extra=small, scratch=scratch, back=back)
+    if s.compiled:
+        return t.apply(0.0, (logits, size), saved=[logits.buffer], extra=float(s.tokens * s.wide))
+    return t.apply(0.0, (logits, size), extra=wide, scratch=wide + copy, back=2 * wide - size)
+
+
+@dataclass(frozen=True)
+class EmbeddingCost:
+    """Bytes. `kept`: the hidden states from the forward on. `forward`: the peak. `backward`: of the gradient from which
+    the weight's, of `weight` bytes, is computed."""
+
+    kept: float
+    forward: float
+    backward: float
+    weight: float
+
+
+def embedding_cost(s: Sizes, v: Vocabulary) -> EmbeddingCost:
+    """Tokens are looked up in the weight's own dtype, and then cast. A split table gives zeros for other ranks' rows,
+    and its sum over ranks is the message that leaves a split region."""
+    looked_up = float(s.tokens * s.dim * s.kept)
+    mask = s.shard / s.used if s.dropout else 0.0
+    kept = s.shard + mask + s.tokens * INDEX * (s.tp or bool(s.cp))
+    forward = (3 * looked_up if s.tp else looked_up) + s.shard + mask
+    weight = float(v.own * s.dim * s.kept)
+    return EmbeddingCost(kept, forward, looked_up, weight)

@@ -1,0 +1,203 @@
+"""The peaks of a stage's forward and backward of one microbatch, as bytes by kind on top of what the rank keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from train.command.planning.memory.ends import EmbeddingCost, HeadCost, Vocabulary, embedding_cost, head_cost
+from train.command.planning.memory.gathered import Gathered, Unit, gathered_of
+from train.command.planning.memory.layers import LayerCost, layer_cost
+from train.command.planning.memory.sizes import Sizes, sizes_of
+from train.command.planning.memory.tape import ACTIVATIONS, GRADIENTS, LOGITS, TEMPORARY, UNSHARDED, Kinds
+from train.config.shapes import chunk
+from train.config.technique import Rank
+from train.strategies.tensor.keys import TensorKeys
+
+Engine = Callable[[Sizes], Sizes]  # the sizes with what another engine keeps
+
+
+def as_here(sizes: Sizes) -> Sizes:
+    return sizes
+
+
+def plus(*parts: Kinds) -> Kinds:
+    total: Kinds = {}
+    for part in parts:
+        for kind, size in part.items():
+            total[kind] = total.get(kind, 0.0) + size
+    return total
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`before`, `after`: whether there are neighbours, whose hidden states and gradients are buffers of the schedule.
+    `turns`: whether the stage after it is on the same rank, as in a V; `turned`: the stage before it. Then the buffers
+    are the tensors themselves, which stay until the next step. `pipelined`: whether a schedule keeps the stage's result
+    until its backward ends."""
+
+    sizes: Sizes
+    num_layers: int
+    layer: LayerCost
+    embedding: EmbeddingCost | None
+    head: HeadCost | None
+    gathered: Gathered | None
+    before: bool
+    after: bool
+    turns: bool
+    turned: bool
+    pipelined: bool
+    tied: bool
+
+    @cached_property
+    def entry(self) -> float:
+        """Bytes of the hidden states that enter the first layer, where they are not a buffer of the schedule; under
+        context parallelism, also of the rotary table's rows at the rank's positions."""
+        s = self.sizes
+        rows = float(s.seq_len // s.cp_degree * s.head_dim * s.wide) if s.cp else 0.0
+        return rows + (self.embedding.kept if self.embedding else 0.0)
+
+    @cached_property
+    def kept(self) -> Kinds:
+        """What a microbatch keeps between its forward and its backward."""
+        found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept - self.turns * self.layer.result}
+        return plus(found, self.head.kept, {LOGITS: self.result}) if self.head else found
+
+    @cached_property
+    def result(self) -> float:
+        """Bytes of the logits that a schedule keeps, where the loss does not keep them anyway."""
+        if self.head is None or not self.pipelined:
+            return 0.0
+        kept_by_loss = self.sizes.tp and self.split_loss
+        return 0.0 if kept_by_loss else self.head.logits
+
+    @property
+    def split_loss(self) -> bool:
+        return self.head is not None and self.head.split_loss
+
+    @cached_property
+    def of_weights(self) -> float:
+        """Bytes of the gradients of weights before FSDP reduces them, in the dtype in which they add up."""
+        if self.gathered is not None:
+            return self.gathered.unreduced
+        embedding = self.embedding.weight if self.embedding and not self.tied else 0.0
+        return embedding + self.num_layers * self.layer.weights + (self.head.weights if self.head else 0.0)
+
+    def forward(self, *, fresh: bool) -> Iterator[Kinds]:
+        """`fresh`: whether it is the stage's first forward in the step."""
+        g = self.gathered
+        if self.embedding:
+            yield {ACTIVATIONS: self.embedding.forward, UNSHARDED: g.forward(g.embed, fresh=fresh) if g else 0.0}
+        below = {ACTIVATIONS: self.entry + (self.num_layers - 1) * self.layer.kept}
+        yield plus(below, self.layer.forward, {UNSHARDED: g.forward(g.layer, fresh=fresh) if g else 0.0})
+        if self.head:
+            every = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept}
+            if g and fresh:  # the head is copied out of its message, and the last layer's is still there
+                yield plus(every, {UNSHARDED: g.loss() + g.head.message + g.layer.message})
+            yield plus(every, self.head.forward, {UNSHARDED: g.loss() if g else 0.0})
+
+    def backward(self, *, first: bool, last: bool) -> Iterator[Kinds]:
+        """`first`: whether the stage's weights have no gradients yet. `last`: whether FSDP frees parameters now."""
+        g, layer, held = self.gathered, self.layer, self.num_layers * self.layer.kept
+        done = 0.0  # bytes of gradients that exist by then, if they are the first
+        kind = UNSHARDED if g is not None and g.once else GRADIENTS
+        if self.head:
+            cost = self.head.first if first else self.head.backward
+            yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.result}, cost, {UNSHARDED: g.loss() if g else 0.0})
+            cost = self.head.product_first if first else self.head.product
+            own = {ACTIVATIONS: self.entry + held, LOGITS: self.result, UNSHARDED: g.head_backward() if g else 0.0}
+            yield plus(own, cost)
+            if g is not None and not g.once:
+                new = {GRADIENTS if first else UNSHARDED: g.head.shard}
+                own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard, LOGITS: self.result}
+                yield plus(own, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
+            done = self.grown(self.head.weights, g.head if g else None)
+        result = 0.0 if self.head or self.turns else layer.result
+        each = self.grown(layer.weights, g.layer if g else None)
+        for top in (True, False):
+            cost = layer.first if first else layer.backward
+            if self.after and (top or self.num_layers == 1):
+                cost = layer.received_first if first else layer.received
+            below = (self.num_layers - 1) * layer.kept if top else 0.0
+            own = {ACTIVATIONS: self.entry + below + result, LOGITS: self.result}
+            own |= {UNSHARDED: g.layer_backward(top=top, last=last) if g else 0.0}
+            had = done + (0.0 if top else (self.num_layers - 1) * each)
+            yield plus(own, cost, {kind: had} if first else {})
+        if self.embedding:
+            yield self.embedding_backward(first=first, last=last)
+
+    def grown(self, weights: float, unit: Unit | None) -> float:
+        """Bytes of gradients that stay after the backward of a unit, if they are the first."""
+        if self.gathered is None or unit is None:
+            return weights
+        return unit.reduced if self.gathered.once else unit.shard
+
+    @cached_property
+    def stashed(self) -> Kinds:
+        """What a backward for the inputs leaves for the backward for the weights: all but what belongs to the loss."""
+        found = plus(self.kept, {TEMPORARY: self.num_layers * self.layer.stashed})
+        if self.head is None:
+            return found
+        return plus(found, {LOGITS: self.head.stashed - self.head.of_loss - self.result})
+
+    def inputs_backward(self) -> Iterator[Kinds]:
+        """The gradients of the stage's input only. Nothing that the forward kept is freed."""
+        unsharded = {UNSHARDED: self.gathered.everything} if self.gathered else {}
+        if self.head:
+            yield plus(self.kept, {LOGITS: self.head.inputs}, unsharded)
+        before = {TEMPORARY: (self.num_layers - 1) * self.layer.stashed + self.layer.inputs}
+        before |= {LOGITS: self.head.stashed} if self.head else {}
+        yield plus(self.kept, before, unsharded, {TEMPORARY: -self.layer.result} if self.after else {})
+
+    def weights_backward(self, *, first: bool) -> Iterator[Kinds]:
+        """The gradients of the weights, one after the other."""
+        g = self.gathered
+        largest = max(self.head.weights if self.head else 0.0, self.layer.weights)
+        unsharded = {UNSHARDED: g.everything} if g else {}
+        new = {(GRADIENTS if g is None else UNSHARDED) if first else TEMPORARY: largest}
+        yield plus(self.stashed, unsharded, new)
+
+    def embedding_backward(self, *, first: bool, last: bool) -> Kinds:
+        g, cost = self.gathered, self.embedding
+        assert cost is not None
+        found = {TEMPORARY: cost.backward, LOGITS: self.result}
+        if g is None:
+            new = first and not self.tied
+            rest = {GRADIENTS: self.of_weights - cost.weight * new} if first else {}
+            return plus(found, {GRADIENTS if new else TEMPORARY: cost.weight}, rest)
+        kind = TEMPORARY if g.once and not first else UNSHARDED
+        unreduced = plus({kind: cost.weight}, {UNSHARDED: g.unreduced - g.embed.reduced if first and g.once else 0.0})
+        if first and not g.once:
+            unreduced |= {GRADIENTS: g.head.shard + self.num_layers * g.layer.shard}
+        freed = g.frees or last
+        gathering = g.embed.gathered + g.head.gathered * self.tied if freed else g.everything
+        reducing = 0.0 if g.once else max(g.layer.reducing, g.embed.reducing - g.embed.gathered)
+        return plus(found, unreduced, {UNSHARDED: gathering + reducing})
+
+
+def stage_of(rank: Rank, stage: int, engine: Engine = as_here) -> Stage:
+    plan = rank.plan
+    strategy, model = plan.config.strategy, plan.config.model
+    own = strategy.stages_of(rank.place["pp"], plan.degrees["pp"])
+    last, sizes = plan.num_stages - 1, engine(sizes_of(rank))
+    degree, place = plan.degrees["tp"], rank.place["tp"]
+    part = len(chunk(model.vocab_size, degree, place))
+    split_loss = isinstance(strategy, TensorKeys) and strategy.shards_logits()
+    both = stage == 0 and stage == last
+    whole = sizes.gathered and not (model.tie_embeddings and both)  # FSDP gathers the head in the computation's dtype
+    vocabulary = Vocabulary(model.vocab_size, part, degree, split_loss, sizes.used < sizes.kept and not whole)
+    return Stage(
+        sizes,
+        len(plan.layers_of_stages[stage]),
+        layer_cost(sizes, plan.config.train.activation_checkpointing),
+        embedding_cost(sizes, vocabulary) if stage == 0 else None,
+        head_cost(sizes, vocabulary) if stage == last else None,
+        gathered_of(rank, stage) if strategy.uses_fsdp() else None,
+        before=stage > 0,
+        after=stage < last,
+        turns=stage + 1 in own,
+        turned=stage - 1 in own,
+        pipelined="pp" in plan.axes,
+        tied=model.tie_embeddings and both,
+    )

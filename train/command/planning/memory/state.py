@@ -1,0 +1,70 @@
+"""What a rank holds in every moment of a step: parameters and their state, what a schedule receives into, the batch.
+
+The bytes of parameters and optimiser are those of `strategies.memory.state_bytes` (tests compare them); here, the
+layers of a stage are counted once and multiplied, because a search asks thousands of times.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from train.command.planning.memory.stages import Stage
+from train.command.planning.memory.tape import Kinds
+from train.config.schema import Optimiser
+from train.config.shapes import Shapes, element_sizes, units
+from train.config.technique import Rank
+from train.strategies.data.keys import FsdpKeys
+
+TOKEN = 8  # bytes of a token's number
+STEP_COUNT = 4  # bytes that AdamW keeps for a parameter beside its moments
+
+
+def between_steps(here: Rank, stages: Mapping[int, Stage]) -> Kinds:
+    """Bytes by kind. Gradients are those at the end of a step."""
+    plan = here.plan
+    strategy, train = plan.config.strategy, plan.config.train
+    parameters, number = parameters_of(here)
+    optim = plan.config.optim
+    moments = 2 if optim.name is Optimiser.adamw else int(optim.momentum > 0)
+    counts = STEP_COUNT * number if optim.name is Optimiser.adamw else 0
+    state = {"parameters": parameters, "gradients": parameters, "optimiser": moments * parameters + counts}
+    if isinstance(strategy, FsdpKeys) and strategy.cpu_offload:
+        state = dict.fromkeys(state, 0.0)
+    rows = train.global_batch_size // plan.data_ranks
+    any_stage = next(iter(stages.values()))
+    rope = plan.config.model.max_seq_len * any_stage.sizes.head_dim * any_stage.sizes.wide * len(stages)
+    received = sum(one.sizes.shard * (one.before + one.after) for one in stages.values())
+    buffers = 2.0 * rows * train.seq_len * TOKEN + rope + copied(here)
+    results = sum(one.sizes.shard * one.turns for one in stages.values())
+    kept = {"pipeline": plan.num_microbatches * (received - results), "activations": plan.num_microbatches * results}
+    return state | {"buffers": buffers} | kept
+
+
+def copied(here: Rank) -> float:
+    """Bytes of the copy of a tied weight on a rank with both ends of a pipeline, which data parallelism wraps apart."""
+    plan = here.plan
+    strategy, model = plan.config.strategy, plan.config.model
+    own = strategy.stages_of(here.place["pp"], plan.degrees["pp"])
+    apart = plan.num_stages > 1 and {0, plan.num_stages - 1} <= {*own} and (strategy.uses_fsdp() or strategy.uses_ddp())
+    if not (model.tie_embeddings and apart):
+        return 0.0
+    kept, _ = element_sizes(plan.config.precision)
+    return float(kept * math.prod(here.holds("embed.weight", (model.vocab_size, model.dim))))
+
+
+def parameters_of(here: Rank) -> tuple[float, int]:
+    """(bytes, number) of the rank's parameters."""
+    kept, _ = element_sizes(here.plan.config.precision)
+    layer: tuple[int, int] | None = None
+    elements = number = 0
+    for name, shapes in units(here.plan, here.place["pp"]):
+        if name.startswith("layers."):
+            layer = layer or counted(here, shapes)
+        more = layer if layer and name.startswith("layers.") else counted(here, shapes)
+        elements, number = elements + more[0], number + more[1]
+    return float(kept * elements), number
+
+
+def counted(here: Rank, shapes: Shapes) -> tuple[int, int]:
+    return sum(math.prod(here.holds(name, shape)) for name, shape in shapes.items()), len(shapes)
