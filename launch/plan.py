@@ -27,7 +27,7 @@ from train.command.planning import auto, constants, intervals
 from train.command.planning.job import NEXT_PRECISION
 from train.command.planning.search.pricer import Priced, Task
 from train.command.planning.search.refusals import check_config, refused
-from train.command.planning.search.search import OnProgress, search
+from train.command.planning.search.search import OnProgress, Outcome, search
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.streams import lasting
 from train.config.plain_json import dumps
@@ -73,7 +73,7 @@ def read(argv: Sequence[str]) -> Asked:
     """Read the command line. Raises BadInput."""
     argv = [*argv]
     nproc, top = options.NPROC.pop(argv), options.TOP.pop(argv)
-    tokens, price, checked = (one.pop(argv) for one in (options.TOKENS, options.PRICE, options.CHECK))
+    tokens, price, checked = options.TOKENS.pop(argv), options.PRICE.pop(argv), options.CHECK.pop(argv)
     parser = cli.parser(options.PLAN, __doc__ or "")
     parser.add_argument("--json", action="store_true")
     products, others = _products(argv)
@@ -117,7 +117,9 @@ def answered(asked: Asked) -> Answer:
     """The search of each precision. Raises BadInput if no layout is valid or fits."""
     check_config(asked.base)
     started = time.monotonic()
-    outcomes, best, tasks = {}, [], []
+    outcomes: dict[str, Outcome] = {}
+    best: list[Priced] = []
+    tasks: list[Task] = []
     for name in asked.products:
         choices = auto.choices_of(asked.words, asked.base.config)
         tasks.append(Task(asked.base, name, constants.load(), choices))

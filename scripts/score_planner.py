@@ -1,9 +1,9 @@
 """Score the planner against runs that others published: python scripts/score_planner.py docs/data/published_runs.csv
 
 Prints, by source, GPU and regime, the error |log(predicted / measured)| of tokens/s with the constants fitted to all
-other sources, beside a null model; then how well the planner chooses among layouts; then the error of the peak of
-memory, which has no fitted constants. It takes any file with these columns. --fit also writes the constants that fit all sources to configs/planner.yaml, and the intervals of their errors
-to configs/planner_intervals.yaml.
+other sources, beside a null model; then how well the planner chooses among layouts; then the error of the peak of memory,
+which has no fitted constants. It takes any file with these columns. --fit also writes the constants that fit all
+sources to configs/planner.yaml, and the intervals of their errors to configs/planner_intervals.yaml.
 """
 
 from __future__ import annotations

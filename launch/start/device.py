@@ -17,7 +17,8 @@ DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/davinci_manager")
 
 def device_here(config: Config, nproc: int) -> str:
     """By its driver; `cpu` for a CPU, and if the config names its hardware, for which nobody has to look. Raises
-    BadInput (exit code 3) if the machine lacks what the config names. It imports torch if there may be an accelerator."""
+    BadInput (exit code 3) if the machine lacks what the config names. It imports torch where there may be an
+    accelerator."""
     if (
         config.hardware.name != AUTO
         or config.runtime.device == "cpu"

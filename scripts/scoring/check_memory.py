@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
-from launch.describe.records import MAIN
+from launch.checking.records import MAIN
 from train.command import cli
 from train.command.planning.footprint import Footprint, footprint, reserve
 from train.command.planning.job import Job, of_plan

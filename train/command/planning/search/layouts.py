@@ -46,8 +46,8 @@ class Layout:
     def strategy(self) -> Strategy:
         keys: dict[str, Any] = dict(self.named)
         if self.schedule is None:
-            stage = {"zero_stage": self.zero_stage} if self.zero_stage else {}
-            return Spmd(name=self.name, **keys, **stage)
+            keys |= {"zero_stage": self.zero_stage} if self.zero_stage else {}
+            return Spmd(name=self.name, **keys)
         keys |= {"schedule": self.schedule, "layers_per_stage": [*self.layers]}
         if self.stages_per_rank != SCHEDULES[self.schedule].least:
             keys["stages_per_rank"] = self.stages_per_rank

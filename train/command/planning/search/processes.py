@@ -44,14 +44,14 @@ class Processes:
         for pipe in self.pipes:
             self._next(pipe, method, items, busy)
         while busy:
-            for pipe in wait([*busy]):
-                assert isinstance(pipe, Connection)
-                result, error = pipe.recv()
-                busy.discard(pipe)
+            for ready in wait([*busy]):
+                assert isinstance(ready, Connection)
+                result, error = ready.recv()
+                busy.discard(ready)
                 if error is not None:
                     raise error
                 yield result
-                self._next(pipe, method, items, busy)
+                self._next(ready, method, items, busy)
 
     @staticmethod
     def _next(pipe: Connection, method: str, items: Iterator[Any], busy: set[Connection]) -> None:
@@ -68,6 +68,7 @@ def _serve(make: Callable[[], object], pipe: Connection) -> None:
             method, item = pipe.recv()
         except (EOFError, KeyboardInterrupt):
             return
+        answer: tuple[Any, Exception | None]
         try:
             answer = getattr(held, method)(item), None
         except Exception as error:
