@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
-from launch.checking import records
+from launch.checking import beside, records
 from launch.checking.records import Measured
 from train.command import cli
 from train.command.planning import constants
@@ -55,7 +55,7 @@ def lines(runs: Sequence[Measured], files: Sequence[str], more: Sequence[str]) -
     for run in runs:
         found = {name: prediction(run, name, more) for name in files}
         yield f"{run.path.name} on {run.world_size} x {run.device}; {run.corrected}"
-        yield from _table(run, found)
+        yield from beside.table(run, found)
         for name, parts in found.items():
             errors[name].append(math.log(sum(parts.values()) / run.step_ms))
         yield ""
@@ -75,19 +75,6 @@ def prediction(run: Measured, hardware: str, more: Sequence[str]) -> dict[str, f
         fix = "measure it with scripts/matmul.py, under torchrun for messages, or use another file"
         raise BadInput(Problem("hardware", message, fix))
     return records.predicted(step_time(quantities(job), constants.load()))
-
-
-def _table(run: Measured, found: dict[str, dict[str, float]]) -> Iterator[str]:
-    names = list(dict.fromkeys([*run.parts, *(part for parts in found.values() for part in parts)]))
-    names = [name for name in names if name not in ("optimiser", "other")] + ["optimiser", "other"]
-    columns = [run.parts, *found.values()]
-    widths = [max(12, len(name) + 2) for name in ("measured", *found)]
-    yield f"  {'ms':<20}" + "".join(f"{name:>{w}}" for name, w in zip(("measured", *found), widths, strict=True))
-    for name in names:
-        cells = (f"{parts[name]:.1f}" if name in parts else "-" for parts in columns)
-        yield f"  {name:<20}" + "".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
-    totals = [run.step_ms, *(sum(parts.values()) for parts in found.values())]
-    yield f"  {'step':<20}" + "".join(f"{total:>{w}.1f}" for total, w in zip(totals, widths, strict=True))
 
 
 if __name__ == "__main__":

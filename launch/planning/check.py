@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.checking import records
+from launch.checking import beside, records
 from launch.checking.records import Measured
-from launch.planning.answer import Answer, aligned
+from launch.planning.answer import Answer
 from train.command.overrides import with_quotes
 from train.command.planning.auto import in_place
 from train.command.planning.search.pricer import Priced
@@ -86,18 +86,13 @@ def _run(tool: Sequence[str], words: Sequence[str], folder: Path, log: str) -> N
 
 
 def table(one: Checked) -> list[str]:
-    """Milliseconds by part, predicted and measured."""
-    predicted, measured = records.predicted(one.priced.time), one.measured.parts
-    rows = [["  ms", "predicted", "measured"]]
-    names = dict.fromkeys([*predicted, *measured])
-    rows += [[f"  {name}", *(f"{parts.get(name, 0.0):,.2f}" for parts in (predicted, measured))] for name in names]
-    rows.append(["  step", f"{1e3 * one.priced.seconds:,.2f}", f"{one.measured.step_ms:,.2f}"])
-    missed = abs(sum(measured.values()) / one.measured.step_ms - 1)
-    other = measured.get("other", 0.0) / one.measured.step_ms
+    """Milliseconds by part, measured and predicted, and what is not as it should be."""
+    parts, step_ms = one.measured.parts, one.measured.step_ms
+    missed, other = abs(sum(parts.values()) / step_ms - 1), parts.get("other", 0.0) / step_ms
     notes = f"  proven equal to one device; {one.measured.corrected}"
     notes += "" if missed <= LEAST else f"; they miss the step by {100 * missed:.1f} %"
     notes += "" if other <= MOST_OTHER else f"; other is {100 * other:.1f} % of the step"
-    return [*aligned(rows, left=(0,)), notes]
+    return [*beside.table(one.measured, {"predicted": records.predicted(one.priced.time)}), notes]
 
 
 def verdict(found: Sequence[Checked]) -> list[str]:

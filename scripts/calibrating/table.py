@@ -61,7 +61,8 @@ def _rates(known: Known, before: Known | None) -> Iterator[tuple[str, ...]]:
         elif kind in ("copy", "optimiser", "layer", "loss"):
             words = {"copy": "copy of memory", "layer": "elementwise work of a layer"}.get(kind, kind)
             said = ", ".join([words, *precision.split("_")] if precision else [words])
-            share = _share(rate, known.published.memory_gb_per_s)
+            # bytes of a layer and of the loss are those of eager code, of which compiled code moves a part only
+            share = _share(rate, known.published.memory_gb_per_s) if kind in ("copy", "optimiser") else NO_VALUE
             yield said, f"{rate:,.2f}", "GB/s", share, NO_VALUE, _ratio(rate, other)
 
 
@@ -99,4 +100,5 @@ def left_out(names: Sequence[str], took: float, budget_s: float) -> str:
     if not names:
         return said
     more = f" and {len(names) - SHOWN_LEFT_OUT} more" if len(names) > SHOWN_LEFT_OUT else ""
-    return f"{said}; left out, as the budget was used up: {', '.join(names[:SHOWN_LEFT_OUT])}{more}"
+    shown = f"{', '.join(names[:SHOWN_LEFT_OUT])}{more}"
+    return f"{said}; left out, as their kind's share of the budget was used up: {shown}"
