@@ -6,16 +6,20 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from train.command import cli
 from train.command.process.exits import reported_once
+from train.command.process.keeper import Keeper
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
-from train.config.schema import Config
 from train.config.world import World, quiet_profiler
 from train.data.corpus import Corpus, load_corpus
+
+if TYPE_CHECKING:
+    from train.ranks.elastic.generations import Generation
 
 
 def main() -> None:
@@ -26,68 +30,68 @@ def main() -> None:
     with reported_once(world):
         config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), sys.argv[1:], world.rank)
         cli.check(config, world.world_size)
+        if config.runtime.elastic and world.roll is None:
+            raise SystemExit(Keeper(world).run())  # the rank is a child of this process, which outlives it
         quiet_profiler()
-        train(config, tree, load_corpus(config), world, started)
+        corpus = load_corpus(config)
+        from train.ranks.elastic.generations import generations  # loads torch, so that bad input is answered before
+
+        for generation in generations(config, world):  # one, unless ranks are lost and come back (runtime.elastic)
+            with generation:
+                train(tree, corpus, generation, started)
 
 
-def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, started: float) -> None:
-    # These imports come late, so that a bad command line is answered before torch is loaded.
-    from train.measure.metrics import Metrics
+def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: float) -> None:
+    from train.measure.metrics import Metrics, figures_of
     from train.measure.out_of_memory import explained
     from train.measure.sampling import Sampler
+    from train.measure.validation import validate, validation_due
     from train.model.spans import span
     from train.model.transformer import Transformer, dtypes
-    from train.ranks.distributed import build_mesh, choose_runtime, make_deterministic, own_rows, process_group
+    from train.ranks.batches import Batches
+    from train.ranks.distributed import build_mesh, choose_runtime, make_deterministic, process_group
     from train.ranks.optim import lr_at
     from train.ranks.side_group import SideGroup
     from train.record.report import Report
 
+    config, world = generation.config, generation.world
     runtime = choose_runtime(config.runtime, world)
     if config.train.deterministic:
         make_deterministic()
     with (
-        process_group(runtime, world, config.runtime.timeout_s),
+        process_group(runtime, world, config.runtime.timeout_s, generation.store()),
         explained(config, runtime.device, world.rank) as watched,
         ExitStack() as opened,  # it closes on an error too, so that no progress bar stands above the message
     ):
         mesh = build_mesh(config, runtime)
         model = Transformer(config.model, **dtypes(config.precision))
-        num_parameters = sum(p.numel() for p in model.parameters())
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
-        size, steps = config.train.global_batch_size, config.train.steps
-        rows = own_rows(mesh, size)
-        report = Report.open(config, tree, corpus, world, runtime, num_parameters)
-        side_group = SideGroup(world)
-        watched.run = Path(side_group.share(str(report.path)))
+        batches, side_group = Batches(config, corpus, mesh, runtime.device), SideGroup(world)
+        carried = generation.begin(train_step, side_group, runtime.device)  # what was trained before this generation
+        report = Report.open(tree, corpus, generation, carried, runtime)
+        watched.run = carried.run = Path(side_group.share(str(report.path)))
         sampler = Sampler(config, mesh, runtime.device, train_step, side_group, watched.run)
-        metrics = opened.enter_context(closing(Metrics(config, side_group, runtime.device, train_step, report.sinks)))
+        metrics = Metrics(config, side_group, runtime.device, train_step, report.sinks, report.results)
+        opened.enter_context(closing(metrics))
+        if side_group.share("yes" if report.owes_validation else ""):
+            validate(carried.step, batches, train_step, metrics)
 
-        def evaluate(step: int) -> float:
-            metrics.flush()
-            loss_sum = num_valid = 0.0
-            for index in range(config.train.eval_batches):
-                batch = corpus.validation_batch(index, config.train.eval_batches, size, rows)
-                loss, valid = train_step.evaluate(*(x.to(runtime.device) for x in batch))
-                loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
-            mean = loss_sum / num_valid if num_valid else float("nan")
-            metrics.log_validation(step, mean)
-            return mean
-
-        for step in range(1, steps + 1):
-            lr = lr_at(step, steps, config.optim)
+        for step in range(carried.step + 1, config.train.steps + 1):
+            lr = lr_at(step, config.train.steps, config.optim)
             with sampler.watch(step):
                 with span("data"):
-                    tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
+                    tokens, targets = batches.training(step)
                 result = train_step(tokens, targets, lr=lr)
-            metrics.log(step, result, lr, sampler.collect(step), any_target=corpus.any_target(step, size))
-            if step == 1:
-                result.loss.item()  # wait for the device, once
-                report.first_step_s = time.perf_counter() - started
-            due = config.train.eval_every and step % config.train.eval_every == 0
-            if due or step == steps:
-                validation_loss = evaluate(step)
-                metrics.resume_clock()
-        report.finish(metrics, validation_loss)
+            generation.made(step, figures_of(result, lr))
+            metrics.log(step, result, lr, sampler.collect(step), any_target=corpus.any_target(step, batches.size))
+            report.note_first(step, result, started)
+            if validation_due(config, step):
+                validate(step, batches, train_step, metrics)
+            if generation.changes(step):
+                metrics.flush()
+                return
+        report.finish(metrics)
+        generation.end()
 
 
 if __name__ == "__main__":

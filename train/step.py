@@ -60,11 +60,12 @@ class Step:
         """tokens, targets: this rank's rows [B, T] of the global batch; ranks that differ only in pp, cp or tp get the
         same rows."""
         inverse_num_valid = inverse_valid(targets, self.mesh, self.model.rope.dtype)  # the dtype of losses
-        loss = self.forward_backward(tokens, targets, inverse_num_valid)
+        loss = sum_over(self.forward_backward(tokens, targets, inverse_num_valid), self.mesh, *LOSS_AXES)
+        # in data parallelism nothing is sent from here on: whoever ends, the update is made wholly or not at all
         with span("optimiser"):
             norm = self.update(lr)
         extras = self.balance.update()
-        return StepResult(loss=sum_over(loss, self.mesh, *LOSS_AXES), grad_norm=norm, extras=extras)
+        return StepResult(loss=loss, grad_norm=norm, extras=extras)
 
     def update(self, lr: float) -> Tensor:
         """Complete the gradients, clip them and update the weights. Returns the global norm before clipping."""

@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from train.command.resources import INSTALLED, ROOT, path_of
-from train.config.world import AGENT, LOCK, NEEDED, PLACE, RUN_FILE
+from train.config.world import AGENT, LOCK, NEEDED, PLACE, ROLL, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
 OWN = (
     AGENT,
     LOCK,
+    ROLL,
     RUN_FILE,
 )  # the lab's own variables, which may be set if a rank starts a run; users need no note about them
 SET_BY_TORCHRUN = {*PLACE, *NEEDED, "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"} | {

@@ -12,6 +12,7 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
+ROLL = "STRATEGY_LAB_ROLL"
 
 # If one of these is set, this process is one of several.
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -31,6 +32,9 @@ class World:
     )
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
+    roll: str | None = None  # None if no keeper started this process; else where its keeper keeps the roll, or empty
+    store: tuple[str, int] | None = None  # the host and port of torchrun's store, if there is one
+    attempt: int = 0  # how often torchrun has started the world again
 
     @classmethod
     def single(cls) -> World:
@@ -53,7 +57,15 @@ class World:
             run_file=os.environ.get(RUN_FILE, ""),
             agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
             lock=os.environ.get(LOCK, ""),
+            roll=os.environ.get(ROLL),
+            store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
+            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
         )
+
+
+def kept_environment(roll: str) -> dict[str, str]:
+    """The environment of a process that this one, its keeper, starts. `roll`: HOST:PORT if the keeper has the roll."""
+    return {**os.environ, ROLL: roll, AGENT: str(os.getpid())}
 
 
 def environment_problem(env: Mapping[str, str]) -> Problem | None:

@@ -53,6 +53,11 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def figures_of(result: StepResult, lr: float) -> dict[str, torch.Tensor | float]:
+    """What a step computes, by tag. Nothing waits for the device."""
+    return {LOSS: result.loss, "train/grad_norm": result.grad_norm, "train/lr": lr, **result.extras}
+
+
 class NonFinite(Reported):
     """The loss or the gradient norm is NaN or infinite."""
 
@@ -96,8 +101,15 @@ class Metrics:
     """Collective: every rank creates one and calls the same methods. Only rank 0 has sinks."""
 
     def __init__(
-        self, config: Config, side_group: SideGroup, device: torch.device, train_step: TrainStep, sinks: list[Sink]
+        self,
+        config: Config,
+        side_group: SideGroup,
+        device: torch.device,
+        train_step: TrainStep,
+        sinks: list[Sink],
+        results: Results | None = None,
     ) -> None:
+        """`results`: those of the steps that were logged before."""
         self.config, self.side_group, self.device, self.train_step, self.sinks = (
             config,
             side_group,
@@ -113,7 +125,7 @@ class Metrics:
         self.peak_tflops = peak_tflops(config, device)
         self.energy = Energy(config, device, side_group)
         self.pending: _Pending | None = None
-        self.results = Results(config.metrics.warmup_steps)
+        self.results = results or Results(config.metrics.warmup_steps)
         self.start = self.clock.mark()
 
     def resume_clock(self) -> None:

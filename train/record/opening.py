@@ -10,16 +10,16 @@ import torch
 from train.config.schema import Config
 from train.data.corpus import Corpus
 from train.measure.hardware import device_name
+from train.model.transformer import Transformer, dtypes
 from train.ranks.distributed import Runtime
 from train.record.drawing import draw_mesh
 
 
-def opening(
-    config: Config, corpus: Corpus, runtime: Runtime, degrees: dict[str, int], world_size: int, num_parameters: int
-) -> str:
-    """Layout and device, data, model, batch and precision. `num_parameters` counts the whole model, not the part of one
-    rank."""
+def opening(config: Config, corpus: Corpus, runtime: Runtime, degrees: dict[str, int], world_size: int) -> str:
+    """Layout and device, data, model, batch and precision. Parameters are those of the whole model, not of one rank."""
     train, training, held_out = config.train, len(corpus.training), len(corpus.validation)
+    model = Transformer(config.model, **dtypes(config.precision))  # on the meta device
+    num_parameters = sum(p.numel() for p in model.parameters())
     used = f"{device_name(runtime.device)}, {runtime.backend}, torch {torch.__version__}"
     tokens = train.global_batch_size * train.seq_len
     lines = [

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,14 +13,17 @@ from typing import Any
 from omegaconf import DictConfig
 
 from train.config.schema import Config
-from train.config.strategy import resolve_degrees
+from train.config.strategy import StepResult, resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics, Sink
-from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Results, has_no_target
+from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALID_TOKENS, VALIDATION_LOSS, Results, has_no_target
+from train.measure.validation import validation_due
 from train.ranks.distributed import Runtime
+from train.ranks.elastic.carried import Carried
+from train.ranks.elastic.generations import Generation
 from train.record.opening import announcement, opening
-from train.record.run_dir import open_run_dir, write_summary
+from train.record.run_dir import environment, facts_of, open_run_dir, write_summary
 
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
@@ -32,21 +37,27 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
     baseline: float | None = None
+    results: Results | None = None  # of the steps that were written before
+    owes_validation: bool = False  # the last step's validation loss was due, and is not written
     first_step_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
     def open(
-        cls, config: Config, tree: DictConfig, corpus: Corpus, world: World, runtime: Runtime, num_parameters: int
+        cls, tree: DictConfig, corpus: Corpus, generation: Generation, carried: Carried, runtime: Runtime
     ) -> Report:
-        """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing."""
-        if world.rank > 0:
+        """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing.
+        If the run has a directory, it goes on there."""
+        config, world = generation.config, generation.origin
+        if generation.world.rank > 0:
             return cls(config)
+        if carried.run is not None:
+            return cls._go_on(carried.run, config, tree, corpus, world, runtime, carried)
         from train.record.sinks import open_sinks
 
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         # printed before the text is hashed, because this takes time if the text is large
-        print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
+        print(opening(config, corpus, runtime, degrees, world.world_size), flush=True)
         path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees)
         sinks = open_sinks(path, config, tree, facts, degrees, world.world_size)
         print(announcement(path, facts), flush=True)
@@ -54,7 +65,47 @@ class Report:
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline)
 
-    def finish(self, metrics: Metrics, validation_loss: float) -> None:
+    @classmethod
+    def _go_on(
+        cls,
+        path: Path,
+        config: Config,
+        tree: DictConfig,
+        corpus: Corpus,
+        world: World,
+        runtime: Runtime,
+        carried: Carried,
+    ) -> Report:
+        """Go on with the report of a run whose last steps were made in another generation, perhaps by another rank 0.
+        What that one had not written is written now. `world`: the one with which the run began."""
+        from train.record.sinks import open_sinks
+
+        degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
+        machine = environment(runtime.device, runtime.backend, world.world_size)
+        facts = facts_of(config, corpus, runtime, degrees, machine)
+        records = written(path)
+        sinks = open_sinks(path, config, tree, facts, degrees, world.world_size, goes_on=True)
+        windows, size = config.train.eval_batches * config.train.global_batch_size, config.train.global_batch_size
+        baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
+        results = Results.of((values for _, values in records), config.metrics.warmup_steps)
+        last = max((step for step, _ in records), default=0)
+        for step, figures in sorted(carried.figures.items()):
+            if last < step <= carried.step:
+                values = figures | ({} if corpus.any_target(step, size) else {LOSS: math.nan, VALID_TOKENS: 0.0})
+                results.add(values)
+                for sink in sinks:
+                    sink.write(step, values)
+        validated = any(step == carried.step and VALIDATION_LOSS in values for step, values in records)
+        owes = carried.step > 0 and validation_due(config, carried.step) and not validated
+        return cls(config, path, facts, sinks, baseline, results, owes)
+
+    def note_first(self, step: int, result: StepResult, started: float) -> None:
+        """Note how long it took until the first step was complete. It waits for the device, once."""
+        if step == 1:
+            result.loss.item()
+            self.first_step_s = time.perf_counter() - started
+
+    def finish(self, metrics: Metrics) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
         if self.path is None:
             return
@@ -63,6 +114,7 @@ class Report:
         results = metrics.results
         medians = {tag: median for tag in SUMMARY_TAGS if (median := results.median(tag)) is not None}
         costs = self._memory_and_cost(results)
+        validation_loss = results.latest.get(VALIDATION_LOSS, math.nan)
         summary = self.facts | {
             "steps": self.config.train.steps,
             LOSS: results.latest[LOSS],
@@ -111,3 +163,15 @@ class Report:
             else:
                 rows[tag] = f"{value:,.4g}"
         return rows | {"start to first step, s": f"{self.first_step_s:.1f}"}
+
+
+def written(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The records of metrics.jsonl, each with its step. A last line that a killed process left unfinished is removed
+    from the file."""
+    file = path / "metrics.jsonl"
+    text = file.read_bytes()
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(file, len(whole))
+    records = [json.loads(line) for line in whole.splitlines()]
+    return [(values.pop("step"), {k: v for k, v in values.items() if k != "time"}) for values in records]

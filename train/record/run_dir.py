@@ -99,7 +99,18 @@ def open_run_dir(
     summary."""
     path = make_run_dir(config, tree, degrees, world.world_size, world.run_file)
     machine = environment(runtime.device, runtime.backend, world.world_size)
-    facts = {
+    facts = facts_of(config, corpus, runtime, degrees, machine)
+    size = {"tokens": len(corpus.training) + len(corpus.validation)}
+    more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine includes world_size
+    write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), **more)
+    return path, facts
+
+
+def facts_of(
+    config: Config, corpus: Corpus, runtime: Runtime, degrees: dict[str, int], machine: dict[str, Any]
+) -> dict[str, Any]:
+    """What is known of a run when it starts, for its summary. `machine`: its `environment`."""
+    return {
         "strategy": config.strategy.name,
         "degrees": {axis: degrees[axis] for axis in config.strategy.mesh_axes()},
         "precision": config.precision.value,
@@ -109,10 +120,6 @@ def open_run_dir(
         **declared_differences(config.strategy),
         "energy_sensor": open_meter(runtime.device).note,
     }
-    size = {"tokens": len(corpus.training) + len(corpus.validation)}
-    more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine includes world_size
-    write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), **more)
-    return path, facts
 
 
 def write_work(

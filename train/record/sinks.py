@@ -34,9 +34,10 @@ NO_VALID_TOKEN = "no valid token"  # shown instead of a loss if there was nothin
 class JsonLines(Sink):
     """One JSON object per line, written at once, so that a killed run loses only the step that was going on."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, goes_on: bool = False) -> None:
+        """`goes_on`: the lines that are there stay."""
         self.samples = directory / "samples"
-        self.file = (directory / "metrics.jsonl").open("w", buffering=1)
+        self.file = (directory / "metrics.jsonl").open("a" if goes_on else "w", buffering=1)
 
     def write(self, step: int, values: Record) -> None:
         self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
@@ -155,6 +156,8 @@ class Terminal(Sink):
             if self.progress is None:
                 print(f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}{self.validation}", flush=True)
             return
+        if "perf/tokens_per_s" not in values:  # the step of a generation that was over before it was logged
+            return
         empty, speed = has_no_target(values), f"{values['perf/tokens_per_s']:,.0f}"
         loss = NO_VALID_TOKEN if empty else f"loss {values[LOSS]:.4f}"
         if self.progress is not None:
@@ -175,10 +178,18 @@ class Terminal(Sink):
 
 
 def open_sinks(
-    path: Path, config: Config, tree: DictConfig, facts: dict[str, Any], degrees: dict[str, int], world_size: int
+    path: Path,
+    config: Config,
+    tree: DictConfig,
+    facts: dict[str, Any],
+    degrees: dict[str, int],
+    world_size: int,
+    *,
+    goes_on: bool = False,
 ) -> list[Sink]:
-    """The sinks that the config requests, in the run's directory `path`. Raises BadInput if a tracker cannot start."""
-    sinks: list[Sink] = [JsonLines(path), Terminal(config.train.steps)]
+    """The sinks that the config requests, in the run's directory `path`. `goes_on`: the run has steps there already.
+    Raises BadInput if a tracker cannot start."""
+    sinks: list[Sink] = [JsonLines(path, goes_on=goes_on), Terminal(config.train.steps)]
     flat = board.hparams(config, world_size, facts["device"])
     if config.metrics.tensorboard:
         texts = {

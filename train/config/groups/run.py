@@ -32,6 +32,15 @@ class RuntimeConfig:
         ge=1,
         le=MAX_TIMEOUT_S,
     )
+    elastic: bool = key(
+        False, "When a rank is killed, the others go on without it; it is started again and joins them later."
+    )
+    rejoin_every: int = number(
+        10,
+        "With elastic, ranks that are back join after a step that this number divides.",
+        ge=1,
+        le=MAX_STEPS,
+    )
 
 
 @dataclass
