@@ -54,6 +54,12 @@ DENSE = Condition(
 )
 
 READ_WHEN: Table = {
+    "runtime.rejoin_every": Condition(
+        ("runtime.elastic",),
+        lambda elastic: elastic,
+        "is not read with runtime.elastic={}",
+        _to("runtime.elastic=true"),
+    ),
     **dict.fromkeys(("model.top_k", "model.num_shared_experts", "model.expert_ffn_dim"), MIXTURE),
     **dict.fromkeys(("model.score_function", "model.balance"), MIXTURE),
     "model.ffn_dim": DENSE,
