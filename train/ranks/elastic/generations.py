@@ -193,7 +193,8 @@ def generations(config: Config, world: World) -> Iterator[Generation]:
 
 def _elastic(config: Config, world: World, store: dist.Store) -> Iterator[Generation]:
     member = Member(world.rank, store.get(ADDRESS).decode(), lambda: None)
-    carried, before, since = None, [*range(world.world_size)], time.monotonic()
+    carried: Carried | None = None
+    before, since = [*range(world.world_size)], time.monotonic()
     while (start := member.next_start(None if carried is None else carried.step)) is not None:
         generation = ElasticGeneration(config, world, member, start, carried, before=before, since=since)
         yield generation
