@@ -59,14 +59,14 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
     if config.train.deterministic:
         make_deterministic()
     with (
-        process_group(runtime, world, config.runtime.timeout_s, generation.store()),
+        process_group(runtime, world, generation.timeout_s, generation.store()),
         explained(config, runtime.device, world.rank) as watched,
         ExitStack() as opened,  # it closes on an error too, so that no progress bar stands above the message
     ):
-        mesh = build_mesh(config, runtime)
+        mesh, side_group = build_mesh(config, runtime), SideGroup(world)
         model = Transformer(config.model, **dtypes(config.precision))
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
-        batches, side_group = Batches(config, corpus, mesh, runtime.device), SideGroup(world)
+        batches = Batches(config, corpus, mesh, runtime.device)
         carried = generation.begin(train_step, side_group, runtime.device)  # what was trained before this generation
         report = Report.open(tree, corpus, generation, carried, runtime)
         watched.run = carried.run = Path(side_group.share(str(report.path)))

@@ -31,6 +31,8 @@ from train.ranks.side_group import SideGroup
 if TYPE_CHECKING:
     from train.step import Step
 
+# While groups are made, gloo tries to connect to a peer until its time-out, even if the peer has ended meanwhile.
+CONNECT_S = 30.0
 PATIENCE_S = 5.0  # after an error, until the roll says that a place has ended
 ADDRESS, COMPLETE = "roll", "complete"  # keys of torchrun's store
 
@@ -44,6 +46,7 @@ class Generation:
 
     def __init__(self, config: Config, world: World, origin: World | None = None) -> None:
         self.config, self.world, self.origin = config, world, origin or world
+        self.timeout_s = config.runtime.timeout_s  # with which groups are made
         self.carried: Carried | None = None
         self.complete = False
 
@@ -97,6 +100,7 @@ class ElasticGeneration(Generation):
         rank = start.places.index(origin.rank)
         world = dataclasses.replace(origin, rank=rank, world_size=len(start.places))
         super().__init__(replaced(config, ["strategy", "dp_replicate"], -1), world, origin)
+        self.timeout_s = min(self.timeout_s, CONNECT_S)
         self.member, self.start, self.carried = member, start, carried
         self.before, self.since = before, since
         self.train_step: Step | None = None  # once it has the state
@@ -128,6 +132,8 @@ class ElasticGeneration(Generation):
         return dist.PrefixStore(prefix, connected(self.origin, self.config.runtime.timeout_s))
 
     def begin(self, train_step: TrainStep, side_group: SideGroup, device: torch.device) -> Carried:
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(timedelta(seconds=self.config.runtime.timeout_s), group)
         steps, step = self.start.steps, cast("Step", train_step)
         if steps[0] is None:  # rank 0 has the newest state, so nobody has one
             self.carried = Carried()
