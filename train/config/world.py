@@ -47,7 +47,7 @@ class World:
         problem = environment_problem(os.environ)
         if problem:
             raise BadInput(problem)
-        agent = os.environ.get(AGENT, "")
+        agent, attempt = os.environ.get(AGENT, ""), os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
         return cls(
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -59,7 +59,7 @@ class World:
             lock=os.environ.get(LOCK, ""),
             roll=os.environ.get(ROLL),
             store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
-            attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)),
+            attempt=int(attempt) if attempt.isdigit() else 0,
         )
 
 

@@ -32,7 +32,7 @@ class RollServer:
 
     def __init__(self, roll: Roll, host: str) -> None:
         self.roll = roll
-        self.listener = socket.create_server((host, 0))
+        self.listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.address = f"{host}:{self.listener.getsockname()[1]}"
         self.lines: list[_Line] = []
         self.changed = threading.Condition()
