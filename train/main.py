@@ -73,7 +73,7 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
         sampler = Sampler(config, mesh, runtime.device, train_step, side_group, watched.run)
         metrics = Metrics(config, side_group, runtime.device, train_step, report.sinks, report.results)
         opened.enter_context(closing(metrics))
-        if side_group.share("yes" if report.owes_validation else ""):
+        if side_group.decide(report.owes_validation):
             validate(carried.step, batches, train_step, metrics)
 
         for step in range(carried.step + 1, config.train.steps + 1):

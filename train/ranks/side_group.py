@@ -55,3 +55,7 @@ class SideGroup:
         buffer = torch.empty(int(size), dtype=torch.uint8) if data is None else data
         dist.broadcast(buffer, 0, group=self.group)
         return bytes(buffer.numpy()).decode()
+
+    def decide(self, value: bool) -> bool:
+        """What rank 0 has decided, on every rank."""
+        return self.share(str(value)) == str(True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -158,7 +157,7 @@ class ElasticGeneration(Generation):
         if step % every or step == last:
             return False
         assert self.side_group is not None
-        self.leaves = bool(json.loads(self.side_group.share(json.dumps(self.member.waiting))))
+        self.leaves = self.side_group.decide(bool(self.member.waiting))
         return self.leaves
 
     def end(self) -> None:
