@@ -21,7 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--lo
 SMALL = [
     "runtime.device=cpu", "precision=float64", "model.num_layers=2", "model.dim=32", "model.ffn_dim=64",
     "train.seq_len=64", "train.global_batch_size=8", "train.micro_batch_size=2", "train.eval_batches=2",
-    "train.eval_every=20", "metrics.profile_every=0", "metrics.tensorboard=false", "train.steps=120",
+    "train.eval_every=20", "metrics.profile_every=0", "metrics.tensorboard=false", "train.steps=240",
 ]  # fmt: skip
 BOUND = 1e-9
 LEFT, GO_ON_S, PATIENCE_S = 60, 5.0, 120

@@ -3,7 +3,7 @@ process is started and torch is not used."""
 
 import socket
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -117,29 +117,31 @@ def test_messages_arrive_as_they_are():
 def test_members_hear_of_an_end_and_interrupt_what_they_wait_for():
     server = RollServer(Roll(2), "127.0.0.1")
     interrupted = threading.Event()
-    first, second = Member(0, server.address, interrupted.set), Member(1, server.address, lambda: None)
-    starts = []
-    waiting = threading.Thread(target=lambda: starts.append(first.next_start(None)))
-    waiting.start()
-    starts.append(second.next_start(None))
-    waiting.join(WAIT_S)
-    assert starts == [Start(1, [0, 1], [None, None])] * 2
-    assert not first.is_over(0)
-    second.socket.shutdown(socket.SHUT_RDWR)  # as the kernel does when a process ends
-    assert first.is_over(WAIT_S) and interrupted.wait(WAIT_S)
-    assert first.next_start(5) == Start(2, [0], [5])
-    assert not first.is_over(0), "the generation has just begun"
-    first.done()
-    assert Member(1, server.address, lambda: None).next_start(None) is None, "the run is complete"
+    with closing(Member(0, server.address, interrupted.set)) as first:
+        starts = []
+        with closing(Member(1, server.address, lambda: None)) as second:
+            waiting = threading.Thread(target=lambda: starts.append(first.next_start(None)))
+            waiting.start()
+            starts.append(second.next_start(None))
+            waiting.join(WAIT_S)
+            assert starts == [Start(1, [0, 1], [None, None])] * 2
+            assert not first.is_over(0)
+        assert first.is_over(WAIT_S) and interrupted.wait(WAIT_S)
+        assert first.next_start(5) == Start(2, [0], [5])
+        assert not first.is_over(0), "the generation has just begun"
+        first.done()
+        with closing(Member(1, server.address, lambda: None)) as late:
+            assert late.next_start(None) is None, "the run is complete"
+    server.wait_until_empty()
 
 
 @pytest.mark.timeout(60)
 def test_a_member_notices_that_the_roll_has_ended():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        member = Member(0, f"127.0.0.1:{listener.getsockname()[1]}", lambda: None)
+    listener = socket.create_server(("127.0.0.1", 0))
+    with listener, closing(Member(0, f"127.0.0.1:{listener.getsockname()[1]}", lambda: None)) as member:
         listener.accept()[0].close()
-    with pytest.raises((RollLost, ConnectionError)):
-        member.next_start(None)
+        with pytest.raises((RollLost, ConnectionError)):
+            member.next_start(None)
 
 
 @pytest.mark.timeout(60)

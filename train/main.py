@@ -84,13 +84,13 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
                 result = train_step(tokens, targets, lr=lr)
             generation.made(step, figures_of(result, lr))
             metrics.log(step, result, lr, sampler.collect(step), any_target=corpus.any_target(step, batches.size))
-            report.note_first(step, result, started)
+            carried.note_first(step, result.loss, started)
             if validation_due(config, step):
                 validate(step, batches, train_step, metrics)
             if generation.changes(step):
                 metrics.flush()
                 return
-        report.finish(metrics)
+        report.finish(metrics, carried.first_step_s)
         generation.end()
 
 

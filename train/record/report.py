@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from train.config.schema import Config
-from train.config.strategy import StepResult, resolve_degrees
+from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics, Sink
@@ -39,7 +39,6 @@ class Report:
     baseline: float | None = None
     results: Results | None = None  # of the steps that were written before
     owes_validation: bool = False  # the last step's validation loss was due, and is not written
-    first_step_s: float = 0.0
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -99,13 +98,7 @@ class Report:
         owes = carried.step > 0 and validation_due(config, carried.step) and not validated
         return cls(config, path, facts, sinks, baseline, results, owes)
 
-    def note_first(self, step: int, result: StepResult, started: float) -> None:
-        """Note how long it took until the first step was complete. It waits for the device, once."""
-        if step == 1:
-            result.loss.item()
-            self.first_step_s = time.perf_counter() - started
-
-    def finish(self, metrics: Metrics) -> None:
+    def finish(self, metrics: Metrics, first_step_s: float) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
         if self.path is None:
             return
@@ -120,7 +113,7 @@ class Report:
             LOSS: results.latest[LOSS],
             VALIDATION_LOSS: validation_loss,
             "bigram_validation_loss": self.baseline,
-            "first_step_s": self.first_step_s,
+            "first_step_s": first_step_s,
             "total_s": time.perf_counter() - self.started,
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
@@ -162,7 +155,7 @@ class Report:
                 rows[f"{tag}, largest of the ranks"] = f"{value:.3f}"
             else:
                 rows[tag] = f"{value:,.4g}"
-        return rows | {"start to first step, s": f"{self.first_step_s:.1f}"}
+        return rows | {"start to first step, s": f"{summary['first_step_s']:.1f}"}
 
 
 def written(path: Path) -> list[tuple[int, dict[str, Any]]]:

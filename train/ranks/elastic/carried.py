@@ -9,6 +9,7 @@ sent to those that have an older one, and to new ones, which have none.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,21 @@ KEPT_FIGURES = 2  # steps whose figures may not be written yet, because they are
 
 @dataclass
 class Carried:
-    """`step`: the last step whose update this state has; 0 if it has none. `run`: the run's directory. `figures`: the
-    results of the last steps, by step and tag. `tensors`: parameters, buffers and the optimiser's state, by name."""
+    """`step`: the last step whose update this state has; 0 if it has none. `run`: the run's directory. `first_step_s`:
+    the time from the start to the first step. `figures`: the results of the last steps, by step and tag. `tensors`:
+    parameters, buffers and the optimiser's state, by name."""
 
     step: int = 0
     run: Path | None = None
+    first_step_s: float = 0.0
     figures: dict[int, Figures] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
+
+    def note_first(self, step: int, loss: Tensor, started: float) -> None:
+        """Note how long it took until the first step was complete. It waits for the device, once."""
+        if step == 1:
+            loss.item()
+            self.first_step_s = time.perf_counter() - started
 
     def made(self, step: int, figures: Figures) -> None:
         """The update of this step has been made."""
@@ -74,6 +83,7 @@ def equalised(carried: Carried, side_group: SideGroup, device: torch.device, *, 
     mine = {
         "step": carried.step,
         "run": None if carried.run is None else str(carried.run),
+        "first_step_s": carried.first_step_s,
         "figures": list(carried.figures.items()),
         "tensors": [[name, list(x.shape), str(x.dtype).removeprefix("torch.")] for name, x in carried.tensors.items()],
     }
@@ -86,7 +96,7 @@ def equalised(carried: Carried, side_group: SideGroup, device: torch.device, *, 
         value = carried.tensors.get(name) if carried.step == newest["step"] else None
         tensors[name] = torch.empty(shape, dtype=getattr(torch, dtype), device=device) if value is None else value
         dist.broadcast(tensors[name], 0)
-    return Carried(newest["step"], run, dict(newest["figures"]), tensors)
+    return Carried(newest["step"], run, newest["first_step_s"], dict(newest["figures"]), tensors)
 
 
 def _split(tensors: dict[str, Tensor]) -> list[tuple[str, str, Tensor]]:

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
@@ -54,8 +55,8 @@ class Generation:
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        return False
+    ) -> bool | None:
+        return None
 
     def store(self) -> dist.Store | None:
         """Where the processes of this world find each other; None: where torch looks itself."""
@@ -115,7 +116,7 @@ class ElasticGeneration(Generation):
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         """Keep the state. An error that a lost place has caused ends here."""
         self.ended = time.monotonic()
         if error is not None and not self._explained(error):
@@ -190,14 +191,14 @@ def generations(config: Config, world: World) -> Iterator[Generation]:
     if world.roll:
         store.set(ADDRESS, world.roll)
     try:
-        yield from _elastic(config, world, store)
+        with closing(Member(world.rank, store.get(ADDRESS).decode(), lambda: None)) as member:
+            yield from _elastic(config, world, member, store)
     except (ConnectionError, RollLost):
         if not store.check([COMPLETE]):  # the others have not finished meanwhile
             raise
 
 
-def _elastic(config: Config, world: World, store: dist.Store) -> Iterator[Generation]:
-    member = Member(world.rank, store.get(ADDRESS).decode(), lambda: None)
+def _elastic(config: Config, world: World, member: Member, store: dist.Store) -> Iterator[Generation]:
     carried: Carried | None = None
     before, since = [*range(world.world_size)], time.monotonic()
     while (start := member.next_start(None if carried is None else carried.step)) is not None:

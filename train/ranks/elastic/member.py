@@ -57,6 +57,12 @@ class Member:
         with suppress(OSError):
             self.socket.sendall(encoded(Failed(self.place)))
 
+    def close(self) -> None:
+        """End the connection: for the roll, this rank has ended."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)  # the thread still reads from it
+        self.socket.close()
+
     def _listen(self) -> None:
         with suppress(OSError), self.socket.makefile("rb") as lines:
             for line in lines:
