@@ -42,10 +42,9 @@ def main() -> None:
 
 
 def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: float) -> None:
-    from train.measure.metrics import Metrics, figures_of
+    from train.measure.metrics import Metrics, figures_of, validation_due
     from train.measure.out_of_memory import explained
     from train.measure.sampling import Sampler
-    from train.measure.validation import validate, validation_due
     from train.model.spans import span
     from train.model.transformer import Transformer, dtypes
     from train.ranks.batches import Batches
@@ -74,7 +73,7 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
         metrics = Metrics(config, side_group, runtime.device, train_step, report.sinks, report.results)
         opened.enter_context(closing(metrics))
         if side_group.decide(report.owes_validation):
-            validate(carried.step, batches, train_step, metrics)
+            metrics.validate(carried.step, batches)
 
         for step in range(carried.step + 1, config.train.steps + 1):
             lr = lr_at(step, config.train.steps, config.optim)
@@ -86,7 +85,7 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
             metrics.log(step, result, lr, sampler.collect(step), any_target=corpus.any_target(step, batches.size))
             carried.note_first(step, result.loss, started)
             if validation_due(config, step):
-                validate(step, batches, train_step, metrics)
+                metrics.validate(step, batches)
             if generation.changes(step):
                 metrics.flush()
                 return

@@ -34,6 +34,7 @@ from train.measure.results import (
     Results,
 )
 from train.measure.sampling import Sampled
+from train.ranks.batches import Batches
 from train.ranks.side_group import SideGroup
 
 
@@ -56,6 +57,12 @@ class Sink(Protocol):
 def figures_of(result: StepResult, lr: float) -> dict[str, torch.Tensor | float]:
     """What a step computes, by tag. Nothing waits for the device."""
     return {LOSS: result.loss, "train/grad_norm": result.grad_norm, "train/lr": lr, **result.extras}
+
+
+def validation_due(config: Config, step: int) -> bool:
+    """Whether the validation loss is computed after this step: every so many steps, and after the last."""
+    every = config.train.eval_every
+    return step == config.train.steps or (every > 0 and step % every == 0)
 
 
 class NonFinite(Reported):
@@ -153,6 +160,16 @@ class Metrics:
         self.pending = now
         if sampled.step_ms is not None:
             self.resume_clock()
+
+    def validate(self, step: int, batches: Batches) -> None:
+        """Compute the validation loss after this step, and log it."""
+        self.flush()
+        loss_sum = num_valid = 0.0
+        for index in range(batches.num_validation):
+            loss, valid = self.train_step.evaluate(*batches.validation(index))
+            loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
+        self.log_validation(step, loss_sum / num_valid if num_valid else math.nan)
+        self.resume_clock()
 
     def log_validation(self, step: int, loss: float) -> None:
         self._write(step, {VALIDATION_LOSS: loss})

@@ -16,9 +16,8 @@ from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
-from train.measure.metrics import Metrics, Sink
+from train.measure.metrics import Metrics, Sink, validation_due
 from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALID_TOKENS, VALIDATION_LOSS, Results, has_no_target
-from train.measure.validation import validation_due
 from train.ranks.distributed import Runtime
 from train.ranks.elastic.carried import Carried
 from train.ranks.elastic.generations import Generation
