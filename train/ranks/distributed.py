@@ -66,6 +66,12 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             f"runtime.backend={backend} needs a {moved} device, but the run would be on {kind}",
             "use runtime.backend=auto",
         )
+    if config.elastic and backend != "gloo":
+        _refuse(
+            "elastic_backend",
+            f"runtime.elastic=true needs gloo, but the run is on {backend}",
+            "use runtime.backend=gloo",
+        )
     if not dist.is_backend_available(backend):
         _refuse("backend", f"this build of torch does not have runtime.backend={backend}", "use runtime.backend=auto")
     if kind == "cpu":
