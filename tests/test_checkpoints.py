@@ -148,4 +148,4 @@ def test_lines_of_later_steps_are_removed(tmp_path):
     path.write_text('{"step": 1, "time": 1, "a": 2}\n{"step": 2, "a": null}\n{"step": 3, "a": 4}\n{"step": 3, "b"')
     kept = keep_lines(path, 2)
     assert path.read_text() == '{"step": 1, "time": 1, "a": 2}\n{"step": 2, "a": null}\n'
-    assert kept[0] == {"a": 2} and kept[1]["a"] != kept[1]["a"]
+    assert kept[0] == (1, {"a": 2}) and kept[1][0] == 2 and kept[1][1]["a"] != kept[1][1]["a"]

@@ -13,7 +13,7 @@ import pytest
 
 from launch.start.endings import Ending, cause, how_ended
 from launch.start.watch import ENDING_S, PAUSE_S, Watch
-from train.command.process.peers import because_of_a_peer
+from train.ranks.peers import because_of_a_peer
 
 TIMEOUT_S = 8.0
 

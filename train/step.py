@@ -54,7 +54,7 @@ class Step:
         self.skips = config.train.on_nonfinite is OnNonfinite.skip
         self.forward_backward, self.forward, self.shared = forward_backward, forward, shared
         self.replicas = [module for module in wrapped if isinstance(module, Replica)]
-        rows = own_rows(mesh, config.train.global_batch_size)
+        rows = own_rows(mesh, config.train.global_batch_size, multiple=config.train.micro_batch_size)
         self.batch_shape = (rows.stop - rows.start, config.train.seq_len)
         self.on_gradients: Callable[[], None] | None = None
         # collected now, because `model.parameters()` does not give the shards of a block that FSDP has gathered
@@ -68,6 +68,7 @@ class Step:
         same rows."""
         inverse_num_valid = inverse_valid(targets, self.mesh, self.model.rope.dtype)  # the dtype of losses
         loss = sum_over(self.forward_backward(tokens, targets, inverse_num_valid), self.mesh, *LOSS_AXES)
+        # in data parallelism nothing is sent from here on, so that a rank makes an update wholly or not at all
         with span("optimiser"):
             norm = self.update(lr, loss)
         return StepResult(loss=loss, grad_norm=norm, extras=self.balance.update())

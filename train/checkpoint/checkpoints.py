@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from train.config.schema import Config, Optimiser, Precision
 from train.config.strategy import SavesState, TrainStep, resolve_degrees
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics
+from train.ranks.batches import Batches
+from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 from train.record.report import Report
 from train.record.run_dir import config_sha256, run_name, work
@@ -33,10 +35,20 @@ from train.record.run_dir import config_sha256, run_name, work
 
 @contextmanager
 def start_of(
-    config: Config, tree: DictConfig, corpus: Corpus, num_parameters: int, side_group: SideGroup
+    config: Config,
+    tree: DictConfig,
+    corpus: Corpus,
+    num_parameters: int,
+    side_group: SideGroup,
+    carried: Carried | None = None,
 ) -> Iterator[Start]:
     """From where the run starts. This is a context, within which the run's directory must be made: meanwhile no other
-    run of metrics.dir chooses its directory. Collective. Raises BadInput as `resume.find` and `check_space` do."""
+    run of metrics.dir chooses its directory. Collective. Raises BadInput as `resume.find` and `check_space` do.
+
+    `carried`: what the ranks have in memory, from which they then go on."""
+    if carried is not None:
+        yield Start(run=Path(carried.report["run"]), carried=carried)
+        return
     world = side_group.world
     with nullcontext() if world.rank else _only_one(Path(config.metrics.dir)):
         name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
@@ -77,7 +89,7 @@ def state_bytes(config: Config, num_parameters: int) -> int:
 
 class Checkpoints:
     """Collective: every rank makes one, and calls the same methods. It is a context, within which the signals that ask
-    a run to save and to leave are noted (`signals`), and which shows in the run's directory how the run ended."""
+    a run to save and to leave are noted (`signals`)."""
 
     def __init__(
         self,
@@ -94,7 +106,7 @@ class Checkpoints:
         directory. Raises BadInput if the step cannot be restored."""
         self.config, self.report, self.side = config, report, side_group
         world, facts = side_group.world, Facts({}, {}, {}, "")
-        self.signals, self.opened = Signals(), ExitStack()
+        self.signals = Signals()
         self.every = 0
         self.saver: Saver | None = None
         if not isinstance(train_step, SavesState):
@@ -126,24 +138,41 @@ class Checkpoints:
             print(f"no checkpoints are saved, as the step of strategy={name} has no `saved`", flush=True)
 
     def __enter__(self) -> Checkpoints:
-        self.opened.enter_context(self.report.alive())
-        self.opened.enter_context(self.signals)
+        self.signals.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.opened.__exit__(*error)
+        self.signals.__exit__(*error)
+        if self.saver is not None and error[0] is None:
+            self.saver.wait()
 
     def after(self, step: int, metrics: Metrics) -> None:
         """Save what is due after this step. If a rank has got a signal, save and end all ranks with exit code 75."""
         last, asked = step == self.config.train.steps, metrics.asked
         if self.report.living is not None:
             self.report.living.at(step)
-        if self.saver is not None and (step % self.every == 0 or last or asked):
-            metrics.saving()
-            metrics.note(self.saver.save(step, last=last or asked > 0))
-            metrics.resume_clock()
+        if self.every and (step % self.every == 0 or last or asked):
+            self._save(step, metrics, last=last or asked > 0)
         if asked and not last:
             self._leave(step, asked)
+
+    def make_up(self, start: Start, metrics: Metrics, batches: Batches) -> None:
+        """Write, compute and save what was due after the steps that the ranks carry in memory, as far as the loss of a
+        rank has prevented it."""
+        if start.carried is None:
+            return
+        metrics.make_up(start.carried, batches)
+        step, steps = start.step, self.config.train.steps
+        if self.saver is not None:
+            due = step if step == steps else step - step % self.every
+            if self.side.share_json(self.saver.folder.latest() < due):
+                self._save(step, metrics, last=step == steps)
+
+    def _save(self, step: int, metrics: Metrics, *, last: bool) -> None:
+        assert self.saver is not None
+        metrics.saving()
+        metrics.note(self.saver.save(step, last=last))
+        metrics.resume_clock()
 
     def _leave(self, step: int, number: int) -> None:
         """End this rank after rank 0 has said why."""

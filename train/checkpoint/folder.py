@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
@@ -53,6 +54,12 @@ class Folder:
 
     def __init__(self, run: Path, keep: int) -> None:
         self.run, self.path, self.keep = run, run / CHECKPOINTS, keep
+
+    def latest(self) -> int:
+        """The step of the newest checkpoint that has been verified; 0 without one."""
+        with suppress(OSError):
+            return step_of(Path((self.path / LATEST).read_text(encoding="utf-8").strip())) or 0
+        return 0
 
     def begin(self, step: int) -> Path:
         """Make the folder for a checkpoint that is to be written. Raises OSError."""

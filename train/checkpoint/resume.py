@@ -18,6 +18,7 @@ from train.checkpoint.manifest import Damaged, Manifest, wrong_files
 from train.command.process.life import STOPPED, read_life, refuse_living
 from train.config.problems import BadInput, Problem
 from train.config.schema import Config
+from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 from train.record.run_dir import runs_named
 
@@ -28,17 +29,21 @@ AUTO, NEVER = "auto", "never"
 class Start:
     """`checkpoint`: the folder and the manifest from which the run goes on; None: it starts at step 1. `run`: the
     directory in which it goes on; None: it gets a new one. `same_layout`: whether the checkpoint was saved on this
-    layout. `said`: lines for the user."""
+    layout. `said`: lines for the user. `carried`: what the ranks have in memory, from which they go on instead
+    (`runtime.elastic`)."""
 
     checkpoint: Path | None = None
     manifest: Manifest | None = None
     run: Path | None = None
     same_layout: bool = False
     said: tuple[str, ...] = ()
+    carried: Carried | None = None
 
     @property
     def step(self) -> int:
         """The last step that is done."""
+        if self.carried is not None:
+            return self.carried.step
         return self.manifest.step if self.manifest else 0
 
 

@@ -12,6 +12,7 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
+ROLL = "STRATEGY_LAB_ROLL"
 RESTARTS_DONE = "TORCHELASTIC_RESTART_COUNT"
 
 # If one of these is set, this process is one of several.
@@ -32,6 +33,7 @@ class World:
     )
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
+    roll: str | None = None  # None if no keeper started this process; else where its keeper keeps the roll, or empty
     restarts_done: int = 0  # how often torchrun has started the ranks again
     store: tuple[str, int] | None = None  # the host and port of torchrun's store, if there is one
     one_agent: bool = False  # whether the store is in torchrun's agent, which is the same for all ranks
@@ -57,11 +59,17 @@ class World:
             run_file=os.environ.get(RUN_FILE, ""),
             agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
             lock=os.environ.get(LOCK, ""),
+            roll=os.environ.get(ROLL),
             restarts_done=int(os.environ.get(RESTARTS_DONE, 0)) if "RANK" in os.environ else 0,
             store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
             one_agent=(os.environ.get("TORCHELASTIC_USE_AGENT_STORE"), os.environ.get("GROUP_WORLD_SIZE"))
             == ("True", "1"),
         )
+
+
+def kept_environment(roll: str) -> dict[str, str]:
+    """The environment of a rank that this process, its keeper, starts. `roll`: HOST:PORT if the keeper has the roll."""
+    return {**os.environ, ROLL: roll, AGENT: str(os.getpid())}
 
 
 def environment_problem(env: Mapping[str, str]) -> Problem | None:

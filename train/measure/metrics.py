@@ -8,8 +8,7 @@ over a separate gloo group. `metrics.jsonl` is the source of truth; TensorBoard 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +21,7 @@ from train.config.problems import Reported
 from train.config.schema import Config, OnNonfinite
 from train.config.strategy import StepResult, TrainStep
 from train.measure.energy import Energy
-from train.measure.hardware import peak_tflops
+from train.measure.hardware import Clock, peak_tflops
 from train.measure.results import (
     BY_RANK,
     LOSS,
@@ -36,6 +35,8 @@ from train.measure.results import (
     Results,
 )
 from train.measure.sampling import Sampled
+from train.ranks.batches import Batches
+from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 
 
@@ -63,27 +64,6 @@ class NonFinite(Reported):
     """The loss or the gradient norm is NaN or infinite."""
 
 
-class Clock:
-    """Measures time by events of the device or, for a CPU, by the host's clock."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def mark(self) -> Any:
-        if self.device.type == "cpu":
-            return time.perf_counter()
-        event = torch.Event(self.device, enable_timing=True)
-        event.record()
-        return event
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """The time between two marks. Waits for `end` if it has not happened yet."""
-        if self.device.type == "cpu":
-            return (end - start) * 1e3
-        end.synchronize()
-        return float(start.elapsed_time(end))
-
-
 @dataclass
 class _Pending:
     step: int
@@ -108,18 +88,13 @@ class Metrics:
         device: torch.device,
         train_step: TrainStep,
         sinks: list[Sink],
-        earlier: Sequence[Record] = (),
+        earlier: Sequence[tuple[int, Record]] = (),
         signals: Signals | None = None,
     ) -> None:
-        """`earlier`: the records of steps before a resume. `signals`: those that this rank has got. `asked` becomes the
-        number of a signal that any rank has got, on all ranks in the same call."""
-        self.config, self.side_group, self.device, self.train_step, self.sinks = (
-            config,
-            side_group,
-            device,
-            train_step,
-            sinks,
-        )
+        """`earlier`: the records of steps before a resume, each with its step. `signals`: those that this rank has got.
+        `asked` becomes the number of a signal that any rank has got, on all ranks in the same call."""
+        self.config, self.side_group, self.device = config, side_group, device
+        self.train_step, self.sinks = train_step, sinks
         self.world_size = side_group.world.world_size
         self.clock = Clock(device)
         self.process = psutil.Process()
@@ -128,7 +103,8 @@ class Metrics:
         self.peak_tflops = peak_tflops(config, device)
         self.energy = Energy(config, device, side_group)
         self.pending: _Pending | None = None
-        self.results = Results.of(earlier, config.metrics.warmup_steps)
+        self.results = Results.of((values for _, values in earlier), config.metrics.warmup_steps)
+        self.last = earlier[-1] if earlier else (0, {})  # the last record that was written before
         self.noted: Record = {}
         self.signals, self.asked = signals, 0
         self.start = self.clock.mark()
@@ -171,8 +147,28 @@ class Metrics:
         self.noted |= values
         self.results.latest |= values
 
-    def log_validation(self, step: int, loss: float) -> None:
-        self._write(step, {VALIDATION_LOSS: loss})
+    def validate(self, step: int, batches: Batches) -> None:
+        """Compute the validation loss after this step, and log it."""
+        self.flush()
+        loss_sum = num_valid = 0.0
+        for index in range(batches.num_validation):
+            loss, valid = self.train_step.evaluate(*batches.validation(index))
+            loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
+        self._write(step, {VALIDATION_LOSS: loss_sum / num_valid if num_valid else math.nan})
+        self.resume_clock()
+
+    def make_up(self, carried: Carried, batches: Batches) -> None:
+        """Write what is known of the last steps and could not be written, because a rank was lost: their results, and a
+        validation that was due. Raises NonFinite as `flush` does."""
+        written, values = self.last
+        for step, made in sorted(carried.made.items()):
+            if step > written:
+                any_target = batches.any_target(step)
+                self._write(step, _results(made.loss, made.grad_norm, made.lr, made.extras, any_target=any_target))
+            self._check_finite(step, made.loss, made.grad_norm)
+        validated = written == carried.step and VALIDATION_LOSS in values
+        if self.side_group.share_json(self.config.train.validates(carried.step) and not validated):
+            self.validate(carried.step, batches)
 
     def flush(self) -> None:
         """Write the step that is not written yet. Raises NonFinite on every rank if its loss or norm is not finite."""
@@ -186,10 +182,8 @@ class Metrics:
         own = [step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules]
         by_rank = self.side_group.exchange([*own, self.signals.number if self.signals else 0])
         self.asked = max(int(figures.pop()) for figures in by_rank)
-        values = {LOSS: loss, "train/grad_norm": norm, "train/lr": pending.lr}
-        if not pending.any_target:  # a step without a target has no loss, and not a loss of 0
-            values |= {LOSS: math.nan, VALID_TOKENS: 0.0}
-        values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
+        named = dict(zip(pending.extras, extras, strict=True))
+        values = _results(loss, norm, pending.lr, named, any_target=pending.any_target) | pending.sampled.values
         if self.side_group.world.rank == 0:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
             values |= self.energy.values([figures[-1] for figures in by_rank], values["perf/tokens_per_s"])
@@ -198,9 +192,12 @@ class Metrics:
         if pending.sampled.ranks is not None:
             for sink in self.sinks:
                 sink.sample(pending.step, {"step": pending.step, "ranks": pending.sampled.ranks})
+        self._check_finite(pending.step, loss, norm)
+
+    def _check_finite(self, step: int, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)) and self.config.train.on_nonfinite is OnNonfinite.stop:
             raise NonFinite(
-                f"step {pending.step}: train/loss={loss}, train/grad_norm={norm}: use a lower optim.lr, a longer "
+                f"step {step}: train/loss={loss}, train/grad_norm={norm}: use a lower optim.lr, a longer "
                 "optim.warmup_steps, or train.on_nonfinite=ignore to go on"
             )
 
@@ -244,3 +241,9 @@ class Metrics:
                 values[f"{BY_RANK}{name}/rank_{rank}"] = figures[i] / unit
             values[f"{MEMORY}{name}"] = max(figures[i] for figures in by_rank) / unit
         return values
+
+
+def _results(loss: float, norm: float, lr: float, extras: Mapping[str, float], *, any_target: bool) -> Record:
+    """What a step computes, by tag. A step without a target has no loss, and not a loss of 0."""
+    none = {} if any_target else {LOSS: math.nan, VALID_TOKENS: 0.0}
+    return {LOSS: loss, "train/grad_norm": norm, "train/lr": lr, **extras, **none}

@@ -66,6 +66,12 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             f"runtime.backend={backend} needs a {moved} device, but the run would be on {kind}",
             "use runtime.backend=auto",
         )
+    if config.elastic and backend != "gloo":
+        _refuse(
+            "elastic_backend",
+            f"runtime.elastic=true needs gloo, but the run is on {backend}",
+            "use runtime.backend=gloo",
+        )
     if not dist.is_backend_available(backend):
         _refuse("backend", f"this build of torch does not have runtime.backend={backend}", "use runtime.backend=auto")
     if kind == "cpu":
@@ -178,13 +184,14 @@ def own_device(mesh: DeviceMesh) -> torch.device:
     return torch.device(mesh.device_type, torch.accelerator.current_device_index())
 
 
-def own_rows(mesh: DeviceMesh, global_batch_size: int) -> slice:
-    """This rank's rows of the global batch, which depend on its position on the batch axes only."""
+def own_rows(mesh: DeviceMesh, global_batch_size: int, *, multiple: int = 1) -> slice:
+    """This rank's rows of the global batch, which depend on its position on the batch axes only. All ranks have equally
+    many, and a multiple of `multiple`; so the last rows may be beyond the batch."""
     index, count = 0, 1
     for axis in BATCH_AXES:
         index = index * mesh[axis].size() + mesh[axis].get_local_rank()
         count *= mesh[axis].size()
-    rows = global_batch_size // count
+    rows = -(-global_batch_size // (count * multiple)) * multiple
     return slice(index * rows, (index + 1) * rows)
 
 

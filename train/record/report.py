@@ -23,10 +23,11 @@ from train.data.corpus import Corpus
 from train.measure.metrics import Metrics, Sink
 from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Record, Results, has_no_target
 from train.ranks.distributed import Runtime
-from train.record.opening import announcement, opening
+from train.ranks.elastic.carried import Carried
 from train.record.run_dir import open_run_dir, write_summary
 
 OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+MEMO = ("run", "facts", "baseline", "first_step_s", "began")
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
 
@@ -39,10 +40,11 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
     baseline: float | None = None
-    earlier: list[Record] = field(default_factory=list)  # the records of the steps before a resume
+    earlier: list[tuple[int, Record]] = field(default_factory=list)  # the records before a resume, with their steps
     living: Living | None = None
     first_step_s: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.time)
+    complete: bool = False
 
     @classmethod
     def open(
@@ -55,12 +57,18 @@ class Report:
         num_parameters: int,
         continued: Path | None = None,
         after: int = 0,
+        carried: Carried | None = None,
     ) -> Report:
         """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing.
 
-        `continued`: the directory of the run that goes on. `after`: the step after which this run starts."""
+        `continued`: the directory of the run that goes on. `after`: the step after which this run starts. `carried`: if
+        the ranks only go on in another group (`runtime.elastic`), what they have of the run; then nothing is printed.
+        """
+        if carried is not None:
+            return cls._go_on(config, tree, world, carried)
         if world.rank > 0:
             return cls(config)
+        from train.record.printed import announcement, opening
         from train.record.sinks import open_sinks
 
         threading.excepthook = _but_for_disks
@@ -77,6 +85,25 @@ class Report:
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline, earlier, living)
 
+    @classmethod
+    def _go_on(cls, config: Config, tree: DictConfig, world: World, carried: Carried) -> Report:
+        """The report of a run that another rank may have written until now. The text is not hashed again."""
+        run, facts, baseline, first_step_s, began = (carried.report[name] for name in MEMO)
+        if world.rank > 0:
+            return cls(config, first_step_s=first_step_s)
+        from train.record.sinks import open_sinks
+
+        threading.excepthook = _but_for_disks
+        path, degrees = Path(run), resolve_degrees(config.strategy.mesh_axes(), world.world_size)
+        living = Living(path, carried.step)
+        sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, carried.step)
+        return cls(config, path, facts, sinks, baseline, earlier, living, first_step_s, began)
+
+    def memo(self) -> dict[str, Any]:
+        """What another rank needs to go on with this report, as a JSON value."""
+        values = (str(self.path), self.facts, self.baseline, self.first_step_s, self.began)
+        return dict(zip(MEMO, values, strict=True))
+
     @contextmanager
     def alive(self) -> Iterator[None]:
         """The context in which the run's directory shows how the run ended."""
@@ -91,14 +118,19 @@ class Report:
             if self.path is None or (error.errno not in OF_DISKS and not removed):
                 raise
             raise Unwritable(self.path, error.strerror) from error
-        if self.living is not None:
-            self.living.end(FINISHED)
+        else:
+            if self.living is not None and self.complete:
+                self.living.end(FINISHED)
+        finally:
+            if self.living is not None:
+                self.living.close()
 
     def finish(self, metrics: Metrics) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
+        self.complete = True
         if self.path is None:
             return
-        from train.record.sinks import print_summary
+        from train.record.printed import print_summary
 
         results = metrics.results
         medians = {tag: median for tag in SUMMARY_TAGS if (median := results.median(tag)) is not None}
@@ -109,7 +141,7 @@ class Report:
             VALIDATION_LOSS: results.latest[VALIDATION_LOSS],
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
-            "total_s": time.perf_counter() - self.started,
+            "total_s": time.time() - self.began,
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
             **results.spread(),
@@ -134,7 +166,7 @@ class Report:
         self, summary: dict[str, Any], medians: dict[str, float], costs: dict[str, float], *, empty: bool
     ) -> dict[str, str]:
         """The rows that the terminal shows. `empty`: the last step had no valid token."""
-        from train.record.sinks import NO_VALID_TOKEN
+        from train.record.printed import NO_VALID_TOKEN
 
         precise = 10 if self.config.precision.value == "float64" else 6
         loss, validation = summary[LOSS], summary[VALIDATION_LOSS]

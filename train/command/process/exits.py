@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from train.command.process.peers import because_of_a_peer
 from train.config.problems import EXIT_ENVIRONMENT, EXIT_PEER, Reported
 from train.config.world import World
+from train.ranks.peers import because_of_a_peer
 
 # How long a rank other than 0 waits before it prints. Usually rank 0 finds the same problem, prints it and exits, and
 # torchrun ends the other ranks within this time. The wait grows with the time that this rank needed to find the

@@ -79,7 +79,7 @@ class Living:
 
     def __init__(self, run: Path, step: int) -> None:
         self.run, self.step, self.written = run, step, 0.0
-        self.descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+        self.descriptor: int | None = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
         for patience in reversed(range(TRIES)):
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,7 +88,7 @@ class Living:
                 if patience:  # somebody may only be looking (`is_alive`)
                     time.sleep(POLL_S)
                     continue
-                os.close(self.descriptor)
+                self.close()
                 refuse_living(run)
             except OSError:  # the file system does not support locks
                 break
@@ -104,7 +104,14 @@ class Living:
         """Say how the run ended, and give the lock back."""
         with suppress(OSError):  # the disk may be full, which is then the reason
             self._write(state, reason)
-        os.close(self.descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back, if this is not done yet. What life.json says stays: a run that is not said to have ended
+        was cut off."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
 
     def _write(self, state: str, reason: str = "") -> None:
         self.written = time.monotonic()
