@@ -21,7 +21,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--lo
 SMALL = [
     "runtime.device=cpu", "precision=float64", "model.num_layers=2", "model.dim=32", "model.ffn_dim=64",
     "train.seq_len=64", "train.global_batch_size=8", "train.micro_batch_size=2", "train.eval_batches=2",
-    "train.eval_every=20", "metrics.profile_every=0", "metrics.tensorboard=false", "train.steps=240",
+    "train.eval_every=20", "metrics.profile_every=0", "train.steps=240", "checkpoint.every=10",
 ]  # fmt: skip
 BOUND = 1e-9
 LEFT, GO_ON_S, PATIENCE_S = 60, 5.0, 120
@@ -91,7 +91,7 @@ def same_curve(folder, undisturbed):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_others_go_on_and_a_killed_rank_comes_back(rank, undisturbed, tmp_path):
     folder = tmp_path / "run"
-    process = started(folder, 4, "strategy=dp", "runtime.elastic=true", "runtime.rejoin_every=10")
+    process = started(folder, 4, "strategy=dp", "runtime.elastic=true")
     try:
         reaches(process, folder, 10)
         ranks_of(process)[rank].send_signal(signal.SIGKILL)

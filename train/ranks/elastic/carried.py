@@ -61,7 +61,6 @@ def newest(carried: Carried | None, side_group: SideGroup) -> Carried:
     return Carried(step, report, {number: Made(**values) for number, values in made}, tensors)
 
 
-@torch.no_grad()
 def restore(
     train_step: SavesState, carried: Carried, side_group: SideGroup, device: torch.device, *, sends: bool
 ) -> None:
