@@ -21,6 +21,7 @@ from train.config.schema import Config
 from train.config.strategy import SavesState, StepResult, TrainStep
 from train.config.world import World
 from train.model.weights import derived_seed
+from train.ranks.elastic.ahead import load_ahead
 from train.ranks.elastic.carried import Carried, newest, restore
 from train.ranks.elastic.member import Member, RollLost
 from train.ranks.elastic.messages import Start
@@ -213,6 +214,7 @@ def generations(config: Config, world: World) -> Iterator[Generation]:
         return
     if world.roll:
         store.set(ADDRESS, world.roll)
+    load_ahead(config)
     try:
         with closing(Member(world.rank, store.get(ADDRESS).decode(), lambda: None)) as member:
             yield from _elastic(config, world, member, store)
