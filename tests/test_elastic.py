@@ -1,7 +1,7 @@
 """Ranks of data parallelism are killed while they train: the others go on at once, and the curve does not change."""
 
-import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -11,100 +11,195 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.config.world import ROLL
+from scripts.kill_ranks import BOUND, SMALL, difference, ended, kill_one, last_step, launch, ranks_of, records, said
+from scripts.kill_ranks import wait_until as wait_while_running
+from train.checkpoint.folder import complete
+from train.checkpoint.manifest import Manifest, wrong_files
+from train.command.process.life import is_alive, read_life
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
-# 8 rows in microbatches of 2: one for each of 4 ranks, and two for each of 3, of which the last is filled up
-SMALL = [
-    "runtime.device=cpu", "precision=float64", "model.num_layers=2", "model.dim=32", "model.ffn_dim=64",
-    "train.seq_len=64", "train.global_batch_size=8", "train.micro_batch_size=2", "train.eval_batches=2",
-    "train.eval_every=20", "metrics.profile_every=0", "train.steps=240", "checkpoint.every=10",
-]  # fmt: skip
-BOUND = 1e-9
-LEFT, GO_ON_S, PATIENCE_S = 60, 5.0, 120
-
-
-def started(folder, nproc, *overrides):
-    """torchrun, as a process whose output is in `folder`/output."""
-    folder.mkdir()
-    with (folder / "output").open("w") as output:
-        return subprocess.Popen(
-            [*TORCHRUN, f"--nproc_per_node={nproc}", str(REPO / "train" / "main.py"), *SMALL, *overrides],
-            cwd=folder, env=ENV, stdout=output, stderr=output,
-        )  # fmt: skip
-
-
-def lines(folder):
-    files = list(folder.glob("runs/*/metrics.jsonl"))
-    text = files[0].read_text() if files else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
-
-
-def reaches(process, folder, step):
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline and process.poll() is None:
-        if any(line["step"] >= step for line in lines(folder)):
-            return
-        time.sleep(0.05)
-    raise AssertionError((folder / "output").read_text()[-4000:])
-
-
-def ranks_of(process):
-    """The processes that train, by torchrun's rank. Their parents are the keepers."""
-    found = {}
-    for one in psutil.Process(process.pid).children(recursive=True):
-        env = one.environ()
-        if ROLL in env:
-            found[int(env["RANK"])] = one
-    return found
-
-
-def curve(folder):
-    """(losses, norms and validation losses by step, the steps in the order in which they were written)."""
-    records = lines(folder)
-    steps = [line["step"] for line in records if "train/loss" in line]
-    values = {(line["step"], tag): line[tag] for line in records for tag in line if tag.startswith(("train/", "val"))}
-    return values, steps
+STEPS, EVERY = 240, 10
+LINE = [*SMALL, f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "metrics.tensorboard=true"]
+ELASTIC = [*LINE, "runtime.elastic=true"]
+NPROC, GO_ON_S, PATIENCE_S = 4, 5.0, 150
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
+    """The records of a run without a fault."""
     folder = tmp_path_factory.mktemp("elastic") / "undisturbed"
-    process = started(folder, 4, "strategy=dp")
-    assert process.wait(PATIENCE_S) == 0, (folder / "output").read_text()
-    return curve(folder)
+    with ended(process := launch(folder, NPROC, LINE)):
+        process.wait(PATIENCE_S)
+    assert process.returncode == 0, (folder / "log").read_text()
+    return records(folder)
 
 
-def same_curve(folder, undisturbed):
-    values, steps = curve(folder)
-    expected, all_steps = undisturbed
-    assert steps == all_steps, "each step stands once, in order"
-    assert values.keys() == expected.keys()
-    return max(abs(values[key] - expected[key]) / max(abs(expected[key]), 1) for key in expected)
+@pytest.fixture
+def start(tmp_path):
+    """Starts a run, of which nothing is left at the end of the test. Gives its folder and the launcher's process."""
+    started = []
+
+    def run(*words):
+        folder = tmp_path / "run"
+        started.append(launch(folder, NPROC, words))
+        return folder, started[-1]
+
+    yield run
+    for process in started:
+        with ended(process):
+            pass
+
+
+def reaches(folder, process, step):
+    wait_while_running(process, lambda: last_step(folder) >= step)
+    assert process.poll() is None, (folder / "log").read_text()[-4000:]
+
+
+def processes_of(process):
+    """Ranks, keepers and torchrun."""
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def ends_well(folder, process, undisturbed, everything=()):
+    """Check that the run ends as the undisturbed one, and that nothing is left."""
+    process.wait(PATIENCE_S)
+    log = (folder / "log").read_text()
+    assert process.returncode == 0 and "Traceback" not in log, log
+    assert difference(records(folder), undisturbed) <= BOUND
+    (run,) = (folder / "runs").iterdir()
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    for tag in ("train/loss", "validation/loss"):
+        assert [one.step for one in events.Scalars(tag)] == [one["step"] for one in undisturbed if tag in one]
+    assert complete(run)[0].name == f"step-{STEPS}" and not wrong_files(
+        complete(run)[0], Manifest.read(complete(run)[0])
+    )
+    assert not [path for path in (run / "checkpoints").iterdir() if ".tmp" in path.name]
+    assert not is_alive(run) and read_life(run).state == "finished"
+    assert not psutil.wait_procs(everything, timeout=10)[1], "something still runs"
+    return log
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("rank", [0, 2])
-def test_the_others_go_on_and_a_killed_rank_comes_back(rank, undisturbed, tmp_path):
-    folder = tmp_path / "run"
-    process = started(folder, 4, "strategy=dp", "runtime.elastic=true")
-    try:
-        reaches(process, folder, 10)
-        ranks_of(process)[rank].send_signal(signal.SIGKILL)
-        killed = time.time()
-        assert process.wait(PATIENCE_S) == 0, (folder / "output").read_text()
-    finally:
-        process.kill()
-    output = (folder / "output").read_text()
-    lost = re.search(rf"rank {rank} lost after step (\d+): 3 of 4 ranks go on with step (\d+)", output)
-    assert lost is not None, output
-    (written,) = (line["time"] for line in lines(folder) if line["step"] == int(lost[2]) and "train/loss" in line)
-    assert written - killed < GO_ON_S
-    back = re.search(rf"rank {rank} back after step (\d+): 4 of 4 ranks go on", output)
-    assert back is not None and int(back[1]) % 10 == 0, output
-    assert same_curve(folder, undisturbed) < BOUND
-    assert "Traceback" not in output
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_others_go_on_and_a_killed_rank_comes_back(seed, undisturbed, start):
+    folder, process = start(*ELASTIC)
+    reaches(folder, process, EVERY)
+    killed = kill_one(folder, process, 1, random.Random(seed))
+    assert killed is not None and killed.seconds < GO_ON_S
+    log = ends_well(folder, process, undisturbed, processes_of(process))
+    assert "elastic: if a rank is lost, the others go on without it" in log
+    assert re.search(rf"^rank {killed.rank} \(process \d+\) was ended by SIGKILL and is started again$", log, re.M)
+    assert re.search(rf"^rank {killed.rank} lost after step \d+: 3 of 4 ranks go on with step \d+ \(", log, re.M)
+    (back,) = said(folder, killed.rank, "back")
+    assert back % EVERY == 0, "it joins after a saved step"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("pause_s", [0.0, 0.4])  # at once, and while the others form a new group
+def test_two_ranks_are_killed(pause_s, undisturbed, start):
+    folder, process = start(*ELASTIC, "checkpoint.mode=async")
+    reaches(folder, process, EVERY)
+    ranks = ranks_of(process)
+    ranks[0].kill()
+    time.sleep(pause_s)
+    ranks[3].kill()
+    ends_well(folder, process, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_all_ranks_are_killed(undisturbed, start):
+    """Nobody has the state any more, so the same run goes on from its newest checkpoint."""
+    folder, process = start(*ELASTIC)
+    reaches(folder, process, EVERY + 2)
+    for rank in ranks_of(process).values():
+        rank.kill()
+    log = ends_well(folder, process, undisturbed)
+    assert len(re.findall(r"^continuing runs/.* after step \d+0$", log, re.M)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_without_checkpoints_a_rank_joins_at_the_next_step(undisturbed, start):
+    folder, process = start(*ELASTIC, "checkpoint.every=0")
+    reaches(folder, process, EVERY)
+    killed = kill_one(folder, process, 1, random.Random(3))
+    process.wait(PATIENCE_S)
+    assert killed is not None and said(folder, killed.rank, "back")
+    assert process.returncode == 0 and difference(records(folder), undisturbed) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_stopped_rank_is_killed_and_comes_back(undisturbed, start):
+    folder, process = start(*ELASTIC, "runtime.timeout_s=4", "train.steps=240")
+    reaches(folder, process, EVERY)
+    ranks_of(process)[1].send_signal(signal.SIGSTOP)
+    log = ends_well(folder, process, undisturbed)
+    assert re.search(r"^rank 1 \(process \d+\) has been stopped \(SIGSTOP\) for 4 s and is killed$", log, re.M)
+    assert "rank 1 lost after step" in log
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_killed_keeper_is_a_restart(place, undisturbed, start):
+    folder, process = start("restarts=1", *ELASTIC)
+    reaches(folder, process, EVERY + 2)
+    everything = processes_of(process)
+    psutil.Process(ranks_of(process)[place].ppid()).kill()
+    log = ends_well(folder, process, undisturbed, everything)
+    assert f"rank {place} was ended by signal 9 (SIGKILL)" in log and "(restart 1 of 1)" in log
+    assert len(re.findall(r"^continuing runs/.* after step \d+0$", log, re.M)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_also_after_a_loss(number, undisturbed, start):
+    folder, process = start(*ELASTIC)
+    reaches(folder, process, EVERY)
+    everything = processes_of(process)
+    killed = kill_one(folder, process, 1, random.Random(4))
+    assert killed is not None
+    process.send_signal(number)
+    assert process.wait(PATIENCE_S) == 75, (folder / "log").read_text()
+    log = (folder / "log").read_text()
+    assert log.count("checkpoint saved at step ") == 1 and f"{number.name} ended the run" in log, log
+    assert not psutil.wait_procs(everything, timeout=10)[1]
+    with ended(again := launch(folder, NPROC, ELASTIC)):
+        ends_well(folder, again, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_under_plain_torchrun(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
+    words = [*LINE, "metrics.tensorboard=false", "train.steps=120"]
+    curves = []
+    for name, more in (("plain", []), ("killed", ["runtime.elastic=true"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        with (folder / "log").open("wb") as log:
+            line = [*torchrun, "--nproc_per_node=2", str(REPO / "train" / "main.py"), *words, *more]
+            process = subprocess.Popen(line, cwd=folder, env=ENV, stdout=log, stderr=log, start_new_session=True)
+        with ended(process):
+            if more:
+                reaches(folder, process, EVERY)
+                ranks_of(process)[1].kill()
+            assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
+        curves.append(records(folder))
+    assert said(tmp_path / "killed", 1, "lost") and difference(*curves) <= BOUND
+
+
+@pytest.mark.timeout(60)
+def test_without_torchrun_it_is_refused(tmp_path):
+    line = [sys.executable, str(REPO / "train" / "main.py"), "strategy=dp", "runtime.elastic=true"]
+    run = subprocess.run(line, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=50)
+    assert run.returncode == 3 and "runtime.elastic=true needs torchrun: start it by torchrun or" in run.stderr
+    assert not [*tmp_path.iterdir()]
