@@ -38,8 +38,8 @@ class RuntimeConfig:
     )
     elastic: bool = key(
         False,
-        "When a rank is killed, the others go on without it; it is started again, and joins them after the next saved "
-        "step.",
+        "When a rank is killed, the others go on without it; it is started again, and joins them after the next step "
+        "that is saved (the next step, if none is saved).",
     )
 
 
