@@ -16,9 +16,9 @@ from train.ranks.elastic.sockets import Connections
 WAIT_S = 20
 
 
-def begun(size, unit=1, step=None):
+def begun(size, step=None):
     """A roll whose places have all begun to train."""
-    roll, mail = Roll(size, unit), None
+    roll, mail = Roll(size), None
     for place in range(size):
         assert not mail, "a generation began before all places were ready"
         mail = roll.is_ready(place, step)
@@ -66,16 +66,6 @@ def test_without_any_state_all_places_must_be_there():
     assert roll.is_ready(1, None) == []
     start = Start(2, [0, 1], [None, None])
     assert roll.is_ready(0, None) == [(0, start), (1, start)]
-
-
-def test_only_whole_replicas_of_shards_train():
-    roll = begun(4, unit=2)
-    roll.has_ended(3)
-    assert roll.is_ready(2, 5) == roll.is_ready(0, 5) == []
-    assert roll.is_ready(1, 5) == [(0, Start(2, [0, 1], [5, 5])), (1, Start(2, [0, 1], [5, 5]))]
-    assert roll.is_ready(3, None) == [(0, Waiting([2, 3])), (1, Waiting([2, 3]))], "place 2 alone is no replica"
-    roll.is_ready(0, 8)
-    assert roll.is_ready(1, 8)[0] == (0, Start(3, [0, 1, 2, 3], [8, 8, 5, None]))
 
 
 def test_a_run_that_is_complete_lets_nobody_in():

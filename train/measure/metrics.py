@@ -136,8 +136,7 @@ class Metrics:
             self.resume_clock()
 
     def saving(self) -> None:
-        """A checkpoint is about to be saved: write the step that is not written yet, which finds numbers that are not
-        finite, and make sure that everything is on the disk."""
+        """Before a save: write the step that is not written yet, which finds numbers that are not finite, to the disk."""
         self.flush()
         for sink in self.sinks:
             sink.saved()
@@ -187,6 +186,8 @@ class Metrics:
         if self.side_group.world.rank == 0:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
             values |= self.energy.values([figures[-1] for figures in by_rank], values["perf/tokens_per_s"])
+        if self.config.runtime.elastic:
+            values["elastic/ranks"] = self.world_size
         values, self.noted = values | self.noted, {}
         self._write(pending.step, values)
         if pending.sampled.ranks is not None:

@@ -67,10 +67,13 @@ class Keeper:
             code = self._wait(self.child)
             starts = 1 if time.monotonic() > started + SETTLED_S else starts + 1
             decided = code in (0, EXIT_SAVED) or code - 128 in SIGNALS or (code > 0 and first)
-            if decided or self.signalled or starts >= MOST_STARTS:
+            if decided or self.signalled:
                 return code
             first = False
             how = f"exited with code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+            if starts >= MOST_STARTS:
+                self._say(f"{how}, as {starts} times one after the other, and is not started again")
+                return code
             self._say(f"{how} and is started again")
             time.sleep(2 ** (starts - 1) if starts > 1 else 0)
 

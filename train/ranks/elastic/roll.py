@@ -17,15 +17,12 @@ Mail = list[tuple[int, Message]]  # messages, each with the place that it is for
 class Roll:
     """Every method takes what has happened and returns what is to be sent.
 
-    `num_places`: how many places torchrun has started. `unit`: so many neighbouring places hold one whole state
-    together: 1 in data parallelism, the degree of dp_shard with replicas of shards. Only whole units train.
-    `members`: the places of the current generation. `lost`: those that have ended. `done`: those that have finished.
-    `ready`: places that can begin a generation, with the last step that they have made. `failed`: an error ends the
-    run, and no generation begins any more.
+    `num_places`: how many places torchrun has started. `members`: the places of the current generation. `lost`: those
+    that have ended. `done`: those that have finished. `ready`: places that can begin a generation, with the last step
+    that they have made. `failed`: an error ends the run, and no generation begins any more.
     """
 
     num_places: int
-    unit: int = 1
     generation: int = 0
     members: tuple[int, ...] = ()
     lost: set[int] = field(default_factory=set)
@@ -40,7 +37,7 @@ class Roll:
             return [(place, Finished())]
         if started := self._start():
             return started
-        newcomers = sorted({place for unit in self._whole() for place in unit} - set(self.alive()))
+        newcomers = sorted(set(self.ready) - set(self.alive()))
         return [(member, Waiting(newcomers)) for member in self.alive()] if place in newcomers else []
 
     def has_ended(self, place: int) -> Mail:
@@ -72,22 +69,15 @@ class Roll:
     def _start(self) -> Mail:
         """Begin a generation if every living member waits for it. Without any state, all places must be there: they
         begin from a checkpoint, or from the beginning."""
-        whole = self._whole()
-        kept = [unit for unit in whole if all(self.ready[place] is not None for place in unit)]
         if self.failed or any(place not in self.ready for place in self.alive()):
             return []
-        if not whole or (not kept and len(whole) * self.unit < self.num_places):
+        stateless = all(step is None for step in self.ready.values())
+        if not self.ready or (stateless and len(self.ready) < self.num_places):
             return []
-        newest_first = sorted(whole, key=lambda unit: -min(_known(self.ready[place]) for place in unit))
-        places = [place for unit in newest_first for place in unit]
-        start = Start(self.generation + 1, places, [self.ready.pop(place) for place in places])
-        self.generation, self.members, self.lost = start.generation, tuple(places), set()
+        places = sorted(self.ready, key=lambda place: (-_known(self.ready[place]), place))
+        start = Start(self.generation + 1, places, [self.ready[place] for place in places])
+        self.generation, self.members, self.lost, self.ready = start.generation, tuple(places), set(), {}
         return [(place, start) for place in places]
-
-    def _whole(self) -> list[range]:
-        """The units of which every place is ready."""
-        units = (range(first, first + self.unit) for first in range(0, self.num_places, self.unit))
-        return [unit for unit in units if all(place in self.ready for place in unit)]
 
 
 def _known(step: int | None) -> int:
