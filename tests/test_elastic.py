@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from scripts.kill_ranks import BOUND, SMALL, difference, ended, kill_one, last_step, launch, ranks_of, records, said
 from scripts.kill_ranks import wait_until as wait_while_running
+from tests import faults
 from train.checkpoint.folder import complete
 from train.checkpoint.manifest import Manifest, wrong_files
 from train.command.process.life import is_alive, read_life
@@ -195,6 +196,43 @@ def test_under_plain_torchrun(tmp_path):
             assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
         curves.append(records(folder))
     assert said(tmp_path / "killed", 1, "lost") and difference(*curves) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "fault", ["killed_while_writing", "killed_before_the_manifest", "killed_before_latest", "not_finite_on_one_rank"]
+)
+def test_a_fault_at_a_save_or_of_the_numbers(fault, tmp_path):
+    """The others make the save up. A loss that is not finite ends the run, with or without lost ranks."""
+    words = ("precision=float64", "model.dropout=0", "train.steps=20")
+    curves = []
+    for name, more in (("none", ()), (fault, ("runtime.elastic=true",))):
+        folder = tmp_path / name
+        folder.mkdir()
+        with ended(process := faults.torchrun(folder, name, *words, *more)):
+            _, errors = process.communicate(timeout=PATIENCE_S)
+        run = faults.run_in(folder)
+        curves.append(records(folder))
+        if name == "not_finite_on_one_rank":
+            assert process.returncode == 1 and "step 5: train/loss=nan" in errors and "again" not in errors, errors
+            assert faults.life_of(run).state == "stopped"
+            return
+        assert process.returncode == 0, errors
+        assert [path.name for path in complete(run)] == ["step-20", "step-16"]
+        assert not [path for path in (run / "checkpoints").iterdir() if ".tmp" in path.name]
+    assert (tmp_path / fault / "marker").exists() and difference(curves[1], curves[0]) <= BOUND
+    assert errors.count("was ended by SIGKILL and is started again") == 1, errors
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_error_of_a_rank_ends_the_run_with_one_traceback(tmp_path):
+    process = faults.torchrun(tmp_path, "raises_on_one_rank", "runtime.elastic=true")
+    with ended(process):
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 1 and errors.count("RuntimeError: a planted error") == 1, errors
+    assert "again" not in errors
 
 
 @pytest.mark.timeout(60)

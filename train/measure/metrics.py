@@ -136,7 +136,7 @@ class Metrics:
             self.resume_clock()
 
     def saving(self) -> None:
-        """Before a save: write the step that is not written yet, which finds numbers that are not finite, to the disk."""
+        """Before a save: bring all steps to the disk. Numbers that are not finite are found by this."""
         self.flush()
         for sink in self.sinks:
             sink.saved()
