@@ -18,7 +18,7 @@ from scripts.kill_ranks import wait_until as wait_while_running
 from tests import faults
 from train.checkpoint.folder import complete
 from train.checkpoint.manifest import Manifest, wrong_files
-from train.command.process.life import is_alive, read_life
+from train.command.process.life import is_alive
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
@@ -78,7 +78,7 @@ def ends_well(folder, process, undisturbed, everything=()):
         complete(run)[0], Manifest.read(complete(run)[0])
     )
     assert not [path for path in (run / "checkpoints").iterdir() if ".tmp" in path.name]
-    assert not is_alive(run) and read_life(run).state == "finished"
+    assert not is_alive(run) and faults.life_of(run).state == "finished"
     assert not psutil.wait_procs(everything, timeout=10)[1], "something still runs"
     return log
 

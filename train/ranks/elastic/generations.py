@@ -146,13 +146,13 @@ class ElasticGeneration(Generation):
         return dist.PrefixStore(prefix, _connected(self.origin, self.config.runtime.timeout_s))
 
     def newest(self, side_group: SideGroup) -> Carried | None:
+        self._allow_time()
         if self.start.steps[0] is not None:  # rank 0 has the newest step
             self.shared = newest(self.carried, side_group)
         return self.shared
 
     def begin(self, train_step: TrainStep, report: Report, metrics: Metrics, after: int) -> None:
-        for group in distributed_c10d._world.pg_map:
-            distributed_c10d._set_pg_timeout(timedelta(seconds=self.config.runtime.timeout_s), group)
+        self._allow_time()
         assert isinstance(train_step, SavesState)
         steps, side_group, shared = self.start.steps, metrics.side_group, self.shared
         if shared is None:
@@ -161,7 +161,8 @@ class ElasticGeneration(Generation):
             restore(train_step, shared, side_group, metrics.device, sends=len(set(steps)) > 1)
             # dropout: from here on masks are a function of the seed, this step and the rank
             torch.manual_seed(derived_seed(self.config.train.seed, "dropout", shared.step, self.world.rank))
-            self.carried = dataclasses.replace(shared, tensors={})
+            self.carried = dataclasses.replace(shared, tensors={}, made={**shared.made})
+            shared.tensors.clear()  # somebody may keep `shared`, and these are as large as the new ones
         self.connections.complete()
         self.train_step, self.report, self.metrics = train_step, report, metrics
         if self.world.rank == 0 and set(self.before) != set(self.start.places):
@@ -184,6 +185,11 @@ class ElasticGeneration(Generation):
         assert self.metrics is not None
         self.metrics.side_group.barrier()
         self.complete = True
+
+    def _allow_time(self) -> None:
+        """The groups that exist now have been made, so that they wait as long as the config allows."""
+        for group in distributed_c10d._world.pg_map:
+            distributed_c10d._set_pg_timeout(timedelta(seconds=self.config.runtime.timeout_s), group)
 
     def _explained(self, error: BaseException) -> bool:
         """Whether the error is one that the others' end or leave can cause."""
@@ -218,7 +224,7 @@ def generations(config: Config, world: World) -> Iterator[Generation]:
     try:
         with closing(Member(world.rank, store.get(ADDRESS).decode(), lambda: None)) as member:
             yield from _elastic(config, world, member, store)
-    except (ConnectionError, RollLost):
+    except RollLost:
         if not store.check([COMPLETE]):  # the others have not finished meanwhile
             raise
 

@@ -9,14 +9,21 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from train.config.problems import EXIT_PEER, Reported
 from train.ranks.elastic.messages import Done, Failed, Finished, Message, Over, Ready, Start, Waiting, decoded, encoded
 
 AGAIN_S = 0.05  # connections that are opened while a generation ends are shut down too, after this time
 CONNECT_S = 30.0
 
 
-class RollLost(Exception):
+class RollLost(Reported):
     """The keeper of place 0, which keeps the roll, has ended. torchrun then ends the other places too."""
+
+    exit_code = EXIT_PEER
+    cut_off = True
+
+    def __init__(self) -> None:
+        super().__init__("the keeper of rank 0 has ended or cannot be reached")
 
 
 class Member:
@@ -26,7 +33,10 @@ class Member:
     def __init__(self, place: int, address: str, interrupt: Callable[[], None]) -> None:
         self.place, self.interrupt = place, interrupt
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), CONNECT_S)
+        try:
+            self.socket = socket.create_connection((host, int(port)), CONNECT_S)
+        except OSError as error:
+            raise RollLost from error
         self.socket.settimeout(None)
         self.waiting: list[int] = []  # places that wait until the generation lets them in
         self.lost: list[int] = []  # places that have ended in this generation
@@ -39,10 +49,13 @@ class Member:
         """Say that this rank is ready, with the last step that it has made, and wait for the next generation. None: the
         run is complete. Raises RollLost."""
         self.seen.set()
-        self.socket.sendall(encoded(Ready(self.place, step)))
+        try:
+            self.socket.sendall(encoded(Ready(self.place, step)))
+        except OSError as error:
+            raise RollLost from error
         start = self.starts.get()
         if start is None:
-            raise RollLost("the process of rank 0's keeper has ended")
+            raise RollLost
         return start if isinstance(start, Start) else None
 
     def is_over(self, patience_s: float) -> bool:
@@ -52,7 +65,8 @@ class Member:
 
     def done(self) -> None:
         """Say that this rank has trained and written the last step."""
-        self.socket.sendall(encoded(Done(self.place)))
+        with suppress(OSError):
+            self.socket.sendall(encoded(Done(self.place)))
 
     def fail(self) -> None:
         """Say that this rank has an error of its own, which ends the run."""
