@@ -207,4 +207,5 @@ def main(argv: list[str]) -> int:
 
 if __name__ == "__main__":
     lasting()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the run ends too
     sys.exit(main(sys.argv[1:]))
