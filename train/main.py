@@ -18,7 +18,7 @@ from train.config.world import World, quiet_profiler
 from train.data.corpus import Corpus, load_corpus
 
 if TYPE_CHECKING:
-    from train.ranks.elastic.generations import Generation
+    from train.ranks.elastic.generation import Generation
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from train.command import cli
 from train.config.schema import Config
 from train.config.world import World
 from train.data.corpus import load_corpus
-from train.ranks.elastic.generations import Generation
+from train.ranks.elastic.generation import Generation
 
 BOUND, ARITHMETIC = 1e-9, 1e-12
 WARMUP = 2  # steps that the medians leave out

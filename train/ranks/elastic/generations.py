@@ -1,4 +1,4 @@
-"""The generations of a run. Without `runtime.elastic` there is one, which does nothing."""
+"""The generations of a run: which ranks train together, one group after the other."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from train.config.world import World
 from train.model.weights import derived_seed
 from train.ranks.elastic.ahead import load_ahead
 from train.ranks.elastic.carried import Carried, newest, restore
+from train.ranks.elastic.generation import Generation
 from train.ranks.elastic.member import Member, RollLost
 from train.ranks.elastic.messages import Start
 from train.ranks.elastic.sockets import Connections
@@ -37,46 +38,6 @@ if TYPE_CHECKING:
 CONNECT_S = 30.0
 PATIENCE_S = 5.0  # after an error that a lost rank can cause, until the roll says that one is lost
 ADDRESS, COMPLETE = "roll", "complete"  # keys of torchrun's store
-
-
-class Generation:
-    """The time in which a world does not change: a context manager around it. This one is a whole run: nobody is lost.
-
-    `world`, `config`: those of this generation. `timeout_s`: with which groups are made.
-    """
-
-    def __init__(self, config: Config, world: World) -> None:
-        self.config, self.world, self.timeout_s = config, world, config.runtime.timeout_s
-
-    def __enter__(self) -> Generation:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return None
-
-    def store(self) -> dist.Store | None:
-        """Where the processes of this world find each other; None: where torch looks itself."""
-        return None
-
-    def newest(self, side_group: SideGroup) -> Carried | None:
-        """What the ranks of this world have in memory of the run; None if nobody has anything. Collective."""
-        return None
-
-    def begin(self, train_step: TrainStep, report: Report, metrics: Metrics, after: int) -> None:
-        """Give a step that was just built the state that the ranks have in memory, which is that after this step.
-        Collective."""
-
-    def made(self, step: int, result: StepResult, lr: float) -> None:
-        """The update of this step has been made."""
-
-    def changes(self, step: int) -> bool:
-        """Whether the generation ends after this step, so that ranks which are back can join. Collective."""
-        return False
-
-    def end(self) -> None:
-        """The last step has been trained and written. Collective."""
 
 
 class ElasticGeneration(Generation):
