@@ -55,7 +55,7 @@ class Bench:
         self.step = self.build()
         self.corpus, self.done = load_corpus(config), 0
         self.clock = Clock(runtime.device)
-        self.place = layout(config, world.world_size)
+        self.place = layout(config, world.world_size, runtime.device.type)
 
     def build(self) -> TrainStep:
         model = Transformer(self.config.model, **dtypes(self.config.precision))

@@ -18,12 +18,14 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from train.checkpoint.folder import complete, step_of
+from train.checkpoint.folder import checkpoints_in
 from train.checkpoint.manifest import Damaged, Manifest, wrong_files
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
+from train.config.strategy import MESH_AXES
 from train.config.world import World
+from train.record.run_files import clean
 
 MiB = 2**20
 MOST_SHOWN = 20  # differences
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 def checkpoints(path: Path) -> list[Path]:
     """The checkpoint itself, or those of a run from the newest to the oldest. Raises BadInput if there is none."""
-    found = [path] if step_of(path) is not None and path.is_dir() else complete(path)
+    found = checkpoints_in(path)
     if not found:
         message = f"{path} has no checkpoint"
         raise BadInput(
@@ -93,7 +95,7 @@ def inspect(path: Path) -> int:
             print(f"{one}: {error.why}")
             continue
         keys = manifest.layout["strategy"]
-        degrees = " ".join(f"{axis} {keys[axis]}" for axis in ("pp", "dp_replicate", "dp_shard", "cp", "tp"))
+        degrees = clean(" ".join(f"{axis} {keys[axis]}" for axis in MESH_AXES if axis in keys))
         size, tensors = manifest.bytes / MiB, len(manifest.tensors)
         print(f"{one}: step {manifest.step}, {size:,.1f} MiB in {len(manifest.files)} files, {tensors:,} tensors")
         print(f"  saved on {manifest.layout['world_size']} rank(s): {degrees}")
@@ -148,7 +150,7 @@ def export(folder: Path, target: Path) -> int:
     try:
         write(folder, Manifest.read(folder), target)
     except OSError as error:
-        raise NotWritten(f"{target} cannot be written ({error.strerror}): name another folder") from error
+        raise NotWritten(f"{target} cannot be written ({error.strerror or error}): name another folder") from error
     print(f"{target}: LlamaForCausalLM.from_pretrained({str(target)!r}) loads it")
     return 0
 

@@ -1,204 +1,155 @@
-"""Kill ranks at random moments, and measure what it costs: python scripts/soak.py minutes=10 mtbf_s=60 strategy=dp,fsdp
+"""Kill ranks at random moments, and measure what that costs: python scripts/soak.py strategy=dp,fsdp nproc=2
 
-Each strategy trains for its share of the time under `launch.local` with restarts. Kills come with exponential spacing,
-on average one in `mtbf_s` seconds, and each ends a random rank. The interval of saves follows from the measured cost of
-one (Young 1974, Daly 2006): sqrt(2 x cost x mtbf). It takes all overrides of train/main.py, and nproc=N.
+It takes all overrides of train/main.py, several strategies, and the options that --help shows. Each strategy trains for
+`minutes` undisturbed. Then, for each `mtbf_s`, it makes the same steps again under `launch.local restarts=…`, while
+again and again a random rank is killed, also one that is just starting: the time between two kills is exponentially
+distributed with this mean.
 
-    MTTR     the time from a kill to the next step that was not done before, with the steps that are done again
-    ETTR     the share of the time that was useful: steps x the step of the clean run / the time of the run
-    expected ETTR: 1 - cost / interval - (restart + interval / 2) / mtbf, from what was measured
+ETTR, the effective training time ratio, is the time of the undisturbed run in percent of that of the run with kills. It
+is predicted from what is measured before: the time of a step, what a save costs, and how long a restart takes from the
+kill of a rank to the next step. A save is made every sqrt(2 x save x mtbf_s) seconds (Young 1974).
 
-At the end every step must be once in metrics.jsonl, with the losses of a clean run of the same length. The exit code is
-1 if they are not. The results are lines of build/soak.jsonl.
+The losses must be those of the undisturbed run, each step once; otherwise the exit code is 1. Results are lines of
+build/soak.jsonl, and what has a line there is not run again; runs of a strategy that is not finished are in build/soak.
 """
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+import hashlib
 import json
-import math
-import os
 import random
-import signal
+import shutil
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from train.checkpoint.folder import complete, step_of
+from launch.sweeping.grid import Point, check_all, expand
+from scripts.soaking.costs import CYCLE, Costs, measured
+from scripts.soaking.run import LOSS, POLL_S, Record, Run, files, lasted, records
+from train.checkpoint.folder import complete
+from train.command import cli, options
+from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.streams import lasting
-from train.command.resources import ROOT
 from train.config import plain_json
-from train.record.run_dir import source_commit
+from train.config.problems import BadInput
+from train.config.world import World
 
-CLEAN_STEPS, WARMUP = 60, 10  # of the run that measures a step and a save
-RESTARTS = 10_000
-POLL_S = 0.02
-QUIET = ("metrics.tensorboard=false", "metrics.profile_every=0", "train.eval_every=0", "train.eval_batches=1")
+BUILD = Path("build")
+CLEAN = "clean"  # the folder of the undisturbed run
 
 
-@dataclass
-class Soak:
-    """The result of one strategy. `step_ms`, `save_s`: of the clean run. `mttr_s`, `redone`: of each kill."""
+@dataclass(frozen=True)
+class Result:
+    """A run with kills. `kills`: how many; `seconds`: its time; `mttr_s`: the median time from a kill to the next step;
+    `redone`: the mean number of steps that a kill made necessary again; the other times are those of `Costs`."""
 
     strategy: str
+    line: list[str]
     nproc: int
+    minutes: float
+    mtbf_s: float
     steps: int
     every: int
-    step_ms: float
-    save_s: float
-    mtbf_s: float
-    mttr_s: list[float] = field(default_factory=list)
-    redone: list[int] = field(default_factory=list)
-    seconds: float = 0.0
-    ettr: float = 0.0
-    expected: float = 0.0
-    equal: bool = False
-    commit: str = ""
-
-    def finish(self) -> None:
-        self.ettr = self.steps * self.step_ms / 1e3 / self.seconds
-        interval = self.every * self.step_ms / 1e3
-        restart = statistics.mean(self.mttr_s) if self.mttr_s else 0.0
-        again = statistics.mean(self.redone) * self.step_ms / 1e3 if self.redone else 0.0
-        self.expected = 1 - self.save_s / interval - (restart + again) * len(self.mttr_s) / self.seconds
+    costs: Costs
+    kills: int
+    seconds: float
+    mttr_s: float
+    redone: float
+    ettr: float
+    predicted: float
+    equal: bool
+    commit: str
 
     def __str__(self) -> str:
-        kills = len(self.mttr_s)
-        repaired = f"MTTR {statistics.median(self.mttr_s):.1f} s (median), " if kills else ""
-        again = f"{statistics.mean(self.redone):.1f} steps done again a kill, " if kills else ""
-        end = "losses equal the clean run's" if self.equal else "LOSSES DIFFER from the clean run's"
+        end = "the losses are those of the undisturbed run" if self.equal else "THE LOSSES DIFFER, or it failed"
         return (
-            f"{self.strategy} on {self.nproc}: {self.steps} steps in {self.seconds:.0f} s, {kills} kills, a save every "
-            f"{self.every} steps; {repaired}{again}ETTR {100 * self.ettr:.1f} % "
-            f"(expected {100 * self.expected:.1f} %); {end}"
+            f"  a kill in {self.mtbf_s:g} s: {self.steps} steps in {self.seconds:.0f} s, saved every {self.every}; "
+            f"{self.kills} kills, MTTR {self.mttr_s:.1f} s, {self.redone:.1f} steps again for each; "
+            f"ETTR {100 * self.ettr:.1f} %, predicted {100 * self.predicted:.1f} %; {end}"
         )
 
 
-def launch(folder: Path, nproc: int, words: list[str], restarts: int) -> subprocess.Popen[bytes]:
-    """Start a run under `launch.local`, with its output in a file."""
-    line = [sys.executable, "-m", "launch.local", f"nproc={nproc}", f"restarts={restarts}", *QUIET, *words]
-    log = (folder / "log").open("ab")
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(line, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The steps in metrics.jsonl of the only run in this folder."""
-    found = []
-    for path in folder.glob("runs/*/metrics.jsonl"):
-        for line in path.read_text().splitlines():
-            with suppress(ValueError):
-                values = json.loads(line)
-                if "train/loss" in values:
-                    found.append(values)
-    return found
-
-
-def clean(folder: Path, nproc: int, words: list[str], *more: str) -> list[dict[str, Any]]:
-    """The records of a run that nobody disturbs. Raises SystemExit if it fails."""
-    folder.mkdir()
-    process = launch(folder, nproc, [*words, *more], 0)
-    if process.wait():
-        raise SystemExit(f"the clean run failed:\n{(folder / 'log').read_text()[-2000:]}")
-    return records(folder)
-
-
-def kill_some(folder: Path, process: subprocess.Popen[bytes], soak: Soak, chance: random.Random) -> None:
-    """Kill ranks until the run ends."""
-    while process.poll() is None:
-        until = time.monotonic() + chance.expovariate(1 / soak.mtbf_s)
-        while time.monotonic() < until and process.poll() is None:
+def with_kills(folder: Path, point: Point, minutes: float, mtbf: float, costs: Costs, clean: list[Record]) -> Result:
+    """Make the steps of the undisturbed run `clean` again, with kills."""
+    chance, every, steps = random.Random(f"{point.label} {mtbf}"), costs.every(mtbf), len(clean)
+    words = (f"train.steps={steps}", f"checkpoint.every={every}")
+    kills, killed, down = 0, 0.0, None
+    repairs, redone = [0.0], [0]
+    with Run(folder, point, *words, restarts=options.MAX_RESTARTS).ended() as run:
+        run.until(lambda: any(complete(path.parent) for path in files(folder, "checkpoints")))
+        started = records(folder)[0]["time"]
+        due = time.time() + chance.expovariate(1 / mtbf)
+        while run.process.poll() is None:
+            if (now := time.time()) > due and run.kill(chance):
+                kills, killed, due = kills + 1, now, now + chance.expovariate(1 / mtbf)
+                down = down or (now, run.newest()["step"])
+            if down and (first := run.first_after(killed)):
+                repairs.append(first["time"] - down[0])
+                redone.append(down[1] - first["step"] + 1)
+                down = None
             time.sleep(POLL_S)
-        ranks = ranks_of(process)
-        if not ranks or process.poll() is not None:
-            continue
-        killed, reached = time.monotonic(), last_step(folder)
-        saved = max((step_of(path) or 0 for run in folder.glob("runs/*") for path in complete(run)), default=0)
-        with suppress(psutil.Error):
-            chance.choice(ranks).kill()
-        while process.poll() is None and last_step(folder, after=killed) <= reached:
-            time.sleep(POLL_S)
-        if process.poll() is None:
-            soak.mttr_s.append(time.monotonic() - killed)
-            soak.redone.append(reached - saved)
-
-
-def last_step(folder: Path, after: float = 0.0) -> int:
-    """The newest step in metrics.jsonl, if it was written after this moment."""
     found = records(folder)
-    now = time.monotonic() - time.time()
-    return int(found[-1]["step"]) if found and found[-1]["time"] + now > after else 0
+    seconds = found[-1]["time"] - started
+    same = [(one["step"], one[LOSS]) for one in found] == [(one["step"], one[LOSS]) for one in clean]
+    (summary,) = files(folder.parent / CLEAN, "summary.json")
+    return Result(
+        point.label, [*point.overrides], point.nproc, minutes, mtbf, steps, every, costs, kills, seconds,
+        statistics.median(repairs[1:] or repairs), statistics.mean(redone[1:] or redone),
+        (steps - 1) * costs.step / seconds, costs.ettr(every, kills / seconds),
+        same and run.process.returncode == 0, json.loads(summary.read_text())["commit"],
+    )  # fmt: skip
 
 
-def ranks_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The ranks that have begun to train, so that a kill costs what it costs in a run."""
-    found = []
-    with suppress(psutil.Error):
-        for one in psutil.Process(process.pid).children(recursive=True):
-            with suppress(psutil.Error):
-                if "RANK" in one.environ():
-                    found.append(one)
-    return found
-
-
-def run(folder: Path, strategy: str, nproc: int, seconds: float, mtbf_s: float, words: list[str]) -> Soak:
-    folder.mkdir()
-    words = [f"strategy={strategy}", *words]
-    first = clean(folder / "measured", nproc, words, f"train.steps={CLEAN_STEPS}", f"checkpoint.every={WARMUP}")
-    later = [values for values in first if values["step"] > WARMUP]
-    step_ms = statistics.median(values["perf/step_ms"] for values in later)
-    save_s = statistics.median(v["checkpoint/stall_ms"] for v in later if "checkpoint/stall_ms" in v) / 1e3
-    every = max(round(math.sqrt(2 * save_s * mtbf_s) / (step_ms / 1e3)), 1)
-    steps = max(round(seconds / 2 / (step_ms / 1e3)), every)
-    saves = [f"train.steps={steps}", f"checkpoint.every={every}"]
-    expected = clean(folder / "clean", nproc, words, *saves)
-    step_ms = statistics.median(values["perf/step_ms"] for values in expected if values["step"] > WARMUP)
-    soak = Soak(strategy, nproc, steps, every, step_ms, save_s, mtbf_s, commit=source_commit())
-    (folder / "killed").mkdir()
-    process = launch(folder / "killed", nproc, [*words, *saves], RESTARTS)
-    try:
-        while not last_step(folder / "killed") and process.poll() is None:
-            time.sleep(POLL_S)
-        started = time.monotonic()
-        kill_some(folder / "killed", process, soak, random.Random(strategy))
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    soak.seconds = time.monotonic() - started
-    found = [(values["step"], values["train/loss"]) for values in records(folder / "killed")]
-    soak.equal = process.returncode == 0 and found == [(v["step"], v["train/loss"]) for v in expected]
-    soak.finish()
-    return soak
+def prepared(folder: Path, point: Point, minutes: float) -> tuple[Costs, list[Record]]:
+    """The costs, and the records of the undisturbed run, unless an earlier start has measured them."""
+    kept = folder / "costs.json"
+    if not kept.exists():
+        costs = measured(folder / "measured", point)
+        steps = max(round(60 * minutes / costs.step), 2 * CYCLE)
+        # it saves after its last step only, when the time of all steps is recorded
+        run = Run(folder / CLEAN, point, f"train.steps={steps}", f"checkpoint.every={steps}")
+        with run.ended():
+            run.until(lambda: run.process.poll() == 0)
+        costs = dataclasses.replace(costs, step=lasted(records(folder / CLEAN)))
+        kept.write_text(plain_json.dumps(dataclasses.asdict(costs)))
+    return Costs(**json.loads(kept.read_text())), records(folder / CLEAN)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*")
-    words = parser.parse_args(argv).words
-    options = {"minutes": "10", "mtbf_s": "60", "strategy": "dp,fsdp,tp", "nproc": "2"}
-    options |= dict(word.split("=", 1) for word in words if word.partition("=")[0] in options)
-    rest = [word for word in words if word.partition("=")[0] not in options]
-    strategies = options["strategy"].split(",")
-    seconds = 60 * float(options["minutes"]) / len(strategies)
-    out = ROOT / "build" / "soak.jsonl"
-    out.parent.mkdir(exist_ok=True)
-    good = True
-    for strategy in strategies:
-        with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-            soak = run(Path(folder) / "soak", strategy, int(options["nproc"]), seconds, float(options["mtbf_s"]), rest)
-        print(soak, flush=True)
-        with out.open("a") as file:
-            file.write(plain_json.dumps(asdict(soak)) + "\n")
-        good = good and soak.equal
+    leave_on_interrupt()
+    with reported_once(World.single()):
+        argv = [*argv]
+        (minutes,), mtbfs = options.MINUTES.pop(argv), options.MTBF_S.pop(argv)
+        parser = cli.parser(options.SOAK, __doc__ or "")
+        words = parser.parse_intermixed_args(argv)
+        if words.help:
+            cli.show_help(parser, [point.overrides for point in expand(words.overrides)])
+        checked = check_all(parser, expand(words.overrides), "global")
+        if problems := dict.fromkeys(problem for one in checked for problem in one.problems):
+            raise BadInput(*problems)
+    BUILD.mkdir(exist_ok=True)
+    file, good = BUILD / "soak.jsonl", True
+    for point in (one.point for one in checked):
+        key = [[*point.overrides], point.nproc, minutes]
+        folder = BUILD / "soak" / hashlib.sha256(json.dumps(key).encode()).hexdigest()[:8]
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        done = {one["mtbf_s"]: one for one in lines if [one["line"], one["nproc"], one["minutes"]] == key}
+        print(f"{point.label} on {point.nproc}", flush=True)
+        for mtbf in mtbfs:
+            if mtbf in done:
+                result = Result(**done[mtbf] | {"costs": Costs(**done[mtbf]["costs"])})
+            else:
+                costs, clean = prepared(folder, point, minutes)
+                print(costs, flush=True)
+                result = with_kills(folder / "killed", point, minutes, mtbf, costs, clean)
+                with file.open("a") as out:
+                    out.write(plain_json.dumps(dataclasses.asdict(result)) + "\n")
+            print(result, flush=True)
+            good = good and result.equal
+        shutil.rmtree(folder, ignore_errors=True)
     return 0 if good else 1
 
 

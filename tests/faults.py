@@ -2,45 +2,50 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
+import uuid
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train.checkpoint.folder import CHECKPOINTS, complete, step_of
+from tests.faulty_main import GO, WAITING
+from tests.started import GONE_S, REPO, Started
+from train.checkpoint.folder import complete, step_of
 from train.checkpoint.manifest import Manifest, wrong_files
 from train.command.process.life import is_alive, read_life
 
-REPO = Path(__file__).resolve().parent.parent
-PATHS = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": PATHS}
-EVERY, STEPS = 4, 40
+EVERY, STEPS = 4, 24
+TEXT = "".join(f"{number} is {'even' if number % 2 == 0 else 'odd'}.\n" for number in range(4000))
 LINE = [
-    *(
-        "strategy=dp",
-        "runtime.device=cpu",
-        "model.num_layers=2",
-        "model.dim=64",
-        "train.seq_len=32",
-        "model.dropout=0.1",
-    ),
-    *("train.eval_every=10", "train.eval_batches=1", f"train.steps={STEPS}", f"checkpoint.every={EVERY}"),
-    *("metrics.profile_every=0", "runtime.timeout_s=30"),
+    *("strategy=dp", "runtime.device=cpu", "runtime.timeout_s=60", "model.num_layers=2", "model.dim=64"),
+    *("model.dropout=0.1", "data=text", "data.path=text.txt", "train.seq_len=32", "train.eval_every=10"),
+    *("train.eval_batches=1", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "metrics.profile_every=0"),
 ]
-PATIENCE_S = 100
+MAIN = REPO / "tests" / "faulty_main.py"
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"]
 
 
-def torchrun(folder, fault, *more):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1"]
-    script = ["--nproc_per_node=2", str(REPO / "tests" / "faulty_main.py"), fault, str(folder / "marker")]
-    line = [*torchrun, *script, *LINE, *more]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=folder, env=ENV, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+class Run(Started):
+    """A run on two ranks in `folder`, with planted faults. `restarts`: None for bare torchrun, without launch.local."""
+
+    def __init__(self, folder, faults="none", *words, restarts=0, prefix=()):
+        (folder / "text.txt").write_text(TEXT)
+        self.faults = folder / uuid.uuid4().hex  # what has happened
+        how = [*TORCHRUN, f"--log_dir={folder / 'torchrun'}"] if restarts is None else []  # it keeps that folder
+        start = [] if restarts is None else ["nproc=2", f"restarts={restarts}"]
+        super().__init__(folder, [*how, MAIN, faults, self.faults, *start, *LINE, *words], prefix)
+
+    def go(self):
+        """Let the ranks no longer wait in a step."""
+        self.faults.mkdir(exist_ok=True)
+        (self.faults / GO).touch()
+
+    def waits(self, times=1):
+        """Wait until a rank waits in a step, after so many starts of the ranks. There is a checkpoint by then."""
+        self.until(lambda: len([*self.faults.glob(f"{WAITING}*")]) >= times)
 
 
 @pytest.fixture
@@ -48,25 +53,74 @@ def start(tmp_path):
     """Starts a run in tmp_path, and ends all its processes at the end of the test."""
     started = []
 
-    def run(fault="none", *more):
-        started.append(torchrun(tmp_path, fault, *more))
+    def run(*args, **options):
+        started.append(Run(tmp_path, *args, **options))
         return started[-1]
 
     yield run
-    for process in started:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    for one in started:
+        one.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """The losses by step of a run without a fault."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    process = torchrun(folder, "none")
-    _, errors = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0, errors
+    code, said = Run(folder).end()
+    assert (code, said) == (0, "")
     return losses_of(run_in(folder))
+
+
+class Disk:
+    """A small disk, on which the runs of `folder` are: a tmpfs in a namespace of its own, so that no rights are needed.
+    `prefix`: the command that starts a program there. `runs`: how a test sees the folder of the runs."""
+
+    def __init__(self, folder, kib):
+        self.place = folder / "runs"
+        self.place.mkdir()
+        line = ["unshare", "-Urm", "sh", "-c", "echo ready && exec sleep 1000"]
+        self.holder = subprocess.Popen(line, stdout=subprocess.PIPE)
+        assert self.holder.stdout is not None and self.holder.stdout.readline() == b"ready\n"
+        pid = str(self.holder.pid)
+        # the working directory must be entered again, for the new mount to be seen below it
+        enter = ["nsenter", "--preserve-credentials", "-U", "-m", "-t", pid]
+        self.prefix = [*enter, "sh", "-c", 'cd "$0" && exec "$@"', str(folder)]
+        self.runs = Path(f"/proc/{pid}/root{self.place}")
+        self.do("mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", self.place)
+
+    def do(self, *line):
+        subprocess.run([*self.prefix, *map(str, line)], check=True, timeout=20)
+
+    def fill(self, but_kib=0):
+        """Leave so much room."""
+        free = os.statvfs(self.runs)
+        size = free.f_bavail * free.f_bsize - but_kib * 2**10
+        with suppress(OSError):
+            (self.runs / "full").write_bytes(bytes(size))
+
+    def make_room(self):
+        (self.runs / "full").unlink()
+
+    def read_only(self):
+        """For every file that is opened from now on."""
+        self.do("mount", "--bind", self.place, self.place)
+        self.do("mount", "-o", "remount,bind,ro", self.place)
+
+    def writable(self):
+        self.do("umount", self.place)
+
+    def close(self):
+        self.holder.kill()
+        self.holder.wait()
+        assert self.holder.stdout is not None
+        self.holder.stdout.close()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    found = Disk(tmp_path, kib=16 * 2**10)
+    yield found
+    found.close()
 
 
 def run_in(folder):
@@ -80,55 +134,46 @@ def life_of(run):
     return life
 
 
+def newest_step(run):
+    return max((step_of(path) or 0 for path in complete(run)), default=0)
+
+
 def losses_of(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        (line["step"], {tag: line[tag] for tag in ("train/loss", "train/grad_norm", "validation/loss") if tag in line})
-        for line in lines
-    ]
+    """What each line of metrics.jsonl says of the numbers, with its step. A line that was cut off is left out."""
+    lines = []
+    for text in (run / "metrics.jsonl").read_text().splitlines(keepends=True):
+        if text.endswith("\n"):
+            line = json.loads(text)
+            numbers = ("train/loss", "train/grad_norm", "validation/loss")
+            lines.append((line["step"], {tag: line[tag] for tag in numbers if tag in line}))
+    return lines
 
 
-def reaches(process, folder, step):
-    """Wait until the run has a checkpoint of this step or a later one. Returns the run."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        for run in (folder / "runs").glob("*"):
-            if (run / CHECKPOINTS / "latest").exists() and (step_of(complete(run)[0]) or 0) >= step:
-                return run
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    raise AssertionError("no checkpoint")
-
-
-def ranks_of(process):
-    found = psutil.Process(process.pid).children(recursive=True)
-    return sorted((one for one in found if "RANK" in one.environ()), key=lambda one: int(one.environ()["RANK"]))
-
-
-def nothing_is_lost(run, process, start, undisturbed, *, resumes=True):
-    """Check what is left, and that the same line continues to the end of the undisturbed run."""
-    out, errors = process.communicate(timeout=PATIENCE_S)
+def is_saved(run, most=EVERY):
+    """The newest checkpoint is as it was written, and at most so many steps old."""
     good = [path for path in complete(run) if not wrong_files(path, Manifest.read(path))]
     last = losses_of(run)[-1][0]
-    assert good and last - step_of(good[0]) <= EVERY, (last, good)
+    assert good and last - step_of(good[0]) <= most, (last, good)
+
+
+def is_whole(run, undisturbed):
+    """The run has come to its end as if nothing had happened, and nothing unfinished is left in its folder."""
+    assert losses_of(run) == undisturbed
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [*range(1, STEPS + 1)]
+    assert [path.name for path in run.rglob("*") if ".tmp" in path.name] == []
+    assert newest_step(run) == STEPS and life_of(run).state == "finished" and not is_alive(run)
+
+
+def goes_on(start, run, undisturbed, **options):
+    """The same line continues this run, which is not alive and has not ended by itself, to the end."""
+    is_saved(run)
+    deadline = time.monotonic() + GONE_S  # a process that is ending has its lock a moment longer than its environment
+    while is_alive(run) and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert not is_alive(run) and life_of(run).state in ("running", "saved")
-    if resumes:
-        again = start()
-        _, problems = again.communicate(timeout=PATIENCE_S)
-        assert again.returncode == 0, problems
-        assert losses_of(run) == undisturbed
-        events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-        assert [event.step for event in events.Scalars("train/loss")] == [*range(1, STEPS + 1)]
-        assert [path.name for path in (run / CHECKPOINTS).iterdir() if ".tmp" in path.name] == []
-        assert life_of(run).state == "finished"
-    return out, errors
-
-
-def in_small_tmpfs(folder, kib, *more):
-    """Run inside a user namespace, whose runs are on a tmpfs of this size."""
-    (folder / "runs").mkdir()
-    torchrun = f"{sys.executable} -m torch.distributed.run --standalone --local_addr=127.0.0.1 --nproc_per_node=2"
-    line = " ".join([str(REPO / "train" / "main.py"), *LINE, *more])
-    shell = f"mount -t tmpfs -o size={kib}k tmpfs {folder}/runs && {torchrun} {line}; ls -R {folder}/runs"
-    command = ["unshare", "-Urm", "sh", "-c", shell]
-    return subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True, timeout=PATIENCE_S)
+    again = start(**options)
+    code, said = again.end()
+    assert (code, said) == (0, "")
+    assert f"continuing runs/{run.name} after step " in again.out()
+    is_whole(run, undisturbed)

@@ -1,95 +1,122 @@
-"""train/main.py with one planted fault: faulty_main.py FAULT MARKER override …
+"""train/main.py with planted faults: faulty_main.py FAULT,FAULT,… FOLDER override …
 
-The fault happens once: it makes the folder MARKER first, and does nothing if that exists.
+Each fault happens once, and only after those before it: it makes a folder with its name in FOLDER first. Without RANK
+in the environment this is launch.local, whose ranks are this program.
 """
 
 import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
-import torch
-
-from train import main as program
-from train import step
-from train.checkpoint import folder, manifest, writing
-
-FAULT, MARKER = sys.argv[1], Path(sys.argv[2])
-RANK = int(os.environ.get("RANK", 0))
-AT_STEP = 5  # the first after a save
+AT_STEP = 5  # of those that a process makes: the first after a save
+WAITING, GO = "waiting-", "go"  # files: of a process in "waits", with its number; and what it waits for
+LIMIT_S = 100
 
 
-def once() -> bool:
-    try:
-        MARKER.mkdir()
-    except FileExistsError:
+class Once:
+    """Whether a fault happens now. `saved`: only if the run has a complete checkpoint, to go on from."""
+
+    def __init__(self, folder: Path, name: str, before: list[str]) -> None:
+        self.folder, self.name, self.before = folder, name, before
+
+    def __call__(self, *, saved: bool = False) -> bool:
+        if not all((self.folder / name).exists() for name in self.before):
+            return False
+        if saved and not [*Path("runs").glob("*/checkpoints/latest")]:
+            return False
+        with suppress(FileExistsError):
+            (self.folder / self.name).mkdir(parents=True)
+            return True
         return False
-    return True
 
 
-def killed(condition=lambda *args: True):
-    """A function that kills this process before the original runs, if the condition holds."""
+def launch(faults: str, folder: str) -> None:
+    from launch import local
+    from train.command.resources import path_of
 
-    def before(original):
+    torchrun_line = local.torchrun_line
+
+    def line(*args, **options):
+        words = torchrun_line(*args, **options)
+        at = words.index(path_of("train/main.py"))
+        return [*words[:at], __file__, faults, folder, *words[at + 1 :]]
+
+    local.torchrun_line = line
+    local.main()
+
+
+def rank(number: int, faults: list[str], folder: Path) -> None:
+    import torch
+
+    from train import main, step
+    from train.checkpoint import folder as folders
+    from train.checkpoint import manifest, writing
+
+    def killed(owner, name, once, condition=lambda *args: True):
+        """Kill this process instead of calling the function, if the condition holds."""
+        original = getattr(owner, name)
+
         def changed(*args, **options):
-            if condition(*args) and once():
+            if condition(*args) and once(saved=True):
                 os.kill(os.getpid(), signal.SIGKILL)
             return original(*args, **options)
 
-        return changed
+        setattr(owner, name, changed)
 
-    return before
+    def in_step(action):
+        """Change the loss of rank 1 in its step AT_STEP."""
+        original, count = step.Step.__call__, 0
 
-
-def at_step(action):
-    """Do something on rank 1 in step AT_STEP, instead of the forward and backward."""
-    count = 0
-
-    def before(original):
         def changed(self, tokens, targets, **options):
             nonlocal count
             count += 1
             forward_backward = self.forward_backward
-            if RANK == 1 and count == AT_STEP and once():
+            if number == 1 and count == AT_STEP:
                 self.forward_backward = lambda *args: action(forward_backward(*args))
             result = original(self, tokens, targets, **options)
             self.forward_backward = forward_backward
             return result
 
-        return changed
+        step.Step.__call__ = changed  # type: ignore[method-assign]
 
-    return before
+    def fail(loss, once):
+        if once():
+            raise RuntimeError("a planted error")
+        return loss
 
+    def waits(loss):
+        """In every process, until the test says go."""
+        folder.mkdir(exist_ok=True)
+        (folder / f"{WAITING}{os.getpid()}").touch()
+        deadline = time.monotonic() + LIMIT_S
+        while not (folder / GO).exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return loss
 
-def fail(loss):
-    raise RuntimeError("a planted error")
+    plants = {
+        "killed_while_writing": lambda once: killed(
+            writing._Hashed, "write", once, lambda file, data: number == 1 and file.size > 2**16
+        ),
+        "killed_before_the_manifest": lambda once: killed(manifest.Manifest, "write", once),
+        "killed_before_the_name": lambda once: killed(folders.Folder, "commit", once),
+        "killed_before_latest": lambda once: killed(folders.Folder, "accept", once),
+        "not_finite": lambda once: in_step(lambda loss: loss * torch.nan if once() else loss),
+        "raises": lambda once: in_step(lambda loss: fail(loss, once)),
+        "waits": lambda once: in_step(waits),
+        "other_config": lambda once: sys.argv.append("optim.lr=0.5") if number == 1 else None,
+    }
+    for index, name in enumerate(faults):
+        plants[name](Once(folder, name, faults[:index]))
+    main.main()
 
-
-def wait(loss):
-    time.sleep(2)
-    return loss
-
-
-def patch(owner, name, change):
-    setattr(owner, name, change(getattr(owner, name)))
-
-
-FAULTS = {
-    "none": lambda: None,
-    "killed_while_writing": lambda: patch(
-        writing._Hashed, "write", killed(lambda self, data: RANK == 1 and self.size > 2**16)
-    ),
-    "killed_before_the_manifest": lambda: patch(manifest.Manifest, "write", killed()),
-    "killed_before_the_name": lambda: patch(folder.Folder, "commit", killed()),
-    "killed_before_latest": lambda: patch(folder.Folder, "accept", killed()),
-    "not_finite_on_one_rank": lambda: patch(step.Step, "__call__", at_step(lambda loss: loss * torch.nan)),
-    "raises_on_one_rank": lambda: patch(step.Step, "__call__", at_step(fail)),
-    "slow": lambda: patch(step.Step, "__call__", at_step(wait)),
-    "other_config_on_one_rank": lambda: sys.argv.append("optim.lr=0.5") if RANK == 1 else None,
-}
 
 if __name__ == "__main__":
-    sys.argv = [sys.argv[0], *sys.argv[3:]]
-    FAULTS[FAULT]()
-    program.main()
+    names, place, *words = sys.argv[1:]
+    sys.argv = [sys.argv[0], *words]
+    if "RANK" in os.environ:
+        rank(int(os.environ["RANK"]), names.split(",") if names != "none" else [], Path(place))
+    else:
+        launch(names, place)

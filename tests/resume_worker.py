@@ -38,14 +38,15 @@ class Trainer:
         self.side = SideGroup(site.world, alone=True)
         model = Transformer(job.config.model, **dtypes(job.config.precision))
         self.step = job.config.strategy.build(model, self.mesh, job.config)
-        self.facts = Facts(layout(job.config, site.world.world_size), {}, {}, "0" * 64)
+        self.facts = Facts(layout(job.config, site.world.world_size, site.runtime.device.type), {}, {}, "0" * 64)
 
     def train(self, first: int, last: int) -> list[float]:
         """The losses of these steps."""
         size = self.config.train.global_batch_size
         losses = []
         for number in range(first, last + 1):
-            tokens, targets = self.corpus.batch(number, size, own_rows(self.mesh, size))
+            batch = self.corpus.batch(number, size, own_rows(self.mesh, size))
+            tokens, targets = (x.to(self.site.runtime.device) for x in batch)
             losses.append(self.step(tokens, targets, lr=lr_at(number, STEPS, self.config.optim)).loss.item())
         return losses
 

@@ -194,7 +194,7 @@ def test_a_bad_end_leaves_the_terminal_as_it_was(tmp_path):
     while chunk := read_from(main):
         seen += chunk
     os.close(main)
-    assert run.wait(timeout=10) == 1
+    assert run.wait(timeout=10) == 6
     assert b"\x1b[?25l" in seen, "the cursor is hidden while the bar moves"
     shown = seen.rindex(b"\x1b[?25h")
     assert b"\x1b[?25l" not in seen[shown:]

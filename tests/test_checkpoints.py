@@ -1,19 +1,22 @@
 """The files of a checkpoint: what is refused, and in which words; and what a user does with them."""
 
 import hashlib
+import io
 import json
 import os
 import pickle
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
+import torch
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata
 
 from scripts import checkpoint as tool
 from tests.saved_runs import flipped, newest, train
 from train.checkpoint.folder import Folder, check_space, complete
 from train.checkpoint.manifest import MANIFEST, METADATA, Damaged, File, Manifest, wrong_files
-from train.checkpoint.reading import read_metadata
+from train.checkpoint.reading import _OnlyMetadata, fills, read_metadata
 from train.checkpoint.whole import whole_tensor
 from train.command.process.life import is_alive, read_life
 from train.config.problems import BadInput
@@ -109,6 +112,27 @@ def test_a_malicious_pickle_runs_nothing(run, tmp_path):
     assert not marker.exists()
 
 
+class ByName:
+    """An attribute, as Python 3.11.2 pickles a member of an enumeration."""
+
+    def __init__(self, owner, name):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self):
+        return getattr, (self.owner, self.name)
+
+
+def test_a_member_of_an_enumeration_is_read_by_value_and_by_name(finished):
+    content = (newest(finished) / METADATA).read_bytes()
+    found = _OnlyMetadata(io.BytesIO(content)).load()
+    pickled = pickle.dumps([ByName(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")])
+    assert _OnlyMetadata(io.BytesIO(pickled)).load() == [_MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT]
+    assert all(one.properties.memory_format == torch.contiguous_format for one in found.state_dict_metadata.values())
+    for owner, name in ((_MEM_FORMAT_ENCODING, "__class__"), (torch.Size, "__reduce__")):
+        with pytest.raises(pickle.UnpicklingError, match=f"it takes {name} of"):
+            _OnlyMetadata(io.BytesIO(pickle.dumps(ByName(owner, name)))).load()
+
+
 def test_a_manifest_cannot_name_other_files(run):
     folder = newest(run)
     files = Manifest.read(folder).files | {"../../../../etc/passwd": File(1, "0" * 64)}
@@ -125,22 +149,75 @@ def test_metadata_of_other_tensors_is_refused(run):
         read_metadata(folder, replace(manifest, tensors=fewer))
 
 
+@pytest.mark.parametrize("bytes", ["Infinity", "1"])
+def test_a_manifest_cannot_have_impossible_sizes(bytes, run):
+    """Its tensors are not larger than its files, so that a small checkpoint cannot ask for much memory."""
+    folder = newest(run)
+    manifest = Manifest.read(folder)
+    values = {"format": 1, **asdict(manifest)}
+    for one in values["files"].values():
+        one["bytes"] = json.loads(bytes)
+    values["sha256"] = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(Damaged, match="fields of a manifest"):
+        Manifest.read(folder)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", [MANIFEST, "__0_0.distcp"])
+def test_a_pipe_is_no_file_of_a_checkpoint(name, run, capsys):
+    (newest(run) / name).unlink()
+    os.mkfifo(newest(run) / name)
+    assert tool.main(["verify", str(run)]) == 1
+    assert f"{name} is not a regular file" in capsys.readouterr().out
+
+
+def box(offsets, sizes):
+    return ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+
+
+HALVES = [box((0, 0), (2, 4)), box((2, 0), (2, 4))]
+QUARTERS = [box((i, j), (2, 2)) for i in (0, 2) for j in (0, 2)]
+BOXES = [
+    (HALVES, (4, 4), True),
+    (QUARTERS, (4, 4), True),
+    ([box((), ())], (), True),
+    ([HALVES[0], HALVES[0]], (4, 4), False),  # one half twice
+    ([QUARTERS[0], *QUARTERS[:3]], (4, 4), False),
+    ([box((0, 0), (2, 4)), box((3, 0), (2, 4))], (4, 4), False),  # outside
+    (HALVES[:1], (4, 4), False),
+    ([box((0,), (16,))], (4, 4), False),
+    ([box((), ()), box((), ())], (), False),
+]
+
+
+@pytest.mark.parametrize(("chunks", "shape", "whole"), BOXES)
+def test_parts_must_make_a_whole(chunks, shape, whole):
+    assert fills(chunks, shape) is whole
+
+
 def test_only_the_newest_are_kept_and_nothing_unfinished(tmp_path):
     folder = Folder(tmp_path, keep=2)
     for step in (1, 2, 3):
         folder.accept(folder.commit(folder.begin(step)))
     folder.begin(4)
+    (folder.path / ".latest.4711.tmp").touch()
+    (tmp_path / ".life.json.4711.tmp").touch()
     folder.clean()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
     assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step-2", "step-3"]
     folder.accept(folder.commit(folder.begin(2)))  # the run went on from an older one
     assert sorted(path.name for path in folder.path.iterdir()) == ["latest", "step-2"]
     assert (folder.path / "latest").read_text() == "step-2\n"
 
 
-def test_a_disk_without_room_for_two_is_refused(tmp_path):
-    check_space(tmp_path, 1)
-    with pytest.raises(BadInput, match=r"two checkpoints need 2,147,483,648.0 GiB, but the disk of .* has [\d,.]+ GiB"):
-        check_space(tmp_path, 2**60)
+def test_a_disk_without_room_is_refused(run):
+    check_space(run.parent, 1, 3, None)
+    says = r"3 checkpoints of 1,073,741,824.0 GiB need more than the disk of .* has: [\d,.]+ GiB"
+    with pytest.raises(BadInput, match=f"{says}: free"):
+        check_space(run.parent, 2**60, 3, None)
+    with pytest.raises(BadInput, match=f"{says} with those that the run has: free"):
+        check_space(run.parent, 2**60, 3, run)
 
 
 def test_lines_of_later_steps_are_removed(tmp_path):

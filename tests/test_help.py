@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launch import doctor, explain, local, sweep
-from scripts import verify, write_configuration
+from scripts import soak, verify, write_configuration
 from train import main as training
 from train.command import cli, options
 from train.command.help import described
@@ -19,7 +19,8 @@ from train.config.problems import BadInput
 
 REPO = Path(__file__).resolve().parent.parent
 LOCAL, EXPLAIN, SWEEP, VERIFY = options.LOCAL, options.EXPLAIN, options.SWEEP, options.VERIFY
-DOCTOR = options.DOCTOR
+DOCTOR, SOAK = options.DOCTOR, options.SOAK
+TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, "train/main.py")
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +35,7 @@ def answer(tool, line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [tool, *words])
     mains: dict[str, Callable[[], object]] = {LOCAL: local.main, EXPLAIN: explain.main, "train/main.py": training.main}
     mains |= {DOCTOR: doctor.main, SWEEP: lambda: sweep.main(words), VERIFY: lambda: verified(words)}
+    mains[SOAK] = lambda: soak.main(words)
     with pytest.raises(SystemExit) as ended:
         mains[tool]()
     said = capsys.readouterr()
@@ -99,9 +101,9 @@ def test_help_tells_a_given_value_from_the_preset_s(monkeypatch, capsys):
     assert squeezed.count("(default") == 3, "port has no number of its own"
 
 
-@pytest.mark.parametrize("tool", [LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, "train/main.py"])
+@pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
-    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY) else "strategy=pp"
+    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY, SOAK) else "strategy=pp"
     code, out, err = answer(tool, f"-h {several}", monkeypatch, capsys)
     assert (code, err) == (0, "")
     assert "strategy=pp: How the work" in out
@@ -111,7 +113,7 @@ def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
     assert ("--json" in out, "--html FILE" in out) == (tool == DOCTOR, tool == VERIFY)
 
 
-@pytest.mark.parametrize("tool", [LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, "train/main.py"])
+@pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize(
     ("line", "says"),
     [
@@ -126,7 +128,7 @@ def test_a_bad_override_beside_help_has_its_usual_message(tool, line, says, monk
     assert says in err and err.count("nothing was trained") == 1
 
 
-@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY])
+@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY, SOAK])
 def test_a_bad_value_among_several_has_its_usual_message(tool, monkeypatch, capsys):
     code, out, err = answer(tool, "strategy=dp,foo --help", monkeypatch, capsys)
     assert (code, out) == (2, "") and "strategy=foo does not name a preset" in err
@@ -174,7 +176,7 @@ def test_a_misspelt_option_is_told_what_was_meant(tool, word, says, monkeypatch,
 
 WRONG_TOOL = [
     (tool, option)
-    for tool in (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, "train/main.py")
+    for tool in TOOLS
     for option in options.OPTIONS
     if tool not in option.tools and option is not options.STEPS  # which may be meant for train.steps
 ]
@@ -195,6 +197,8 @@ WRONG = {
     "restarts": (*(text for text in NUMBERS if text != "0"), "00", "10001"),
     "max_micro_batch_size": NUMBERS,
     "steps": NUMBERS,
+    "minutes": ("x", "0", "-1", "", "1e3", "1,2", "٣", "9" * 5000),
+    "mtbf_s": ("x", "0", "-1", "", "1e3", "60,", "60,0", "٣", "9" * 5000),
     "batch": ("x", "", "Micro"),
 }
 SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid"), ("yes", "", "1", "True"))

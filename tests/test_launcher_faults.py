@@ -3,63 +3,23 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
-from launch.start.alive import with_variable
-
-REPO = Path(__file__).resolve().parent.parent
-LIMIT_S = 100
-MARK = "STRATEGY_LAB_TEST"  # in the environment of everything that a test starts
+from tests.started import LIMIT_S, REPO, Started
 
 
-class Launched:
+class Launched(Started):
     """A launcher that runs tests/faulty_rank.py in `folder`."""
 
     def __init__(self, folder, fault, *, device="cpu", nproc=2, restarts=0, timeout_s=60):
-        self.folder = folder
-        (folder / "temporary").mkdir()
-        env = os.environ | {
-            "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "TMPDIR": str(folder / "temporary"), MARK: str(folder),
-        }  # fmt: skip
-        words = [str(REPO / "tests" / "faulty_rank.py"), fault, device, *map(str, (nproc, restarts, timeout_s))]
-        self.process = subprocess.Popen(
-            [sys.executable, *words], cwd=folder, env=env, text=True, start_new_session=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+        super().__init__(folder, [REPO / "tests" / "faulty_rank.py", fault, device, nproc, restarts, timeout_s])
 
     def works(self):
         """Wait until the ranks are in their loop."""
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "working\n", self.end()
-
-    def agent(self):
-        (found,) = psutil.Process(self.process.pid).children()
-        return found
-
-    def ranks(self):
-        found = {int(one.environ()["RANK"]): one for one in self.agent().children()}
-        return [found[rank] for rank in sorted(found)]
-
-    def end(self, limit_s=LIMIT_S):
-        """(exit code, what was said on stderr). Nothing of it is left."""
-        try:
-            _, said = self.process.communicate(timeout=limit_s)
-        finally:
-            self.process.kill()
-            left = [one for one in with_variable(MARK, str(self.folder)) if one.pid != self.process.pid]
-            _, alive = psutil.wait_procs(left, timeout=10)
-            for one in alive:
-                one.kill()
-        assert not alive, "processes were left behind"
-        assert not [*(self.folder / "temporary").iterdir()], "files were left behind"
-        return self.process.returncode, said
+        self.until(lambda: self.out().startswith("working\n"))
 
 
 slow = pytest.mark.slow

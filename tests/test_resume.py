@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.rows.base import F32, F64
 from tests.running import job, run_jobs
@@ -58,6 +59,13 @@ CASES = [
 ]
 SLOW_CASES = [case(8, "3d"), case(8, "moe_3d", *MIXTURE)]
 ENGINES = [case(2, name) for name in ("ds_zero1", "ds_zero2", "ds_zero3", "ds_pp", "ds_autotp")]
+# two ranks share the device, for which gloo sends; with nccl there is one
+SHARED, ALONE = (("runtime.device=cuda", f"runtime.backend={name}") for name in ("gloo", "nccl"))
+ON_A_GPU = [
+    *(case(1, name, *ALONE) for name in ("single", "fsdp", "tp", "pp")),
+    *(case(2, name, *SHARED) for name in ("fsdp", "tp", "cp")),
+    case(2, "dp", BUCKETS, *POWERSGD, *SHARED),
+]
 BUGGY = [
     case(2, "fsdp", bug="moments_not_restored"),
     case(2, "tp", bug="count_not_restored"),
@@ -70,7 +78,7 @@ BUGGY = [
 
 @pytest.fixture(scope="module")
 def table(request, tmp_path_factory):
-    """Results of the selected cases of a size, in one world for each size and kind of engine."""
+    """Results of the selected cases of a size, in one world for each size, kind of engine and device."""
     done = {}
     selected = {
         item.callspec.params["one"]
@@ -79,10 +87,9 @@ def table(request, tmp_path_factory):
     }
 
     def results(one: Case):
-        engines = one in ENGINES
-        key = (one.size, engines)
+        key = (one.size, one in ENGINES, one in ON_A_GPU)
         if key not in done:
-            chosen = [other for other in selected if other.size == one.size and (other in ENGINES) == engines]
+            chosen = [other for other in selected if (other.size, other in ENGINES, other in ON_A_GPU) == key]
             jobs = [job(other.name, other.overrides) for other in sorted(chosen, key=lambda other: other.name)]
             done[key] = run_jobs(tmp_path_factory.mktemp("resume"), jobs, size=one.size, worker=WORKER)
         result = done[key][one.name]
@@ -122,6 +129,14 @@ def test_eight_ranks_resume_to_the_bit(one, table):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("one", ENGINES, ids=ids)
 def test_engine_resumes_to_the_bit(one, table):
+    same_to_the_bit(one, table)
+
+
+@pytest.mark.gpu
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("one", ON_A_GPU, ids=ids)
+def test_a_gpu_resumes_to_the_bit(one, table):
     same_to_the_bit(one, table)
 
 

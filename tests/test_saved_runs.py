@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 
 import pytest
 import torch
@@ -43,6 +45,58 @@ def test_a_new_run_starts_from_another_run(run, tmp_path):
     assert said in result.stdout
     (new,) = {*(tmp_path / "runs").iterdir()} - {run}
     assert [json.loads(line)["step"] for line in (new / "metrics.jsonl").read_text().splitlines()] == [5, 6, 6]
+
+
+@pytest.mark.timeout(200)
+def test_a_run_from_another_one_is_continued_by_the_same_line(run, tmp_path):
+    line = ("train.steps=6", "checkpoint.every=1", f"checkpoint.resume={run}")
+    assert train(tmp_path, *line).returncode == 0
+    (new,) = {*(tmp_path / "runs").iterdir()} - {run}
+    cut_off(new)
+    again = train(tmp_path, *line)
+    assert again.returncode == 0, again.stderr
+    assert f"continuing runs/{new.name} after step 5" in again.stdout
+    assert [json.loads(line)["step"] for line in (new / "metrics.jsonl").read_text().splitlines()] == [5, 6, 6]
+
+
+def cut_off(run):
+    """Make the run look as if it had been cut off before its last save."""
+    shutil.rmtree(newest(run))
+    for name in ("summary.json", "life.json"):
+        (run / name).unlink()
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
+    result = train(tmp_path, "metrics.dir=/proc/none")
+    assert result.returncode == 3 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[1].startswith("  metrics.dir=/proc/none cannot be written (No such file"), result
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_text_changes_between_runs(tmp_path):
+    """It is replaced by another, cut, cut to nothing that can be trained on, and removed; and then put back."""
+    path, text = tmp_path / "text.txt", "some words of a text " * 2000
+    words = ("data=text", f"data.path={path}", "train.steps=4", "checkpoint.every=2")
+    path.write_text(text)
+    assert train(tmp_path, *words).returncode == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    cut_off(run)
+    another = "data.corpus_sha256=.*: train on the same text, or start a new run"
+    wrong: list[tuple[str | None, str]] = [("other words of a text " * 2000, another), (text[:20_000], another)]
+    wrong += [(text[:20], "holds 20 tokens, .*, more data, or"), (None, "does not exist")]
+    for content, says in wrong:
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        refused = train(tmp_path, *words)
+        assert refused.returncode == 2 and re.search(says, refused.stderr), refused.stderr
+        assert "Traceback" not in refused.stderr
+    path.write_text(text)
+    again = train(tmp_path, *words)
+    assert again.returncode == 0, again.stderr
+    assert f"continuing runs/{run.name} after step 2" in again.stdout
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path):

@@ -90,7 +90,7 @@ def test_a_local_launch_sets_its_own_environment():
     assert notes == [
         "ignored, as a local launch sets its own values: PET_NNODES, RANK, TORCHELASTIC_RUN_ID, WORLD_SIZE"
     ]
-    own = {"PET_LOG_DIR", "PET_SIGNALS_TO_HANDLE"}
+    own = {"PET_LOG_DIR", "PET_SIGNALS_TO_HANDLE", "STRATEGY_LAB_LAUNCH"}
     assert env.keys() == {"HOME", "RES_OPTIONS", "GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS"} | own
     assert (env["GLOO_SOCKET_IFNAME"], env["PET_LOG_DIR"]) == ("eth7", os.devnull)
 

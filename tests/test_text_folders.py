@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.texts import LINES, bytes_of, config, load, refusal
-from train.config.problems import BadInput
 from train.data import folder
+from train.data.tokens import LostData
 from train.record.run_dir import work_hash
 
 REPO = Path(__file__).resolve().parent.parent
@@ -101,8 +101,14 @@ def test_a_file_that_shrinks_is_named(tmp_path):
         (tmp_path / name).write_text(LINES)
     corpus = load(tmp_path)
     (tmp_path / "a").write_text("short")
-    with pytest.raises(BadInput, match="/a became shorter while it was being read"):
+    with pytest.raises(LostData) as lost:
         bytes_of(corpus)
+    assert "/a cannot be read any more (it became shorter): put it back as it was" in lost.value.report()
+    (tmp_path / "a").unlink()
+    with pytest.raises(LostData) as lost:
+        bytes_of(corpus)
+    assert "/a cannot be read any more (No such file or directory)" in lost.value.report()
+    assert isinstance(lost.value, OSError), "so that it is BadInput while the corpus is checked"
 
 
 @pytest.mark.parametrize(

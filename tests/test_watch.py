@@ -13,6 +13,8 @@ import pytest
 
 from launch.start.endings import Ending, cause, how_ended
 from launch.start.watch import ENDING_S, PAUSE_S, Watch
+from train.command.process.signals import Signals
+from train.config.problems import EXIT_PEER
 from train.ranks.peers import because_of_a_peer
 
 TIMEOUT_S = 8.0
@@ -65,6 +67,7 @@ class Failure:
         ({0: 77, 1: -15}, 1, 2, True, 77, "rank 0 exited with code 77; all ranks are started again (restart 2 of 2)"),
         ({0: 143, 1: 143}, 0, 2, False, 143, "rank 0 exited with code 143"),
         ({0: 137, 1: -15}, 0, 2, True, 137, "rank 0 exited with code 137; all ranks are started again"),
+        ({0: 6, 1: 6}, 0, 2, False, 6, ""),  # the loss is not finite, and would be so again
         ({0: 75, 1: 75}, 0, 2, False, 75, ""),
     ],
 )
@@ -233,3 +236,13 @@ NCCL = (
 )  # fmt: skip
 def test_an_error_because_of_another_rank(found, says):
     assert re.fullmatch(says, because_of_a_peer(found)), because_of_a_peer(found)
+
+
+@pytest.mark.parametrize(("found", "codes"), [(PAIR, [EXIT_PEER]), ("mine", [])])
+def test_a_signal_before_the_loss_of_a_peer_ends_a_rank_at_once(found, codes, monkeypatch):
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with pytest.raises(RuntimeError), Signals():
+        signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError(found)
+    assert ended == codes, "an error of its own is still to be said"

@@ -72,9 +72,9 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
         size = sum(p.numel() for p in model.parameters())
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
         batches = Batches(config, corpus, mesh, runtime.device)
-        with start_of(config, tree, corpus, size, side_group, generation.newest(side_group)) as start:
-            report = Report.open(config, tree, corpus, world, runtime, size, start.run, start.step, start.carried)
-        opened.enter_context(report.alive())
+        carried = generation.newest(side_group)
+        start = start_of(config, tree, corpus, size, side_group, runtime.device.type, carried)
+        report = opened.enter_context(closing(Report.open(config, tree, corpus, world, runtime, size, start)))
         run = watched.run = Path(side_group.share(str(report.path)))
         checkpoints = opened.enter_context(
             Checkpoints(config, tree, corpus, report, run, start, train_step, side_group)

@@ -98,7 +98,9 @@ class Step:
         for parameter in self.parameters.values():
             parameter.grad = None
         self.balance.reset()
-        self.load_own_state({})
+        for one in self.replicas:
+            if one.compression is not None:
+                one.compression.forget()
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,10 +129,10 @@ class Step:
         self.rehearse()
         self.optimiser.make_state()
         pieces = [*self.saved()]
-        read([piece for piece in pieces if piece.key in known])
-        for piece in pieces:
-            if piece.key not in known:  # a parameter without a gradient until then, of which the optimiser had no state
-                self.optimiser.inner.state.pop(self.optimiser.shards[piece.name], None)
+        with_state = {piece.name for piece in pieces if piece.of_optimiser and piece.key in known}
+        read([piece for piece in pieces if not piece.of_optimiser or piece.name in with_state])
+        for name in self.optimiser.shards.keys() - with_state:  # it had no gradient until then
+            self.optimiser.inner.state.pop(self.optimiser.shards[name], None)
 
     def rehearse(self) -> None:
         """Run a backward whose gradients are thrown away, if the model is replicated. DDP forms its buckets anew after
@@ -150,7 +152,8 @@ class Step:
         for i, one in enumerate(self.replicas):
             if one.compression is not None:
                 head = f"powersgd/{i}/"
-                one.compression.load({k.removeprefix(head): x for k, x in tensors.items() if k.startswith(head)})
+                own = {k.removeprefix(head): x for k, x in tensors.items() if k.startswith(head)}
+                one.compression.load({name: x.to(self.model.rope.device) for name, x in own.items()})
 
     def state_tensors(self) -> dict[str, Iterable[Tensor]]:
         return self.state.state_tensors()

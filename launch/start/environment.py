@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from train.command.process.exits import SIGNALS
 from train.command.resources import INSTALLED, ROOT, path_of
-from train.config.world import AGENT, LOCK, NEEDED, PLACE, ROLL, RUN_FILE
+from train.config.world import AGENT, LAUNCH, LOCK, NEEDED, PLACE, ROLL, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
 OWN = (
     AGENT,
+    LAUNCH,
     LOCK,
     ROLL,
     RUN_FILE,
@@ -48,6 +50,7 @@ def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str
     own = {
         # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
         "PET_LOG_DIR": os.devnull,
+        LAUNCH: uuid.uuid4().hex,
         "PET_SIGNALS_TO_HANDLE": ",".join(one.name for one in SIGNALS),
     }
     return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | own, notes

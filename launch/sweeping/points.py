@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launch.sweeping.grid import Checked, Point
-from train.checkpoint.folder import complete
+from train.checkpoint.folder import complete, ended
 from train.config import plain_json
 from train.config.problems import unusable
 from train.record.run_files import Record, Unreadable, exists, number, read_text, write_whole
@@ -43,7 +43,7 @@ class Entry:
 
     def discard(self, folder: Path, *, but_saved: bool = False) -> Path | None:
         """Remove the directory of a run of this point that was not finished, so that a point has only one run. Returns
-        the removed directory. `but_saved`: keep it if it has a checkpoint, from which the same command continues.
+        the removed directory. `but_saved`: keep it if the same command continues it from a checkpoint.
         Raises BadInput (exit code 3) if it cannot be removed."""
         try:
             path = Path(read_text(folder / self.run_file).strip()) if exists(folder / self.run_file) else None
@@ -57,7 +57,7 @@ class Entry:
         )  # any other path in the file is not a run of this sweep
         if path.resolve().parent not in places or not RUN_DIR.fullmatch(path.name):
             return None
-        if but_saved and complete(path):
+        if but_saved and complete(path) and not ended(path):
             return None
         try:
             shutil.rmtree(path)

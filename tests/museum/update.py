@@ -55,10 +55,10 @@ def forward_with_old_weights(counter: Counter) -> Iterator[None]:
         return call
 
     def make_update(original: Any) -> Any:
-        def update(self: Any, lr: float) -> Any:
+        def update(self: Any, *args: Any) -> Any:
             with torch.no_grad():
                 local(self.parameters[LATE]).copy_(self.arriving)
-            return original(self, lr)
+            return original(self, *args)
 
         return update
 
@@ -87,13 +87,13 @@ def norm_logged_times_microbatches(counter: Counter) -> Iterator[None]:
     """The norm is right where gradients are clipped, but is logged as the sum over the microbatches of the same
     number."""
 
-    def init(self: Any, model: Any, mesh: Any, config: Any, *args: Any) -> None:
+    def init(self: Any, model: Any, mesh: Any, config: Any, *args: Any, **options: Any) -> None:
         self.num_microbatches = Plan(config, mesh.size()).num_microbatches
 
     def make(original: Any) -> Any:
-        def update(self: Any, lr: float) -> Any:
+        def update(self: Any, *args: Any) -> Any:
             counter.calls += 1
-            return original(self, lr) * self.num_microbatches
+            return original(self, *args) * self.num_microbatches
 
         return update
 

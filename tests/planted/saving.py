@@ -48,7 +48,7 @@ def biases_not_restored(counter: Counter) -> Iterator[None]:
 def masks_begin_again(counter: Counter) -> Iterator[None]:
     """The state of the random generators is not restored."""
 
-    def forget(states: Any) -> None:
+    def forget(folder: Any, states: Any) -> None:
         counter.calls += 1
 
     with mock.patch.object(state, "_set_random_state", forget):

@@ -6,11 +6,13 @@ all else is refused, each key with its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from train.config.problems import BadInput, Problem
 from train.config.rules.idle import written
+from train.record.run_files import clean
+from train.record.run_folder import flat
 
 # Keys that only decide how training goes on, and those that a trained model does not need any more.
 ALLOWED = {
@@ -29,32 +31,25 @@ REASONS = {
     "optim": "the optimiser's state in the checkpoint is of another kind",
     "precision": "the checkpoint's weights are of another type",
 }
-FLOAT32 = {"float32", "bf16"}  # precisions whose weights and optimiser state are float32
+FLOAT32 = ("float32", "bf16")  # precisions whose weights and optimiser state are float32
 
 
 def allowed_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The changed keys with their values, as `optim.lr=0.001 instead of 0.003`. Raises BadInput, with a problem for
     each change that is not allowed."""
-    before, after = dict(_flat(saved)), dict(_flat(now))
+    before, after = flat(saved), flat(now)
     said, problems = [], []
     for key in sorted(before.keys() | after.keys()):
         old, new = before.get(key), after.get(key)
         if old == new:
             continue
-        shown = f"{key}={written(new)} instead of {written(old)}"
-        if key in ALLOWED or (key == "precision" and {old, new} <= FLOAT32):
+        shown = clean(f"{key}={written(new)} instead of {written(old)}")
+        if key in ALLOWED or (key == "precision" and old in FLOAT32 and new in FLOAT32):
             said.append(shown)
             continue
         fix = "train on the same text" if key == "data.corpus_sha256" else f"use {key}={written(old)}"
-        problems.append(Problem("changed", f"{shown}: {REASONS[key.partition('.')[0]]}", f"{fix}, or start a new run"))
+        reason = REASONS.get(key.partition(".")[0], "this version of the program does not have it")
+        problems.append(Problem("changed", f"{shown}: {reason}", f"{fix}, or start a new run"))
     if problems:
         raise BadInput(*problems)
     return said
-
-
-def _flat(values: Mapping[str, Any], head: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{head}{name}.")
-        else:
-            yield f"{head}{name}", value

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
+import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from train.checkpoint.saver import Facts, Saver
 from train.checkpoint.state import layout, restore
 from train.command.process.life import SAVED
 from train.command.process.signals import Signals
-from train.config.problems import EXIT_SAVED, BadInput, Problem
-from train.config.schema import Config, Optimiser, Precision
+from train.config.problems import EXIT_SAVED, BadInput, Problem, Reported, writable
+from train.config.schema import Config, OnNonfinite, Optimiser, Precision
 from train.config.strategy import SavesState, TrainStep, resolve_degrees
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics
@@ -33,51 +31,32 @@ from train.record.report import Report
 from train.record.run_dir import config_sha256, run_name, work
 
 
-@contextmanager
 def start_of(
     config: Config,
     tree: DictConfig,
     corpus: Corpus,
     num_parameters: int,
     side_group: SideGroup,
+    device: str,
     carried: Carried | None = None,
-) -> Iterator[Start]:
-    """From where the run starts. This is a context, within which the run's directory must be made: meanwhile no other
-    run of metrics.dir chooses its directory. Collective. Raises BadInput as `resume.find` and `check_space` do.
-
-    `carried`: what the ranks have in memory, from which they then go on."""
-    if carried is not None:
-        yield Start(run=Path(carried.report["run"]), carried=carried)
-        return
+) -> Start:
+    """From where the run starts. `device`: the type of the ranks' devices. `carried`: what the ranks have in memory,
+    from which they then go on. Collective. Raises BadInput as `resume.find` and `check_space` do."""
     world = side_group.world
-    with nullcontext() if world.rank else _only_one(Path(config.metrics.dir)):
-        name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
-        place = layout(config, world.world_size)
-        restarted = world.restarts_done > 0
-        start = find(config, name, lambda: work(config, corpus.sha256), place, side_group, restarted=restarted)
-        if config.checkpoint.every and world.rank == 0:
-            size = state_bytes(config, num_parameters)
-            check_space(Path(config.metrics.dir), size)
-            start = replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}"))
-        yield start
-
-
-@contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    """Hold a lock on the folder of the runs. Without one, as on a file system without locks, nothing is held."""
-    with suppress(OSError):
+    place = layout(config, world.world_size, device)
+    if carried is not None:
+        return Start(run=Path(carried.report["run"]), layout=place, carried=carried)
+    name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
+    start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
+    if config.checkpoint.every == 0 or world.rank > 0:
+        return start
+    size, root = state_bytes(config, num_parameters), Path(config.metrics.dir)
+    saves = math.ceil(config.train.steps / config.checkpoint.every)
+    with writable(root):
         root.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # there is no such folder, which is said when the run's directory is made
-        yield
-        return
-    try:
-        with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        # one more than are kept, as the oldest is removed when the newest has been verified
+        check_space(root, size, min(config.checkpoint.keep + 1, saves), start.run)
+    return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}"))
 
 
 def state_bytes(config: Config, num_parameters: int) -> int:
@@ -89,7 +68,7 @@ def state_bytes(config: Config, num_parameters: int) -> int:
 
 class Checkpoints:
     """Collective: every rank makes one, and calls the same methods. It is a context, within which the signals that ask
-    a run to save and to leave are noted (`signals`)."""
+    a run to save and to leave are noted (`signals`), and which shows in the run's directory how the run ended."""
 
     def __init__(
         self,
@@ -104,9 +83,9 @@ class Checkpoints:
     ) -> None:
         """Fill the state of the step from the checkpoint at which the run starts, if there is one. `run`: the run's
         directory. Raises BadInput if the step cannot be restored."""
-        self.config, self.report, self.side = config, report, side_group
+        self.config, self.report, self.run, self.side = config, report, run, side_group
         world, facts = side_group.world, Facts({}, {}, {}, "")
-        self.signals = Signals()
+        self.signals, self.opened = Signals(), ExitStack()
         self.every = 0
         self.saver: Saver | None = None
         if not isinstance(train_step, SavesState):
@@ -117,7 +96,7 @@ class Checkpoints:
             print("".join(f"{line}\n" for line in start.said), end="", flush=True)
             versions = {name: str(report.facts[name]) for name in ("commit", "torch", "python")}
             values = work(config, corpus.sha256)
-            facts = Facts(layout(config, world.world_size), versions, values, config_sha256(tree))
+            facts = Facts(start.layout, versions, values, config_sha256(tree))
         if start.checkpoint is not None and start.manifest is not None:
             began, same = time.perf_counter(), start.same_layout
             restore(train_step, start.checkpoint, start.manifest, config, rank=world.rank, same=same)
@@ -126,7 +105,8 @@ class Checkpoints:
                 print(f"restored {size} in {seconds:.1f} s", flush=True)
         self.every = config.checkpoint.every
         if self.every:
-            self.saver = Saver(config.checkpoint, run, facts, train_step, SideGroup(world, alone=True))
+            alone, ignores = SideGroup(world, alone=True), config.train.on_nonfinite is OnNonfinite.ignore
+            self.saver = Saver(config.checkpoint, run, facts, train_step, alone, ignores_nonfinite=ignores)
 
     def _without(self, every: int, start: Start, rank: int) -> None:
         """Say what a strategy cannot do whose step does not have what `SavesState` has."""
@@ -138,13 +118,22 @@ class Checkpoints:
             print(f"no checkpoints are saved, as the step of strategy={name} has no `saved`", flush=True)
 
     def __enter__(self) -> Checkpoints:
-        self.signals.__enter__()
+        self.opened.enter_context(self.report.alive(self.run))
+        self.opened.enter_context(self.signals)
+        self.opened.push(self._complete)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.signals.__exit__(*error)
-        if self.saver is not None and error[0] is None:
+        self.opened.__exit__(*error)
+
+    def _complete(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        """Complete a save that goes on in a thread, when the ranks leave together: without an error, or with one that
+        all of them have. Raises SaveFailed instead of no error."""
+        if self.saver is not None and error is None:
             self.saver.wait()
+        elif self.saver is not None and isinstance(error, Reported) and not error.of_one_rank:
+            with suppress(Reported):
+                self.saver.wait()
 
     def after(self, step: int, metrics: Metrics) -> None:
         """Save what is due after this step. If a rank has got a signal, save and end all ranks with exit code 75."""
@@ -179,7 +168,8 @@ class Checkpoints:
         name, saved = signal.Signals(number).name, self.saver is not None
         if self.report.living is not None:
             if saved:
-                say = f"checkpoint saved at step {step}: {name} ended the run; the same command line continues it"
+                then = self.config.checkpoint.continues(self.run)
+                say = f"checkpoint saved at step {step}: {name} ended the run; {then}"
                 self.report.living.end(SAVED, name)
             else:
                 say = f"{name} ended the run at step {step}; no checkpoint was saved"

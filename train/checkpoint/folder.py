@@ -4,8 +4,8 @@
     step-100               complete: everything in it was on the disk before it got this name
     latest                 the name of the newest complete checkpoint that has been verified
 
-A commit writes the files, their hashes, and the folder to the disk, renames the folder, replaces `latest`, compares all
-files with their hashes, and only then removes older checkpoints. A crash at any moment leaves the older ones as they
+A commit writes the files, their hashes, and the folder to the disk, renames the folder, compares all files with their
+hashes, replaces `latest`, and only then removes older checkpoints. A crash at any moment leaves the older ones as they
 are.
 """
 
@@ -17,6 +17,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from train.command.process.life import STOPPED, read_life
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.record.run_files import write_whole
 
@@ -49,6 +50,19 @@ def complete(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: step_of(path) or 0, reverse=True)
 
 
+def checkpoints_in(path: Path) -> list[Path]:
+    """The path itself if it is a checkpoint; else those of the run, from the newest to the oldest."""
+    return [path] if step_of(path) is not None and path.is_dir() else complete(path)
+
+
+def ended(run: Path) -> str:
+    """How the run has ended by itself, as the end of a sentence; empty if it was cut off, and could go on."""
+    life = read_life(run)
+    if (run / "summary.json").exists():
+        return "is finished"
+    return f"was stopped: {life.reason}" if life is not None and life.state == STOPPED else ""
+
+
 class Folder:
     """A run's checkpoints, for the process that writes them: rank 0. `keep`: how many complete ones stay."""
 
@@ -63,7 +77,9 @@ class Folder:
 
     def begin(self, step: int) -> Path:
         """Make the folder for a checkpoint that is to be written. Raises OSError."""
-        self.path.mkdir(exist_ok=True)
+        if not self.path.is_dir():
+            self.path.mkdir()
+            sync(self.run)
         folder = self.path / f"step-{step}.tmp-{os.getpid()}"
         folder.mkdir()
         return folder
@@ -83,13 +99,16 @@ class Folder:
         """Name the checkpoint, which has been verified, as the latest, and remove all older ones but the newest
         `keep`. Checkpoints of later steps, from which the run did not go on, are removed too. Raises OSError."""
         write_whole(self.path / LATEST, f"{checkpoint.name}\n")
+        sync(self.path)
         step = step_of(checkpoint) or 0
         older = [path for path in complete(self.run) if (step_of(path) or 0) <= step]
         for path in [*(set(complete(self.run)) - set(older)), *older[self.keep :]]:
             self._remove(path)
 
     def clean(self) -> None:
-        """Remove what an earlier process left unfinished."""
+        """Remove what an earlier process of the run left unfinished: checkpoints, and files of `write_whole`."""
+        for file in self.run.rglob(".*.tmp"):
+            file.unlink(missing_ok=True)
         if self.path.is_dir():
             for path in self.path.iterdir():
                 if UNFINISHED.fullmatch(path.name):
@@ -102,6 +121,7 @@ class Folder:
     def _remove(self, path: Path) -> None:
         """Take the name of a complete checkpoint away first, so that a part of one never has it."""
         gone = path.with_name(f"{path.name}.tmp-{os.getpid()}-old")
+        shutil.rmtree(gone, ignore_errors=True)  # of an earlier removal that failed
         os.rename(path, gone)
         shutil.rmtree(gone, ignore_errors=True)
 
@@ -111,11 +131,13 @@ def shown_bytes(size: int) -> str:
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
-def check_space(run_parent: Path, size: int) -> None:
-    """Raise BadInput (exit code 3) if the disk of this folder has no room for two checkpoints of `size` bytes: the
-    older one is kept until the newer one is verified."""
-    free = shutil.disk_usage(run_parent).free
-    if free < 2 * size:
-        message = f"two checkpoints need {shown_bytes(2 * size)}, but the disk of {run_parent} has {shown_bytes(free)}"
+def check_space(root: Path, size: int, copies: int, run: Path | None) -> None:
+    """Raise BadInput (exit code 3) if the disk of `root` has no room for so many checkpoints of `size` bytes. `run`:
+    the directory in which a run goes on, whose checkpoints are among them. Raises OSError."""
+    held = sum(path.stat().st_size for path in (run / CHECKPOINTS).rglob("*") if path.is_file()) if run else 0
+    free = shutil.disk_usage(root).free + held
+    if free < copies * size:
+        has = f"{shown_bytes(free)}{' with those that the run has' if held else ''}"
+        message = f"{copies} checkpoints of {shown_bytes(size)} need more than the disk of {root} has: {has}"
         fix = "free some space, use metrics.dir=FOLDER on another disk, or checkpoint.every=0 to save none"
         raise BadInput(Problem("checkpoint_space", message, fix, exit_code=EXIT_ENVIRONMENT))

@@ -6,11 +6,11 @@ The lab's model computes the same as LlamaForCausalLM, weight by weight, so that
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from train.checkpoint.manifest import Manifest
 from train.checkpoint.whole import whole_tensor
@@ -64,29 +64,49 @@ def llama_config(model: dict[str, Any], dtype: str) -> dict[str, Any]:
 
 
 def export(folder: Path, manifest: Manifest, target: Path) -> None:
-    """Write config.json and the weights of a checkpoint into the new folder `target`. Raises BadInput for a mixture of
-    experts, and OSError."""
-    from safetensors.torch import save_file
+    """Write config.json and the weights of a checkpoint into the new folder `target`, which is complete or not there.
+    Raises BadInput for a mixture of experts or another foreign model, and OSError."""
+    from safetensors import SafetensorError
 
-    model = manifest.work["model"]
-    if model["num_experts"]:
+    model = manifest.work.get("model", {})
+    if model.get("num_experts"):
         message = f"{folder} is a mixture of {model['num_experts']} experts, but LlamaForCausalLM is dense"
         raise BadInput(Problem("export", message, "export a model with model.num_experts=0"))
     keys = [key for key in manifest.tensors if key.startswith("parameter/")]
-    target.mkdir(parents=True)
-    shards = [*_shards(keys, manifest)]
+    try:
+        names = {key: llama_name(key.partition("/")[2]) for key in keys}
+        config = llama_config(model, manifest.tensors[keys[0]].dtype)
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+        message = f"{folder} is no model of this program ({type(error).__name__}: {error})"
+        raise BadInput(Problem("export", message, "export a checkpoint of a run")) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    unfinished.mkdir()
+    try:
+        _write(folder, manifest, names, unfinished)
+        (unfinished / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        os.rename(unfinished, target)
+    except SafetensorError as error:  # a full disk, for example
+        raise OSError(str(error)) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _write(folder: Path, manifest: Manifest, names: dict[str, str], target: Path) -> None:
+    """Write the weights, and an index if they are in several files. `names`: transformers' names by keys."""
+    from safetensors.torch import save_file
+
+    shards = [*_shards([*names], manifest)]
     where: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
-        name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = dict(_renamed(folder, manifest, shard))
-        save_file(tensors, str(target / name), metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, name)
+        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
+        tensors = {names[key]: whole_tensor(folder, manifest, key) for key in shard}
+        save_file(tensors, str(target / file), metadata={"format": "pt"})
+        where |= dict.fromkeys(tensors, file)
     if len(shards) > 1:
-        size = sum(manifest.tensors[key].bytes for key in keys)
+        size = sum(manifest.tensors[key].bytes for key in names)
         index = {"metadata": {"total_size": size}, "weight_map": where}
         (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    config = llama_config(model, manifest.tensors[keys[0]].dtype)
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _shards(keys: list[str], manifest: Manifest) -> Iterator[list[str]]:
@@ -100,8 +120,3 @@ def _shards(keys: list[str], manifest: Manifest) -> Iterator[list[str]]:
         group.append(key)
         size += manifest.tensors[key].bytes
     yield group
-
-
-def _renamed(folder: Path, manifest: Manifest, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
-    for key in keys:
-        yield llama_name(key.partition("/")[2]), whole_tensor(folder, manifest, key)

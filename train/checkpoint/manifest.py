@@ -20,6 +20,7 @@ from typing import Any
 
 from train.config import plain_json
 from train.config.problems import BadInput, Problem
+from train.record.run_files import MOST_CHARS, Unreadable, opened
 
 MANIFEST, METADATA = "manifest.json", ".metadata"
 FORMAT = 1
@@ -81,11 +82,13 @@ class Manifest:
         """Read and check manifest.json, but no other file. Raises Damaged."""
         path = folder / MANIFEST
         try:
-            if path.stat().st_size > MOST_BYTES:
+            with opened(path) as file:
+                content = file.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
                 raise Damaged(folder, f"{MANIFEST} is larger than {MOST_BYTES:,} bytes")
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise Damaged(folder, f"{MANIFEST} cannot be read ({error.strerror})") from error
+            values = json.loads(content)
+        except Unreadable as error:
+            raise Damaged(folder, str(error)) from error
         except (ValueError, RecursionError) as error:
             raise Damaged(folder, f"{MANIFEST} is not valid JSON") from error
         if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
@@ -94,7 +97,7 @@ class Manifest:
             raise Damaged(folder, f"{MANIFEST} is of another version of the format")
         try:
             return cls._checked(values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise Damaged(folder, f"{MANIFEST} does not have the fields of a manifest") from error
 
     @classmethod
@@ -111,9 +114,14 @@ class Manifest:
         manifest = cls(files=files, tensors=tensors, **values)
         if type(manifest.step) is not int or manifest.step < 1 or METADATA not in files:
             raise ValueError
-        for one in (manifest.layout, manifest.versions, manifest.work):
+        if sum(one.bytes for one in tensors.values()) > manifest.bytes:
+            raise ValueError
+        for one in (manifest.layout, manifest.layout["strategy"], manifest.versions, manifest.work):
             if not isinstance(one, dict):
                 raise TypeError
+        shown = [*tensors, *manifest.versions, *manifest.versions.values(), str(manifest.layout["world_size"])]
+        if not all(text.isprintable() and len(text) <= MOST_CHARS for text in shown):
+            raise ValueError
         return manifest
 
     @property
@@ -143,12 +151,14 @@ def wrong_files(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1)
 def _wrong_file(path: Path, expected: File) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 return f"{path.name} has {size:,} bytes, and not {expected.bytes:,}"
             while block := file.read(BLOCK):
                 digest.update(block)
+    except Unreadable as error:
+        return str(error)
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     return "" if digest.hexdigest() == expected.sha256 else f"{path.name} has another SHA-256 than when it was written"

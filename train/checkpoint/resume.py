@@ -2,39 +2,41 @@
 
 `checkpoint.resume=auto` looks for the newest run of the same command line (`run_dir.run_name`). If a process trains it,
 the command is refused; if it was finished, or stopped by an error of its own, a new run starts; if it was cut off, it
-goes on in its directory. A path starts a new run, which may have another layout, from that state.
+goes on in its directory. A path starts a new run, which may have another layout, from that state, and the same line
+continues this new run after it was cut off.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from train.checkpoint.changes import allowed_changes
-from train.checkpoint.folder import CHECKPOINTS, complete, step_of
+from train.checkpoint.folder import CHECKPOINTS, checkpoints_in, complete, ended, step_of
 from train.checkpoint.manifest import Damaged, Manifest, wrong_files
-from train.command.process.life import STOPPED, read_life, refuse_living
+from train.command.process.life import read_life, refuse_living
+from train.config.groups.run import AUTO, NEVER
 from train.config.problems import BadInput, Problem
 from train.config.schema import Config
+from train.config.world import World
 from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 from train.record.run_dir import runs_named
-
-AUTO, NEVER = "auto", "never"
 
 
 @dataclass(frozen=True)
 class Start:
     """`checkpoint`: the folder and the manifest from which the run goes on; None: it starts at step 1. `run`: the
-    directory in which it goes on; None: it gets a new one. `same_layout`: whether the checkpoint was saved on this
-    layout. `said`: lines for the user. `carried`: what the ranks have in memory, from which they go on instead
+    directory in which it goes on; None: it gets a new one. `layout`: of this run. `same_layout`: whether the checkpoint
+    was saved on it. `said`: lines for the user. `carried`: what the ranks have in memory, from which they go on instead
     (`runtime.elastic`)."""
 
     checkpoint: Path | None = None
     manifest: Manifest | None = None
     run: Path | None = None
+    layout: dict[str, Any] = field(default_factory=dict)
     same_layout: bool = False
     said: tuple[str, ...] = ()
     carried: Carried | None = None
@@ -48,29 +50,26 @@ class Start:
 
 
 def find(
-    config: Config,
-    name: str,
-    work: Callable[[], dict[str, Any]],
-    layout: dict[str, Any],
-    side_group: SideGroup,
-    *,
-    restarted: bool,
+    config: Config, name: str, work: Callable[[], dict[str, Any]], layout: dict[str, Any], side_group: SideGroup
 ) -> Start:
     """Find the start of this run, and verify its checkpoint: each rank hashes a part of the files. Collective.
 
     `name`: the run's name without a number. `work`, `layout`: of this run, to compare with the checkpoint's. The work
     has the hash of the text, which is only made if there is something to compare.
-    `restarted`: whether torchrun has started these ranks again, which always continues the run.
-    Raises BadInput: the run is being trained, no checkpoint is good, or something else than allowed has changed.
+    Raises BadInput: the run is being trained, it has ended and torchrun starts it again, no checkpoint is good, or
+    something else than allowed has changed.
     """
     found: dict[str, Any] = {}
     if side_group.world.rank == 0:  # an error ends this rank, and torchrun ends the others
-        found = _own(config, name) if restarted or config.checkpoint.resume == AUTO else {}
+        found = _own(config, name, side_group.world)
         if not found and config.checkpoint.resume not in (AUTO, NEVER):
             found = _of_path(Path(config.checkpoint.resume).expanduser())
     found = side_group.share_json(found)
     if not found:
-        return Start()
+        return Start(layout=layout)
+    if not found["checkpoints"]:
+        run = Path(found["run"])
+        return Start(run=run, layout=layout, said=(f"{run} begins again, as it has no checkpoint",))
     now = side_group.share_json(work() if side_group.world.rank == 0 else None)
     bad: list[str] = []
     for path in map(Path, found["checkpoints"]):
@@ -80,34 +79,45 @@ def find(
         _check_step(config, path, manifest, own=found["own"])
         changed = allowed_changes(manifest.work, now)
         same = manifest.layout == layout
-        run = Path(found["run"]) if found["own"] else None
-        return Start(path, manifest, run, same, (*bad, _line(path, run, changed, same=same)))
+        run_dir = Path(found["run"]) if found["own"] else None
+        said = (*bad, _line(path, run_dir, changed, same=same))
+        return Start(path, manifest, run_dir, layout=layout, same_layout=same, said=said)
     raise Damaged(Path(found["run"]), "; ".join(bad))
 
 
-def _own(config: Config, name: str) -> dict[str, Any]:
-    """The newest run with this name, if it was cut off and has checkpoints: {"own": true, "run": directory,
-    "checkpoints": complete ones from the newest to the oldest}; else empty. Raises BadInput if a process trains it."""
-    runs = runs_named(Path(config.metrics.dir), name)
-    if not runs:
+def _own(config: Config, name: str, world: World) -> dict[str, Any]:
+    """The run with this name that goes on: {"own": true, "run": directory, "checkpoints": complete ones from the newest
+    to the oldest}; empty if there is none.
+
+    If torchrun has started the ranks again, that is the run of the first start, even if it has no checkpoint. Else it
+    is the newest run, if it was cut off and has checkpoints. Raises BadInput if a process trains it, or if the run of
+    the first start has ended by itself.
+    """
+    runs = [path for _, path in runs_named(Path(config.metrics.dir), name)]
+    if world.restarts_done:
+        started = [path for path in runs if (life := read_life(path)) is not None and life.launch == world.launch]
+        if started:
+            run = started[-1]
+            if how := ended(run):
+                fix = "a restart has nothing to do; the same command line starts a new run"
+                raise BadInput(Problem("ended", f"{run} {how}", fix))
+            return {"own": True, "run": str(run), "checkpoints": [*map(str, complete(run))]}
+    if config.checkpoint.resume == NEVER or not runs:
         return {}
-    run = runs[-1][1]
+    run = runs[-1]
     refuse_living(run)
-    life, found = read_life(run), complete(run)
-    ended = (run / "summary.json").exists() or (life is not None and life.state == STOPPED)
-    return {"own": True, "run": str(run), "checkpoints": [*map(str, found)]} if found and not ended else {}
+    found = complete(run)
+    return {"own": True, "run": str(run), "checkpoints": [*map(str, found)]} if found and not ended(run) else {}
 
 
 def _of_path(path: Path) -> dict[str, Any]:
     """The checkpoints of a path that was given: of a run, or one of them; as `_own`, but with "own": false."""
-    if step_of(path) is not None and path.is_dir():
-        return {"own": False, "run": str(path.parent.parent), "checkpoints": [str(path)]}
-    found = complete(path)
+    found = checkpoints_in(path)
     if not found:
         message = f"checkpoint.resume={path} has no checkpoint"
         fix = f"use the directory of a run with {CHECKPOINTS}/step-N in it, or such a folder, or auto or never"
         raise BadInput(Problem("resume", message, fix))
-    return {"own": False, "run": str(path), "checkpoints": [str(one) for one in found]}
+    return {"own": False, "run": str(path), "checkpoints": [*map(str, found)]}
 
 
 def _check_step(config: Config, path: Path, manifest: Manifest, *, own: bool) -> None:

@@ -2,12 +2,13 @@
 
 The ranks write their parts together, and then rank 0 commits the folder (`folder.py`). An error of any rank, at any
 moment, is the same `SaveFailed` on every rank, and the newest good checkpoint stays as it is. A state with a number
-that is not finite is never saved.
+that is not finite is never saved: it is a `SaveFailed` too, or a line if the run ignores such numbers.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -54,11 +55,20 @@ class Facts:
 
 class Saver:
     """Collective: every rank makes one, and calls the same methods. `side_group`: a group that nothing else uses, as a
-    thread may use it. `run`: the run's directory."""
+    thread may use it. `run`: the run's directory. `ignores_nonfinite`: whether training goes on after a state that is
+    not finite, which is then not saved."""
 
     def __init__(
-        self, config: CheckpointConfig, run: Path, facts: Facts, train_step: SavesState, side_group: SideGroup
+        self,
+        config: CheckpointConfig,
+        run: Path,
+        facts: Facts,
+        train_step: SavesState,
+        side_group: SideGroup,
+        *,
+        ignores_nonfinite: bool = False,
     ) -> None:
+        self.ignores_nonfinite = ignores_nonfinite
         self.config, self.run, self.facts, self.train_step, self.side = config, run, facts, train_step, side_group
         self.rank, self.world_size = side_group.world.rank, side_group.world.world_size
         self.folder = Folder(run, config.keep)
@@ -119,17 +129,21 @@ class Saver:
 
     def _write(self, step: int, pieces: list[Piece]) -> None:
         started = time.perf_counter()
-        self._check_finite(step, pieces)
+        if ranks := self._not_finite(pieces):
+            failed = self._failed(step, f"its state has numbers that are not finite, on ranks {ranks}")
+            if not self.ignores_nonfinite:
+                raise failed
+            if self.rank == 0:
+                print(failed, file=sys.stderr, flush=True)
+            return
         unfinished = Path(self._on_rank_0(step, lambda: self.folder.begin(step)))
         try:
             assert self.side.group is not None
-            files = write_pieces(pieces, unfinished, self.side.group, self.threads)
-        except CheckpointException as error:
+            manifest = self._manifest(step, pieces, write_pieces(pieces, unfinished, self.side.group, self.threads))
+            final = Path(self._on_rank_0(step, lambda: self._commit(unfinished, manifest)))
+        except (CheckpointException, SaveFailed) as error:
             self._on_rank_0(step, lambda: self.folder.discard(unfinished))
-            raise self._failed(step, _cause(error)) from error
-        manifest = self._manifest(step, pieces, files)
-        final = Path(self._on_rank_0(step, lambda: self._commit(unfinished, manifest)))
-        manifest = Manifest.read(final)
+            raise error if isinstance(error, SaveFailed) else self._failed(step, _cause(error)) from error
         wrong = [one for of_rank in self.side.exchange_json(self._wrong(final, manifest)) for one in of_rank]
         if wrong:
             raise self._failed(step, f"what the disk gives back is not what was written: {'; '.join(wrong[:3])}")
@@ -137,14 +151,12 @@ class Saver:
         seconds = time.perf_counter() - started
         self.written = {"checkpoint/save_s": seconds, "checkpoint/gib_per_s": manifest.bytes / GiB / seconds}
 
-    def _check_finite(self, step: int, pieces: list[Piece]) -> None:
-        """Raise SaveFailed on every rank if a number on one of them is not finite."""
+    def _not_finite(self, pieces: list[Piece]) -> list[int]:
+        """The ranks whose state has a number that is not finite, the same list on every rank."""
         largest = [x.tensor for x in pieces if x.tensor.is_floating_point() and x.tensor.numel() > 0]
-        norms = torch._foreach_norm(largest, float("inf"))  # the largest magnitude: it cannot overflow
-        bad = [] if bool(torch.stack([n.double().cpu() for n in norms]).isfinite().all()) else [self.rank]
-        ranks = [rank for of_rank in self.side.exchange_json(bad) for rank in of_rank]
-        if ranks:
-            raise self._failed(step, f"its state has numbers that are not finite, on ranks {ranks}")
+        norms = torch._foreach_norm(largest, float("inf")) if largest else []  # the largest magnitude cannot overflow
+        good = all(torch.stack([n.double().cpu() for n in norms]).isfinite()) if norms else True
+        return [rank for of_rank in self.side.exchange_json([] if good else [self.rank]) for rank in of_rank]
 
     def _manifest(self, step: int, pieces: list[Piece], files: dict[str, File]) -> Manifest:
         own = {piece.key: (piece.shape, name_of(piece.tensor.dtype)) for piece in pieces}
@@ -157,7 +169,9 @@ class Saver:
 
     def _commit(self, unfinished: Path, manifest: Manifest) -> Path:
         manifest.write(unfinished)
-        return self.folder.commit(unfinished)
+        final = self.folder.commit(unfinished)
+        Manifest.read(final)
+        return final
 
     def _wrong(self, final: Path, manifest: Manifest) -> list[str]:
         return wrong_files(final, manifest, self.rank, self.world_size)
@@ -170,6 +184,8 @@ class Saver:
                 outcome["result"] = str(action())
             except OSError as error:
                 outcome["error"] = error.strerror or str(error)
+            except Damaged as error:
+                outcome["error"] = error.why
         outcome = self.side.share_json(outcome)
         if "error" in outcome:
             raise self._failed(step, outcome["error"])

@@ -30,10 +30,11 @@ def all_pieces(train_step: SavesState, rank: int) -> Iterator[Piece]:
         yield _own(rank, name, tensor)
 
 
-def layout(config: Config, world_size: int) -> dict[str, Any]:
-    """What must be equal so that a rank can read what only it had."""
+def layout(config: Config, world_size: int, device: str) -> dict[str, Any]:
+    """What must be equal so that a rank can read what only it had. `device`: the type of the ranks' devices."""
     keys = {name: value for name, value in dataclasses.asdict(config.strategy).items() if name != "name"}
-    return {"strategy": keys | resolve_degrees(config.strategy.mesh_axes(), world_size), "world_size": world_size}
+    degrees = resolve_degrees(config.strategy.mesh_axes(), world_size)
+    return {"strategy": keys | degrees, "world_size": world_size, "device": device}
 
 
 def restore(train_step: SavesState, folder: Path, manifest: Manifest, config: Config, *, rank: int, same: bool) -> None:
@@ -44,7 +45,7 @@ def restore(train_step: SavesState, folder: Path, manifest: Manifest, config: Co
     def read(pieces: Iterable[Piece]) -> None:
         wanted = [*pieces]
         for piece in wanted:
-            _check_piece(folder, piece, manifest.tensors[piece.key])
+            _check_piece(folder, piece, manifest.tensors.get(piece.key))
         read_pieces(wanted, folder, manifest)
 
     train_step.restore(read, manifest.tensors.keys())
@@ -55,8 +56,8 @@ def restore(train_step: SavesState, folder: Path, manifest: Manifest, config: Co
         own = {name: torch.empty(one.shape, dtype=getattr(torch, one.dtype)) for name, one in stored.items()}
         read_pieces([_own(rank, name, tensor) for name, tensor in own.items()], folder, manifest)
     train_step.load_own_state({name: x for name, x in own.items() if not name.startswith("random/")})
-    if _random_state().keys() <= own.keys():
-        _set_random_state(own)
+    if same:
+        _set_random_state(folder, own)
     else:
         torch.manual_seed(derived_seed(torch.initial_seed(), "resumed", manifest.step))
 
@@ -75,11 +76,14 @@ def _random_state() -> dict[str, Tensor]:
     return found
 
 
-def _set_random_state(states: dict[str, Tensor]) -> None:
-    for name in _random_state():
+def _set_random_state(folder: Path, states: dict[str, Tensor]) -> None:
+    for name in _random_state().keys() & states.keys():  # a run on the CPU needs no state of the machine's GPU
         device = name.removeprefix("random/")
         set_state = torch.set_rng_state if device == "cpu" else torch.get_device_module(device).set_rng_state
-        set_state(states[name])
+        try:
+            set_state(states[name])
+        except (RuntimeError, TypeError) as error:
+            raise Damaged(folder, f"its {name} is not the state of a generator of this torch") from error
 
 
 def _check_names(folder: Path, manifest: Manifest, config: Config) -> None:
@@ -94,7 +98,7 @@ def _check_names(folder: Path, manifest: Manifest, config: Config) -> None:
             raise Damaged(folder, f"its parameter {name} is {words[0]}, but in this model it is {words[1]}")
 
 
-def _check_piece(folder: Path, piece: Piece, stored: Stored) -> None:
+def _check_piece(folder: Path, piece: Piece, stored: Stored | None) -> None:
     here = Stored(piece.shape, name_of(piece.tensor.dtype))
     if here != stored:
-        raise Damaged(folder, f"its {piece.key} is {stored}, but in this run it is {here}")
+        raise Damaged(folder, f"its {piece.key} is {stored or 'missing'}, but in this run it is {here}")

@@ -18,6 +18,7 @@ from train.config.rules.ranges import shortened
 LOCAL, EXPLAIN, SWEEP = "python -m launch.local", "python -m launch.explain", "python -m launch.sweep"
 DOCTOR = "python -m launch.doctor"
 VERIFY, BENCH_STEP = "python scripts/verify.py", "scripts/bench_step.py"
+SOAK = "python scripts/soak.py"
 MAX_RESTARTS = 10_000
 
 T = TypeVar("T")
@@ -84,12 +85,18 @@ def _one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
     return f"{', '.join(values[:-1])} or {values[-1]}", lambda text: text if text in values else None
 
 
+def _times(text: str) -> tuple[float, ...] | None:
+    parts = text.split(",")
+    right = all(re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", part) and float(part) > 0 for part in parts)
+    return tuple(map(float, parts)) if right else None
+
+
 _TRUE_OR_FALSE = ("true or false", {"true": True, "false": False}.get)
 
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK),
     *_positive(MAX_RANKS),
     example="4",
     help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
@@ -172,6 +179,26 @@ STEPS: Option[int] = Option(
     example="40",
     help="The number of timed steps of each loop.",
 )
+MINUTES: Option[tuple[float, ...]] = Option(
+    "minutes",
+    (10.0,),
+    (SOAK,),
+    "a number of minutes",
+    lambda text: None if "," in text else _times(text),
+    example="20",
+    help="How long each strategy is trained without kills; the runs with kills make as many steps.",
+    unset="10",
+)
+MTBF_S: Option[tuple[float, ...]] = Option(
+    "mtbf_s",
+    (60.0,),
+    (SOAK,),
+    "one or several numbers of seconds",
+    _times,
+    example="300",
+    help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
+    unset="60",
+)
 OPTIONS: tuple[Option[Any], ...] = (
     NPROC,
     PORT,
@@ -183,4 +210,6 @@ OPTIONS: tuple[Option[Any], ...] = (
     FRESH,
     LOCATE,
     STEPS,
+    MINUTES,
+    MTBF_S,
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 EXIT_INPUT = 2  # the command line or the data is wrong
 EXIT_ENVIRONMENT = 3  # the machine cannot do what they ask for
 EXIT_PEER = 5  # another rank ended or did not answer; 4 is of scripts/verify.py
+EXIT_STOPPED = 6  # training was stopped by an error of its own, which would come again
 EXIT_SAVED = 75  # a signal ended the run after it had saved a checkpoint: sysexits.h calls it "try again later"
 
 
@@ -50,6 +53,20 @@ def unusable(folder: object, why: str | None) -> BadInput:
     )
 
 
+OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
+
+@contextmanager
+def writable(folder: object) -> Iterator[None]:
+    """The context in which an OSError of a file or of a disk is an error for metrics.dir=`folder`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno not in OF_DISKS:
+            raise
+        raise unusable(folder, error.strerror) from error
+
+
 class Reported(Exception):
     """An error that ends the run with one message: no traceback, and not one message per rank."""
 
@@ -61,14 +78,20 @@ class Reported(Exception):
         return str(self)
 
 
+class NonFinite(Reported):
+    """The loss or the gradient norm is NaN or infinite."""
+
+    exit_code = EXIT_STOPPED
+
+
 class Unwritable(Reported):
-    """The disk fails during a run."""
+    """The disk fails during a run. `fix`: what continues the run then."""
 
     exit_code = EXIT_ENVIRONMENT
     cut_off = True
+    of_one_rank = True
 
-    def __init__(self, run: object, why: str | None) -> None:
-        fix = "the same command line continues the run from its last checkpoint, when there is room"
+    def __init__(self, run: object, why: str | None, fix: str) -> None:
         super().__init__(f"{run} cannot be written any more ({why}): {fix}")
 
 

@@ -13,6 +13,7 @@ RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
 ROLL = "STRATEGY_LAB_ROLL"
+LAUNCH = "STRATEGY_LAB_LAUNCH"
 RESTARTS_DONE = "TORCHELASTIC_RESTART_COUNT"
 
 # If one of these is set, this process is one of several.
@@ -34,6 +35,9 @@ class World:
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
     roll: str | None = None  # None if no keeper started this process; else where its keeper keeps the roll, or empty
+    # what started the ranks and starts them again after a failure: the same text then, and another one for each
+    # command; empty if nothing starts them again
+    launch: str = ""
     restarts_done: int = 0  # how often torchrun has started the ranks again
     store: tuple[str, int] | None = None  # the host and port of torchrun's store, if there is one
     one_agent: bool = False  # whether the store is in torchrun's agent, which is the same for all ranks
@@ -49,7 +53,9 @@ class World:
         problem = environment_problem(os.environ)
         if problem:
             raise BadInput(problem)
-        agent = os.environ.get(AGENT, "")
+        told = os.environ.get(AGENT, "")
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+        agent = int(told) if told.isdigit() else None if run_id is None else os.getppid()
         return cls(
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -57,9 +63,10 @@ class World:
             local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
             from_torchrun="RANK" in os.environ,
             run_file=os.environ.get(RUN_FILE, ""),
-            agent=int(agent) if agent.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
+            agent=agent,
             lock=os.environ.get(LOCK, ""),
             roll=os.environ.get(ROLL),
+            launch=os.environ.get(LAUNCH, "" if run_id is None else f"{run_id}/{agent}"),
             restarts_done=int(os.environ.get(RESTARTS_DONE, 0)) if "RANK" in os.environ else 0,
             store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
             one_agent=(os.environ.get("TORCHELASTIC_USE_AGENT_STORE"), os.environ.get("GROUP_WORLD_SIZE"))
@@ -67,9 +74,10 @@ class World:
         )
 
 
-def kept_environment(roll: str) -> dict[str, str]:
-    """The environment of a rank that this process, its keeper, starts. `roll`: HOST:PORT if the keeper has the roll."""
-    return {**os.environ, ROLL: roll, AGENT: str(os.getpid())}
+def kept_environment(world: World, roll: str) -> dict[str, str]:
+    """The environment of a rank that this process, its keeper in this world, starts. `roll`: HOST:PORT if the keeper
+    has the roll."""
+    return {**os.environ, ROLL: roll, AGENT: str(os.getpid()), LAUNCH: world.launch}
 
 
 def environment_problem(env: Mapping[str, str]) -> Problem | None:

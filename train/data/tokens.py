@@ -5,18 +5,33 @@ A text of 100 GB needs memory for the windows that are read from it only, or for
 
 from __future__ import annotations
 
+import errno
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
 import numpy as np
 
-from train.config.problems import BadInput, Problem
+from train.config.problems import EXIT_ENVIRONMENT, Reported
 
 BLOCK = 2**20  # tokens
+
+
+class LostData(Reported, OSError):
+    """A file of the data cannot be read any more, or became shorter. Before anything is trained, this is an OSError
+    like any other; it ends a run, which the same command continues."""
+
+    exit_code = EXIT_ENVIRONMENT
+    cut_off = True
+    of_one_rank = True  # the other ranks may read other parts of the file
+
+    def report(self) -> str:
+        fix = "put it back as it was; the same command line continues the run from its last checkpoint"
+        return f"{shown(self.filename)} cannot be read any more ({self.strerror}): {fix}"
 
 
 class Tokens(ABC):
@@ -105,7 +120,7 @@ class InFile(Tokens):
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
         found = np.empty((len(starts), length), self.dtype)
-        with self.path.open("rb", buffering=0) as file:
+        with _opened(self.path) as file:
             for row, start in zip(found, starts.tolist(), strict=True):
                 _read_into(file, self.offset + (self.start + start) * self.dtype.itemsize, row)
         return found
@@ -147,19 +162,30 @@ class JoinedFiles(Tokens):
             begin, end = int(self.places[index]), int(self.places[index + 1]) - 1
             low, high = max(begin, start), min(end, stop)
             if low < high:
-                with self.files[index].open("rb", buffering=0) as file:
+                with _opened(self.files[index]) as file:
                     _read_into(file, low - begin, found[low - start : high - start])
         return found
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[FileIO]:
+    """The open file. Raises LostData if it cannot be opened, or if reading it within this context fails."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            yield file
+    except LostData:
+        raise
+    except OSError as error:
+        raise LostData(error.errno, error.strerror, str(path)) from error
+
+
 def _read_into(file: FileIO, offset: int, room: np.ndarray) -> None:
-    """Fill `room` with the bytes of the file from `offset` on."""
+    """Fill `room` with the bytes of the file from `offset` on. Raises LostData if it does not have them."""
     view = room.view(np.uint8).data
     while len(view):
         count = os.preadv(file.fileno(), [view], offset)
         if count == 0:
-            message = f"{shown(file.name)} became shorter while it was being read"
-            raise BadInput(Problem("data_path", message, "do not change the files of data.path during a run"))
+            raise LostData(errno.EIO, "it became shorter", str(file.name))
         view, offset = view[count:], offset + count
 
 

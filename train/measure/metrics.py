@@ -17,7 +17,7 @@ import torch
 
 from train.command.process.signals import Signals
 from train.config.flops import flops_per_token
-from train.config.problems import Reported
+from train.config.problems import NonFinite
 from train.config.schema import Config, OnNonfinite
 from train.config.strategy import StepResult, TrainStep
 from train.measure.energy import Energy
@@ -58,10 +58,6 @@ class Sink(Protocol):
         return None
 
     def close(self) -> None: ...
-
-
-class NonFinite(Reported):
-    """The loss or the gradient norm is NaN or infinite."""
 
 
 @dataclass

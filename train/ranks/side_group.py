@@ -26,15 +26,6 @@ class SideGroup:
         if self.group is not None:
             dist.barrier(self.group)
 
-    def gather(self, figures: list[float]) -> list[list[float]] | None:
-        """The figures of every rank, on rank 0; None on other ranks. Each rank must give equally many."""
-        if self.group is None:
-            return [figures]
-        own = torch.tensor(figures, dtype=torch.float64)
-        parts = [torch.empty_like(own) for _ in range(self.world.world_size)] if self.world.rank == 0 else None
-        dist.gather(own, parts, group=self.group)
-        return None if parts is None else [part.tolist() for part in parts]
-
     def exchange(self, figures: list[float]) -> list[list[float]]:
         """The figures of every rank, on every rank. Each rank must give equally many."""
         if self.group is None:

@@ -69,6 +69,10 @@ class Piece:
         """Its name in a checkpoint."""
         return f"{self.kind}/{self.name}"
 
+    @property
+    def of_optimiser(self) -> bool:
+        return self.kind not in ("parameter", "buffer")
+
 
 def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The buffers that a checkpoint holds: not those that only count within a step."""

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from train.command.process.life import FINISHED, STOPPED, Living
-from train.config.problems import Reported, Unwritable
+from train.config.problems import OF_DISKS, Reported, Unwritable, writable
 from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
@@ -23,10 +23,12 @@ from train.data.corpus import Corpus
 from train.measure.metrics import Metrics, Sink
 from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Record, Results, has_no_target
 from train.ranks.distributed import Runtime
-from train.ranks.elastic.carried import Carried
-from train.record.run_dir import open_run_dir, write_summary
+from train.record.run_dir import claim, describe_run, write_summary
 
-OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+if TYPE_CHECKING:
+    from train.checkpoint.resume import Start
+    from train.ranks.elastic.carried import Carried
+
 MEMO = ("run", "facts", "baseline", "first_step_s", "began")
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
@@ -55,17 +57,13 @@ class Report:
         world: World,
         runtime: Runtime,
         num_parameters: int,
-        continued: Path | None = None,
-        after: int = 0,
-        carried: Carried | None = None,
+        start: Start,
     ) -> Report:
-        """Print the first lines of the run, create its directory, and open its sinks. Other ranks than 0 do nothing.
-
-        `continued`: the directory of the run that goes on. `after`: the step after which this run starts. `carried`: if
-        the ranks only go on in another group (`runtime.elastic`), what they have of the run; then nothing is printed.
-        """
-        if carried is not None:
-            return cls._go_on(config, tree, world, carried)
+        """Print the first lines of the run, lock its directory, which is made unless the run goes on in one, and open
+        its sinks. Other ranks than 0 do nothing, and nothing is printed if the ranks only go on in another group.
+        Raises BadInput (exit code 3) if the directory cannot be used."""
+        if start.carried is not None:
+            return cls._go_on(config, tree, world, start.carried)
         if world.rank > 0:
             return cls(config)
         from train.record.printed import announcement, opening
@@ -75,11 +73,12 @@ class Report:
         degrees = resolve_degrees(config.strategy.mesh_axes(), world.world_size)
         # printed before the text is hashed, because this takes time if the text is large
         print(opening(config, corpus, runtime, degrees, world.world_size, num_parameters), flush=True)
-        path, facts = open_run_dir(config, tree, corpus, world, runtime, degrees, continued)
-        facts |= {"continued_after_step": after} if after else {}
-        living = Living(path, after)
-        kept = after if continued else 0
-        sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, kept)
+        with writable(config.metrics.dir):
+            living = claim(config, tree, degrees, world, start.run, start.step)
+            path, kept = living.run, None if start.run is None else start.step
+            facts = describe_run(config, tree, corpus, world, runtime, degrees, path)
+            facts |= {"continued_after_step": start.step} if start.step else {}
+            sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, kept)
         print(announcement(path, facts), flush=True)
         windows = config.train.eval_batches * config.train.global_batch_size
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
@@ -95,7 +94,7 @@ class Report:
 
         threading.excepthook = _but_for_disks
         path, degrees = Path(run), resolve_degrees(config.strategy.mesh_axes(), world.world_size)
-        living = Living(path, carried.step)
+        living = Living(path, carried.step, world.launch)
         sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, carried.step)
         return cls(config, path, facts, sinks, baseline, earlier, living, first_step_s, began)
 
@@ -105,25 +104,27 @@ class Report:
         return dict(zip(MEMO, values, strict=True))
 
     @contextmanager
-    def alive(self) -> Iterator[None]:
-        """The context in which the run's directory shows how the run ended."""
+    def alive(self, run: Path) -> Iterator[None]:
+        """The context in which the run's directory, `run`, shows how the run ended."""
         try:
             yield
         except Reported as error:
             if self.living is not None and not error.cut_off:
-                self.living.end(STOPPED, error.report().splitlines()[0])
+                self.living.end(STOPPED, str(error).splitlines()[0])
             raise
         except OSError as error:
-            removed = error.errno == errno.ENOENT and str(self.path) in str(error.filename)
-            if self.path is None or (error.errno not in OF_DISKS and not removed):
+            removed = error.errno == errno.ENOENT and str(run) in str(error.filename)
+            if error.errno not in OF_DISKS and not removed:
                 raise
-            raise Unwritable(self.path, error.strerror) from error
-        else:
-            if self.living is not None and self.complete:
-                self.living.end(FINISHED)
-        finally:
-            if self.living is not None:
-                self.living.close()
+            then = self.config.checkpoint.continues(run) or "start the run again"
+            raise Unwritable(run, error.strerror, f"free some space; {then}") from error
+        if self.living is not None and self.complete:
+            self.living.end(FINISHED)
+
+    def close(self) -> None:
+        """Give the run's directory back, in which the next generation of an elastic run goes on."""
+        if self.living is not None:
+            self.living.close()
 
     def finish(self, metrics: Metrics) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
@@ -186,7 +187,7 @@ class Report:
 
 
 def _but_for_disks(args: threading.ExceptHookArgs) -> None:
-    """Print an error of a thread, unless a disk failed: TensorBoard's thread gives that to the main thread too, which
-    says it in words."""
-    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in OF_DISKS):
+    """Print an error of a thread, unless a disk failed or the run's directory was removed: TensorBoard's thread gives
+    that to the main thread too, which says it in words."""
+    if not (isinstance(args.exc_value, OSError) and args.exc_value.errno in (*OF_DISKS, errno.ENOENT)):
         threading.__excepthook__(args)

@@ -22,8 +22,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from train.command import as_typed
 from train.command.as_typed import Typed
+from train.command.process.life import Living, alone_in, refuse_living
 from train.command.resources import ROOT, words_of
 from train.config import plain_json
+from train.config.groups.run import NEVER
 from train.config.problems import unusable
 from train.config.schema import Config
 from train.config.strategy import Strategy
@@ -74,6 +76,24 @@ def make_run_dir(config: Config, tree: DictConfig, degrees: dict[str, int], worl
     return path
 
 
+def claim(
+    config: Config, tree: DictConfig, degrees: dict[str, int], world: World, continued: Path | None, after: int
+) -> Living:
+    """Lock the directory of this run: the one that is `continued` after a step, or a new one. Raises BadInput (exit
+    code 3) if another process trains there, or has begun the same run since this one looked."""
+    if continued is not None:
+        if world.run_file:
+            write_whole(Path(world.run_file), f"{continued}\n")
+        return Living(continued, after, world.launch)
+    root, name = Path(config.metrics.dir), run_name(config, tree, degrees, world.world_size)
+    root.mkdir(parents=True, exist_ok=True)
+    with alone_in(root):
+        before = runs_named(root, name)
+        if before and config.checkpoint.resume != NEVER:
+            refuse_living(before[-1][1])
+        return Living(make_run_dir(config, tree, degrees, world.world_size, world.run_file), 0, world.launch)
+
+
 def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
     """The keys that decide which numbers training computes. Two runs can be compared only if they share them.
 
@@ -109,20 +129,16 @@ def declared_differences(strategy: Strategy) -> dict[str, Any]:
     }
 
 
-def open_run_dir(
+def describe_run(
     config: Config,
     tree: DictConfig,
     corpus: Corpus,
     world: World,
     runtime: Runtime,
     degrees: dict[str, int],
-    continued: Path | None = None,
-) -> tuple[Path, dict[str, Any]]:
-    """Create the directory with config.yaml and work.json, or take that of the run that is `continued`. Returns its
-    path and the facts that become part of the summary."""
-    path = continued or make_run_dir(config, tree, degrees, world.world_size, world.run_file)
-    if continued and world.run_file:
-        write_whole(Path(world.run_file), f"{path}\n")
+    path: Path,
+) -> dict[str, Any]:
+    """Write work.json into the run's directory. Returns the facts that become part of the summary."""
     machine = environment(runtime.device, runtime.backend, world.world_size)
     facts = {
         "strategy": config.strategy.name,
@@ -137,7 +153,7 @@ def open_run_dir(
     size = {"tokens": len(corpus.training) + len(corpus.validation)}
     more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine includes world_size
     write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), **more)
-    return path, facts
+    return facts
 
 
 def write_work(

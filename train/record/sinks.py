@@ -37,13 +37,15 @@ class JsonLines(Sink):
     one line. Samples of later steps are removed.
     """
 
-    def __init__(self, directory: Path, after: int = 0) -> None:
+    def __init__(self, directory: Path, after: int | None = None) -> None:
         self.directory, path = directory, directory / "metrics.jsonl"
-        self.earlier = keep_lines(path, after) if after else []
-        for sample in directory.glob("samples/step-*.json") if after else ():
-            if int(sample.stem.partition("-")[2]) > after:
-                sample.unlink()
-        self.file = path.open("a" if after else "w", buffering=1)
+        self.earlier: list[tuple[int, Record]] = []
+        if after is not None:
+            self.earlier = keep_lines(path, after)
+            for sample in directory.glob("samples/step-*.json"):
+                if int(re.sub(r"\D", "", sample.stem) or 0) > after:
+                    sample.unlink()
+        self.file = path.open("w" if after is None else "a", buffering=1)
 
     def write(self, step: int, values: Record) -> None:
         self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
@@ -67,13 +69,13 @@ def keep_lines(path: Path, step: int) -> list[tuple[int, Record]]:
     """Remove the lines of later steps, and a line that was not finished. Returns the others, each as its step and its
     values."""
     kept, lines = [], []
-    with suppress(FileNotFoundError), path.open() as file:
+    with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 values = json.loads(line)
-                if values["step"] <= step:
-                    named = {t: math.nan if v is None else v for t, v in values.items() if t not in ("step", "time")}
-                    kept.append((int(values["step"]), named))
+                at = values.pop("step")
+                if at <= step and values.pop("time", 0.0) is not None:
+                    kept.append((at, {tag: math.nan if value is None else value for tag, value in values.items()}))
                     lines.append(line)
     write_whole(path, "".join(lines))
     return kept
@@ -91,7 +93,7 @@ class TensorBoard(Sink):
         *,
         degrees: dict[str, int] | None = None,
         warmup_steps: int = 0,
-        after: int = 0,
+        after: int | None = None,
         earlier: Sequence[tuple[int, Record]] = (),
     ) -> None:
         """`after`: the step after which the run goes on: TensorBoard shows no later step of the earlier files.
@@ -105,9 +107,9 @@ class TensorBoard(Sink):
         self.results: Record = {}  # the results that were written last
         self.sampled = self.num_samples = 0  # the last sampled step, and the number of samples
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it is not drawn yet
-        last = max((step for step, _ in earlier), default=after + 1)
-        self.writer = SummaryWriter(str(directory), purge_step=last if after else None)
-        if after:
+        last = max((step for step, _ in earlier), default=(after or 0) + 1)
+        self.writer = SummaryWriter(str(directory), purge_step=None if after is None else last)
+        if after is not None:
             for step, values in earlier:
                 if RECORDED in values:
                     self.sampled = min(step, last - 1)
@@ -187,7 +189,7 @@ def open_sinks(
     facts: dict[str, Any],
     degrees: dict[str, int],
     world_size: int,
-    after: int = 0,
+    after: int | None = None,
 ) -> tuple[list[Sink], list[tuple[int, Record]]]:
     """(The sinks that the config requests, in the run's directory `path`; the records of earlier steps, if the run goes
     on after step `after`.) Raises BadInput if a tracker cannot start."""

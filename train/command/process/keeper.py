@@ -48,7 +48,7 @@ class Keeper:
         server = None
         if self.world.rank == 0:
             server = RollServer(Roll(self.world.world_size), _own_address(*self.world.store))
-        environment = kept_environment("" if server is None else server.address)
+        environment = kept_environment(self.world, "" if server is None else server.address)
         for number in SIGNALS:
             signal.signal(number, self._forward)
         code = self._keep(environment)

@@ -1,7 +1,8 @@
 """A run's mark of life: which process trains in a run's directory, and how far it has come. Torch is not imported.
 
-Rank 0 holds a lock on the directory as long as it lives, so that no second process trains there, and writes `life.json`
-at most once a second. Together they tell a running run from one that was cut off.
+Rank 0 holds a lock in the directory as long as it lives, so that no second process trains there, and writes `life.json`
+at most once a second. Together they tell a running run from one that was cut off. The lock is on a file that is open
+for writing, as NFS shares only such locks between machines.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 
-LIFE = "life.json"
+LIFE, LOCK = "life.json", ".lock"
+MOST_BYTES = 16_384  # of life.json
 EVERY_S = 1.0
+FRESH_S = 60.0  # where locks do not work, a run is taken for a living one so long after it was last seen
 TRIES, POLL_S = 20, 0.05
 RUNNING, FINISHED, SAVED, STOPPED = "running", "finished", "saved", "stopped"
 
@@ -27,7 +31,7 @@ RUNNING, FINISHED, SAVED, STOPPED = "running", "finished", "saved", "stopped"
 @dataclass(frozen=True)
 class Life:
     """The content of life.json. `state`: running; finished; saved, after a signal; or stopped by the error `reason`.
-    `step`: the last complete step. `time`: in seconds since 1970."""
+    `step`: the last complete step. `time`: in seconds since 1970. `launch`: see `World.launch`."""
 
     state: str
     step: int
@@ -35,63 +39,110 @@ class Life:
     host: str
     time: float
     reason: str = ""
+    launch: str = ""
 
 
 def read_life(run: Path) -> Life | None:
-    """What the run's process last wrote; None if there is no such file or it is not readable."""
+    """What the run's process last wrote; None if there is no such file or it cannot be read. Never blocks."""
     try:
-        values = json.loads((run / LIFE).read_text(encoding="utf-8"))
-        return Life(**values)
-    except (OSError, ValueError, TypeError):
+        handle = os.open(run / LIFE, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        with open(handle, "rb") as file:
+            life = Life(**json.loads(file.read(MOST_BYTES)))
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    texts, numbers = (life.state, life.host, life.reason, life.launch), (life.step, life.pid, life.time)
+    good = all(isinstance(one, str) for one in texts) and all(isinstance(one, int | float) for one in numbers)
+    return life if good else None
 
 
 def is_alive(run: Path) -> bool:
     """Whether a process trains in this directory: whether it holds the lock."""
     try:
-        descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(run / LOCK, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that several may look
     except BlockingIOError:
         return True
     except OSError:  # the file system does not support locks
-        pass
+        life = read_life(run)
+        return life is not None and life.state == RUNNING and time.time() - life.time < FRESH_S
     finally:
         os.close(descriptor)
     return False
 
 
+def _locked(folder: Path, *, wait: bool) -> tuple[int, bool]:
+    """(The open lock file of the folder, whether it is locked: not if the file system does not support locks.) Raises
+    BlockingIOError if another process has the lock and this one does not `wait`, and other OSErrors."""
+    path, how = folder / LOCK, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, how)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
+        except OSError:
+            return descriptor, False
+        with suppress(FileNotFoundError):  # the process that had the lock may have removed the file
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor, True
+        os.close(descriptor)
+
+
+def _unlock(folder: Path, descriptor: int) -> None:
+    """Remove the lock file, which is locked, and give the lock back."""
+    with suppress(OSError):
+        (folder / LOCK).unlink()
+    os.close(descriptor)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a lock on the folder, for which it waits. Without one, where the file system does not support locks, nothing
+    is held. Raises OSError."""
+    descriptor, _ = _locked(folder, wait=True)
+    try:
+        yield
+    finally:
+        _unlock(folder, descriptor)
+
+
 def refuse_living(run: Path) -> None:
     """Raise BadInput (exit code 3) if a process trains in this directory."""
-    if not is_alive(run):
-        return
+    if is_alive(run):
+        raise _is_trained(run)
+
+
+def _is_trained(run: Path) -> BadInput:
     life = read_life(run)
     who = "another process" if life is None else f"process {life.pid} on {life.host}"
     fix = "wait for it, end it, or use checkpoint.resume=never to start a second run of the same config"
-    raise BadInput(Problem("running", f"{run} is being trained by {who}", fix, exit_code=EXIT_ENVIRONMENT))
+    return BadInput(Problem("running", f"{run} is being trained by {who}", fix, exit_code=EXIT_ENVIRONMENT))
 
 
 class Living:
     """This process's lock on a run's directory, until `end` or until the process ends. Raises BadInput as
     `refuse_living` does."""
 
-    def __init__(self, run: Path, step: int) -> None:
-        self.run, self.step, self.written = run, step, 0.0
-        self.descriptor: int | None = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
+    def __init__(self, run: Path, step: int, launch: str = "") -> None:
+        """`step`: the last one that is done. `launch`: see `World.launch`. Raises OSError too."""
+        self.run, self.step, self.launch, self.written = run, step, launch, 0.0
         for patience in reversed(range(TRIES)):
             try:
-                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                descriptor, locked = _locked(run, wait=False)
                 break
             except BlockingIOError:
-                if patience:  # somebody may only be looking (`is_alive`)
-                    time.sleep(POLL_S)
-                    continue
-                self.close()
+                if not patience:
+                    raise _is_trained(run) from None
+                time.sleep(POLL_S)  # somebody may only be looking (`is_alive`)
+        if not locked:
+            last = read_life(run)
+            if not launch or last is None or last.launch != launch:  # else an earlier start of these ranks wrote it
                 refuse_living(run)
-            except OSError:  # the file system does not support locks
-                break
+        self.descriptor: int | None = descriptor
         self._write(RUNNING)
 
     def at(self, step: int) -> None:
@@ -110,12 +161,12 @@ class Living:
         """Give the lock back, if this is not done yet. What life.json says stays: a run that is not said to have ended
         was cut off."""
         if self.descriptor is not None:
-            os.close(self.descriptor)
+            _unlock(self.run, self.descriptor)
             self.descriptor = None
 
     def _write(self, state: str, reason: str = "") -> None:
         self.written = time.monotonic()
-        life = Life(state, self.step, os.getpid(), socket.gethostname(), time.time(), reason)
+        life = Life(state, self.step, os.getpid(), socket.gethostname(), time.time(), reason, self.launch)
         values: dict[str, Any] = asdict(life)
         new = self.run / f".{LIFE}.{os.getpid()}.tmp"
         new.write_text(json.dumps(values) + "\n", encoding="utf-8")

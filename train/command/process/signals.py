@@ -12,6 +12,9 @@ import time
 from types import FrameType
 from typing import Any
 
+from train.config.problems import EXIT_PEER
+from train.ranks.peers import because_of_a_peer
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 APART_S = 0.5  # a terminal and torchrun both pass on the same ctrl-C; a second one comes later than this
 
@@ -19,7 +22,8 @@ APART_S = 0.5  # a terminal and torchrun both pass on the same ctrl-C; a second 
 class Signals:
     """The context in which the signals are noted. `number`: that of the first one; 0 if there was none.
 
-    After an error the signals end the process again as usual: once a collective has failed, nobody can save.
+    After an error the signals end the process again as usual. One that was noted before another rank's end was noticed
+    ends it now: once a collective has failed, nobody can save.
     """
 
     def __init__(self) -> None:
@@ -28,12 +32,16 @@ class Signals:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        self.before = {one: signal.signal(one, self._note) for one in SIGNALS}
+        wanted = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]  # as INT in a background job
+        self.before = {one: signal.signal(one, self._note) for one in wanted}
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for one, handler in self.before.items():
             signal.signal(one, handler)
+        if self.number and error is not None and because_of_a_peer(error):
+            # torchrun asked this rank to end, as another one had ended, before this rank noticed: nobody waits for it
+            os._exit(EXIT_PEER)
 
     def ignore(self) -> None:
         """Ignore the signals from now on, as the process is about to end."""

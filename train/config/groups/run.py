@@ -20,6 +20,9 @@ class Tracker(Enum):
 SaveMode = Enum("SaveMode", {"sync": "sync", "async": "async"})
 
 
+AUTO, NEVER = "auto", "never"  # of checkpoint.resume
+
+
 @dataclass
 class RuntimeConfig:
     device: str = key(
@@ -82,7 +85,15 @@ class CheckpointConfig:
         "memory (async).",
     )
     resume: str = key(
-        "auto",
+        AUTO,
         "auto continues the run of the same command line that was cut off; never starts a new run; the directory of a "
-        "run, or of one of its checkpoints, starts a new run from that state.",
+        "run, or of one of its checkpoints, starts a new run from that state, which the same line then continues.",
     )
+
+    def continues(self, run: object) -> str:
+        """What continues this run after it was cut off, as a sentence; empty if the run saves nothing."""
+        if not self.every:
+            return ""
+        if self.resume == NEVER:
+            return f"checkpoint.resume={run} starts a new run from it"
+        return "the same command line continues it"

@@ -92,7 +92,7 @@ class ElasticGeneration(Generation):
         if error is not None and not self._explained(error):
             self.member.fail()
             return False
-        if error is not None and (asked := self._signal()):  # which nobody would remember
+        if not self.complete and (asked := self._signal()):  # which nobody would remember
             self.member.fail()
             raise SystemExit(128 + asked) from None
         if self.train_step is not None and self.carried is not None and self.report is not None:

@@ -35,13 +35,18 @@ class PowerSgd:
         return {"steps_done": torch.tensor(self.steps_done), **kept}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Replace the state by what `tensors` returned; if this is empty, by the state before the first step."""
+        """Replace the state by what `tensors` returned, on the device of the gradients; if this is empty, by the state
+        before the first step."""
         self.steps_done = int(tensors.get("steps_done", 0))
-        self.factors, self.errors = {}, {}
+        self.forget()
         for name in sorted(tensors.keys() - {"steps_done"}, key=lambda name: int(name.split("/")[2])):
             bucket, kind, _ = name.split("/")
             kept = self.factors if kind == "factor" else self.errors
             kept.setdefault(int(bucket), []).append(tensors[name])
+
+    def forget(self) -> None:
+        """Begin anew with the factors and the errors, as they are of a step that is thrown away."""
+        self.factors, self.errors = {}, {}
 
     def sum(self, bucket: dist.GradBucket) -> Tensor:
         """Sum the bucket's buffer over the group, in place, exactly before `start_step`. It needs one to three

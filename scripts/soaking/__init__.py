@@ -1,0 +1,1 @@
+"""What scripts/soak.py runs and measures."""

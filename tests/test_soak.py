@@ -1,0 +1,60 @@
+"""The kill loop: its prediction, against runs that are played with random numbers, and a short real one."""
+
+import json
+import random
+
+import pytest
+
+from scripts import soak
+from scripts.soaking import costs as costs_module
+from scripts.soaking.costs import Costs
+
+COSTS = Costs(step=0.1, save=0.2, late=0.0, restart=5.0)
+
+
+def played(costs, every, mtbf, saves, chance):
+    """The share of useful time of a run that is killed at random moments, also while it restarts."""
+    clock, due = 0.0, chance.expovariate(1 / mtbf)
+    for _ in range(saves):
+        left = every * costs.step + costs.save
+        while clock + left > due:
+            clock, due = due, due + chance.expovariate(1 / mtbf)
+            left = every * costs.step + costs.save + costs.restart + costs.late
+        clock += left
+    return saves * every * costs.step / clock
+
+
+@pytest.mark.parametrize("mtbf", [20, 60, 300])
+@pytest.mark.parametrize("late", [0.0, 1.0])
+def test_the_prediction_is_that_of_played_runs(late, mtbf):
+    costs = Costs(COSTS.step, COSTS.save, late, COSTS.restart)
+    every = costs.every(mtbf)
+    found = played(costs, every, mtbf, 20_000, random.Random(1))
+    assert costs.ettr(every, 1 / mtbf) == pytest.approx(found, abs=0.01)
+    for other in (every // 4, every * 4):
+        assert costs.ettr(other, 1 / mtbf) < costs.ettr(every, 1 / mtbf), "Young's interval is the best one"
+
+
+def test_without_kills_only_saves_cost():
+    assert COSTS.ettr(10, 0.0) == pytest.approx(1 / 1.2)
+    assert COSTS.ettr(10, 1e-9) == pytest.approx(1 / 1.2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_short_soak(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, value in [("CYCLE", 10), ("CYCLES", 3), ("KILLS", 1)]:
+        monkeypatch.setattr(costs_module, name, value)
+    line = ["strategy=fsdp", "nproc=2", "minutes=0.1", "mtbf_s=5", "runtime.device=cpu"]
+    line += ["model.num_layers=2", "model.dim=64", "train.seq_len=64"]
+    assert random.Random("fsdp 5.0").expovariate(1 / 5) < 5, "the first kill is early enough"
+    assert soak.main(line) == 0, capsys.readouterr()
+    (result,) = map(json.loads, (tmp_path / "build" / "soak.jsonl").read_text().splitlines())
+    assert result["equal"] and result["kills"] >= 1 and result["mttr_s"] > 0
+    assert 0 < result["ettr"] < 1 and 0 < result["predicted"] < 1
+    assert not [*(tmp_path / "build" / "soak").iterdir()], "nothing is left of a strategy that is finished"
+    said = capsys.readouterr().out
+    assert "the losses are those of the undisturbed run" in said and "a restart" in said
+    monkeypatch.setattr(soak, "prepared", None)
+    assert soak.main(line) == 0, "it is not run again"
