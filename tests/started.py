@@ -37,6 +37,7 @@ class Started:
             self.process = subprocess.Popen(
                 [*prefix, sys.executable, *map(str, words)], cwd=folder, env=os.environ | own,
                 stdout=out, stderr=errors, start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores
             )  # fmt: skip
 
     def out(self):

@@ -169,7 +169,7 @@ def test_a_pipe_is_no_file_of_a_checkpoint(name, run, capsys):
     (newest(run) / name).unlink()
     os.mkfifo(newest(run) / name)
     assert tool.main(["verify", str(run)]) == 1
-    assert f"{name} is not a regular file" in capsys.readouterr().out
+    assert f"{name} cannot be read (not a regular file)" in capsys.readouterr().out
 
 
 def box(offsets, sizes):

@@ -27,7 +27,7 @@ FAULTS = [  # the fault of rank 1, the exit code, what is said
     pytest.param("SIGKILL", 137, r"rank 1 was ended by signal 9 \(SIGKILL\): .*no memory left.*", id="killed"),
     pytest.param("SIGSEGV", 139, r"rank 1 was ended by signal 11 \(SIGSEGV\): native code.*", id="crashes", marks=slow),
     pytest.param("exits", 77, r"rank 1 exited with code 77", id="exits", marks=slow),
-    pytest.param("reports", 3, r"rank 1: no luck left", id="reports", marks=slow),
+    pytest.param("reports", 3, r"rank 1: no luck left\npython -m launch.doctor .*", id="reports", marks=slow),
 ]  # fmt: skip
 
 

@@ -46,9 +46,9 @@ def test_a_short_soak(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, value in [("CYCLE", 10), ("CYCLES", 3), ("KILLS", 1)]:
         monkeypatch.setattr(costs_module, name, value)
-    line = ["strategy=fsdp", "nproc=2", "minutes=0.1", "mtbf_s=5", "runtime.device=cpu"]
+    line = ["strategy=fsdp", "nproc=2", "minutes=0.1", "mtbf_s=35", "runtime.device=cpu"]
     line += ["model.num_layers=2", "model.dim=64", "train.seq_len=64"]
-    assert random.Random("fsdp 5.0").expovariate(1 / 5) < 5, "the first kill is early enough"
+    assert random.Random("fsdp 35.0").expovariate(1 / 35) < 2, "the first kill is early enough, and the next one late"
     assert soak.main(line) == 0, capsys.readouterr()
     (result,) = map(json.loads, (tmp_path / "build" / "soak.jsonl").read_text().splitlines())
     assert result["equal"] and result["kills"] >= 1 and result["mttr_s"] > 0

@@ -8,19 +8,21 @@ not complete. Nothing in a checkpoint is trusted before its hash has been compar
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import re
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from train.config import plain_json
 from train.config.problems import BadInput, Problem
-from train.record.run_files import MOST_CHARS, Unreadable, opened
+from train.record.run_files import MOST_CHARS
 
 MANIFEST, METADATA = "manifest.json", ".metadata"
 FORMAT = 1
@@ -82,13 +84,13 @@ class Manifest:
         """Read and check manifest.json, but no other file. Raises Damaged."""
         path = folder / MANIFEST
         try:
-            with opened(path) as file:
+            with _opened(path) as file:
                 content = file.read(MOST_BYTES + 1)
             if len(content) > MOST_BYTES:
                 raise Damaged(folder, f"{MANIFEST} is larger than {MOST_BYTES:,} bytes")
             values = json.loads(content)
-        except Unreadable as error:
-            raise Damaged(folder, str(error)) from error
+        except OSError as error:
+            raise Damaged(folder, f"{MANIFEST} cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:
             raise Damaged(folder, f"{MANIFEST} is not valid JSON") from error
         if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
@@ -151,17 +153,24 @@ def wrong_files(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1)
 def _wrong_file(path: Path, expected: File) -> str:
     digest = hashlib.sha256()
     try:
-        with opened(path) as file:
+        with _opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size != expected.bytes:
                 return f"{path.name} has {size:,} bytes, and not {expected.bytes:,}"
             while block := file.read(BLOCK):
                 digest.update(block)
-    except Unreadable as error:
-        return str(error)
     except OSError as error:
         return f"{path.name} cannot be read ({error.strerror})"
     return "" if digest.hexdigest() == expected.sha256 else f"{path.name} has another SHA-256 than when it was written"
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The open file, which is a regular one and no link: a pipe would keep a reader waiting. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file")
+    return open(handle, "rb")
 
 
 def _digest(values: dict[str, Any]) -> str:

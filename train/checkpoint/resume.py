@@ -56,8 +56,8 @@ def find(
 
     `name`: the run's name without a number. `work`, `layout`: of this run, to compare with the checkpoint's. The work
     has the hash of the text, which is only made if there is something to compare.
-    Raises BadInput: the run is being trained, it has ended and torchrun starts it again, no checkpoint is good, or
-    something else than allowed has changed.
+    Raises BadInput: the run is being trained, it was stopped and torchrun starts it again, no checkpoint is good, or
+    something else than allowed has changed. Raises SystemExit if torchrun starts a run again that is finished.
     """
     found: dict[str, Any] = {}
     if side_group.world.rank == 0:  # an error ends this rank, and torchrun ends the others
@@ -67,6 +67,10 @@ def find(
     found = side_group.share_json(found)
     if not found:
         return Start(layout=layout)
+    if "finished" in found:  # a rank failed after the run was complete
+        if side_group.world.rank == 0:
+            print(f"{found['finished']} is finished", flush=True)
+        raise SystemExit(0)
     if not found["checkpoints"]:
         run = Path(found["run"])
         return Start(run=run, layout=layout, said=(f"{run} begins again, as it has no checkpoint",))
@@ -87,7 +91,7 @@ def find(
 
 def _own(config: Config, name: str, world: World) -> dict[str, Any]:
     """The run with this name that goes on: {"own": true, "run": directory, "checkpoints": complete ones from the newest
-    to the oldest}; empty if there is none.
+    to the oldest}; empty if there is none; {"finished": directory} if it is complete.
 
     If torchrun has started the ranks again, that is the run of the first start, even if it has no checkpoint. Else it
     is the newest run, if it was cut off and has checkpoints. Raises BadInput if a process trains it, or if the run of
@@ -98,6 +102,8 @@ def _own(config: Config, name: str, world: World) -> dict[str, Any]:
         started = [path for path in runs if (life := read_life(path)) is not None and life.launch == world.launch]
         if started:
             run = started[-1]
+            if (run / "summary.json").exists():
+                return {"finished": str(run)}
             if how := ended(run):
                 fix = "a restart has nothing to do; the same command line starts a new run"
                 raise BadInput(Problem("ended", f"{run} {how}", fix))

@@ -74,8 +74,8 @@ def keep_lines(path: Path, step: int) -> list[tuple[int, Record]]:
             with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 values = json.loads(line)
                 at = values.pop("step")
-                if at <= step and values.pop("time", 0.0) is not None:
-                    kept.append((at, {tag: math.nan if value is None else value for tag, value in values.items()}))
+                if at <= step:
+                    kept.append((at, {t: math.nan if v is None else v for t, v in values.items() if t != "time"}))
                     lines.append(line)
     write_whole(path, "".join(lines))
     return kept

@@ -23,7 +23,7 @@ GRACE_S = 1.0  # for the other ranks to find the same problem and to exit with i
 # How long a rank that lost another one waits before it prints, as usually the other one prints why it ended, and
 # torchrun then ends this rank. It is longer than the time that a rank waits which alone has a problem (ALONE_S). Each
 # rank waits a little longer than the one before it, so that one prints for all.
-PEER_PATIENCE_S, ALONE_S, APART_S, MOST_APART = 5.0, 2.5, 0.5, 4
+PEER_PATIENCE_S, ALONE_S, APART_S, MOST_APART = 10.0, 5.0, 1.0, 4
 # The signals that go from a launcher to torchrun, and from it to the ranks. Without being told, torchrun passes all but
 # USR1, which Slurm can send before a job's time is up.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
