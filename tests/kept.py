@@ -14,7 +14,7 @@ _, log, *ends = sys.argv
 
 if ROLL not in os.environ:
     world = World(0, 0, 1, 1, from_torchrun=True, agent=os.getppid(), store=("127.0.0.1", 1))
-    raise SystemExit(Keeper(world, timeout_s=60).run())
+    raise SystemExit(Keeper(world, timeout_s=60, unit=1).run())
 assert os.environ[ROLL].startswith("127.0.0.1:") and int(os.environ[AGENT]) == os.getppid()
 die_with(os.getppid())
 with Path(log).open("a") as file:

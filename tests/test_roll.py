@@ -107,9 +107,9 @@ def test_messages_arrive_as_they_are():
 def test_members_hear_of_an_end_and_interrupt_what_they_wait_for():
     server = RollServer(Roll(2), "127.0.0.1")
     interrupted = threading.Event()
-    with closing(Member(0, server.address, interrupted.set)) as first:
+    with closing(Member(0, server.address, interrupted.set, WAIT_S)) as first:
         starts = []
-        with closing(Member(1, server.address, lambda: None)) as second:
+        with closing(Member(1, server.address, lambda: None, WAIT_S)) as second:
             waiting = threading.Thread(target=lambda: starts.append(first.next_start(None)))
             waiting.start()
             starts.append(second.next_start(None))
@@ -120,7 +120,7 @@ def test_members_hear_of_an_end_and_interrupt_what_they_wait_for():
         assert first.next_start(5) == Start(2, [0], [5])
         assert not first.is_over(0), "the generation has just begun"
         first.done()
-        with closing(Member(1, server.address, lambda: None)) as late:
+        with closing(Member(1, server.address, lambda: None, WAIT_S)) as late:
             assert late.next_start(None) is None, "the run is complete"
     server.wait_until_empty()
 
@@ -128,7 +128,7 @@ def test_members_hear_of_an_end_and_interrupt_what_they_wait_for():
 @pytest.mark.timeout(60)
 def test_a_member_notices_that_the_roll_has_ended():
     listener = socket.create_server(("127.0.0.1", 0))
-    with listener, closing(Member(0, f"127.0.0.1:{listener.getsockname()[1]}", lambda: None)) as member:
+    with listener, closing(Member(0, f"127.0.0.1:{listener.getsockname()[1]}", lambda: None, WAIT_S)) as member:
         listener.accept()[0].close()
         with pytest.raises(RollLost):
             member.next_start(None)

@@ -14,6 +14,7 @@ from train.command import cli
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
+from train.config.plan import Plan
 from train.config.world import World, quiet_profiler
 from train.data.corpus import Corpus, load_corpus
 
@@ -33,7 +34,8 @@ def main() -> None:
         if config.runtime.elastic and world.roll is None:
             from train.command.process.keeper import Keeper
 
-            raise SystemExit(Keeper(world, config.runtime.timeout_s).run())  # it starts this program again, as a rank
+            unit = Plan(config, world.world_size).degrees["dp_shard"]
+            raise SystemExit(Keeper(world, config.runtime.timeout_s, unit).run())  # it starts this program, as a rank
         quiet_profiler()
         corpus = load_corpus(config)
         # These imports come late, so that a bad command line is answered before torch is loaded.
@@ -62,7 +64,7 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
     if config.train.deterministic:
         make_deterministic()
     with (
-        process_group(runtime, world, generation.timeout_s, generation.store()),
+        process_group(runtime, world, generation.timeout_s, generation.store(), generation.close),
         explained(config, runtime.device, world.rank) as watched,
         ExitStack() as opened,  # it closes on an error too, so that no progress bar stands above the message
     ):
@@ -83,7 +85,7 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
         sinks, earlier, signals = report.sinks, report.earlier, checkpoints.signals
         metrics = Metrics(config, side_group, runtime.device, train_step, sinks, earlier, signals)
         opened.enter_context(closing(metrics))
-        generation.begin(train_step, report, metrics, start.step)
+        generation.begin(train_step, mesh, report, metrics, start.step)
         checkpoints.make_up(start, metrics, batches)
 
         for step in range(start.step + 1, config.train.steps + 1):

@@ -14,6 +14,14 @@ AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
 ROLL = "STRATEGY_LAB_ROLL"
 LAUNCH = "STRATEGY_LAB_LAUNCH"
+# For ranks that go on without lost ones: torch's threads that watch nccl (2.11 to 2.13) must not end the process, and
+# not look for the errors of groups that are no more. After a time-out they abort the group, and wait 4 x 250 ms before.
+NCCL = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "250",
+}
 RESTARTS_DONE = "TORCHELASTIC_RESTART_COUNT"
 
 # If one of these is set, this process is one of several.
@@ -77,7 +85,7 @@ class World:
 def kept_environment(world: World, roll: str) -> dict[str, str]:
     """The environment of a rank that this process, its keeper in this world, starts. `roll`: HOST:PORT if the keeper
     has the roll."""
-    return {**os.environ, ROLL: roll, AGENT: str(os.getpid()), LAUNCH: world.launch}
+    return {**os.environ, **NCCL, ROLL: roll, AGENT: str(os.getpid()), LAUNCH: world.launch}
 
 
 def environment_problem(env: Mapping[str, str]) -> Problem | None:

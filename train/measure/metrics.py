@@ -8,7 +8,7 @@ over a separate gloo group. `metrics.jsonl` is the source of truth; TensorBoard 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,6 +103,7 @@ class Metrics:
         self.last = earlier[-1] if earlier else (0, {})  # the last record that was written before
         self.noted: Record = {}
         self.signals, self.asked = signals, 0
+        self.check: Callable[[], None] | None = None  # raises an error if what the device has computed is incomplete
         self.start = self.clock.mark()
 
     def resume_clock(self) -> None:
@@ -149,6 +150,8 @@ class Metrics:
         for index in range(batches.num_validation):
             loss, valid = self.train_step.evaluate(*batches.validation(index))
             loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
+        if self.check is not None:
+            self.check()
         self._write(step, {VALIDATION_LOSS: loss_sum / num_valid if num_valid else math.nan})
         self.resume_clock()
 

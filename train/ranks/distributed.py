@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,10 +66,10 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             f"runtime.backend={backend} needs a {moved} device, but the run would be on {kind}",
             "use runtime.backend=auto",
         )
-    if config.elastic and backend != "gloo":
+    if config.elastic and backend not in ("gloo", "nccl"):
         _refuse(
             "elastic_backend",
-            f"runtime.elastic=true needs gloo, but the run is on {backend}",
+            f"runtime.elastic=true needs gloo or nccl, but the run is on {backend}",
             "use runtime.backend=gloo",
         )
     if not dist.is_backend_available(backend):
@@ -106,9 +106,15 @@ def _refuse(rule: str, message: str, fix: str) -> None:
 
 
 @contextmanager
-def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.Store | None = None) -> Iterator[None]:
-    """Open the process group of the world, and close it at the end, also after an error. Without torchrun the world has
-    one process. `store` replaces the store that torch would create."""
+def process_group(
+    runtime: Runtime,
+    world: World,
+    timeout_s: float,
+    store: dist.Store | None = None,
+    close: Callable[[], None] = dist.destroy_process_group,
+) -> Iterator[None]:
+    """Open the process group of the world, and close it at the end by `close`, also after an error. Without torchrun
+    the world has one process. `store` replaces the store that torch would create."""
     if runtime.device.type != "cpu":
         torch.accelerator.set_device_index(runtime.device.index)
     timeout = timedelta(seconds=timeout_s)
@@ -124,7 +130,7 @@ def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.
         try:
             yield
         finally:
-            dist.destroy_process_group()
+            close()
 
 
 def _store_of_attempt(host: str, port: int, world: World, timeout: timedelta) -> dist.Store:

@@ -31,10 +31,10 @@ MOST_STARTS = 6  # one after the other without success; the wait before each dou
 
 class Keeper:
     """Keeps the rank of the world. Call `run` from the main thread, because the rank ends with the thread that starts
-    it. `timeout_s`: runtime.timeout_s."""
+    it. `timeout_s`: runtime.timeout_s. `unit`: how many ranks hold the whole state together."""
 
-    def __init__(self, world: World, timeout_s: float) -> None:
-        self.world, self.patience_s = world, min(STOPPED_S, timeout_s)
+    def __init__(self, world: World, timeout_s: float, unit: int) -> None:
+        self.world, self.patience_s, self.unit = world, min(STOPPED_S, timeout_s), unit
         self.child: subprocess.Popen[bytes] | None = None
         self.signalled = False  # somebody asked this process to end
 
@@ -47,7 +47,7 @@ class Keeper:
             _refuse("runtime.elastic=true needs Linux", "use runtime.elastic=false")
         server = None
         if self.world.rank == 0:
-            server = RollServer(Roll(self.world.world_size), _own_address(*self.world.store))
+            server = RollServer(Roll(self.world.world_size, self.unit), _own_address(*self.world.store))
         environment = kept_environment(self.world, "" if server is None else server.address)
         for number in SIGNALS:
             signal.signal(number, self._forward)

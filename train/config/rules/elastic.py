@@ -21,11 +21,13 @@ def _refuses(says: Callable[[Plan], str], *fixes: str) -> Callable[[Plan], Findi
 
 
 def _parts_of_state(plan: Plan) -> str:
-    strategy = plan.config.strategy
-    if strategy.uses_ddp() and [*plan.axes] == ["dp_replicate"]:
+    strategy, axes = plan.config.strategy, [*plan.axes]
+    if (strategy.uses_ddp() and axes == ["dp_replicate"]) or (
+        strategy.uses_fsdp() and axes == ["dp_replicate", "dp_shard"]
+    ):
         return ""
     restart = "launch.local's restarts=N starts all ranks again from the newest checkpoint instead"
-    return f"needs ranks that each hold the whole state, but those of strategy={strategy.name} do not ({restart})"
+    return f"needs copies of the whole state, but strategy={strategy.name} holds each part once ({restart})"
 
 
 def _mixture(plan: Plan) -> str:

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 from train.config.schema import Config
 from train.config.strategy import StepResult, TrainStep
@@ -39,11 +40,15 @@ class Generation:
         """Where the processes of this world find each other; None: where torch looks itself."""
         return None
 
+    def close(self) -> None:
+        """Close the groups of this world."""
+        dist.destroy_process_group()
+
     def newest(self, side_group: SideGroup) -> Carried | None:
         """What the ranks of this world have in memory of the run; None if nobody has anything. Collective."""
         return None
 
-    def begin(self, train_step: TrainStep, report: Report, metrics: Metrics, after: int) -> None:
+    def begin(self, train_step: TrainStep, mesh: DeviceMesh, report: Report, metrics: Metrics, after: int) -> None:
         """Give a step that was just built the state that the ranks have in memory, which is that after this step.
         Collective."""
 

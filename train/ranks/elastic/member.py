@@ -3,9 +3,13 @@ imported."""
 
 from __future__ import annotations
 
+import os
 import queue
+import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -28,10 +32,11 @@ class RollLost(Reported):
 
 class Member:
     """`address`: HOST:PORT of the roll. `interrupt`: ends what the main thread waits for; it is called, in a thread,
-    from the end of a generation until the main thread asks for the next one."""
+    from the end of a generation until the main thread asks for the next one. If this does not happen within
+    `patience_s`, the process is killed, as the others wait for it."""
 
-    def __init__(self, place: int, address: str, interrupt: Callable[[], None]) -> None:
-        self.place, self.interrupt = place, interrupt
+    def __init__(self, place: int, address: str, interrupt: Callable[[], None], patience_s: float) -> None:
+        self.place, self.interrupt, self.patience_s = place, interrupt, patience_s
         host, _, port = address.rpartition(":")
         try:
             self.socket = socket.create_connection((host, int(port)), CONNECT_S)
@@ -101,6 +106,11 @@ class Member:
         elif isinstance(message, Over):
             self.lost = message.lost
             self.over.set()
+            deadline = time.monotonic() + self.patience_s
             while not self.seen.is_set():
                 self.interrupt()
+                if time.monotonic() > deadline:
+                    say = f"rank {self.place} could not be interrupted for {self.patience_s:.0f} s and is killed"
+                    print(say, file=sys.stderr, flush=True)
+                    os.kill(os.getpid(), signal.SIGKILL)
                 self.seen.wait(AGAIN_S)

@@ -33,11 +33,15 @@ class Failed:
 @dataclass(frozen=True)
 class Start:
     """From the roll: a generation begins. `places`: who is in it, in the order of their ranks; a place with the newest
-    step is first. `steps`: what each of them said in `Ready`."""
+    step is first. `steps`: the last step of each whose state counts; None for the others, which get a state."""
 
     generation: int
     places: list[int]
     steps: list[int | None]
+
+    def newest(self) -> int | None:
+        """The newest step of a place; None if no place has a state."""
+        return max((step for step in self.steps if step is not None), default=None)
 
 
 @dataclass(frozen=True)

@@ -48,5 +48,6 @@ def _sockets() -> Iterator[tuple[int, int]]:
 def _shut_down(descriptor: int, number: int) -> None:
     with socket.socket(fileno=os.dup(descriptor)) as copy:
         same = os.stat(copy.fileno()).st_ino == number  # and not another one that got its descriptor
-        if same and not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        network = copy.family in (socket.AF_INET, socket.AF_INET6)  # and not one of a device's driver
+        if same and network and not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             copy.shutdown(socket.SHUT_RDWR)
