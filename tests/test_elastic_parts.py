@@ -123,10 +123,10 @@ def test_tensorboard_has_each_step_once_if_a_process_was_killed_between_two_sink
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("strategy=fsdp", "needs ranks that each hold the whole state, but those of strategy=fsdp do not"),
-        ("strategy=hsdp", "needs ranks that each hold the whole state"),
-        ("strategy=tp", "needs ranks that each hold the whole state"),
-        ("strategy=dp_pp", "needs ranks that each hold the whole state"),
+        ("strategy=fsdp", "needs copies of the whole state, but strategy=fsdp holds each part once"),
+        ("strategy=zero1", "needs copies of the whole state"),
+        ("strategy=tp", "needs copies of the whole state"),
+        ("strategy=dp_pp", "needs copies of the whole state"),
         ("strategy=dp model=moe_tiny", "is not supported with a mixture of experts (model.num_experts="),
         ("strategy=dp strategy.comm_hook=powersgd", "is not supported with strategy.comm_hook=powersgd"),
         ("strategy=dp compile.enabled=true", "is not supported with compile.enabled=true"),

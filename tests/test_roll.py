@@ -88,8 +88,59 @@ def test_one_that_has_to_write_the_end_again_does_not_wait_for_those_that_are_do
 def test_an_error_of_a_rank_ends_the_run():
     roll = begun(3)
     assert roll.has_failed(0) == [(1, Failed(0)), (2, Failed(0))]
-    assert roll.has_ended(0) == []
+    assert roll.has_ended(0) == [(1, Over(1, [0])), (2, Over(1, [0]))], "what they wait for is interrupted"
     assert roll.is_ready(1, 3) == roll.is_ready(2, 3) == []
+
+
+def replicas(step=6):
+    """The roll of two replicas of two places each, which have all made this step."""
+    roll = Roll(4, unit=2)
+    for place in range(4):
+        roll.is_ready(place, None)
+    assert roll.members == (0, 1, 2, 3)
+    return roll
+
+
+def test_a_replica_is_lost_as_a_whole_and_comes_back_as_a_whole():
+    roll = replicas()
+    assert roll.has_ended(2) == [(place, Over(1, [2])) for place in (0, 1, 3)]
+    assert roll.is_ready(3, 7) == roll.is_ready(1, 7) == []
+    start = Start(2, [0, 1], [6, 7])  # place 0 can make step 7, as it has entered the vote
+    assert roll.is_ready(0, 6) == [(0, start), (1, start)] and start.newest() == 7
+    assert roll.is_ready(2, None) == [(0, Waiting([2, 3])), (1, Waiting([2, 3]))]
+    assert roll.is_ready(0, 20) == []
+    start = Start(3, [0, 1, 2, 3], [20, 20, None, None])  # what place 3 has is too old
+    assert roll.is_ready(1, 20) == [(place, start) for place in range(4)]
+
+
+def test_nobody_is_let_in_before_a_replica_is_whole():
+    roll = replicas()
+    roll.has_ended(2), roll.has_ended(3)
+    roll.is_ready(0, 6), roll.is_ready(1, 6)
+    assert roll.is_ready(3, None) == [] and roll.is_ready(2, None) == [(0, Waiting([2, 3])), (1, Waiting([2, 3]))]
+
+
+def test_if_no_replica_is_whole_all_begin_again():
+    roll = replicas()
+    roll.has_ended(0), roll.has_ended(3)
+    assert roll.is_ready(1, 6) == roll.is_ready(2, 7) == roll.is_ready(0, None) == []
+    start = Start(2, [0, 1, 2, 3], [None] * 4)
+    assert roll.is_ready(3, None) == [(place, start) for place in range(4)]
+
+
+def test_the_replica_with_the_newest_step_comes_first():
+    roll = replicas()
+    roll.is_ready(0, 6), roll.is_ready(1, 6), roll.is_ready(2, 6)
+    assert roll.is_ready(3, 7)[0] == (2, Start(2, [2, 3, 0, 1], [6, 7, 6, 6]))
+
+
+def test_one_of_a_broken_replica_ends_when_the_run_is_complete():
+    roll = replicas()
+    roll.is_done(0), roll.is_done(2), roll.is_done(3)
+    assert roll.has_ended(1) == []
+    roll = replicas()
+    roll.is_done(0), roll.has_ended(1), roll.is_done(2)
+    assert roll.is_ready(3, 9) == [(3, Finished())], "place 2 does not come back, and nothing is left to be done"
 
 
 @pytest.mark.parametrize("line", [b"", b"{}", b"[]", b"null", b'{"kind": "Ready"}', b'{"kind": "Exec"}', b"\xff"])

@@ -170,16 +170,19 @@ def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
 
 
 def close_groups() -> None:
-    """Close every process group except the world's, when their meshes are no longer used. Collective over the world.
-
-    It uses private variables of torch (2.11 to 2.13): the list of groups, and DTensor's cache of placements, which
-    would return a closed mesh for an equal new one.
-    """
-    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-
+    """Close every process group except the world's, when their meshes are no longer used. Collective over the world. It
+    uses a private variable of torch (2.11 to 2.13)."""
     for group in list(distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
+    forget_meshes()
+
+
+def forget_meshes() -> None:
+    """Empty DTensor's cache of placements, which would return a closed mesh for an equal new one. It is private (torch
+    2.11 to 2.13)."""
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
     _clear_sharding_prop_cache()
 
 

@@ -25,6 +25,7 @@ from train.ranks.elastic.generation import Generation
 from train.ranks.elastic.interrupt import Interrupt
 from train.ranks.elastic.member import Member
 from train.ranks.elastic.messages import Start
+from train.ranks.distributed import forget_meshes
 from train.ranks.optim import lr_at
 from train.ranks.peers import because_of_a_peer
 from train.ranks.side_group import SideGroup
@@ -80,7 +81,7 @@ class ElasticGeneration(Generation):
         self.ended = since
 
     def __enter__(self) -> Generation:
-        self.interrupt = self.member.interrupt = Interrupt(self.member.over)
+        self.interrupt = self.member.interrupt = Interrupt(self.member)
         self.hook = sys.excepthook  # each group of the world adds the rank to it
         # a group that could not be made has used up a name (torch 2.11 to 2.13), and names must agree
         distributed_c10d._world.group_count = 0
@@ -112,6 +113,7 @@ class ElasticGeneration(Generation):
     def close(self) -> None:
         self.interrupt.abort()  # groups of nccl would wait for ranks that have ended
         super().close()
+        forget_meshes()
 
     def newest(self, side_group: SideGroup) -> Carried | None:
         self._allow_time()
@@ -131,7 +133,7 @@ class ElasticGeneration(Generation):
             self.interrupt.check()
             # dropout: from here on masks are a function of the seed, this step and the rank
             torch.manual_seed(derived_seed(self.config.train.seed, "dropout", shared.step, self.world.rank))
-            self.carried = dataclasses.replace(shared, tensors={}, made={**shared.made})
+            self.carried = dataclasses.replace(shared, tensors={}, made={**shared.made}, unread={})
             shared.tensors.clear()  # somebody may keep `shared`, and these are as large as the new ones
         self.interrupt.connections.complete()
         self.train_step, self.report, self.metrics = train_step, report, metrics

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -18,25 +19,25 @@ from torch.distributed import distributed_c10d
 
 from train.ranks.elastic.sockets import Connections
 
+if TYPE_CHECKING:
+    from train.ranks.elastic.member import Member
+
 ABORT_S = 2.0  # the connections are shut down after this time, even if the groups are not yet aborted
 
 
-class Incomplete(RuntimeError):
-    """Groups were aborted, so that what the device has computed may be incomplete."""
-
-
 class Interrupt:
-    """Of a generation that begins now. `over`: set before this is called. Call it in another thread than the one that
-    trains, and again and again until that one has noticed, as it may just make another group."""
+    """Of a generation that begins now. The `member` calls it when the generation is over, in another thread than the
+    one that trains, and again and again until that one has noticed, as it may just make another group."""
 
-    def __init__(self, over: threading.Event) -> None:
-        self.over, self.connections = over, Connections()
+    def __init__(self, member: Member) -> None:
+        self.member, self.connections = member, Connections()
         self.lock = threading.Lock()
         self.aborting: list[threading.Thread] = []
 
     def __call__(self) -> None:
         self.abort()
-        self.connections.shut_down()
+        if not self.member.failed:  # else all ranks end, and they may still read what the first one has sent
+            self.connections.shut_down()
 
     def abort(self) -> None:
         """Abort the groups of nccl and of similar backends, which a rank can then close without waiting for others.
@@ -51,14 +52,14 @@ class Interrupt:
                 thread.join(ABORT_S)
 
     def check(self) -> None:
-        """Wait for the device. Raises an error if groups were aborted before it had finished: by this object, or by
-        torch after the time-out. With gloo alone nothing is to be checked, as its operations raise errors."""
+        """Wait for the device. Raises DistBackendError if groups were aborted before it had finished: by this object,
+        or by torch after the time-out. With gloo alone nothing is to be checked, as its operations raise errors."""
         groups = _on_device()
         if not groups:
             return
         torch.accelerator.synchronize()
-        if self.over.is_set():
-            raise Incomplete("the groups were aborted, because a rank has ended")
+        if self.member.over.is_set():
+            raise dist.DistBackendError("the groups were aborted, as a remote process exited")
         accelerator = torch.accelerator.current_accelerator()
         assert accelerator is not None
         for group in groups:

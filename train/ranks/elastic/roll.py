@@ -49,9 +49,7 @@ class Roll:
         if place not in self.alive():
             return []
         self.lost.add(place)
-        if self.failed:  # what the others then notice ends the run too
-            return []
-        over = Over(self.generation, sorted(self.lost))
+        over = Over(self.generation, sorted(self.lost))  # also after an error: what the others notice ends the run too
         return [*((member, over) for member in self.alive()), *self._start()]
 
     def is_done(self, place: int) -> Mail:
