@@ -50,7 +50,8 @@ def show(process, folder):
 def test_the_other_rank_goes_on_over_nccl(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
     plain, folder, seconds = tmp_path / "plain", tmp_path / "killed", []
-    with ended(undisturbed := launch(plain, 2, LINE)), ended(process := launch(folder, 2, [*LINE, "runtime.elastic=true"])):
+    undisturbed, process = launch(plain, 2, LINE), launch(folder, 2, [*LINE, "runtime.elastic=true"])
+    with ended(undisturbed), ended(process):
         everything = []
         try:
             within(START_S, lambda: last_step(folder) >= 30)
