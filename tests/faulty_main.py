@@ -98,8 +98,8 @@ def rank(number: int, faults: list[str], folder: Path) -> None:
         return loss
 
     def half_voted():
-        """In the vote of step 10, whose updates all ranks may make, rank 3 ends, and rank 1 notices this before it makes
-        the update. Rank 0 makes it."""
+        """In the vote of step 10, when all ranks may make the update, rank 3 ends, and rank 1 notices this before it
+        makes it. Rank 0 makes it."""
         original = ElasticGeneration._vote
 
         def changed(self, change):

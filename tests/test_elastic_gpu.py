@@ -1,5 +1,5 @@
-"""Ranks of data parallelism are killed while they train on two GPUs, over nccl: the other goes on, and the curve does not
-change."""
+"""Ranks of data parallelism are killed while they train on two GPUs, over nccl: the other one goes on, and the curve
+does not change."""
 
 import re
 import signal
@@ -64,7 +64,7 @@ def test_the_other_rank_goes_on_over_nccl(tmp_path, monkeypatch):
                 everything = psutil.Process(process.pid).children(recursive=True)
                 written = [one["time"] for one in records(folder) if one["step"] == after + 1 and "train/loss" in one]
                 seconds.append(written[0] - killed)
-                print(f"rank {rank} lost after step {after}: the next one was recorded {seconds[-1]:.2f} s after the kill")
+                print(f"rank {rank} lost after step {after}: the next is recorded {seconds[-1]:.2f} s after the kill")
             within(END_S, lambda: process.poll() is not None and undisturbed.poll() is not None)
         except BaseException:
             show(process, folder)
