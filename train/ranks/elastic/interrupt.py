@@ -64,8 +64,8 @@ class Interrupt:
         assert accelerator is not None
         for group in groups:
             error = group._get_backend(accelerator).get_error()
-            if error is not ErrorType.SUCCESS:
-                what = "timed out" if error is ErrorType.TIMEOUT else "was aborted"
+            if error != ErrorType.SUCCESS:
+                what = "timed out" if error == ErrorType.TIMEOUT else "was aborted"
                 raise dist.DistBackendError(f"a collective {what} ({group.group_desc}: {error.name})")
 
 
