@@ -109,7 +109,8 @@ def difference(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any
 
 def said(folder: Path, rank: int, what: str) -> list[int]:
     """The steps after which the run said that the rank is lost or back."""
-    return [int(step) for step in re.findall(rf"rank {rank} {what} after step (\d+)", (folder / "log").read_text())]
+    line = rf"^.*\branks? (?:\d+, )*{rank}(?:, \d+)* {what} .*?after step (\d+): "
+    return [int(step) for step in re.findall(line, (folder / "log").read_text(), re.M)]
 
 
 def disturb(folder: Path, process: subprocess.Popen[bytes], most: int, run: int, chance: random.Random) -> list[Killed]:

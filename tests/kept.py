@@ -1,4 +1,5 @@
-"""A program that its own keeper starts again and again. Its words say how each start ends: -9, 0, 3, stops."""
+"""A program that its own keeper starts again and again. Its words say how each start ends: by an exit code, by a signal
+(-9), or not (sleeps)."""
 
 import os
 import signal
@@ -14,7 +15,7 @@ _, log, *ends = sys.argv
 
 if ROLL not in os.environ:
     world = World(0, 0, 1, 1, from_torchrun=True, agent=os.getppid(), store=("127.0.0.1", 1))
-    raise SystemExit(Keeper(world, timeout_s=60, unit=1).run())
+    raise SystemExit(Keeper(world, timeout_s=2, unit=1).run())
 assert os.environ[ROLL].startswith("127.0.0.1:") and int(os.environ[AGENT]) == os.getppid()
 die_with(os.getppid())
 with Path(log).open("a") as file:

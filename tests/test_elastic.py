@@ -1,7 +1,9 @@
-"""Ranks of data parallelism are killed while they train: the others go on at once, and the curve does not change."""
+"""Ranks of data parallelism are killed while they train: the others go on at once, and the curve does not change.
+
+Each test kills several, one after the other, because most of its time is the start of processes.
+"""
 
 import os
-import random
 import re
 import signal
 import subprocess
@@ -13,7 +15,7 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.kill_ranks import BOUND, SMALL, difference, ended, kill_one, last_step, launch, ranks_of, records, said
+from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, ranks_of, records, said
 from scripts.kill_ranks import wait_until as wait_while_running
 from tests import faults
 from train.checkpoint.folder import complete
@@ -22,41 +24,42 @@ from train.command.process.life import is_alive
 
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-STEPS, EVERY = 240, 10
-LINE = [*SMALL, f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "metrics.tensorboard=true"]
+EVERY, VALIDATES = 10, 20  # steps: of SMALL
+# with a constant rate the steps do not depend on how many follow
+LINE = [*SMALL, "optim.schedule=constant"]
 ELASTIC = [*LINE, "runtime.elastic=true"]
-NPROC, GO_ON_S, PATIENCE_S = 4, 5.0, 150
+PATIENCE_S = 100
+
+pytestmark = pytest.mark.timeout(200)
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """The records of a run without a fault."""
-    folder = tmp_path_factory.mktemp("elastic") / "undisturbed"
-    with ended(process := launch(folder, NPROC, LINE)):
-        process.wait(PATIENCE_S)
-    assert process.returncode == 0, (folder / "log").read_text()
-    return records(folder)
+    """Gives the records of so many first steps of a run on one rank, which nobody disturbs."""
+    known: list[dict] = []
+
+    def first(steps):
+        if not known or known[-1]["step"] < steps:
+            folder = tmp_path_factory.mktemp("elastic") / "undisturbed"
+            most = -(-steps // VALIDATES) * VALIDATES  # it also validates after its last step
+            with ended(process := launch(folder, 1, [*LINE, f"train.steps={most}", "checkpoint.every=0"])):
+                process.wait(PATIENCE_S)
+            assert process.returncode == 0, (folder / "log").read_text()
+            known[:] = records(folder)
+        return [one for one in known if one["step"] <= steps]
+
+    return first
 
 
-@pytest.fixture
-def start(tmp_path):
-    """Starts a run, of which nothing is left at the end of the test. Gives its folder and the launcher's process."""
-    started = []
-
-    def run(*words):
-        folder = tmp_path / "run"
-        started.append(launch(folder, NPROC, words))
-        return folder, started[-1]
-
-    yield run
-    for process in started:
-        with ended(process):
-            pass
+def waits(folder, process, happens):
+    """Wait until it has happened, while the run goes on."""
+    wait_while_running(process, happens)
+    assert process.poll() is None, (folder / "log").read_text()[-4000:]
 
 
 def reaches(folder, process, step):
-    wait_while_running(process, lambda: last_step(folder) >= step)
-    assert process.poll() is None, (folder / "log").read_text()[-4000:]
+    waits(folder, process, lambda: last_step(folder) >= step)
 
 
 def processes_of(process):
@@ -64,158 +67,92 @@ def processes_of(process):
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def ends_well(folder, process, undisturbed, everything=()):
-    """Check that the run ends as the undisturbed one, and that nothing is left."""
-    process.wait(PATIENCE_S)
-    log = (folder / "log").read_text()
-    assert process.returncode == 0 and "Traceback" not in log, log
-    assert difference(records(folder), undisturbed) <= BOUND
-    (run,) = (folder / "runs").iterdir()
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    for tag in ("train/loss", "validation/loss"):
-        assert [one.step for one in events.Scalars(tag)] == [one["step"] for one in undisturbed if tag in one]
-    assert complete(run)[0].name == f"step-{STEPS}" and not wrong_files(
-        complete(run)[0], Manifest.read(complete(run)[0])
-    )
-    assert not [path for path in (run / "checkpoints").iterdir() if ".tmp" in path.name]
-    assert not is_alive(run) and faults.life_of(run).state == "finished"
-    assert not psutil.wait_procs(everything, timeout=10)[1], "something still runs"
+def is_well(folder, undisturbed, step, state):
+    """The run has ended after this step with the results of an undisturbed one. Returns what it has said."""
+    log, (run,) = (folder / "log").read_text(), (folder / "runs").iterdir()
+    assert "Traceback" not in log, log
+    assert difference(records(folder), undisturbed(step)) <= BOUND
+    assert not is_alive(run) and faults.life_of(run).state == state
+    assert not [path for path in run.rglob("*") if ".tmp" in path.name]
     return log
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_others_go_on_and_a_killed_rank_comes_back(seed, undisturbed, start):
-    folder, process = start(*ELASTIC)
-    reaches(folder, process, EVERY)
-    killed = kill_one(folder, process, 1, random.Random(seed))
-    assert killed is not None and killed.seconds < GO_ON_S
-    log = ends_well(folder, process, undisturbed, processes_of(process))
-    assert "elastic: if a rank is lost, the others go on without it" in log
-    assert re.search(rf"^rank {killed.rank} \(process \d+\) was ended by SIGKILL and is started again$", log, re.M)
-    assert re.search(rf"^rank {killed.rank} lost after step \d+: 3 of 4 ranks go on with step \d+ \(", log, re.M)
-    (back,) = said(folder, killed.rank, "back")
-    assert back % EVERY == 0, "it joins after a saved step"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("pause_s", [0.0, 0.4])  # at once, and while the others form a new group
-def test_two_ranks_are_killed(pause_s, undisturbed, start):
-    folder, process = start(*ELASTIC, "checkpoint.mode=async")
-    reaches(folder, process, EVERY)
-    ranks = ranks_of(process)
-    ranks[0].kill()
-    time.sleep(pause_s)
-    ranks[3].kill()
-    ends_well(folder, process, undisturbed)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_all_ranks_are_killed(undisturbed, start):
-    """Nobody has the state any more, so the same run goes on from its newest checkpoint."""
-    folder, process = start(*ELASTIC)
-    reaches(folder, process, EVERY + 2)
-    for rank in ranks_of(process).values():
-        rank.kill()
-    log = ends_well(folder, process, undisturbed)
-    assert len(re.findall(r"^continuing runs/.* after step \d+0$", log, re.M)) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_without_checkpoints_a_rank_joins_at_the_next_step(undisturbed, start):
-    folder, process = start(*ELASTIC, "checkpoint.every=0")
-    reaches(folder, process, EVERY)
-    killed = kill_one(folder, process, 1, random.Random(3))
-    process.wait(PATIENCE_S)
-    assert killed is not None and said(folder, killed.rank, "back")
-    assert process.returncode == 0 and difference(records(folder), undisturbed) <= BOUND
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_stopped_rank_is_killed_and_comes_back(undisturbed, start):
-    folder, process = start(*ELASTIC, "runtime.timeout_s=4", "train.steps=240")
-    reaches(folder, process, EVERY)
-    ranks_of(process)[1].send_signal(signal.SIGSTOP)
-    log = ends_well(folder, process, undisturbed)
-    assert re.search(r"^rank 1 \(process \d+\) has been stopped \(SIGSTOP\) for 4 s and is killed$", log, re.M)
-    assert "rank 1 lost after step" in log
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_killed_keeper_is_a_restart(place, undisturbed, start):
-    folder, process = start("restarts=1", *ELASTIC)
-    reaches(folder, process, EVERY + 2)
-    everything = processes_of(process)
-    psutil.Process(ranks_of(process)[place].ppid()).kill()
-    log = ends_well(folder, process, undisturbed, everything)
-    assert f"rank {place} was ended by signal 9 (SIGKILL)" in log and "(restart 1 of 1)" in log
-    assert len(re.findall(r"^continuing runs/.* after step \d+0$", log, re.M)) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_also_after_a_loss(number, undisturbed, start):
-    folder, process = start(*ELASTIC)
-    reaches(folder, process, EVERY)
-    everything = processes_of(process)
-    killed = kill_one(folder, process, 1, random.Random(4))
-    assert killed is not None
-    process.send_signal(number)
-    assert process.wait(PATIENCE_S) == 75, (folder / "log").read_text()
-    log = (folder / "log").read_text()
-    assert log.count("checkpoint saved at step ") == 1 and f"{number.name} ended the run" in log, log
-    assert not psutil.wait_procs(everything, timeout=10)[1]
-    with ended(again := launch(folder, NPROC, ELASTIC)):
-        ends_well(folder, again, undisturbed)
-
-
-def torchrun(folder, *words):
-    """Start two ranks without launch.local."""
+@slow
+def test_under_plain_torchrun_without_checkpoints(undisturbed, tmp_path):
+    """If all ranks are lost, the run begins again in its own directory. A rank that is lost later joins the other one
+    after any step."""
+    folder, steps = tmp_path / "run", 400
     folder.mkdir()
     how = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"]
-    line = [sys.executable, *how, str(REPO / "train" / "main.py"), *LINE, "metrics.tensorboard=false", *words]
+    words = [*ELASTIC, f"train.steps={steps}", "checkpoint.every=0"]
+    line = [sys.executable, *how, str(REPO / "train" / "main.py"), *words]
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(line, cwd=folder, env=ENV, stdout=log, stderr=log, start_new_session=True)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_all_ranks_are_killed_before_a_checkpoint(tmp_path):
-    """The run begins again in its own directory, also if torchrun alone has started it."""
-    folder = tmp_path / "killed"
-    with ended(process := torchrun(folder, "train.steps=60", "checkpoint.every=50", "runtime.elastic=true")):
+        process = subprocess.Popen(line, cwd=folder, env=ENV, stdout=log, stderr=log, start_new_session=True)
+    with ended(process):
         reaches(folder, process, 3)
         for rank in ranks_of(process).values():
             rank.kill()
-        code = process.wait(PATIENCE_S)
-    log = (folder / "log").read_text()
-    assert code == 0 and log.count("begins again, as it has no checkpoint") == 1, log
-    run = faults.run_in(folder)
-    assert [one["step"] for one in records(folder) if "train/loss" in one] == [*range(1, 61)]
-    assert faults.life_of(run).state == "finished" and not is_alive(run)
+        waits(folder, process, lambda: "begins again, as it has no checkpoint" in (folder / "log").read_text())
+        reaches(folder, process, EVERY)
+        ranks_of(process)[1].kill()
+        assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
+    assert is_well(folder, undisturbed, steps, "finished").count("begins again") == 1
+    assert said(folder, 1, "lost") and said(folder, 1, "back")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_under_plain_torchrun(tmp_path):
-    curves = []
-    for name, more in (("plain", []), ("killed", ["runtime.elastic=true"])):
-        folder = tmp_path / name
-        with ended(process := torchrun(folder, "train.steps=120", *more)):
-            if more:
-                reaches(folder, process, EVERY)
-                ranks_of(process)[1].kill()
-            assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
-        curves.append(records(folder))
-    assert said(tmp_path / "killed", 1, "lost") and difference(*curves) <= BOUND
+@slow
+def test_lost_ranks_come_back(undisturbed, tmp_path):
+    """The first rank is lost, which writes the run; then two, the second while the others form a new group; then all,
+    so that the run goes on from a checkpoint of those that were left. A signal saves and ends it."""
+    folder = tmp_path / "run"
+    words = [*ELASTIC, "train.steps=100000", "checkpoint.mode=async", "metrics.tensorboard=true"]
+    with ended(process := launch(folder, 4, words)):
+        reaches(folder, process, EVERY)
+        ranks_of(process)[0].kill()
+        waits(folder, process, lambda: said(folder, 0, "back"))
+        ranks = ranks_of(process)
+        ranks[1].kill()
+        time.sleep(0.4)
+        ranks[3].kill()
+        waits(folder, process, lambda: said(folder, 1, "lost") and said(folder, 3, "lost"))
+        reaches(folder, process, said(folder, 3, "lost")[0] + 2 * EVERY)
+        for rank in (0, 2):
+            ranks[rank].kill()
+        waits(folder, process, lambda: "continuing runs/" in (folder / "log").read_text())
+        reaches(folder, process, last_step(folder) + EVERY)
+        everything = processes_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 75, (folder / "log").read_text()
+    (step,) = re.findall(r"checkpoint saved at step (\d+): SIGTERM ended the run", (folder / "log").read_text())
+    log = is_well(folder, undisturbed, int(step), "saved")
+    assert "elastic: if a rank is lost, the others go on without it" in log
+    assert re.search(r"^rank 0 \(process \d+\) was ended by SIGKILL and is started again$", log, re.M)
+    assert re.search(r"^rank 0 lost after step \d+: 3 of 4 ranks go on with step \d+ \(", log, re.M)
+    assert said(folder, 0, "back")[0] % EVERY == 0, "it joins after a saved step"
+    (run,) = (folder / "runs").iterdir()
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    for tag in ("train/loss", "validation/loss"):
+        assert [one.step for one in events.Scalars(tag)] == [one["step"] for one in records(folder) if tag in one]
+    newest = complete(run)[0]
+    assert newest.name == f"step-{step}" and not wrong_files(newest, Manifest.read(newest))
+    assert not psutil.wait_procs(everything, timeout=10)[1], "something still runs"
+
+
+@slow
+def test_killed_keepers_are_a_restart(undisturbed, tmp_path):
+    """Of a rank, and of the rank whose keeper has the roll."""
+    folder = tmp_path / "run"
+    with ended(process := launch(folder, 2, ["restarts=2", *ELASTIC, "train.steps=60"])):
+        for place in (1, 0):
+            reaches(folder, process, last_step(folder) + EVERY + 2)
+            everything = processes_of(process)
+            psutil.Process(ranks_of(process)[place].ppid()).kill()
+            waits(folder, process, lambda place=place: f"(restart {2 - place} of 2)" in (folder / "log").read_text())
+            assert not psutil.wait_procs(everything[1:], timeout=10)[1], "something of the last start still runs"
+        assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
+    log = is_well(folder, undisturbed, 60, "finished")
+    assert all(f"rank {place} was ended by signal 9 (SIGKILL)" in log for place in (0, 1))
+    assert len(re.findall(r"^continuing runs/.* after step \d+0$", log, re.M)) == 2
 
 
 @pytest.mark.timeout(60)

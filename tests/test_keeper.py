@@ -1,6 +1,7 @@
 """A keeper starts its rank again when it is killed, ends with its exit code, and passes signals on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,17 @@ def test_a_rank_that_is_killed_is_started_again(ends, code, starts, tmp_path):
     assert run.returncode == code, run.stderr
     assert len((tmp_path / "log").read_text().splitlines()) == starts
     assert run.stderr.count("is started again") == starts - 1 == len(run.stderr.splitlines())
+
+
+@pytest.mark.timeout(60)
+def test_a_rank_that_is_stopped_is_killed_and_started_again(tmp_path):
+    line = [*LINE, str(tmp_path / "log"), str(-signal.SIGSTOP), "0"]
+    run = subprocess.run(line, env=ENV, capture_output=True, text=True, timeout=50)
+    assert run.returncode == 0
+    assert re.sub(r"process \d+", "process N", run.stderr).splitlines() == [
+        "rank 0 (process N) has been stopped (SIGSTOP) for 2 s and is killed",
+        "rank 0 (process N) was ended by SIGKILL and is started again",
+    ]
 
 
 @pytest.mark.timeout(60)

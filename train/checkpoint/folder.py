@@ -1,6 +1,6 @@
 """The folder `checkpoints` of a run: names, commit, and removal of older checkpoints. Torch is not imported.
 
-    step-120.tmp-4711      being written; whatever has such a name is removed at the next start
+    step-120.tmp-4711-…    being written; whatever has such a name is removed at the next start
     step-100               complete: everything in it was on the disk before it got this name
     latest                 the name of the newest complete checkpoint that has been verified
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -76,11 +77,12 @@ class Folder:
         return 0
 
     def begin(self, step: int) -> Path:
-        """Make the folder for a checkpoint that is to be written. Raises OSError."""
+        """Make the folder for a checkpoint that is to be written. It has a new name, as a thread of a generation that
+        is over (`runtime.elastic`) may still write to the last one. Raises OSError."""
         if not self.path.is_dir():
             self.path.mkdir()
             sync(self.run)
-        folder = self.path / f"step-{step}.tmp-{os.getpid()}"
+        folder = self.path / f"step-{step}.tmp-{os.getpid()}-{time.monotonic_ns()}"
         folder.mkdir()
         return folder
 

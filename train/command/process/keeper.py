@@ -75,7 +75,7 @@ class Keeper:
                 self._say(f"{how}, as {starts} times one after the other, and is not started again")
                 return code
             self._say(f"{how} and is started again")
-            time.sleep(2 ** (starts - 1) if starts > 1 else 0)
+            time.sleep(2 ** (starts - 2) if starts > 1 else 0)
 
     def _wait(self, child: subprocess.Popen[bytes]) -> int:
         stopped_since: float | None = None

@@ -17,15 +17,15 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from train.config.plan import Plan, replaced
 from train.config.schema import Config
-from train.config.strategy import StepResult, TrainStep
+from train.config.strategy import BATCH_AXES, StepResult, TrainStep
 from train.config.world import World
 from train.model.weights import derived_seed
+from train.ranks.distributed import own_device, sum_over
 from train.ranks.elastic.carried import Carried, GoesOn, Late, newest, restore
 from train.ranks.elastic.generation import Generation
 from train.ranks.elastic.interrupt import Interrupt
 from train.ranks.elastic.member import Member
 from train.ranks.elastic.messages import Start
-from train.ranks.distributed import forget_meshes
 from train.ranks.optim import lr_at
 from train.ranks.peers import because_of_a_peer
 from train.ranks.side_group import SideGroup
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from train.measure.metrics import Metrics
     from train.record.report import Report
 
-# While groups are made, gloo tries to connect to a peer until its time-out, even if the peer has ended meanwhile.
+# While groups are made, gloo tries to connect to a peer until its time-out, even if the peer has ended meanwhile; and
+# nccl waits for ever for a peer that has ended, so that the rank must end too.
 CONNECT_S = 30.0
 PATIENCE_S = 5.0  # after an error that a lost rank can cause, until the roll says that one is lost
 
@@ -113,10 +114,12 @@ class ElasticGeneration(Generation):
     def close(self) -> None:
         self.interrupt.abort()  # groups of nccl would wait for ranks that have ended
         super().close()
-        forget_meshes()
 
-    def newest(self, side_group: SideGroup) -> Carried | None:
+    def newest(self, side_group: SideGroup, mesh: DeviceMesh) -> Carried | None:
         self._allow_time()
+        with self.member.hurried(self.timeout_s):  # nccl connects ranks now, and cannot be interrupted in this
+            sum_over(torch.zeros(1, device=own_device(mesh)), mesh, *BATCH_AXES)
+            self.interrupt.check()
         if self.start.steps[0] is not None:  # rank 0 has the newest step
             self.shared = newest(self.carried, side_group)
         return self.shared
@@ -150,7 +153,9 @@ class ElasticGeneration(Generation):
         assert self.metrics is not None
         if step % (self.config.checkpoint.every or 1) or step == self.config.train.steps:
             return False
-        self.leaves = self.metrics.side_group.share_json(bool(self.member.waiting))
+        figures = self.metrics.side_group.exchange([len(self.member.waiting), self._signal()])
+        # after a signal all ranks save and leave, which they do after the next step
+        self.leaves = figures[0][0] > 0 and not any(asked for _, asked in figures)
         if self.leaves:
             self.metrics.flush()
             self._meet()

@@ -44,8 +44,9 @@ class Generation:
         """Close the groups of this world."""
         dist.destroy_process_group()
 
-    def newest(self, side_group: SideGroup) -> Carried | None:
-        """What the ranks of this world have in memory of the run; None if nobody has anything. Collective."""
+    def newest(self, side_group: SideGroup, mesh: DeviceMesh) -> Carried | None:
+        """What the ranks of this world have in memory of the run; None if nobody has anything. Call it before the
+        groups of the mesh are used. Collective."""
         return None
 
     def begin(self, train_step: TrainStep, mesh: DeviceMesh, report: Report, metrics: Metrics, after: int) -> None:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from train.config.schema import Config
 from train.config.world import World
+from train.ranks.distributed import forget_meshes
 from train.ranks.elastic.ahead import load_ahead
 from train.ranks.elastic.carried import Carried
 from train.ranks.elastic.elastic_generation import ElasticGeneration, connected, prefix
@@ -46,6 +47,8 @@ def _elastic(config: Config, world: World, member: Member, store: dist.Store) ->
     before, since = [*range(world.world_size)], time.monotonic()
     while (start := member.next_start(None if carried is None else carried.step)) is not None:
         carried = _brought_up(carried, start, world.rank)
+        forget_meshes()
+        gc.collect()  # the old groups end now, and not while new ones are made
         generation = ElasticGeneration(config, world, member, start, carried, before=before, since=since)
         yield generation
         if generation.complete:
@@ -53,8 +56,6 @@ def _elastic(config: Config, world: World, member: Member, store: dist.Store) ->
             member.done()
             return
         carried, before, since = generation.carried, start.places, generation.ended
-        del generation
-        gc.collect()  # the old groups end now, and not while new ones are made
 
 
 def _brought_up(carried: Carried | None, start: Start, place: int) -> Carried | None:

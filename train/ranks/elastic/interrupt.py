@@ -9,6 +9,7 @@ uses what depends on other ranks to change its state or to write it down, it mus
 from __future__ import annotations
 
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -48,8 +49,9 @@ class Interrupt:
                 self.aborting = [threading.Thread(target=_abort, args=[group], daemon=True) for group in _on_device()]
                 for thread in self.aborting:
                     thread.start()
+            deadline = time.monotonic() + ABORT_S
             for thread in self.aborting:
-                thread.join(ABORT_S)
+                thread.join(max(deadline - time.monotonic(), 0))
 
     def check(self) -> None:
         """Wait for the device. Raises DistBackendError if groups were aborted before it had finished: by this object,

@@ -10,8 +10,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from train.config.problems import EXIT_PEER, Reported
 from train.ranks.elastic.messages import Done, Failed, Finished, Message, Over, Ready, Start, Waiting, decoded, encoded
@@ -46,7 +46,7 @@ class Member:
         self.waiting: list[int] = []  # places that wait until the generation lets them in
         self.lost: list[int] = []  # places that have ended in this generation
         self.over, self.seen = threading.Event(), threading.Event()
-        self.failed = False  # whether another rank has an error that ends the run
+        self.failed = False  # whether a rank has an error that ends the run
         self.starts: queue.Queue[Start | Finished | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -68,6 +68,15 @@ class Member:
         little later."""
         return self.over.wait(patience_s) and not self.failed
 
+    @contextmanager
+    def hurried(self, patience_s: float) -> Iterator[None]:
+        """Within this context the main thread may wait for what cannot be interrupted, but not longer than this."""
+        before, self.patience_s = self.patience_s, patience_s
+        try:
+            yield
+        finally:
+            self.patience_s = before
+
     def done(self) -> None:
         """Say that this rank has trained and written the last step."""
         with suppress(OSError):
@@ -75,6 +84,7 @@ class Member:
 
     def fail(self) -> None:
         """Say that this rank has an error of its own, which ends the run."""
+        self.failed = True
         with suppress(OSError):
             self.socket.sendall(encoded(Failed(self.place)))
 
@@ -106,11 +116,12 @@ class Member:
         elif isinstance(message, Over):
             self.lost = message.lost
             self.over.set()
-            deadline = time.monotonic() + self.patience_s
+            since = time.monotonic()
             while not self.seen.is_set():
                 self.interrupt()
-                if time.monotonic() > deadline:
-                    say = f"rank {self.place} could not be interrupted for {self.patience_s:.0f} s and is killed"
+                patience_s = self.patience_s
+                if time.monotonic() > since + patience_s and not self.failed:  # else this process is about to end
+                    say = f"rank {self.place} could not be interrupted for {patience_s:.0f} s and is killed"
                     print(say, file=sys.stderr, flush=True)
                     os.kill(os.getpid(), signal.SIGKILL)
                 self.seen.wait(AGAIN_S)

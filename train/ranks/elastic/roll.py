@@ -41,7 +41,8 @@ class Roll:
         if started := self._start():
             return started
         newcomers = [one for unit in self._whole_units() for one in unit if one not in self.alive()]
-        return [(member, Waiting(newcomers)) for member in self.alive()] if place in newcomers else []
+        training = [member for member in self.alive() if member not in self.ready]
+        return [(member, Waiting(newcomers)) for member in training] if place in newcomers else []
 
     def has_ended(self, place: int) -> Mail:
         """The place's process has ended, or can no longer be reached."""
