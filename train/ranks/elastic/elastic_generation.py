@@ -44,7 +44,7 @@ class ElasticGeneration(Generation):
     """The places in `start` train together. When one of them ends, the others get an error, which ends the context.
 
     `origin`: the world that torchrun started. `carried`: what this rank has, if it has a state. `before`: the places of
-    the previous generation, which ended at the time `since`.
+    the last generation that has begun to train, which ended at the time `since`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class ElasticGeneration(Generation):
         self.late: Late | None = None
         self.report: Report | None = None
         self.metrics: Metrics | None = None
-        self.leaves = self.complete = False
+        self.begun = self.leaves = self.complete = False
         self.ended = since
 
     def __enter__(self) -> Generation:
@@ -144,6 +144,7 @@ class ElasticGeneration(Generation):
         train_step.before_update = self._vote if votes else None
         if self.world.rank == 0 and set(self.before) != set(self.start.places):
             print(self._says(self.carried.step), flush=True)
+        self.begun = True
 
     def made(self, step: int, result: StepResult, lr: float) -> None:
         assert self.carried is not None

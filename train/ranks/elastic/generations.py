@@ -55,7 +55,9 @@ def _elastic(config: Config, world: World, member: Member, store: dist.Store) ->
             store.set(COMPLETE, "1")
             member.done()
             return
-        carried, before, since = generation.carried, start.places, generation.ended
+        carried = generation.carried
+        if generation.begun:
+            before, since = start.places, generation.ended
 
 
 def _brought_up(carried: Carried | None, start: Start, place: int) -> Carried | None:
