@@ -78,29 +78,6 @@ def is_well(folder, undisturbed, step, state):
 
 
 @slow
-def test_under_plain_torchrun_without_checkpoints(undisturbed, tmp_path):
-    """If all ranks are lost, the run begins again in its own directory. A rank that is lost later joins the other one
-    after any step."""
-    folder, steps = tmp_path / "run", 400
-    folder.mkdir()
-    how = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"]
-    words = [*ELASTIC, f"train.steps={steps}", "checkpoint.every=0"]
-    line = [sys.executable, *how, str(REPO / "train" / "main.py"), *words]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(line, cwd=folder, env=ENV, stdout=log, stderr=log, start_new_session=True)
-    with ended(process):
-        reaches(folder, process, 3)
-        for rank in ranks_of(process).values():
-            rank.kill()
-        waits(folder, process, lambda: "begins again, as it has no checkpoint" in (folder / "log").read_text())
-        reaches(folder, process, EVERY)
-        ranks_of(process)[1].kill()
-        assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
-    assert is_well(folder, undisturbed, steps, "finished").count("begins again") == 1
-    assert said(folder, 1, "lost") and said(folder, 1, "back")
-
-
-@slow
 def test_lost_ranks_come_back(undisturbed, tmp_path):
     """The first rank is lost, which writes the run; then two, the second while the others form a new group; then all,
     so that the run goes on from a checkpoint of those that were left. A signal saves and ends it."""
@@ -140,19 +117,40 @@ def test_lost_ranks_come_back(undisturbed, tmp_path):
 
 @slow
 def test_killed_keepers_are_a_restart(undisturbed, tmp_path):
-    """Of a rank, and of the rank whose keeper has the roll."""
+    """That of a rank, and that which has the roll. Before that all ranks are killed, which have no checkpoint yet."""
     folder = tmp_path / "run"
     with ended(process := launch(folder, 2, ["restarts=2", *ELASTIC, "train.steps=60"])):
-        for place in (1, 0):
+        reaches(folder, process, 3)
+        for rank in ranks_of(process).values():
+            rank.kill()
+        waits(folder, process, lambda: "begins again, as it has no checkpoint" in (folder / "log").read_text())
+        for number, place in enumerate((1, 0), start=1):
             reaches(folder, process, last_step(folder) + EVERY + 2)
-            everything = processes_of(process)
+            _, *everything = processes_of(process)
             psutil.Process(ranks_of(process)[place].ppid()).kill()
-            waits(folder, process, lambda place=place: f"(restart {2 - place} of 2)" in (folder / "log").read_text())
-            assert not psutil.wait_procs(everything[1:], timeout=10)[1], "something of the last start still runs"
+            waits(folder, process, lambda number=number: f"(restart {number} of 2)" in (folder / "log").read_text())
+            assert not psutil.wait_procs(everything, timeout=10)[1], "something of the last start still runs"
         assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
     log = is_well(folder, undisturbed, 60, "finished")
     assert all(f"rank {place} was ended by signal 9 (SIGKILL)" in log for place in (0, 1))
-    assert len(re.findall(r"^continuing runs/.* after step \d+0$", log, re.M)) == 2
+    assert len(re.findall(r"^continuing runs/.* after step \d+0$", log, re.M)) == 2 and log.count("begins again") == 1
+
+
+@slow
+def test_the_others_reach_the_end_under_plain_torchrun(undisturbed, tmp_path):
+    """The lost rank is back when the run is complete, so it ends too."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    how = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"]
+    line = [sys.executable, *how, str(REPO / "train" / "main.py"), *ELASTIC, "train.steps=60"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(line, cwd=folder, env=ENV, stdout=log, stderr=log, start_new_session=True)
+    with ended(process):
+        reaches(folder, process, EVERY)
+        ranks_of(process)[1].kill()
+        assert process.wait(PATIENCE_S) == 0, (folder / "log").read_text()
+    is_well(folder, undisturbed, 60, "finished")
+    assert said(folder, 1, "lost") and not said(folder, 1, "back")
 
 
 @pytest.mark.timeout(60)

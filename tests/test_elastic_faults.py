@@ -12,7 +12,7 @@ PLAIN = ("precision=float64", "model.dropout=0", "optim.schedule=constant")  # t
 ELASTIC = (*PLAIN, "runtime.elastic=true")
 HSDP = ("strategy=hsdp", "strategy.dp_replicate=2")
 FAULTS = ("killed_while_writing", "killed_before_the_manifest", "killed_before_latest")
-STEPS, VALIDATES = 120, 10
+STEPS, VALIDATES = 100, 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -45,13 +45,13 @@ def test_ranks_are_killed_at_moments_of_a_save(alone, tmp_path):
 
 def test_a_replica_goes_on_when_the_other_one_is_broken(alone, tmp_path):
     """A rank of hsdp ends when some ranks have made an update and others have not: those make it too. The replica comes
-    back when it is whole."""
-    run = faults.Run(tmp_path, "half_voted", *ELASTIC, *HSDP, f"train.steps={STEPS}", "checkpoint.every=20", nproc=4)
+    back when it is whole; without checkpoints, after any step."""
+    run = faults.Run(tmp_path, "half_voted", *ELASTIC, *HSDP, f"train.steps={STEPS}", "checkpoint.every=0", nproc=4)
     code, errors = run.end()
     assert code == 0 and "Traceback" not in errors, errors
     assert difference(records(tmp_path), alone) <= BOUND
-    lost, (back, step) = re.findall(r"^ranks 2, 3 (lost|back) after step (\d+)", run.out(), re.M)
-    assert lost == ("lost", "10") and back == "back" and int(step) % 20 == 0
+    lost, (back, _) = re.findall(r"^ranks 2, 3 (lost|back) after step (\d+)", run.out(), re.M)
+    assert lost == ("lost", "10") and back == "back"
     ranks = {one["step"]: one["elastic/ranks"] for one in records(tmp_path) if "elastic/ranks" in one}
     assert (ranks[8], ranks[12], ranks[STEPS]) == (4, 2, 4)
 
