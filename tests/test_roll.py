@@ -1,9 +1,14 @@
-"""The roll of an elastic run: who is in the next generation, what places are told, and how a rank is interrupted. No
-process is started and torch is not used."""
+"""The roll of an elastic run: who is in the next generation, what places are told, and how a rank is interrupted. Torch
+is not used."""
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +18,7 @@ from train.ranks.elastic.roll import Roll
 from train.ranks.elastic.server import RollServer
 from train.ranks.elastic.sockets import Connections
 
+REPO = Path(__file__).resolve().parent.parent
 WAIT_S = 20
 
 
@@ -143,7 +149,9 @@ def test_one_of_a_broken_replica_ends_when_the_run_is_complete():
     assert roll.is_ready(3, 9) == [(3, Finished())], "place 2 does not come back, and nothing is left to be done"
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b"null", b'{"kind": "Ready"}', b'{"kind": "Exec"}', b"\xff"])
+@pytest.mark.parametrize(
+    "line", [b"", b"{}", b"[]", b"null", b'{"kind": "Ready"}', b'{"kind": "Exec"}', b"\xff", b"[" * 2**16]
+)
 def test_a_line_that_is_no_message_is_refused(line):
     with pytest.raises(ValueError):
         decoded(line)
@@ -174,6 +182,30 @@ def test_members_hear_of_an_end_and_interrupt_what_they_wait_for():
         with closing(Member(1, server.address, lambda: None, WAIT_S)) as late:
             assert late.next_start(None) is None, "the run is complete"
     server.wait_until_empty()
+
+
+UNINTERRUPTED = """
+import sys, time
+from train.ranks.elastic.member import Member
+
+member = Member(0, sys.argv[1], lambda: None, 60)
+member.next_start(None)
+with member.hurried(0.2):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_rank_that_cannot_be_interrupted_is_killed():
+    server = RollServer(Roll(2), "127.0.0.1")
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    line = [sys.executable, "-c", UNINTERRUPTED, server.address]
+    with subprocess.Popen(line, env=env, stderr=subprocess.PIPE, text=True) as rank:
+        with closing(Member(1, server.address, lambda: None, WAIT_S)) as other:
+            other.next_start(None)
+        said = rank.communicate(timeout=WAIT_S)[1]
+    assert rank.returncode == -signal.SIGKILL
+    assert said == "rank 0 could not be interrupted for 0.2 s and is killed\n"
 
 
 @pytest.mark.timeout(60)

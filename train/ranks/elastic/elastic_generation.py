@@ -117,6 +117,7 @@ class ElasticGeneration(Generation):
 
     def newest(self, side_group: SideGroup, mesh: DeviceMesh) -> Carried | None:
         self._allow_time()
+        side_group.barrier()  # one that has ended until now is noticed here
         with self.member.hurried(self.timeout_s):  # nccl connects ranks now, and cannot be interrupted in this
             sum_over(torch.zeros(1, device=own_device(mesh)), mesh, *BATCH_AXES)
             self.interrupt.check()

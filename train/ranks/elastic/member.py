@@ -121,7 +121,7 @@ class Member:
                 self.interrupt()
                 patience_s = self.patience_s
                 if time.monotonic() > since + patience_s and not self.failed:  # else this process is about to end
-                    say = f"rank {self.place} could not be interrupted for {patience_s:.0f} s and is killed"
+                    say = f"rank {self.place} could not be interrupted for {patience_s:g} s and is killed"
                     print(say, file=sys.stderr, flush=True)
                     os.kill(os.getpid(), signal.SIGKILL)
                 self.seen.wait(AGAIN_S)

@@ -80,5 +80,5 @@ def decoded(line: bytes) -> Message:
     try:
         values = json.loads(line)
         return KINDS[values.pop("kind")](**values)
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError) as error:
         raise ValueError(f"{line!r} is not a message of a roll") from error
