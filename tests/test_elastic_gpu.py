@@ -1,5 +1,4 @@
-"""Ranks of data parallelism are killed while they train on two GPUs, over nccl: the other one goes on, and the curve
-does not change."""
+"""Ranks are killed while they train on GPUs, over nccl: the other replica goes on, and the curve does not change."""
 
 import re
 import signal
@@ -21,11 +20,12 @@ LINE = [
 # seconds: until a run trains, until the others go on, until a killed rank is back, until both runs have ended
 START_S, GO_ON_S, BACK_S, END_S = 50, 20, 40, 60
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.timeout(145),
-    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
+
+
+def on(strategy, size, *words):
+    few = torch.cuda.device_count() < size
+    return pytest.param(size, [strategy, *words], marks=pytest.mark.skipif(few, reason=f"needs {size} CUDA devices"))
 
 
 def within(seconds, happens):
@@ -47,10 +47,14 @@ def show(process, folder):
     print(f"last step: {last_step(folder)}\n{(folder / 'log').read_text()[-20000:]}")
 
 
-def test_the_other_rank_goes_on_over_nccl(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "words"), [on("strategy=dp", 2), on("strategy=hsdp", 4, "strategy.dp_replicate=2")], ids=["dp", "hsdp"]
+)
+def test_the_other_replica_goes_on_over_nccl(size, words, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONFAULTHANDLER", "1")
     plain, folder, seconds = tmp_path / "plain", tmp_path / "killed", []
-    undisturbed, process = launch(plain, 2, LINE), launch(folder, 2, [*LINE, "runtime.elastic=true"])
+    line = [*LINE, *words]
+    undisturbed, process = launch(plain, size, line), launch(folder, size, [*line, "runtime.elastic=true"])
     with ended(undisturbed), ended(process):
         everything = []
         try:
@@ -76,5 +80,6 @@ def test_the_other_rank_goes_on_over_nccl(tmp_path, monkeypatch):
     found = difference(records(folder), records(plain))
     print(f"largest relative difference {found:.1e}, next steps after {seconds} s")
     assert found <= BOUND
-    assert len(re.findall(r"^rank [01] lost after step \d+: 1 of 2 ranks go on", log, re.M)) == 2
+    told = rf"^ranks? [\d, ]+ lost after step \d+: {size // 2} of {size} ranks go on"
+    assert len(re.findall(told, log, re.M)) == 2
     assert not is_alive(next((folder / "runs").iterdir())) and not psutil.wait_procs(everything, timeout=10)[1]
