@@ -1,6 +1,8 @@
-"""What is saved of a run, how large it is, and what is said when a signal ends the run."""
+"""What is saved of a run, how large it is, and how a run ends that fails or gets a signal."""
 
 import signal
+import subprocess
+import sys
 from contextlib import nullcontext
 from typing import Any
 from unittest.mock import Mock
@@ -8,6 +10,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 
+from tests.saved_runs import ENV, SMALL
 from train.checkpoint import checkpoints
 from train.checkpoint.checkpoints import Checkpoints, state_bytes
 from train.checkpoint.saver import Facts, Saver
@@ -80,6 +83,30 @@ def test_a_signal_says_only_what_was_saved(good_step, code, says, tmp_path, caps
         run._leave(4, signal.SIGTERM)
     assert (ended.value.code, capsys.readouterr().err) == (code, says)
     assert run.report.living.end.called is (code == 75), "without its state, a run is one that was cut off"
+
+
+FAILS = """
+import sys
+from train import main
+from train.measure.sampling import Sampler
+from train.record.sinks import JsonLines
+
+def fails(*args):
+    raise RuntimeError("planted")
+
+JsonLines.close = lambda self: print("closed", flush=True)
+if sys.argv.pop(1) == "fails":
+    Sampler.__init__ = fails
+main.main()
+"""
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(("how", "code"), [("fails", 1), ("succeeds", 0)])
+def test_sinks_are_closed_once_also_if_a_run_fails_at_its_start(how, code, tmp_path):
+    line = [sys.executable, "-c", FAILS, how, *SMALL, "train.steps=1", "checkpoint.every=0"]
+    done = subprocess.run(line, cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout.count("closed")) == (code, 1), done.stderr
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])

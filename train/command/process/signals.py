@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and to leave: TERM, INT, USR1, and HUP of a terminal that is closed. Torch is not imported.
+"""Signals that ask a run to save and to leave: TERM, INT, USR1, and HUP (a closed terminal). Torch is not imported.
 
 A rank only notes the signal: all ranks agree after a step, because they must save the same step together. A second INT
 (ctrl-C) ends the process at once.
