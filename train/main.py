@@ -59,8 +59,8 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
         size, steps = config.train.global_batch_size, config.train.steps
         rows = own_rows(mesh, size)
-        start = start_of(config, tree, corpus, num_parameters, side_group, runtime.device.type)
-        report = Report.open(config, tree, corpus, world, runtime, num_parameters, start)
+        start = start_of(config, tree, corpus, num_parameters, side_group, runtime.device.type, train_step)
+        report = opened.enter_context(closing(Report.open(config, tree, corpus, world, runtime, num_parameters, start)))
         run = watched.run = Path(side_group.share(str(report.path)))
         checkpoints = opened.enter_context(
             Checkpoints(config, tree, corpus, report, run, start, train_step, side_group)

@@ -59,6 +59,12 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
+def close_all(sinks: list[Sink]) -> None:
+    """Close and remove them, so that each is closed once."""
+    while sinks:
+        sinks.pop(0).close()
+
+
 class Clock:
     """Measures time by events of the device or, for a CPU, by the host's clock."""
 
@@ -201,8 +207,7 @@ class Metrics:
             )
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        close_all(self.sinks)
 
     def _write(self, step: int, values: Record) -> None:
         self.results.add(values)

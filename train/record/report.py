@@ -20,7 +20,7 @@ from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
-from train.measure.metrics import Metrics, Sink
+from train.measure.metrics import Metrics, Sink, close_all
 from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Record, Results, has_no_target
 from train.ranks.distributed import Runtime
 from train.record.opening import announcement, opening
@@ -95,6 +95,10 @@ class Report:
             raise Unwritable(run, error.strerror, f"free some space; {then}") from error
         if self.living is not None:
             self.living.end(FINISHED)
+
+    def close(self) -> None:
+        """Close the sinks, unless `Metrics.close` has done it: if the run failed before its first step."""
+        close_all(self.sinks)
 
     def finish(self, metrics: Metrics) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
