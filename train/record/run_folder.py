@@ -218,12 +218,11 @@ def hash_of(work: Record) -> str:
 def deciding(work: Record) -> Record:
     """The work without the keys that are `idle`."""
     left_out = idle(work)
-    return {
-        group: {name: value for name, value in keys.items() if f"{group}.{name}" not in left_out}
-        if isinstance(keys, dict)
-        else keys
-        for group, keys in work.items()
-    }
+
+    def read(group: str, keys: Record) -> Record:
+        return {name: x for name, x in keys.items() if f"{group}.{name}" not in left_out}
+
+    return {group: read(group, keys) if isinstance(keys, dict) else keys for group, keys in work.items()}
 
 
 def idle(work: Record) -> set[str]:
