@@ -68,6 +68,15 @@ def test_a_line_that_is_typed_again_leaves_ended_runs(tmp_path):
     assert start(tmp_path, World.single()).run is None
 
 
+def test_a_run_without_a_good_checkpoint_is_not_begun_again_silently(tmp_path):
+    mine = run(tmp_path, NAME, "another line", saved=[2, 4])
+    with pytest.raises(BadInput) as refused:
+        start(tmp_path, World.single())
+    why = "is not used: manifest.json cannot be read (No such file or directory)"
+    bad = "; ".join(f"{mine / 'checkpoints' / f'step-{step}'} {why}" for step in (4, 2))
+    assert str(refused.value) == f"{mine} has no good checkpoint: {bad}: use checkpoint.resume=never to start a new run"
+
+
 def test_where_locks_do_not_work_only_a_start_of_the_same_launch_follows_at_once(tmp_path, monkeypatch):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -75,7 +75,7 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
         batches = Batches(config, corpus, mesh, runtime.device)
         carried = generation.newest(side_group, mesh)
-        start = start_of(config, tree, corpus, size, side_group, runtime.device.type, carried)
+        start = start_of(config, tree, corpus, size, side_group, runtime.device.type, train_step, carried)
         report = opened.enter_context(closing(Report.open(config, tree, corpus, world, runtime, size, start)))
         run = watched.run = Path(side_group.share(str(report.path)))
         checkpoints = opened.enter_context(

@@ -20,7 +20,7 @@ from train.checkpoint.state import layout, restore
 from train.command.process.life import SAVED
 from train.command.process.signals import Signals
 from train.config.problems import EXIT_SAVED, BadInput, Problem, Reported, writable
-from train.config.schema import Config, OnNonfinite, Optimiser, Precision
+from train.config.schema import Config, OnNonfinite, Optimiser, Precision, SaveMode
 from train.config.strategy import SavesState, TrainStep, resolve_degrees
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics
@@ -38,6 +38,7 @@ def start_of(
     num_parameters: int,
     side_group: SideGroup,
     device: str,
+    train_step: TrainStep,
     carried: Carried | None = None,
 ) -> Start:
     """From where the run starts. `device`: the type of the ranks' devices. `carried`: what the ranks have in memory,
@@ -48,22 +49,28 @@ def start_of(
         return Start(run=Path(carried.report["run"]), layout=place, carried=carried)
     name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
     start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
-    if config.checkpoint.every == 0 or world.rank > 0:
+    if config.checkpoint.every == 0 or world.rank > 0 or not isinstance(train_step, SavesState):
         return start
-    size, root = state_bytes(config, num_parameters), Path(config.metrics.dir)
+    size, root = state_bytes(config, num_parameters, world.world_size), Path(config.metrics.dir)
     saves = math.ceil(config.train.steps / config.checkpoint.every)
     with writable(root):
         root.mkdir(parents=True, exist_ok=True)
         # one more than are kept, as the oldest is removed when the newest has been verified
         check_space(root, size, min(config.checkpoint.keep + 1, saves), start.run)
-    return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}"))
+    limits = f"no rank may need longer than runtime.timeout_s={config.runtime.timeout_s:g} s to write its part"
+    if device == "cuda" and config.checkpoint.mode is not SaveMode.sync:
+        limits += ", whose copy pins up to twice its size in the host's memory"
+    return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}; {limits}"))
 
 
-def state_bytes(config: Config, num_parameters: int) -> int:
-    """The size of a checkpoint's numbers: weights and what the optimiser keeps for each."""
+def state_bytes(config: Config, num_parameters: int, world_size: int) -> int:
+    """The size of a checkpoint's numbers: weights, what the optimiser keeps for each, and the ranks' errors of
+    compression."""
     sgd = int(config.optim.momentum > 0)
     kept = 2 if config.optim.name is Optimiser.adamw else sgd
-    return num_parameters * (1 + kept) * (8 if config.precision is Precision.float64 else 4)
+    degrees = resolve_degrees(config.strategy.mesh_axes(), world_size)
+    errors = world_size // degrees["pp"] if config.strategy.keeps_errors() else 0
+    return num_parameters * (1 + kept + errors) * (8 if config.precision is Precision.float64 else 4)
 
 
 class Checkpoints:
@@ -165,14 +172,15 @@ class Checkpoints:
 
     def _leave(self, step: int, number: int) -> None:
         """End this rank after rank 0 has said why."""
-        name, saved = signal.Signals(number).name, self.saver is not None
+        name = signal.Signals(number).name
+        saved = self.saver is not None and self.saver.good_step == step  # not if the state is not finite
         if self.report.living is not None:
             if saved:
                 then = self.config.checkpoint.continues(self.run)
                 say = f"checkpoint saved at step {step}: {name} ended the run; {then}"
                 self.report.living.end(SAVED, name)
             else:
-                say = f"{name} ended the run at step {step}; no checkpoint was saved"
+                say = f"{name} ended the run at step {step}, whose state was not saved"
             print(say, file=sys.stderr, flush=True)
         self.side.barrier()
         self.signals.ignore()

@@ -86,7 +86,8 @@ def find(
         run_dir = Path(found["run"]) if found["own"] else None
         said = (*bad, _line(path, run_dir, changed, same=same))
         return Start(path, manifest, run_dir, layout=layout, same_layout=same, said=said)
-    raise Damaged(Path(found["run"]), "; ".join(bad))
+    message = f"{found['run']} has no good checkpoint: {'; '.join(bad)}"
+    raise BadInput(Problem("checkpoint", message, "use checkpoint.resume=never to start a new run"))
 
 
 def _own(config: Config, name: str, world: World) -> dict[str, Any]:

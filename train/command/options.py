@@ -199,6 +199,14 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
 )
+LIMIT_S: Option[int] = Option(
+    "limit_s",
+    10,
+    (DOCTOR,),
+    *_positive(3600),
+    example="60",
+    help="How long the doctor may take, in seconds. What has not answered by then is an error.",
+)
 OPTIONS: tuple[Option[Any], ...] = (
     NPROC,
     PORT,
@@ -212,4 +220,5 @@ OPTIONS: tuple[Option[Any], ...] = (
     STEPS,
     MINUTES,
     MTBF_S,
+    LIMIT_S,
 )

@@ -8,7 +8,7 @@ over a separate gloo group. `metrics.jsonl` is the source of truth; TensorBoard 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,15 +24,14 @@ from train.measure.energy import Energy
 from train.measure.hardware import Clock, peak_tflops
 from train.measure.results import (
     BY_RANK,
-    LOSS,
     MEMORY,
     STATE_KINDS,
-    VALID_TOKENS,
     VALIDATION_LOSS,
     GiB,
     MiB,
     Record,
     Results,
+    computed,
 )
 from train.measure.sampling import Sampled
 from train.ranks.batches import Batches
@@ -58,6 +57,12 @@ class Sink(Protocol):
         return None
 
     def close(self) -> None: ...
+
+
+def close_all(sinks: list[Sink]) -> None:
+    """Close and remove them, so that each is closed once."""
+    while sinks:
+        sinks.pop(0).close()
 
 
 @dataclass
@@ -162,7 +167,7 @@ class Metrics:
         for step, made in sorted(carried.made.items()):
             if step > written:
                 any_target = batches.any_target(step)
-                self._write(step, _results(made.loss, made.grad_norm, made.lr, made.extras, any_target=any_target))
+                self._write(step, computed(made.loss, made.grad_norm, made.lr, made.extras, any_target=any_target))
             self._check_finite(step, made.loss, made.grad_norm)
         validated = written == carried.step and VALIDATION_LOSS in values
         if self.side_group.share_json(self.config.train.validates(carried.step) and not validated):
@@ -181,7 +186,7 @@ class Metrics:
         by_rank = self.side_group.exchange([*own, self.signals.number if self.signals else 0])
         self.asked = max(int(figures.pop()) for figures in by_rank)
         named = dict(zip(pending.extras, extras, strict=True))
-        values = _results(loss, norm, pending.lr, named, any_target=pending.any_target) | pending.sampled.values
+        values = computed(loss, norm, pending.lr, named, any_target=pending.any_target) | pending.sampled.values
         if self.side_group.world.rank == 0:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
             values |= self.energy.values([figures[-1] for figures in by_rank], values["perf/tokens_per_s"])
@@ -202,8 +207,7 @@ class Metrics:
             )
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        close_all(self.sinks)
 
     def _write(self, step: int, values: Record) -> None:
         self.results.add(values)
@@ -241,9 +245,3 @@ class Metrics:
                 values[f"{BY_RANK}{name}/rank_{rank}"] = figures[i] / unit
             values[f"{MEMORY}{name}"] = max(figures[i] for figures in by_rank) / unit
         return values
-
-
-def _results(loss: float, norm: float, lr: float, extras: Mapping[str, float], *, any_target: bool) -> Record:
-    """What a step computes, by tag. A step without a target has no loss, and not a loss of 0."""
-    none = {} if any_target else {LOSS: math.nan, VALID_TOKENS: 0.0}
-    return {LOSS: loss, "train/grad_norm": norm, "train/lr": lr, **extras, **none}

@@ -20,7 +20,7 @@ from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
-from train.measure.metrics import Metrics, Sink
+from train.measure.metrics import Metrics, Sink, close_all
 from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Record, Results, has_no_target
 from train.ranks.distributed import Runtime
 from train.record.run_dir import claim, describe_run, write_summary
@@ -122,7 +122,9 @@ class Report:
             self.living.end(FINISHED)
 
     def close(self) -> None:
-        """Give the run's directory back, in which the next generation of an elastic run goes on."""
+        """Close the sinks, unless `Metrics.close` has done it: if the run failed before its first step. Give the run's
+        directory back, in which the next generation of an elastic run goes on."""
+        close_all(self.sinks)
         if self.living is not None:
             self.living.close()
 
