@@ -66,6 +66,10 @@ def launch(folder: Path, nproc: int, words: Iterable[str]) -> subprocess.Popen[b
         return subprocess.Popen(line, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
 
 
+def log_of(folder: Path) -> str:
+    return (folder / "log").read_text()
+
+
 def records(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of the only run in this folder."""
     found = []
@@ -107,10 +111,10 @@ def difference(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any
     return max(abs(a[2] - b[2]) / max(abs(b[2]), 1e-30) for a, b in pairs)
 
 
-def said(folder: Path, rank: int, what: str) -> list[int]:
-    """The steps after which the run said that the rank is lost or back."""
+def said(log: str, rank: int, what: str) -> list[int]:
+    """The steps after which a run with this log said that the rank is lost or back."""
     line = rf"^.*\branks? (?:\d+, )*{rank}(?:, \d+)* {what} .*?after step (\d+): "
-    return [int(step) for step in re.findall(line, (folder / "log").read_text(), re.M)]
+    return [int(step) for step in re.findall(line, log, re.M)]
 
 
 def disturb(folder: Path, process: subprocess.Popen[bytes], most: int, run: int, chance: random.Random) -> list[Killed]:
@@ -132,14 +136,14 @@ def kill_one(folder: Path, process: subprocess.Popen[bytes], run: int, chance: r
     if not ranks:
         return None
     rank = chance.choice(sorted(ranks))
-    before, after, killed = len(said(folder, rank, "lost")), last_step(folder), time.time()
+    before, after, killed = len(said(log_of(folder), rank, "lost")), last_step(folder), time.time()
     with suppress(psutil.Error):
         ranks[rank].kill()
-    wait_until(process, lambda: len(said(folder, rank, "lost")) > before)
-    lost = said(folder, rank, "lost")
+    wait_until(process, lambda: len(said(log_of(folder), rank, "lost")) > before)
+    lost = said(log_of(folder), rank, "lost")
     if len(lost) <= before:
         return None
-    wait_until(process, lambda: len(said(folder, rank, "back")) > before)
+    wait_until(process, lambda: len(said(log_of(folder), rank, "back")) > before)
     written = [one["time"] for one in records(folder) if one["step"] == lost[-1] + 1 and "train/loss" in one]
     return Killed(run, rank, after, written[0] - killed) if written else None
 
@@ -178,7 +182,7 @@ def main(argv: list[str]) -> int:
         with ended(process := launch(clean, nproc, rest)):
             process.wait()
         if process.returncode:
-            raise SystemExit(f"the undisturbed run failed:\n{(clean / 'log').read_text()[-2000:]}")
+            raise SystemExit(f"the undisturbed run failed:\n{log_of(clean)[-2000:]}")
         expected = records(clean)
         while good and len(found) < kills:
             run += 1
@@ -194,7 +198,7 @@ def main(argv: list[str]) -> int:
                 flush=True,
             )
             if not good:
-                print((folder / "log").read_text()[-3000:], flush=True)
+                print(log_of(folder)[-3000:], flush=True)
             with out.open("a") as file:
                 values = {"code": code, "difference": differs, "nproc": nproc}
                 file.write(plain_json.dumps(values | {"kills": [asdict(one) for one in of_run]}) + "\n")

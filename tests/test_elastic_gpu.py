@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, ranks_of, records, said
+from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, records, said
 from train.command.process.life import is_alive
 
 LINE = [
@@ -44,7 +44,7 @@ def show(process, folder):
             print(f"rank {number}, thread {thread.id}: {[(task / name).read_text() for name in ('comm', 'wchan')]}")
         rank.send_signal(signal.SIGABRT)
     time.sleep(2)
-    print(f"last step: {last_step(folder)}\n{(folder / 'log').read_text()[-20000:]}")
+    print(f"last step: {last_step(folder)}\n{log_of(folder)[-20000:]}")
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_the_other_replica_goes_on_over_nccl(size, words, tmp_path, monkeypatch)
             for rank in (1, 0):
                 killed = time.time()
                 ranks_of(process)[rank].kill()
-                within(GO_ON_S, lambda rank=rank: said(folder, rank, "lost"))
-                after = said(folder, rank, "lost")[-1]
-                within(BACK_S, lambda rank=rank: said(folder, rank, "back"))
+                within(GO_ON_S, lambda rank=rank: said(log_of(folder), rank, "lost"))
+                after = said(log_of(folder), rank, "lost")[-1]
+                within(BACK_S, lambda rank=rank: said(log_of(folder), rank, "back"))
                 everything = psutil.Process(process.pid).children(recursive=True)
                 written = [one["time"] for one in records(folder) if one["step"] == after + 1 and "train/loss" in one]
                 seconds.append(written[0] - killed)
@@ -73,9 +73,9 @@ def test_the_other_replica_goes_on_over_nccl(size, words, tmp_path, monkeypatch)
         except BaseException:
             show(process, folder)
             raise
-    log = (folder / "log").read_text()
+    log = log_of(folder)
     print(log[-3000:])
-    assert undisturbed.returncode == 0, (plain / "log").read_text()[-4000:]
+    assert undisturbed.returncode == 0, log_of(plain)[-4000:]
     assert process.returncode == 0 and "Traceback" not in log
     found = difference(records(folder), records(plain))
     print(f"largest relative difference {found:.1e}, next steps after {seconds} s")
