@@ -14,13 +14,13 @@ from train.command.process.life import is_alive
 
 LINE = [
     *SMALL,
-    *("runtime.device=cuda", "train.global_batch_size=16", "train.steps=1500", "train.eval_every=50"),
+    *("runtime.device=cuda", "train.global_batch_size=16", "train.steps=1000", "train.eval_every=50"),
     "checkpoint.every=20",
 ]
 # seconds: until a run trains, until the others go on, until a killed rank is back, until both runs have ended
-START_S, GO_ON_S, BACK_S, END_S = 50, 20, 40, 60
+START_S, GO_ON_S, BACK_S, END_S = 50, 20, 40, 120
 
-pytestmark = [pytest.mark.gpu, pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(280)]
 
 
 def on(strategy, size, *words):
