@@ -23,17 +23,19 @@ MODULES = {
     "doctor": "launch.doctor",
     "verify": "scripts.verify",
     "compare": "scripts.compare",
+    "checkpoint": "scripts.checkpoint",
 }
 HELP = """\
 usage: strategy-lab COMMAND [argument ...]
 
-  local    checks a run and starts it on this machine: strategy-lab local strategy=tp nproc=4
-  explain  shows what a run would do and hold, and every problem in its config, and starts nothing
-  plan     finds the fastest layout of a model on so many devices that fits in their memory, and starts nothing
-  sweep    runs every combination of several values, one after another, and compares the runs
-  doctor   examines this machine, and says what stops or slows a run, and what to do
-  verify   proves that a strategy computes the same as one device
-  compare  shows runs in one table, and whether their losses are equal
+  local       checks a run and starts it on this machine: strategy-lab local strategy=tp nproc=4
+  explain     shows what a run would do and hold, and every problem in its config, and starts nothing
+  plan        finds the fastest layout of a model on so many devices that fits in their memory, and starts nothing
+  sweep       runs every combination of several values, one after another, and compares the runs
+  doctor      examines this machine, and says what stops or slows a run, and what to do
+  verify      proves that a strategy computes the same as one device
+  compare     shows runs in one table, and whether their losses are equal
+  checkpoint  inspects, verifies, compares and exports what runs have saved
 
 `strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
 torchrun --nproc_per_node=4 -m train.main strategy=tp

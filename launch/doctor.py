@@ -5,7 +5,8 @@ launch left in the environment, cores, memory, disks, the name of the machine, t
 of two processes. Each finding is ok, a warning or an error, and comes with its fix.
 
 Takes every override that train/main.py takes, and reads metrics.dir and runtime.* of them. The exit code is 3 if
-something stops a run, 2 if the command line is wrong, and 0 otherwise. Nothing stays behind.
+something stops a run, 2 if the command line is wrong, and 0 otherwise. Nothing stays behind. What does not answer in
+time is an error, so that the doctor ends within limit_s.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ import shutil
 import signal
 import socket
 import sys
-import tempfile
 import textwrap
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ from train.config.plain_json import dumps
 from train.config.problems import EXIT_ENVIRONMENT, BadInput
 from train.config.world import World
 
-NAMES_S, FOLDERS_S, TORCH_S = 5.0, 10.0, 90.0  # after which a part that hangs is given up; each usually takes far less
+SHARE = 0.85  # of limit_s, after which what hangs is given up; the rest is for the start of Python and for the end
+Judge = Callable[[float], list[Finding]]  # waits for a process until a time of `time.monotonic`, and judges its answers
 NARROWEST, WIDEST = 60, 120
 LEVEL, SUBJECT = 9, 17  # the widths of the first two columns
 
@@ -44,6 +47,7 @@ class Task:
     """The command line. `metrics_dir` is None and `runtime` empty if no config can be composed; `wrong` says why."""
 
     as_json: bool
+    limit_s: int = 10  # the default of the option, which cannot be read if packages are missing
     nproc: int = 1
     metrics_dir: str | None = None
     runtime: Mapping[str, Any] = field(default_factory=dict)
@@ -55,7 +59,8 @@ def main() -> None:
     first = guarded(packages.SUBJECT, lambda: _packages(os.environ))
     with reported_once(World.single()):
         task = read(sys.argv[1:], broken=any(one.level is Level.ERROR for one in first))
-    for one in (finding for part in (first, task.wrong, examine(task, os.environ)) for finding in part):
+    examined = examine(task, os.environ, started + SHARE * task.limit_s)
+    for one in (finding for part in (first, task.wrong, examined) for finding in part):
         found.append(one)
         if not task.as_json:
             print("\n".join(lines(one)), flush=True)
@@ -72,34 +77,43 @@ def main() -> None:
 def read(argv: Sequence[str], *, broken: bool) -> Task:
     """Read the command line. Raises BadInput if it is wrong. `broken`: a package is missing or has a wrong version, so
     that the packages may be to blame."""
-    argv, as_json = [*argv], "--json" in argv
+    argv, as_json, limit_s = [*argv], "--json" in argv, Task.limit_s
     try:
         # these need packages whose absence is a finding
         from train.command import cli, options
 
-        nproc = options.NPROC.pop(argv)
+        limit_s, nproc = options.LIMIT_S.pop(argv), options.NPROC.pop(argv)
         parser = cli.parser(options.DOCTOR, __doc__ or "")
         parser.add_argument("--json", action="store_true")
         config, *_ = cli.parse(parser, argv)
     except BadInput as refused:
         if refused.exit_code != EXIT_ENVIRONMENT and not broken:
             raise
-        return Task(as_json, wrong=tuple(error("config", one.message, one.fix) for one in refused.problems))
+        return Task(as_json, limit_s, wrong=tuple(error("config", one.message, one.fix) for one in refused.problems))
     except Exception as why:
         message = f"no config can be composed ({type(why).__name__}: {why}), so the run directory is not known"
-        return Task(as_json, wrong=(error("config", message, "see the findings about packages"),))
-    return Task(as_json, nproc, config.metrics.dir, dataclasses.asdict(config.runtime))
+        return Task(as_json, limit_s, wrong=(error("config", message, "see the findings about packages"),))
+    return Task(as_json, limit_s, nproc, config.metrics.dir, dataclasses.asdict(config.runtime))
 
 
-def examine(task: Task, env: Mapping[str, str]) -> Iterator[Finding]:
-    """All findings but those about packages, each as soon as it is known."""
-    interfaces = [name for _, name in socket.if_nameindex()]
-    yield from guarded(variables.SUBJECT, lambda: variables.judge(env, interfaces))
-    yield from guarded("machine", lambda: machine.judge(machine.here(), task.nproc, env))
-    yield from guarded("disks", lambda: _folders(task, env))
-    yield from guarded(names.SUBJECT, lambda: _names(env))
-    yield from guarded("connections", names.connection)
-    yield from guarded("torch", lambda: _torch(task, env))
+def examine(task: Task, env: Mapping[str, str], deadline: float) -> Iterator[Finding]:
+    """All findings but those about packages, each as soon as it is known. What may hang is examined by processes, which
+    run at the same time, each until `deadline`, a time of `time.monotonic`."""
+    judges: list[tuple[str, Judge]] = []
+    with ExitStack() as running:
+
+        def begin(subject: str, start: Callable[[Task, Mapping[str, str], ExitStack], Judge]) -> list[Finding]:
+            judges.append((subject, start(task, env, running)))
+            return []
+
+        for subject, start in (("disks", _folders), (names.SUBJECT, _names), ("torch", _torch)):
+            yield from guarded(subject, partial(begin, subject, start))
+        interfaces = [name for _, name in socket.if_nameindex()]
+        yield from guarded(variables.SUBJECT, lambda: variables.judge(env, interfaces))
+        yield from guarded("machine", lambda: machine.judge(machine.here(), task.nproc, env))
+        yield from guarded("connections", names.connection)
+        for subject, judge in judges:
+            yield from guarded(subject, partial(judge, deadline))
 
 
 def _packages(env: Mapping[str, str]) -> list[Finding]:
@@ -107,29 +121,27 @@ def _packages(env: Mapping[str, str]) -> list[Finding]:
     return packages.judge(needs, packages.installed(needs, env))
 
 
-def _folders(task: Task, env: Mapping[str, str]) -> list[Finding]:
+def _folders(task: Task, env: Mapping[str, str], running: ExitStack) -> Judge:
     asked = {} if task.metrics_dir is None else {folders.RUNS: task.metrics_dir}
-    try:
-        asked[folders.TEMPORARY] = tempfile.gettempdir()
-    except FileNotFoundError:  # no folder can be written: the message names the one that should be
-        asked[folders.TEMPORARY] = env.get("TMPDIR") or "/tmp"
-    asked[folders.SHARED] = folders.SHARED
-    return folders.judge(Child("launch.examine.folders", asked, env).answers(FOLDERS_S), asked)
+    asked |= {folders.TEMPORARY: env.get("TMPDIR") or "/tmp", folders.SHARED: folders.SHARED}
+    child = running.enter_context(Child("launch.examine.folders", asked, env))
+    return lambda deadline: folders.judge(child.answers(deadline), asked)
 
 
-def _names(env: Mapping[str, str]) -> list[Finding]:
+def _names(task: Task, env: Mapping[str, str], running: ExitStack) -> Judge:
     own = socket.gethostname()
     asked = [own, *filter(None, [env.get("MASTER_ADDR")])]
-    return names.judge(Child("launch.examine.names", asked, {**SHORT_LOOKUP, **env}).answers(NAMES_S), own, env)
+    child = running.enter_context(Child("launch.examine.names", asked, {**SHORT_LOOKUP, **env}))
+    return lambda deadline: names.judge(child.answers(deadline), own, env)
 
 
-def _torch(task: Task, env: Mapping[str, str]) -> list[Finding]:
+def _torch(task: Task, env: Mapping[str, str], running: ExitStack) -> Judge:
     nvidia = any(Path("/dev").glob("nvidia[0-9]*"))
     # the environment of a run; with SHORT_LOOKUP the name of this machine is not looked up once more
     of_a_run, _ = local_environment(2, {**SHORT_LOOKUP, **env})
-    with tempfile.TemporaryDirectory(prefix="doctor-") as folder:
-        asked = {"runtime": task.runtime, "nproc": task.nproc, "folder": folder}
-        return torch_here.judge(Child("launch.examine.ranks", asked, of_a_run).answers(TORCH_S), env, nvidia=nvidia)
+    asked = {"runtime": task.runtime, "nproc": task.nproc}
+    child = running.enter_context(Child("launch.examine.ranks", asked, of_a_run))
+    return lambda deadline: torch_here.judge(child.answers(deadline), env, nvidia=nvidia)
 
 
 def lines(finding: Finding) -> list[str]:

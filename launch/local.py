@@ -89,7 +89,8 @@ def check_machine(config: Config, nproc: int, port: int | None) -> None:
             raise BadInput(
                 Problem("port", problem, "use another port, or leave it out for a free one", exit_code=EXIT_ENVIRONMENT)
             ) from error
-    if (config.runtime.device, config.runtime.backend) != ("auto", "auto") or config.strategy.needed_backend():
+    chosen = (config.runtime.device, config.runtime.backend) != ("auto", "auto")
+    if chosen or config.runtime.elastic or config.strategy.needed_backend():
         # this imports torch, for which an `auto` run does not have to wait
         from train.ranks.distributed import check_backend, choose_runtime
 

@@ -34,7 +34,7 @@ from train.config.schema import Config, SaveMode
 from train.config.strategy import SavesState, TrainStep
 from train.config.world import World
 from train.data.corpus import load_corpus
-from train.measure.metrics import Clock
+from train.measure.hardware import Clock
 from train.measure.results import GiB
 from train.model.transformer import Transformer, dtypes
 from train.ranks.distributed import Runtime, build_mesh, choose_runtime, own_rows, process_group

@@ -33,7 +33,8 @@ from train.config import plain_json
 from train.config.schema import Config, Precision
 from train.config.world import World
 from train.data.corpus import load_corpus
-from train.measure.metrics import Clock, Metrics
+from train.measure.hardware import Clock
+from train.measure.metrics import Metrics
 from train.measure.sampling import Sampler
 from train.model.transformer import Transformer, dtypes
 from train.model.weights import materialise

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         for word in words:
             command.add_argument(word, type=Path, metavar=word.upper())
     args = parser.parse_args(argv)
-    with reported_once(World.single()):
+    with reported_once(World.single(), trains=False):
         if args.command == "inspect":
             return inspect(args.path)
         if args.command == "verify":
@@ -60,10 +60,11 @@ def checkpoints(path: Path) -> list[Path]:
     """The checkpoint itself, or those of a run from the newest to the oldest. Raises BadInput if there is none."""
     found = checkpoints_in(path)
     if not found:
-        message = f"{path} has no checkpoint"
-        raise BadInput(
-            Problem("no_checkpoint", message, "give the directory of a run, or one of its checkpoints/step-N")
-        )
+        why = "" if path.is_dir() else ", as there is no such folder"
+        if (path / "config.yaml").is_file():
+            why = ", as its run had checkpoint.every=0, or was cut off before its first save"
+        fix = "give the directory of a run, or one of its checkpoints/step-N"
+        raise BadInput(Problem("no_checkpoint", f"{path} has no checkpoint{why}", fix))
     return found
 
 
@@ -75,7 +76,8 @@ def newest(path: Path) -> Path:
         if not wrong:
             return one
         bad.append(f"{one}: {wrong[0]}")
-    raise Damaged(path, "; ".join(bad))
+    message = f"{path} has no good checkpoint: {'; '.join(bad)}"
+    raise BadInput(Problem("checkpoint", message, "give another run, or another of its checkpoints"))
 
 
 def problems(folder: Path) -> list[str]:

@@ -29,14 +29,15 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0
 
 
 class Run(Started):
-    """A run on two ranks in `folder`, with planted faults. `restarts`: None for bare torchrun, without launch.local."""
+    """A run on `nproc` ranks in `folder`, with planted faults. `restarts`: None for bare torchrun on two, without
+    launch.local. `line`: its overrides, before the `words`."""
 
-    def __init__(self, folder, faults="none", *words, restarts=0, prefix=()):
+    def __init__(self, folder, faults="none", *words, restarts=0, nproc=2, prefix=(), line=LINE):
         (folder / "text.txt").write_text(TEXT)
         self.faults = folder / uuid.uuid4().hex  # what has happened
         how = [*TORCHRUN, f"--log_dir={folder / 'torchrun'}"] if restarts is None else []  # it keeps that folder
-        start = [] if restarts is None else ["nproc=2", f"restarts={restarts}"]
-        super().__init__(folder, [*how, MAIN, faults, self.faults, *start, *LINE, *words], prefix)
+        start = [] if restarts is None else [f"nproc={nproc}", f"restarts={restarts}"]
+        super().__init__(folder, [*how, MAIN, faults, self.faults, *start, *line, *words], prefix)
 
     def go(self):
         """Let the ranks no longer wait in a step."""

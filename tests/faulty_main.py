@@ -54,6 +54,7 @@ def rank(number: int, faults: list[str], folder: Path) -> None:
     from train import main, step
     from train.checkpoint import folder as folders
     from train.checkpoint import manifest, writing
+    from train.ranks.elastic.elastic_generation import ElasticGeneration
 
     def killed(owner, name, once, condition=lambda *args: True):
         """Kill this process instead of calling the function, if the condition holds."""
@@ -96,7 +97,30 @@ def rank(number: int, faults: list[str], folder: Path) -> None:
             time.sleep(0.02)
         return loss
 
+    def half_voted():
+        """In the vote of step 10, when all ranks may make the update, rank 3 ends, and rank 1 notices this before it
+        makes it. Rank 0 makes it."""
+        original = ElasticGeneration._vote
+
+        def changed(self, change):
+            side_group = self.metrics.side_group
+            barrier = side_group.barrier
+
+            def ends():
+                barrier()
+                if number == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if number == 1:
+                    raise RuntimeError("planted in gloo/: connection closed by peer")
+
+            if self.carried.step == 9 and self.world.world_size == 4:
+                side_group.barrier = ends
+            original(self, change)
+
+        ElasticGeneration._vote = changed  # type: ignore[method-assign]
+
     plants = {
+        "half_voted": lambda once: half_voted(),
         "killed_while_writing": lambda once: killed(
             writing._Hashed, "write", once, lambda file, data: number == 1 and file.size > 2**16
         ),

@@ -69,7 +69,9 @@ class Trainer:
     def state(self) -> dict[str, torch.Tensor]:
         """A copy of all that this rank would save."""
         assert isinstance(self.step, SavesState)
-        pieces = all_pieces(self.step, self.site.world.rank)
+        pieces = [*all_pieces(self.step, self.site.world.rank)]
+        copied = {one.copied for one in pieces if not one.kind.startswith("rank_")}
+        assert copied == {self.config.strategy.name.startswith("ds_")}, "what a step still changes is no copy"
         return {f"{one.key} at {one.offset}": one.tensor.detach().cpu().clone() for one in pieces}
 
 

@@ -163,6 +163,17 @@ def test_a_manifest_cannot_have_impossible_sizes(bytes, run):
         Manifest.read(folder)
 
 
+@pytest.mark.parametrize("depth", [2, 900, 990])
+def test_a_manifest_cannot_be_deeper_than_pythons_stack(depth, run):
+    folder = newest(run)
+    values = {"format": 1, **asdict(replace(Manifest.read(folder), work={"model": "DEEP"}))}
+    text = json.dumps(values, sort_keys=True).replace('"DEEP"', '{"a": ' * depth + "0" + "}" * depth)
+    own_hash = hashlib.sha256(text.encode()).hexdigest()
+    (folder / MANIFEST).write_text(f'{text[:-1]}, "sha256": "{own_hash}"}}')
+    with pytest.raises(Damaged, match=r"fields of a manifest|not valid JSON"):
+        Manifest.read(folder)
+
+
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", [MANIFEST, "__0_0.distcp"])
 def test_a_pipe_is_no_file_of_a_checkpoint(name, run, capsys):
@@ -225,4 +236,4 @@ def test_lines_of_later_steps_are_removed(tmp_path):
     path.write_text('{"step": 1, "time": 1, "a": 2}\n{"step": 2, "a": null}\n{"step": 3, "a": 4}\n{"step": 3, "b"')
     kept = keep_lines(path, 2)
     assert path.read_text() == '{"step": 1, "time": 1, "a": 2}\n{"step": 2, "a": null}\n'
-    assert kept[0] == {"a": 2} and kept[1]["a"] != kept[1]["a"]
+    assert kept[0] == (1, {"a": 2}) and kept[1][0] == 2 and kept[1][1]["a"] != kept[1][1]["a"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.context_memory import saved_bytes
+from scripts.calibrating.context_memory import saved_bytes
 from train.command import cli
 from train.model.transformer import SdpaKernel
 from train.strategies.context.apply import by_rank, in_sequence, positions_of, ring_piece

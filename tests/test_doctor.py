@@ -12,10 +12,11 @@ import pytest
 
 from launch import doctor, local
 from launch.examine import torch_here
-from launch.examine.child import Answers
+from launch.examine.child import MORE_TIME, Answers
 from launch.examine.finding import error, guarded, ok, warning
 from launch.start.environment import SET_BY_TORCHRUN
 from tests.test_doctor_findings import ERROR, NO_NAME, OK, WARNING, check
+from train.command import options
 from train.command.process.exits import HINT
 from train.config.problems import BadInput
 
@@ -45,20 +46,23 @@ LATE, LOST = {"error": "RuntimeError: Connection closed by peer"}, {"error": "it
         ({"import_s": 60.0}, WARNING, "every rank waits as long"),
         ({"distributed": False}, ERROR, "was built without torch.distributed"),
         ({"backends": ["nccl"]}, ERROR, "this build of torch has nccl, but no gloo"),
-        ({"devices": None}, ERROR, "what torch sees is not known: it took longer than 90 s"),
+        ({"torch": None}, ERROR, "torch is not imported: it did not answer within 9 s"),
+        ({"devices": None}, ERROR, "what torch sees is not known: it did not answer within 9 s"),
         ({"devices": LOST}, ERROR, "the devices cannot be used: its process was ended by signal 11"),
         ({"devices": {"error": "runtime.device=tpu", "fix": "use runtime.device=cpu"}}, ERROR, "runtime.device=tpu"),
         ({"devices": NOTE}, OK, ""),
         ({"devices": NOTE | {"devices": [GPU | {"free": GiB}]}}, WARNING, "0: H100, 1.0 of 80.0 GiB are free: other"),
-        ({"rank_1": None}, ERROR, "two ranks cannot sum a tensor: it took longer than 90 s"),
+        ({"rank_1": None}, ERROR, "two ranks cannot sum a tensor: it did not answer within 9 s"),
         ({"rank_0": LATE, "rank_1": LOST | {"lost": True}}, ERROR, "rank 1: its process was ended by signal 11"),
         ({"rank_0": {"error": "ArithmeticError: an all-reduce gave 1"}}, ERROR, "rank 0: ArithmeticError"),
     ],
 )  # fmt: skip
 def test_torch_devices_and_ranks(changes, level, says):
     said = {name: value for name, value in {**SAID, **changes}.items() if value is not None}
-    end = "it took longer than 90 s" if None in changes.values() else ""
-    check(torch_here.judge(Answers(said, end), {}, nvidia=False), level, says)
+    late = None in changes.values()
+    found = torch_here.judge(Answers(said, "it did not answer within 9 s" * late, late), {}, nvidia=False)
+    check(found, level, says)
+    assert (MORE_TIME in found[-1].fix) is late
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,7 @@ def test_the_summary_counts():
 def test_the_command_line(monkeypatch):
     task = doctor.read(["metrics.dir=/x y", "nproc=4", "--json", "runtime.device=cpu"], broken=False)
     assert (task.as_json, task.nproc, task.metrics_dir, task.runtime["device"]) == (True, 4, "/x y", "cpu")
+    assert (task.limit_s, doctor.read(["limit_s=60"], broken=False).limit_s) == (options.LIMIT_S.default, 60)
     for words, says in ((["metrics.dirr=/x"], "metrics.dirr"), (["nproc=0"], "nproc=0"), (["--jso"], "--jso")):
         with pytest.raises(BadInput, match=says) as refused:
             doctor.read(words, broken=False)
@@ -150,7 +155,7 @@ def no_constant(text):
 
 @pytest.mark.timeout(120)
 def test_a_machine_in_good_order(tmp_path):
-    done = run(tmp_path, "--json", f"metrics.dir={tmp_path / 'runs'}", "runtime.device=cpu")
+    done = run(tmp_path, "--json", "limit_s=90", f"metrics.dir={tmp_path / 'runs'}", "runtime.device=cpu")
     answer = json.loads(done.stdout, parse_constant=no_constant)
     assert (done.returncode, answer["exit_code"]) == (0, 0), done.stdout
     found = {one["subject"]: one for one in answer["findings"]}
@@ -171,7 +176,7 @@ def test_a_machine_on_which_nothing_works(tmp_path):
     for name in ("torch", "psutil"):
         (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is broken')\n")
     left = {"WORLD_SIZE": "4", "MASTER_ADDR": NO_NAME, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])}
-    done = run(tmp_path, f"metrics.dir={tmp_path / 'torch.py' / 'runs'}", **left)
+    done = run(tmp_path, "limit_s=90", f"metrics.dir={tmp_path / 'torch.py' / 'runs'}", **left)
     assert done.returncode == 3 and "Traceback" not in done.stdout, done.stdout
     said = " ".join(done.stdout.split())
     for part in (
@@ -184,3 +189,30 @@ def test_a_machine_on_which_nothing_works(tmp_path):
         assert part in said, (part, done.stdout)
     shown = done.stdout.replace(str(tmp_path), "FOLDER")  # a path is not broken
     assert said.count("fix:") >= 5 and max(map(len, shown.splitlines())) <= 120
+
+
+HANGS = """
+import os, socket, time
+of_numbers = socket.getaddrinfo
+def looked_up(host, *more, **how):
+    return of_numbers(host, *more, **how) if host[0].isdigit() else time.sleep(600)
+os.fsync, socket.getaddrinfo = lambda descriptor: time.sleep(600), looked_up
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_machine_on_which_everything_hangs(tmp_path):
+    """A disk, a name and torch: all are given up at the same time, so that the doctor ends within its limit."""
+    (tmp_path / "sitecustomize.py").write_text(HANGS)
+    (tmp_path / "torch.py").write_text("import time\ntime.sleep(600)\n")
+    paths = os.pathsep.join([str(tmp_path), str(REPO)])
+    done = run(tmp_path, "limit_s=3", f"metrics.dir={tmp_path / 'runs'}", PYTHONPATH=paths)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 3, done.stdout
+    for part in (
+        "could not be tried: it did not answer within",
+        "has no address (it did not answer within",
+        "torch is not imported: it did not answer within",
+        MORE_TIME,
+    ):
+        assert part in said, (part, done.stdout)

@@ -29,9 +29,28 @@ def test_a_part_that_hangs_is_given_up_with_all_its_processes(tmp_path, monkeypa
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     child = Child("hangs", {"said": str(tmp_path / "said")}, os.environ)
     wait_until((tmp_path / "said").exists)
-    answers = child.answers(0.2)
-    assert answers.end == "it took longer than 0.2 s" and answers.found["asked"]
+    answers = child.answers(time.monotonic() + 0.2)
+    assert answers.late and answers.end.startswith("it did not answer within ") and answers.found["asked"]
     wait_until(lambda: not _alive(answers.found["pid"]) and not _alive(child.process.pid))
+
+
+@pytest.mark.timeout(40)
+def test_an_answer_that_came_in_time_is_read_after_the_deadline(tmp_path, monkeypatch):
+    (tmp_path / "ends.py").write_text("from launch.examine.child import say\nsay(found=1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Child("ends", None, os.environ) as child:
+        wait_until(lambda: not _alive(child.process.pid))
+        answers = child.answers(time.monotonic() - 1)
+    assert (answers.found, answers.end, answers.late) == ({"found": 1}, "", False)
+
+
+@pytest.mark.timeout(40)
+def test_a_part_that_nobody_waits_for_ends_with_the_doctor(tmp_path, monkeypatch):
+    (tmp_path / "sleeps.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Child("sleeps", None, os.environ) as child:
+        pass
+    wait_until(lambda: not _alive(child.process.pid))
 
 
 def wait_until(done):
@@ -49,8 +68,9 @@ def _alive(pid):
 def test_a_part_that_crashes_says_how(tmp_path, monkeypatch):
     (tmp_path / "crashes.py").write_text("import os, sys\nprint('last words', file=sys.stderr)\nos.abort()\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert Child("crashes", None, os.environ).answers(30).end == "it ended with signal 6: last words"
-    assert "No module named no_such" in Child("no_such", None, os.environ).answers(30).end
+    deadline = time.monotonic() + 30
+    assert Child("crashes", None, os.environ).answers(deadline).end == "it ended with signal 6: last words"
+    assert "No module named no_such" in Child("no_such", None, os.environ).answers(deadline).end
 
 
 RANKS = """

@@ -199,6 +199,7 @@ WRONG = {
     "steps": NUMBERS,
     "minutes": ("x", "0", "-1", "", "1e3", "1,2", "٣", "9" * 5000),
     "mtbf_s": ("x", "0", "-1", "", "1e3", "60,", "60,0", "٣", "9" * 5000),
+    "limit_s": (*NUMBERS, "3601"),
     "batch": ("x", "", "Micro"),
     "budget_s": NUMBERS,
     "profile": ("", "a/b", "..", "a b", "x" * 70),

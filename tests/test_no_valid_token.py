@@ -24,8 +24,10 @@ from train.data.corpus import load_corpus
 from train.data.tokens import InMemory
 from train.measure.metrics import Metrics
 from train.measure.sampling import Sampled
+from train.ranks.batches import Batches
 from train.ranks.side_group import SideGroup
-from train.record.sinks import JsonLines, TensorBoard, Terminal
+from train.record.printed import Terminal
+from train.record.sinks import JsonLines, TensorBoard
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -33,8 +35,18 @@ REPO = Path(__file__).resolve().parent.parent
 class Still:
     on_gradients = None
 
+    def evaluate(self, tokens, targets):
+        return torch.tensor(0.0), torch.tensor(0)
+
     def state_bytes(self):
         return {"parameters": 1, "gradients": 1, "optimiser": 1}
+
+
+class NoTargets:
+    num_validation = 1
+
+    def validation(self, index):
+        return None, None
 
 
 def no_constant(name):
@@ -58,8 +70,7 @@ def test_a_step_without_a_valid_token_says_so_everywhere(tmp_path, capsys):
     for step, (loss, any_target) in enumerate([(2.5, True), (0.0, False), (math.nan, True)], start=1):
         result = StepResult(torch.tensor(loss), torch.tensor(1.0))
         metrics.log(step, result, 1e-3, Sampled(), any_target=any_target)
-    metrics.flush()
-    metrics.log_validation(3, math.nan)
+    metrics.validate(3, cast(Batches, NoTargets()))
     metrics.close()
     lines = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line.get("train/loss") for line in lines] == [2.5, None, None, None]

@@ -99,6 +99,27 @@ def test_the_text_changes_between_runs(tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name]
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("none", ", as there is no such folder"),
+        ("empty", ""),
+        ("run", ", as its run had checkpoint.every=0, or was cut off before its first save"),
+    ],
+)
+def test_a_folder_without_a_checkpoint_is_named(name, why, tmp_path, capsys):
+    """The message does not say that nothing was trained, as that is not what the tool knows."""
+    for folder in ("empty", "run"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    for command in (["inspect"], ["verify"], ["export", "target"]):
+        with pytest.raises(SystemExit) as ended:
+            tool.main([command[0], str(tmp_path / name), *command[1:]])
+        assert ended.value.code == 2
+        fix = "give the directory of a run, or one of its checkpoints/step-N"
+        assert capsys.readouterr().err == f"{tmp_path / name} has no checkpoint{why}: {fix}\n"
+
+
 def test_a_path_without_a_checkpoint_is_refused(tmp_path):
     result = train(tmp_path, f"checkpoint.resume={tmp_path}")
     assert result.returncode == 2 and "has no checkpoint: use the directory of a run" in result.stderr
@@ -171,5 +192,16 @@ def test_allowed_changes_are_said():
         "precision=bf16 instead of float32",
         "train.steps=8 instead of 4",
     ]
+    mixture = {"num_experts": 4, "top_k": 2}
+    for one, other in (
+        ({"num_experts": 0, "top_k": 1}, mixture | {"num_experts": 0}),
+        ({"num_experts": 0}, {"num_experts": 0, "top_k": 1}),
+    ):
+        assert allowed_changes({"model": one}, {"model": other}) == [], "neither of the two reads model.top_k"
+    with pytest.raises(BadInput) as refused:
+        allowed_changes({"model": {"num_experts": 0, "top_k": 2}}, {"model": mixture})
+    assert "model.num_experts=4 instead of 0" in str(refused.value) and "top_k" not in str(refused.value)
+    with pytest.raises(BadInput, match=r"model.top_k=2 instead of 1"):
+        allowed_changes({"model": mixture | {"top_k": 1}}, {"model": mixture})
     with pytest.raises(BadInput, match=r"train.seed=2 instead of 1: .*use train.seed=1, or start a new run"):
         allowed_changes(saved, now | {"train": {"steps": 4, "seed": 2}})

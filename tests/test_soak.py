@@ -2,12 +2,16 @@
 
 import json
 import random
+import subprocess
+import time
 
 import pytest
 
 from scripts import soak
 from scripts.soaking import costs as costs_module
+from scripts.soaking import run as run_module
 from scripts.soaking.costs import Costs
+from scripts.soaking.run import Run
 
 COSTS = Costs(step=0.1, save=0.2, late=0.0, restart=5.0)
 
@@ -38,6 +42,32 @@ def test_the_prediction_is_that_of_played_runs(late, mtbf):
 def test_without_kills_only_saves_cost():
     assert COSTS.ettr(10, 0.0) == pytest.approx(1 / 1.2)
     assert COSTS.ettr(10, 1e-9) == pytest.approx(1 / 1.2)
+
+
+def test_a_run_may_last_as_long_as_it_makes_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_module, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(run_module, "POLL_S", 0.01)
+    run = Run.__new__(Run)
+    run.folder, run.process = tmp_path, subprocess.Popen(["sleep", "2"])
+    (tmp_path / "log").write_text("the log of the run")
+    metrics = tmp_path / "runs" / "one" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    started = time.monotonic()
+
+    def writes_for_a_second():
+        passed = time.monotonic() - started
+        if passed < 1:
+            metrics.write_text(json.dumps({"step": int(10 * passed) + 1, "train/loss": 1.0, "time": 0.0}) + "\n")
+        return passed > 1
+
+    assert run.until(writes_for_a_second), "longer than the patience"
+    with pytest.raises(SystemExit, match="does not go on:\nthe log of the run"):
+        run.until(lambda: False)
+    assert run.process.poll() is None, "it was given up because it made no step"
+    run.process.kill()
+    with pytest.raises(SystemExit):
+        run.until(lambda: False)
+    assert run.until(lambda: run.process.wait() != 0), "what happens at the end is not missed"
 
 
 @pytest.mark.slow

@@ -1,5 +1,8 @@
 """Which run goes on when torchrun has started the ranks again, or when a line is typed again."""
 
+import errno
+import fcntl
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,7 +11,7 @@ from train.checkpoint.resume import find
 from train.command import cli
 from train.command.process.life import FINISHED, SAVED, STOPPED, Living, alone_in, is_alive
 from train.config.problems import BadInput
-from train.config.world import World
+from train.config.world import World, kept_environment
 from train.ranks.side_group import SideGroup
 
 NAME = "single-ws1-abcdef"
@@ -63,6 +66,36 @@ def test_a_line_that_is_typed_again_leaves_ended_runs(tmp_path):
     run(tmp_path, f"{NAME}-2", "another line", state=FINISHED)
     (tmp_path / f"{NAME}-2" / "summary.json").touch()
     assert start(tmp_path, World.single()).run is None
+
+
+def test_a_run_without_a_good_checkpoint_is_not_begun_again_silently(tmp_path):
+    mine = run(tmp_path, NAME, "another line", saved=[2, 4])
+    with pytest.raises(BadInput) as refused:
+        start(tmp_path, World.single())
+    why = "is not used: manifest.json cannot be read (No such file or directory)"
+    bad = "; ".join(f"{mine / 'checkpoints' / f'step-{step}'} {why}" for step in (4, 2))
+    assert str(refused.value) == f"{mine} has no good checkpoint: {bad}: use checkpoint.resume=never to start a new run"
+
+
+def test_where_locks_do_not_work_only_a_start_of_the_same_launch_follows_at_once(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    Living(tmp_path, 3, "mine").close()
+    with pytest.raises(BadInput, match="is being trained by process"):
+        Living(tmp_path, 0, "another line")
+    Living(tmp_path, 3, "mine").close()
+
+
+def test_a_keeper_gives_its_rank_the_launch_of_its_own_start(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"})
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": "none"}
+    keeper = World.from_env()
+    assert keeper.launch == f"none/{os.getppid()}"
+    os.environ |= kept_environment(keeper, "")
+    rank = World.from_env()
+    assert rank.launch == keeper.launch and rank.agent == os.getpid()
 
 
 def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path):

@@ -13,9 +13,9 @@ import pytest
 
 from launch.start.endings import Ending, cause, how_ended
 from launch.start.watch import ENDING_S, PAUSE_S, Watch
-from train.command.process.peers import because_of_a_peer
 from train.command.process.signals import Signals
 from train.config.problems import EXIT_PEER
+from train.ranks.peers import because_of_a_peer
 
 TIMEOUT_S = 8.0
 

@@ -6,6 +6,7 @@ import sys
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -14,9 +15,12 @@ from train.command.planning import auto
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
-from train.config.schema import Config
+from train.config.plan import Plan
 from train.config.world import World, quiet_profiler
 from train.data.corpus import Corpus, load_corpus
+
+if TYPE_CHECKING:
+    from train.ranks.elastic.generation import Generation
 
 
 def main() -> None:
@@ -33,12 +37,22 @@ def main() -> None:
             words = planned(words, world)
         config, tree, _ = cli.parse(cli.parser("train/main.py", __doc__ or ""), words, world.rank)
         cli.check(config, world.world_size)
+        if config.runtime.elastic and world.roll is None:
+            from train.command.process.keeper import Keeper
+
+            unit = Plan(config, world.world_size).degrees["dp_shard"]
+            raise SystemExit(Keeper(world, config.runtime.timeout_s, unit).run())  # it starts this program, as a rank
         quiet_profiler()
-        train(config, tree, load_corpus(config), world, started)
+        corpus = load_corpus(config)
+        # These imports come late, so that a bad command line is answered before torch is loaded.
+        from train.ranks.elastic.generations import generations
+
+        for generation in generations(config, world):  # one, unless ranks are lost and come back (runtime.elastic)
+            with generation:
+                train(tree, corpus, generation, started)
 
 
-def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, started: float) -> None:
-    # These imports come late, so that a bad command line is answered before torch is loaded.
+def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: float) -> None:
     from train.checkpoint.agree import agreed
     from train.checkpoint.checkpoints import Checkpoints, start_of
     from train.measure.metrics import Metrics
@@ -46,27 +60,29 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
     from train.measure.sampling import Sampler
     from train.model.spans import span
     from train.model.transformer import Transformer, dtypes
-    from train.ranks.distributed import build_mesh, choose_runtime, make_deterministic, own_rows, process_group
+    from train.ranks.batches import Batches
+    from train.ranks.distributed import build_mesh, choose_runtime, make_deterministic, process_group
     from train.ranks.optim import lr_at
     from train.record.report import Report
 
+    config, world = generation.config, generation.world
     runtime = choose_runtime(config.runtime, world)
     if config.train.deterministic:
         make_deterministic()
     with (
-        process_group(runtime, world, config.runtime.timeout_s),
+        process_group(runtime, world, generation.timeout_s, generation.store(), generation.close),
         explained(config, runtime.device, world.rank) as watched,
         ExitStack() as opened,  # it closes on an error too, so that no progress bar stands above the message
     ):
         side_group = agreed(tree, corpus, world)
         mesh = build_mesh(config, runtime)
         model = Transformer(config.model, **dtypes(config.precision))
-        num_parameters = sum(p.numel() for p in model.parameters())
+        size = sum(p.numel() for p in model.parameters())
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
-        size, steps = config.train.global_batch_size, config.train.steps
-        rows = own_rows(mesh, size)
-        start = start_of(config, tree, corpus, num_parameters, side_group, runtime.device.type)
-        report = Report.open(config, tree, corpus, world, runtime, num_parameters, start)
+        batches = Batches(config, corpus, mesh, runtime.device)
+        carried = generation.newest(side_group, mesh)
+        start = start_of(config, tree, corpus, size, side_group, runtime.device.type, train_step, carried)
+        report = opened.enter_context(closing(Report.open(config, tree, corpus, world, runtime, size, start)))
         run = watched.run = Path(side_group.share(str(report.path)))
         checkpoints = opened.enter_context(
             Checkpoints(config, tree, corpus, report, run, start, train_step, side_group)
@@ -75,32 +91,27 @@ def train(config: Config, tree: DictConfig, corpus: Corpus, world: World, starte
         sinks, earlier, signals = report.sinks, report.earlier, checkpoints.signals
         metrics = Metrics(config, side_group, runtime.device, train_step, sinks, earlier, signals)
         opened.enter_context(closing(metrics))
+        generation.begin(train_step, mesh, report, metrics, start.step)
+        checkpoints.make_up(start, metrics, batches)
 
-        def evaluate(step: int) -> None:
-            metrics.flush()
-            loss_sum = num_valid = 0.0
-            for index in range(config.train.eval_batches):
-                batch = corpus.validation_batch(index, config.train.eval_batches, size, rows)
-                loss, valid = train_step.evaluate(*(x.to(runtime.device) for x in batch))
-                loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
-            metrics.log_validation(step, loss_sum / num_valid if num_valid else float("nan"))
-
-        for step in range(start.step + 1, steps + 1):
-            lr = lr_at(step, steps, config.optim)
+        for step in range(start.step + 1, config.train.steps + 1):
+            lr = lr_at(step, config.train.steps, config.optim)
             with sampler.watch(step):
                 with span("data"):
-                    tokens, targets = (x.to(runtime.device, non_blocking=True) for x in corpus.batch(step, size, rows))
+                    tokens, targets = batches.training(step)
                 result = train_step(tokens, targets, lr=lr)
-            metrics.log(step, result, lr, sampler.collect(step), any_target=corpus.any_target(step, size))
-            if step == start.step + 1:
+            generation.made(step, result, lr)
+            metrics.log(step, result, lr, sampler.collect(step), any_target=batches.any_target(step))
+            if not report.first_step_s:
                 result.loss.item()  # wait for the device, once
                 report.first_step_s = time.perf_counter() - started
-            due = config.train.eval_every and step % config.train.eval_every == 0
-            if due or step == steps:
-                evaluate(step)
-                metrics.resume_clock()
+            if config.train.validates(step):
+                metrics.validate(step, batches)
             checkpoints.after(step, metrics)
+            if generation.changes(step):
+                return
         report.finish(metrics)
+        generation.end()
 
 
 if __name__ == "__main__":

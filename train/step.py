@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 # (tokens BT, targets BT, 1 / global number of valid tokens) -> this rank's share of the mean loss; it fills `.grad` too
 ForwardBackward = Callable[[Tensor, Tensor, Tensor], Tensor]
+# It gets the function that makes the update.
+BeforeUpdate = Callable[[Callable[[], StepResult]], None]
 # (tokens BT, targets BT) -> this rank's sum of token losses
 Evaluate = Callable[[Tensor, Tensor], Tensor]
 
@@ -54,9 +57,10 @@ class Step:
         self.skips = config.train.on_nonfinite is OnNonfinite.skip
         self.forward_backward, self.forward, self.shared = forward_backward, forward, shared
         self.replicas = [module for module in wrapped if isinstance(module, Replica)]
-        rows = own_rows(mesh, config.train.global_batch_size)
+        rows = own_rows(mesh, config.train.global_batch_size, multiple=config.train.micro_batch_size)
         self.batch_shape = (rows.stop - rows.start, config.train.seq_len)
         self.on_gradients: Callable[[], None] | None = None
+        self.before_update: BeforeUpdate | None = None  # called when everything is sent, before the state changes
         # collected now, because `model.parameters()` does not give the shards of a block that FSDP has gathered
         self.parameters = global_parameters(model, config.model)
         self.optimiser = ShardOptimiser(self.parameters, config.optim)
@@ -84,13 +88,21 @@ class Step:
         counted_elsewhere = {item.parameter for item in self.shared if not item.counted}
         counted = [p.grad for p in parameters if p.grad is not None and p not in counted_elsewhere]
         norm = gradients.global_norm(counted, self.mesh["pp"].get_group(), self.model.rope.device)
+        change = partial(self.change, grads, norm, loss, lr)
+        if self.before_update is not None:
+            self.before_update(change)
+        return change().grad_norm
+
+    def change(self, grads: Sequence[Tensor], norm: Tensor, loss: Tensor, lr: float) -> StepResult:
+        """Clip complete gradients and update the weights. Nothing is sent. So a rank makes an update wholly or not at
+        all, and can make it after other ranks have ended."""
         if self.skips and not bool(norm.isfinite() & loss.isfinite()):  # the same on every rank
             self.skip()
-            return norm
+            return StepResult(loss, norm)
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         self.optimiser.step(lr)
-        return norm
+        return StepResult(loss, norm)
 
     def skip(self) -> None:
         """Throw the gradients away, and what was counted and kept in this step."""

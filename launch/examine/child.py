@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,23 +20,28 @@ from typing import Any
 from launch.start.environment import source_path
 from train.command.process.parent import die_with
 
-END_S = 1.0  # for a killed process to end; one that waits for a disk does not end
+END_S = 0.2  # for a killed process to end; one that waits for a disk does not end
+LEAST_S = 0.2  # in which the answers are read of a process that has long ended when its turn comes
 LONGEST = 300  # characters of its last line
+MORE_TIME = "python -m launch.doctor limit_s=60 gives it more time"
 
 
 @dataclass(frozen=True)
 class Answers:
-    """`found`: what the process printed, by name. `end`: how it ended, if not by itself with code 0."""
+    """`found`: what the process printed, by name. `end`: how it ended, if not by itself with code 0. `late`: it was
+    given up."""
 
     found: dict[str, Any] = field(default_factory=dict)
     end: str = ""
+    late: bool = False
 
 
 class Child:
-    """A Python process that runs `module`, whose `main` calls `begin`, with the environment `env`. It starts at
-    once."""
+    """A Python process that runs `module`, whose `main` calls `begin`, with the environment `env`. It starts at once,
+    and is killed at the end of its context."""
 
     def __init__(self, module: str, asked: Any, env: Mapping[str, str]) -> None:
+        self.started = time.monotonic()
         # -P: a module in the working directory, for example somebody's train.py, must not replace one of this program
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", module, str(os.getpid()), json.dumps(asked)],
@@ -46,17 +52,23 @@ class Child:
             start_new_session=True,
         )
 
-    def answers(self, timeout_s: float) -> Answers:
-        """Wait until the process ends. After `timeout_s` it is killed, together with the processes that it started."""
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.returncode is None:
+            self.kill()
+
+    def answers(self, deadline: float) -> Answers:
+        """Wait until the process ends. At `deadline`, a time of `time.monotonic`, it is killed, together with the
+        processes that it started."""
         try:
-            out, err = self.process.communicate(timeout=timeout_s)
-            code = self.process.returncode
+            out, err = self.process.communicate(timeout=max(deadline - time.monotonic(), LEAST_S))
         except subprocess.TimeoutExpired as late:
             self.kill()
-            return Answers(_found(late.stdout or b""), f"it took longer than {timeout_s:g} s")
-        except BaseException:  # ctrl-C, or a signal to the doctor
-            self.kill()
-            raise
+            seconds = time.monotonic() - self.started
+            return Answers(_found(late.stdout or b""), f"it did not answer within {seconds:.0f} s", late=True)
+        code = self.process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         lines = err.decode(errors="replace").strip().splitlines()
         last = f": {lines[-1][:LONGEST]}" if lines else ""

@@ -32,9 +32,17 @@ IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def main() -> None:
-    asked = begin()
-    for name, folder in asked.items():
-        say(**{name: try_folder(folder)})
+    for name, folder in begin().items():
+        say(**{name: try_folder(usable(folder) if name == TEMPORARY else folder)})
+
+
+def usable(folder: str) -> str:
+    """Where programs keep temporary files: `folder`, or another one if this one cannot be written. If there is none,
+    the message names the one that should be."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return folder
 
 
 def try_folder(folder: str) -> dict[str, Any]:
@@ -149,7 +157,7 @@ def _temporary(folder: str, tried: Mapping[str, Any]) -> list[Finding]:
     fix = "export TMPDIR=FOLDER with a folder that can be written and has room"
     if "refused" in tried:
         return [error(TEMPORARY, f"{folder} cannot be written ({tried['refused']})", fix, **tried)]
-    shown = f"{folder}: {tried['free_gib']:.1f} GiB are free"
+    shown = f"{tried['place']}: {tried['free_gib']:.1f} GiB are free"
     if tried["free_gib"] * 1024 < FULL_MIB:
         return [warning(TEMPORARY, f"{shown}: compilation and the proof keep files there", fix, **tried)]
     return [ok(TEMPORARY, shown, **tried)]

@@ -1,8 +1,8 @@
 """What torch sees on this machine, and an all-reduce of two ranks: a process of its own, which the doctor watches.
 
 It imports torch, and says its version and backends. Then it forks a process that looks at the devices, and then the two
-ranks. They choose their device and backend as the ranks of a run do, and find each other through a file, so no port is
-used. This process uses no device itself, as a forked process could not use it then.
+ranks. They choose their device and backend as the ranks of a run do, and find each other through a file in memory, so
+no port and no disk is used. This process uses no device itself, as a forked process could not use it then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from multiprocessing.context import ForkProcess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch.examine.child import begin, say
@@ -46,7 +45,9 @@ def main() -> None:
         return
     say(backends=[name for name in dist.Backend.backend_list if _available(name)])
     _run([partial(_devices, asked)], ["devices"])
-    _run([partial(_rank, rank, asked) for rank in range(NUM_RANKS)], [f"rank_{rank}" for rank in range(NUM_RANKS)])
+    store = f"/proc/self/fd/{os.memfd_create('store')}"  # the forked ranks have it open too
+    ranks = range(NUM_RANKS)
+    _run([partial(_rank, rank, asked, store) for rank in ranks], [f"rank_{rank}" for rank in ranks])
 
 
 def _available(backend: str) -> bool:
@@ -112,8 +113,9 @@ def _devices(asked: dict[str, Any]) -> dict[str, Any]:
     return {"devices": devices, "device": runtime.device.type, "backend": runtime.backend, "note": runtime.note}
 
 
-def _rank(rank: int, asked: dict[str, Any]) -> dict[str, Any]:
-    """Sum a tensor over both ranks several times. Raises ArithmeticError if a sum is wrong."""
+def _rank(rank: int, asked: dict[str, Any], store: str) -> dict[str, Any]:
+    """Sum a tensor over both ranks several times. `store`: the file through which they find each other. Raises
+    ArithmeticError if a sum is wrong."""
     import torch.distributed as dist
 
     from train.config.schema import RuntimeConfig
@@ -122,7 +124,7 @@ def _rank(rank: int, asked: dict[str, Any]) -> dict[str, Any]:
     world = World(rank, rank, NUM_RANKS, NUM_RANKS, from_torchrun=True)
     runtime = choose_runtime(RuntimeConfig(**asked["runtime"]), world)
     started = time.perf_counter()
-    with process_group(runtime, world, COLLECTIVE_S, dist.FileStore(str(Path(asked["folder"]) / "store"), NUM_RANKS)):
+    with process_group(runtime, world, COLLECTIVE_S, dist.FileStore(store, NUM_RANKS)):
         times = [_all_reduce(rank, runtime.device) for _ in range(1 + NUM_TIMES)]
     return {
         "device": runtime.device.type,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from launch.examine.child import Answers
+from launch.examine.child import MORE_TIME, Answers
 from launch.examine.finding import Finding, error, ok, warning
 
 SLOW_IMPORT_S = 20.0  # every rank imports torch before its first step
@@ -18,6 +18,10 @@ DRIVER = "look at the driver (nvidia-smi, dmesg); CUDA_VISIBLE_DEVICES= hides th
 def judge(answers: Answers, env: Mapping[str, str], *, nvidia: bool) -> list[Finding]:
     """`nvidia`: whether the system has NVIDIA devices, as far as files in /dev show."""
     said = answers.found
+    driver = f"{MORE_TIME}; if it still does not answer, {DRIVER}" if answers.late else DRIVER
+    if "torch" not in said and answers.late:
+        fix = f"{MORE_TIME}; put the environment on a local disk if it is on a network file system"
+        return [error("torch", f"torch is not imported: {answers.end}", fix)]
     if "torch" not in said:
         message = f"torch cannot be imported: {answers.end or 'no reason is known'}"
         return [error("torch", message, "install it again: python -m pip install --force-reinstall torch")]
@@ -28,7 +32,7 @@ def judge(answers: Answers, env: Mapping[str, str], *, nvidia: bool) -> list[Fin
     found.append(_backends(said))
     if "devices" not in said:
         message = f"what torch sees is not known: {answers.end or 'its process gave no answer'}"
-        return [*found, error("devices", message, DRIVER)]
+        return [*found, error("devices", message, driver)]
     devices = said["devices"]
     if "error" in devices:
         if "fix" in devices:
@@ -91,6 +95,7 @@ def _unseen(said: Mapping[str, Any], env: Mapping[str, str]) -> Finding:
 def _all_reduce(answers: Answers) -> Finding:
     ranks = {name: answers.found[name] for name in ("rank_0", "rank_1") if name in answers.found}
     fix = "see the other findings; unset NCCL_* and GLOO_* variables, and try runtime.device=cpu"
+    fix = f"{MORE_TIME}; if it still does not answer, {fix}" if answers.late else fix
     bad = {name.replace("_", " "): one for name, one in ranks.items() if "error" in one}
     if bad:
         # a rank that was lost makes the other one fail too

@@ -14,13 +14,14 @@ from contextlib import contextmanager
 
 from train.command.process.exits import SIGNALS
 from train.command.resources import INSTALLED, ROOT, path_of
-from train.config.world import AGENT, LAUNCH, LOCK, NEEDED, PLACE, RUN_FILE
+from train.config.world import AGENT, LAUNCH, LOCK, NEEDED, PLACE, ROLL, RUN_FILE
 
 LOOPBACK = "lo"  # the name of the interface of 127.0.0.1 on Linux
 OWN = (
     AGENT,
     LAUNCH,
     LOCK,
+    ROLL,
     RUN_FILE,
 )  # the lab's own variables, which may be set if a rank starts a run; users need no note about them
 SHORT_LOOKUP = {"RES_OPTIONS": "timeout:1 attempts:1"}  # glibc's resolver otherwise waits 10 s or more for a name

@@ -11,17 +11,14 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from subprocess import Popen
 from typing import Protocol
 
-import psutil
-
 from launch.start.endings import Ending, cause, say
+from train.command.process.stopped import PAUSE_S, is_stopped
 from train.config.problems import EXIT_PEER
 
 POLL_S = 0.5
-PAUSE_S = 5.0  # if this much time passes between two looks, this process was stopped too, so that all clocks restart
 # After a rank has crashed, the others cannot save any more, and end within a second. Those that still wait, for example
 # for a GPU, are killed after this time; torchrun would wait for 30 s.
 ENDING_S = 10.0
@@ -106,7 +103,7 @@ class Watch:
         self._looked = now
         codes = {rank: process.returncode for rank, process in self._ranks.items()}
         alive = {rank: self._ranks[rank] for rank, code in codes.items() if code is None}
-        self._stopped = {rank: self._stopped.get(rank, now) for rank, one in alive.items() if _is_stopped(one.pid)}
+        self._stopped = {rank: self._stopped.get(rank, now) for rank, one in alive.items() if is_stopped(one.pid)}
         for rank, since in self._stopped.items():
             late = self.timeout_s is not None and len(codes) > 1 and now - since >= self.timeout_s
             if late or any(codes.values()):
@@ -126,10 +123,3 @@ class Watch:
     def _endings(self, codes: Mapping[int, int]) -> Iterable[Ending]:
         for rank, code in codes.items():
             yield self._killed[rank] if code == -signal.SIGKILL and rank in self._killed else Ending(rank, code)
-
-
-def _is_stopped(pid: int) -> bool:
-    """Whether the process is stopped by a signal. One that a debugger has stopped is not meant."""
-    with suppress(psutil.Error):
-        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
-    return False

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-from train.measure.metrics import Clock
+from train.measure.hardware import Clock
 from train.ranks.side_group import SideGroup
 
 Run = Callable[[], object]

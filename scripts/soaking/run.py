@@ -67,12 +67,15 @@ class Run:
         return next((record for record in records(self.folder) if record["time"] > settled), None)
 
     def until(self, happens: Callable[[], T | None]) -> T:
-        """Wait until it happens. Raises SystemExit if the run ends before."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Wait until it happens. Raises SystemExit if the run ends before, or makes no step for PATIENCE_S."""
+        step, since, has_ended = -1, time.monotonic(), False
         while not (found := happens()):
-            if self.process.poll() is not None or time.monotonic() > deadline:
+            if (newest := self.newest()["step"]) != step:
+                step, since = newest, time.monotonic()
+            if has_ended or time.monotonic() - since > PATIENCE_S:
                 raise SystemExit(f"{self.folder} does not go on:\n{(self.folder / 'log').read_text()[-2000:]}")
             time.sleep(POLL_S)
+            has_ended = self.process.poll() is not None  # before `happens` looks once more
         return found
 
     def kill(self, chance: random.Random) -> bool:

@@ -22,6 +22,7 @@ from train.command import cli
 from train.config.schema import Config
 from train.config.world import World
 from train.data.corpus import load_corpus
+from train.ranks.elastic.generation import Generation
 
 BOUND, ARITHMETIC = 1e-9, 1e-12
 WARMUP = 2  # steps that the medians leave out
@@ -44,7 +45,7 @@ def run_lab(text: Path, runs: Path) -> tuple[list[Record], Record, float]:
     started = time.perf_counter()
     config, tree, _ = cli.parse(cli.parser("train/main.py", ""), loop.words(text, runs))
     cli.check(config, 1)
-    lab.train(config, tree, load_corpus(config), World.single(), started)
+    lab.train(tree, load_corpus(config), Generation(config, World.single()), started)
     (path,) = runs.iterdir()
     lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     return lines, json.loads((path / "summary.json").read_text()), time.perf_counter() - started

@@ -1,18 +1,17 @@
 """What may differ between a checkpoint and the run that goes on from it. Torch is not imported.
 
-Every key that decides the numbers of a run (`record.run_dir.work`) is compared. What is allowed is said in one line;
-all else is refused, each key with its reason.
+Every key that decides the numbers of a run (`record.run_dir.work`) is compared, unless neither of the two runs reads
+it. What is allowed is said in one line; all else is refused, each key with its reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from train.config.problems import BadInput, Problem
 from train.config.rules.idle import written
 from train.record.run_files import clean
-from train.record.run_folder import flat
+from train.record.run_folder import flat, idle
 
 # Keys that only decide how training goes on, and those that a trained model does not need any more.
 ALLOWED = {
@@ -21,7 +20,7 @@ ALLOWED = {
     "train.eval_batches",
     *(f"optim.{name}" for name in ("lr", "weight_decay", "warmup_steps", "schedule", "min_lr_ratio")),
     *(f"optim.{name}" for name in ("beta1", "beta2", "eps", "momentum")),
-    *(f"model.{name}" for name in ("name", "max_seq_len", "init_scale", "dropout", "aux_loss_coef")),
+    *(f"model.{name}" for name in ("init_scale", "dropout", "aux_loss_coef")),
     "model.bias_update_rate",
 }
 REASONS = {
@@ -34,12 +33,12 @@ REASONS = {
 FLOAT32 = ("float32", "bf16")  # precisions whose weights and optimiser state are float32
 
 
-def allowed_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def allowed_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The changed keys with their values, as `optim.lr=0.001 instead of 0.003`. Raises BadInput, with a problem for
     each change that is not allowed."""
     before, after = flat(saved), flat(now)
     said, problems = [], []
-    for key in sorted(before.keys() | after.keys()):
+    for key in sorted((before.keys() - idle(saved)) | (after.keys() - idle(now))):
         old, new = before.get(key), after.get(key)
         if old == new:
             continue

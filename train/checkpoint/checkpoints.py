@@ -20,40 +20,57 @@ from train.checkpoint.state import layout, restore
 from train.command.process.life import SAVED
 from train.command.process.signals import Signals
 from train.config.problems import EXIT_SAVED, BadInput, Problem, Reported, writable
-from train.config.schema import Config, OnNonfinite, Optimiser, Precision
+from train.config.schema import Config, OnNonfinite, Optimiser, Precision, SaveMode
 from train.config.strategy import SavesState, TrainStep, resolve_degrees
 from train.data.corpus import Corpus
 from train.measure.metrics import Metrics
+from train.ranks.batches import Batches
+from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 from train.record.report import Report
 from train.record.run_dir import config_sha256, run_name, work
 
 
 def start_of(
-    config: Config, tree: DictConfig, corpus: Corpus, num_parameters: int, side_group: SideGroup, device: str
+    config: Config,
+    tree: DictConfig,
+    corpus: Corpus,
+    num_parameters: int,
+    side_group: SideGroup,
+    device: str,
+    train_step: TrainStep,
+    carried: Carried | None = None,
 ) -> Start:
-    """From where the run starts. `device`: the type of the ranks' devices. Collective. Raises BadInput as `resume.find`
-    and `check_space` do."""
+    """From where the run starts. `device`: the type of the ranks' devices. `carried`: what the ranks have in memory,
+    from which they then go on. Collective. Raises BadInput as `resume.find` and `check_space` do."""
     world = side_group.world
-    name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
     place = layout(config, world.world_size, device)
+    if carried is not None:
+        return Start(run=Path(carried.report["run"]), layout=place, carried=carried)
+    name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
     start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
-    if config.checkpoint.every == 0 or world.rank > 0:
+    if config.checkpoint.every == 0 or world.rank > 0 or not isinstance(train_step, SavesState):
         return start
-    size, root = state_bytes(config, num_parameters), Path(config.metrics.dir)
+    size, root = state_bytes(config, num_parameters, world.world_size), Path(config.metrics.dir)
     saves = math.ceil(config.train.steps / config.checkpoint.every)
     with writable(root):
         root.mkdir(parents=True, exist_ok=True)
         # one more than are kept, as the oldest is removed when the newest has been verified
         check_space(root, size, min(config.checkpoint.keep + 1, saves), start.run)
-    return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}"))
+    limits = f"no rank may need longer than runtime.timeout_s={config.runtime.timeout_s:g} s to write its part"
+    if device == "cuda" and config.checkpoint.mode is not SaveMode.sync:
+        limits += ", whose copy pins up to twice its size in the host's memory"
+    return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}; {limits}"))
 
 
-def state_bytes(config: Config, num_parameters: int) -> int:
-    """The size of a checkpoint's numbers: weights and what the optimiser keeps for each."""
+def state_bytes(config: Config, num_parameters: int, world_size: int) -> int:
+    """The size of a checkpoint's numbers: weights, what the optimiser keeps for each, and the ranks' errors of
+    compression."""
     sgd = int(config.optim.momentum > 0)
     kept = 2 if config.optim.name is Optimiser.adamw else sgd
-    return num_parameters * (1 + kept) * (8 if config.precision is Precision.float64 else 4)
+    degrees = resolve_degrees(config.strategy.mesh_axes(), world_size)
+    errors = world_size // degrees["pp"] if config.strategy.keeps_errors() else 0
+    return num_parameters * (1 + kept + errors) * (8 if config.precision is Precision.float64 else 4)
 
 
 class Checkpoints:
@@ -117,8 +134,11 @@ class Checkpoints:
         self.opened.__exit__(*error)
 
     def _complete(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        """Complete a save that goes on in a thread while an error that all ranks have ends the run."""
-        if self.saver is not None and isinstance(error, Reported) and not error.of_one_rank:
+        """Complete a save that goes on in a thread, when the ranks leave together: without an error, or with one that
+        all of them have. Raises SaveFailed instead of no error."""
+        if self.saver is not None and error is None:
+            self.saver.wait()
+        elif self.saver is not None and isinstance(error, Reported) and not error.of_one_rank:
             with suppress(Reported):
                 self.saver.wait()
 
@@ -127,23 +147,40 @@ class Checkpoints:
         last, asked = step == self.config.train.steps, metrics.asked
         if self.report.living is not None:
             self.report.living.at(step)
-        if self.saver is not None and (step % self.every == 0 or last or asked):
-            metrics.saving()
-            metrics.note(self.saver.save(step, last=last or asked > 0))
-            metrics.resume_clock()
+        if self.every and (step % self.every == 0 or last or asked):
+            self._save(step, metrics, last=last or asked > 0)
         if asked and not last:
             self._leave(step, asked)
 
+    def make_up(self, start: Start, metrics: Metrics, batches: Batches) -> None:
+        """Write, compute and save what was due after the steps that the ranks carry in memory, as far as the loss of a
+        rank has prevented it."""
+        if start.carried is None:
+            return
+        metrics.make_up(start.carried, batches)
+        step, steps = start.step, self.config.train.steps
+        if self.saver is not None:
+            due = step if step == steps else step - step % self.every
+            if self.side.share_json(self.saver.folder.latest() < due):
+                self._save(step, metrics, last=step == steps)
+
+    def _save(self, step: int, metrics: Metrics, *, last: bool) -> None:
+        assert self.saver is not None
+        metrics.saving()
+        metrics.note(self.saver.save(step, last=last))
+        metrics.resume_clock()
+
     def _leave(self, step: int, number: int) -> None:
         """End this rank after rank 0 has said why."""
-        name, saved = signal.Signals(number).name, self.saver is not None
+        name = signal.Signals(number).name
+        saved = self.saver is not None and self.saver.good_step == step  # not if the state is not finite
         if self.report.living is not None:
             if saved:
                 then = self.config.checkpoint.continues(self.run)
                 say = f"checkpoint saved at step {step}: {name} ended the run; {then}"
                 self.report.living.end(SAVED, name)
             else:
-                say = f"{name} ended the run at step {step}; no checkpoint was saved"
+                say = f"{name} ended the run at step {step}, whose state was not saved"
             print(say, file=sys.stderr, flush=True)
         self.side.barrier()
         self.signals.ignore()

@@ -1,6 +1,6 @@
 """The folder `checkpoints` of a run: names, commit, and removal of older checkpoints. Torch is not imported.
 
-    step-120.tmp-4711      being written; whatever has such a name is removed at the next start
+    step-120.tmp-4711-…    being written; whatever has such a name is removed at the next start
     step-100               complete: everything in it was on the disk before it got this name
     latest                 the name of the newest complete checkpoint that has been verified
 
@@ -14,6 +14,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from train.command.process.life import STOPPED, read_life
@@ -68,12 +70,19 @@ class Folder:
     def __init__(self, run: Path, keep: int) -> None:
         self.run, self.path, self.keep = run, run / CHECKPOINTS, keep
 
+    def latest(self) -> int:
+        """The step of the newest checkpoint that has been verified; 0 without one."""
+        with suppress(OSError):
+            return step_of(Path((self.path / LATEST).read_text(encoding="utf-8").strip())) or 0
+        return 0
+
     def begin(self, step: int) -> Path:
-        """Make the folder for a checkpoint that is to be written. Raises OSError."""
+        """Make the folder for a checkpoint that is to be written. It has a new name, as a thread of a generation that
+        is over (`runtime.elastic`) may still write to the last one. Raises OSError."""
         if not self.path.is_dir():
             self.path.mkdir()
             sync(self.run)
-        folder = self.path / f"step-{step}.tmp-{os.getpid()}"
+        folder = self.path / f"step-{step}.tmp-{os.getpid()}-{time.monotonic_ns()}"
         folder.mkdir()
         return folder
 

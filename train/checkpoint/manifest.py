@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from train.command.resources import words_of
 from train.config import plain_json
 from train.config.problems import BadInput, Problem
 from train.record.run_files import MOST_CHARS
@@ -89,11 +90,12 @@ class Manifest:
             if len(content) > MOST_BYTES:
                 raise Damaged(folder, f"{MANIFEST} is larger than {MOST_BYTES:,} bytes")
             values = json.loads(content)
+            right = isinstance(values, dict) and values.pop("sha256", None) == _digest(values)
         except OSError as error:
             raise Damaged(folder, f"{MANIFEST} cannot be read ({error.strerror})") from error
         except (ValueError, RecursionError) as error:
             raise Damaged(folder, f"{MANIFEST} is not valid JSON") from error
-        if not isinstance(values, dict) or values.pop("sha256", None) != _digest(values):
+        if not right:
             raise Damaged(folder, f"{MANIFEST} does not have the content that was written")
         if values.pop("format", None) != FORMAT:
             raise Damaged(folder, f"{MANIFEST} is of another version of the format")
@@ -121,6 +123,9 @@ class Manifest:
         for one in (manifest.layout, manifest.layout["strategy"], manifest.versions, manifest.work):
             if not isinstance(one, dict):
                 raise TypeError
+        groups = [one for one in manifest.work.values() if isinstance(one, dict)]
+        if any(isinstance(value, dict | list) for group in groups for value in group.values()):
+            raise ValueError  # it may be nested deeper than Python's stack
         shown = [*tensors, *manifest.versions, *manifest.versions.values(), str(manifest.layout["world_size"])]
         if not all(text.isprintable() and len(text) <= MOST_CHARS for text in shown):
             raise ValueError
@@ -137,7 +142,8 @@ class Damaged(BadInput):
 
     def __init__(self, folder: Path, why: str) -> None:
         self.why = why
-        fix = "use another checkpoint of the run: python scripts/checkpoint.py verify RUN says which are good"
+        tool = " ".join(words_of("scripts/checkpoint.py"))
+        fix = f"use another checkpoint of the run: python {tool} verify RUN says which are good"
         super().__init__(Problem("checkpoint", f"{folder} cannot be used: {why}", fix))
 
 

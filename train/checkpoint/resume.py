@@ -26,6 +26,7 @@ from train.config.schema import Config
 from train.config.world import World
 from train.measure.hardware import device_name
 from train.ranks.distributed import choose_runtime
+from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 from train.record.run_dir import command, runs_named
 from train.record.run_files import Unreadable
@@ -36,7 +37,8 @@ from train.record.run_folder import read_config, read_facts
 class Start:
     """`checkpoint`: the folder and the manifest from which the run goes on; None: it starts at step 1. `run`: the
     directory in which it goes on; None: it gets a new one. `layout`: of this run. `same_layout`: whether the checkpoint
-    was saved on it. `said`: lines for the user."""
+    was saved on it. `said`: lines for the user. `carried`: what the ranks have in memory, from which they go on instead
+    (`runtime.elastic`)."""
 
     checkpoint: Path | None = None
     manifest: Manifest | None = None
@@ -44,10 +46,13 @@ class Start:
     layout: dict[str, Any] = field(default_factory=dict)
     same_layout: bool = False
     said: tuple[str, ...] = ()
+    carried: Carried | None = None
 
     @property
     def step(self) -> int:
         """The last step that is done."""
+        if self.carried is not None:
+            return self.carried.step
         return self.manifest.step if self.manifest else 0
 
 
@@ -88,7 +93,8 @@ def find(
         run_dir = Path(found["run"]) if found["own"] else None
         said = (*bad, _line(path, run_dir, changed, same=same))
         return Start(path, manifest, run_dir, layout=layout, same_layout=same, said=said)
-    raise Damaged(Path(found["run"]), "; ".join(bad))
+    message = f"{found['run']} has no good checkpoint: {'; '.join(bad)}"
+    raise BadInput(Problem("checkpoint", message, "use checkpoint.resume=never to start a new run"))
 
 
 def _own(config: Config, name: str, world: World) -> dict[str, Any]:

@@ -78,7 +78,8 @@ class Saver:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         self.written: Record = {}
-        self.saved_step = 0
+        self.saved_step = 0  # of the newest save that was begun
+        self.good_step = 0  # of the newest one that is complete
 
     def save(self, step: int, *, last: bool) -> Record:
         """Save the state after this step, unless it is saved already. The last save of a run is always complete when
@@ -111,6 +112,9 @@ class Saver:
         """The pieces with copies of their tensors in the host's memory."""
         copies = []
         for piece in pieces:
+            if piece.copied:
+                copies.append(piece)
+                continue
             tensor, kept = piece.tensor.detach(), self.staging.get(piece.key)
             if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
                 pinned = tensor.device.type == "cuda"
@@ -148,6 +152,7 @@ class Saver:
         if wrong:
             raise self._failed(step, f"what the disk gives back is not what was written: {'; '.join(wrong[:3])}")
         self._on_rank_0(step, lambda: self.folder.accept(final))
+        self.good_step = step
         seconds = time.perf_counter() - started
         self.written = {"checkpoint/save_s": seconds, "checkpoint/gib_per_s": manifest.bytes / GiB / seconds}
 

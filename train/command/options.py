@@ -136,6 +136,14 @@ MTBF_S: Option[tuple[float, ...]] = Option(
     help="The mean time between two kills, in seconds; several values, as 60,300, make a run each.",
     unset="60",
 )
+LIMIT_S: Option[int] = Option(
+    "limit_s",
+    10,
+    (DOCTOR,),
+    *positive(3600),
+    example="60",
+    help="How long the doctor may take, in seconds. What has not answered by then is an error.",
+)
 TOP: Option[int] = Option(
     "top",
     10,
@@ -186,6 +194,7 @@ OPTIONS: tuple[Option[Any], ...] = (
     STEPS,
     MINUTES,
     MTBF_S,
+    LIMIT_S,
     TOP,
     TOKENS,
     PRICE,

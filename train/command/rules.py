@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from train.command.idle import idle_options
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
-from train.config.rules import batch, corpus, layout, mixture, model, places, read_when
+from train.config.rules import batch, corpus, elastic, layout, mixture, model, places, read_when
 from train.strategies.techniques import used
 
 BEFORE: tuple[Rule, ...] = (*layout.RULES, *model.RULES, *read_when.RULES, *mixture.RULES, *corpus.RULES)
-AFTER: tuple[Rule, ...] = (*batch.RULES, *places.RULES)
+AFTER: tuple[Rule, ...] = (*batch.RULES, *places.RULES, *elastic.RULES)
 
 
 def rules(plan: Plan) -> Iterator[Rule]:

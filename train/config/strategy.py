@@ -174,6 +174,10 @@ class Strategy(ABC):
     def uses_ddp(self) -> bool:
         return False
 
+    def keeps_errors(self) -> bool:
+        """Whether each rank keeps what the compression of gradients has left out: a number for each parameter."""
+        return False
+
     def uses_fsdp(self) -> bool:
         return False
 

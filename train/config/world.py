@@ -12,7 +12,16 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 RUN_FILE = "STRATEGY_LAB_RUN_FILE"
 AGENT = "STRATEGY_LAB_AGENT"
 LOCK = "STRATEGY_LAB_LOCK"
+ROLL = "STRATEGY_LAB_ROLL"
 LAUNCH = "STRATEGY_LAB_LAUNCH"
+# For ranks that go on without lost ones: torch's threads that watch nccl (2.11 to 2.13) must not end the process, and
+# not look for the errors of groups that are no more. After a time-out they abort the group, and wait 4 x 250 ms before.
+NCCL = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "2",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_WAIT_TIMEOUT_DUMP_MILSEC": "250",
+}
 RESTARTS_DONE = "TORCHELASTIC_RESTART_COUNT"
 
 # If one of these is set, this process is one of several.
@@ -33,7 +42,9 @@ class World:
     )
     agent: int | None = None  # the process id of the torchrun that started this rank, if there is one
     lock: str = ""  # the file whose lock every rank of a sweep shares
-    # what started the ranks and starts them again after a failure: the same text then, and another one for each command
+    roll: str | None = None  # None if no keeper started this process; else where its keeper keeps the roll, or empty
+    # what started the ranks and starts them again after a failure: the same text then, and another one for each
+    # command; empty if nothing starts them again
     launch: str = ""
     restarts_done: int = 0  # how often torchrun has started the ranks again
     store: tuple[str, int] | None = None  # the host and port of torchrun's store, if there is one
@@ -51,7 +62,8 @@ class World:
         if problem:
             raise BadInput(problem)
         told = os.environ.get(AGENT, "")
-        agent = int(told) if told.isdigit() else os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+        agent = int(told) if told.isdigit() else None if run_id is None else os.getppid()
         return cls(
             rank=int(os.environ.get("RANK", 0)),
             local_rank=int(os.environ.get("LOCAL_RANK", 0)),
@@ -61,12 +73,19 @@ class World:
             run_file=os.environ.get(RUN_FILE, ""),
             agent=agent,
             lock=os.environ.get(LOCK, ""),
-            launch=os.environ.get(LAUNCH, f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{agent}"),
+            roll=os.environ.get(ROLL),
+            launch=os.environ.get(LAUNCH, "" if run_id is None else f"{run_id}/{agent}"),
             restarts_done=int(os.environ.get(RESTARTS_DONE, 0)) if "RANK" in os.environ else 0,
             store=(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])) if "RANK" in os.environ else None,
             one_agent=(os.environ.get("TORCHELASTIC_USE_AGENT_STORE"), os.environ.get("GROUP_WORLD_SIZE"))
             == ("True", "1"),
         )
+
+
+def kept_environment(world: World, roll: str) -> dict[str, str]:
+    """The environment of a rank that this process, its keeper in this world, starts. `roll`: HOST:PORT if the keeper
+    has the roll."""
+    return {**os.environ, **NCCL, ROLL: roll, AGENT: str(os.getpid()), LAUNCH: world.launch}
 
 
 def environment_problem(env: Mapping[str, str]) -> Problem | None:

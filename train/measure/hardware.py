@@ -1,11 +1,35 @@
-"""The published figures of the device that a run uses."""
+"""A device: its clock, and its published figures. An unknown device has none of these: they are not guessed."""
 
 from __future__ import annotations
+
+import time
+from typing import Any
 
 import torch
 
 from train.command.planning.hardware import published
 from train.config.schema import Config, HardwareConfig
+
+
+class Clock:
+    """Measures time by events of the device or, for a CPU, by the host's clock."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def mark(self) -> Any:
+        if self.device.type == "cpu":
+            return time.perf_counter()
+        event = torch.Event(self.device, enable_timing=True)
+        event.record()
+        return event
+
+    def elapsed_ms(self, start: Any, end: Any) -> float:
+        """The time between two marks. Waits for `end` if it has not happened yet."""
+        if self.device.type == "cpu":
+            return (end - start) * 1e3
+        end.synchronize()
+        return float(start.elapsed_time(end))
 
 
 def device_name(device: torch.device) -> str:

@@ -8,8 +8,7 @@ over a separate gloo group. `metrics.jsonl` is the source of truth; TensorBoard 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,20 +21,21 @@ from train.config.problems import NonFinite
 from train.config.schema import Config, OnNonfinite
 from train.config.strategy import StepResult, TrainStep
 from train.measure.energy import Energy
-from train.measure.hardware import peak_tflops
+from train.measure.hardware import Clock, peak_tflops
 from train.measure.results import (
     BY_RANK,
-    LOSS,
     MEMORY,
     STATE_KINDS,
-    VALID_TOKENS,
     VALIDATION_LOSS,
     GiB,
     MiB,
     Record,
     Results,
+    computed,
 )
 from train.measure.sampling import Sampled
+from train.ranks.batches import Batches
+from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 
 
@@ -59,25 +59,10 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class Clock:
-    """Measures time by events of the device or, for a CPU, by the host's clock."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def mark(self) -> Any:
-        if self.device.type == "cpu":
-            return time.perf_counter()
-        event = torch.Event(self.device, enable_timing=True)
-        event.record()
-        return event
-
-    def elapsed_ms(self, start: Any, end: Any) -> float:
-        """The time between two marks. Waits for `end` if it has not happened yet."""
-        if self.device.type == "cpu":
-            return (end - start) * 1e3
-        end.synchronize()
-        return float(start.elapsed_time(end))
+def close_all(sinks: list[Sink]) -> None:
+    """Close and remove them, so that each is closed once."""
+    while sinks:
+        sinks.pop(0).close()
 
 
 @dataclass
@@ -104,18 +89,13 @@ class Metrics:
         device: torch.device,
         train_step: TrainStep,
         sinks: list[Sink],
-        earlier: Sequence[Record] = (),
+        earlier: Sequence[tuple[int, Record]] = (),
         signals: Signals | None = None,
     ) -> None:
-        """`earlier`: the records of steps before a resume. `signals`: those that this rank has got. `asked` becomes the
-        number of a signal that any rank has got, on all ranks in the same call."""
-        self.config, self.side_group, self.device, self.train_step, self.sinks = (
-            config,
-            side_group,
-            device,
-            train_step,
-            sinks,
-        )
+        """`earlier`: the records of steps before a resume, each with its step. `signals`: those that this rank has got.
+        `asked` becomes the number of a signal that any rank has got, on all ranks in the same call."""
+        self.config, self.side_group, self.device = config, side_group, device
+        self.train_step, self.sinks = train_step, sinks
         self.world_size = side_group.world.world_size
         self.clock = Clock(device)
         self.process = psutil.Process()
@@ -124,9 +104,11 @@ class Metrics:
         self.peak_tflops = peak_tflops(config, device)
         self.energy = Energy(config, device, side_group)
         self.pending: _Pending | None = None
-        self.results = Results.of(earlier, config.metrics.warmup_steps)
+        self.results = Results.of((values for _, values in earlier), config.metrics.warmup_steps)
+        self.last = earlier[-1] if earlier else (0, {})  # the last record that was written before
         self.noted: Record = {}
         self.signals, self.asked = signals, 0
+        self.check: Callable[[], None] | None = None  # raises an error if what the device has computed is incomplete
         self.start = self.clock.mark()
 
     def resume_clock(self) -> None:
@@ -156,8 +138,7 @@ class Metrics:
             self.resume_clock()
 
     def saving(self) -> None:
-        """A checkpoint is about to be saved: write the step that is not written yet, which finds numbers that are not
-        finite, and make sure that everything is on the disk."""
+        """Before a save: bring all steps to the disk. Numbers that are not finite are found by this."""
         self.flush()
         for sink in self.sinks:
             sink.saved()
@@ -167,8 +148,30 @@ class Metrics:
         self.noted |= values
         self.results.latest |= values
 
-    def log_validation(self, step: int, loss: float) -> None:
-        self._write(step, {VALIDATION_LOSS: loss})
+    def validate(self, step: int, batches: Batches) -> None:
+        """Compute the validation loss after this step, and log it."""
+        self.flush()
+        loss_sum = num_valid = 0.0
+        for index in range(batches.num_validation):
+            loss, valid = self.train_step.evaluate(*batches.validation(index))
+            loss_sum, num_valid = loss_sum + loss.item(), num_valid + valid.item()
+        if self.check is not None:
+            self.check()
+        self._write(step, {VALIDATION_LOSS: loss_sum / num_valid if num_valid else math.nan})
+        self.resume_clock()
+
+    def make_up(self, carried: Carried, batches: Batches) -> None:
+        """Write what is known of the last steps and could not be written, because a rank was lost: their results, and a
+        validation that was due. Raises NonFinite as `flush` does."""
+        written, values = self.last
+        for step, made in sorted(carried.made.items()):
+            if step > written:
+                any_target = batches.any_target(step)
+                self._write(step, computed(made.loss, made.grad_norm, made.lr, made.extras, any_target=any_target))
+            self._check_finite(step, made.loss, made.grad_norm)
+        validated = written == carried.step and VALIDATION_LOSS in values
+        if self.side_group.share_json(self.config.train.validates(carried.step) and not validated):
+            self.validate(carried.step, batches)
 
     def flush(self) -> None:
         """Write the step that is not written yet. Raises NonFinite on every rank if its loss or norm is not finite."""
@@ -182,27 +185,29 @@ class Metrics:
         own = [step_ms, *pending.memory, *self.train_step.state_bytes().values(), joules]
         by_rank = self.side_group.exchange([*own, self.signals.number if self.signals else 0])
         self.asked = max(int(figures.pop()) for figures in by_rank)
-        values = {LOSS: loss, "train/grad_norm": norm, "train/lr": pending.lr}
-        if not pending.any_target:  # a step without a target has no loss, and not a loss of 0
-            values |= {LOSS: math.nan, VALID_TOKENS: 0.0}
-        values |= dict(zip(pending.extras, extras, strict=True)) | pending.sampled.values
+        named = dict(zip(pending.extras, extras, strict=True))
+        values = computed(loss, norm, pending.lr, named, any_target=pending.any_target) | pending.sampled.values
         if self.side_group.world.rank == 0:
             values |= self._performance(by_rank[0][0]) | self._memory_values(by_rank)
             values |= self.energy.values([figures[-1] for figures in by_rank], values["perf/tokens_per_s"])
+        if self.config.runtime.elastic:
+            values["elastic/ranks"] = self.world_size
         values, self.noted = values | self.noted, {}
         self._write(pending.step, values)
         if pending.sampled.ranks is not None:
             for sink in self.sinks:
                 sink.sample(pending.step, {"step": pending.step, "ranks": pending.sampled.ranks})
+        self._check_finite(pending.step, loss, norm)
+
+    def _check_finite(self, step: int, loss: float, norm: float) -> None:
         if not (math.isfinite(loss) and math.isfinite(norm)) and self.config.train.on_nonfinite is OnNonfinite.stop:
             raise NonFinite(
-                f"step {pending.step}: train/loss={loss}, train/grad_norm={norm}: use a lower optim.lr, a longer "
+                f"step {step}: train/loss={loss}, train/grad_norm={norm}: use a lower optim.lr, a longer "
                 "optim.warmup_steps, or train.on_nonfinite=ignore to go on"
             )
 
     def close(self) -> None:
-        for sink in self.sinks:
-            sink.close()
+        close_all(self.sinks)
 
     def _write(self, step: int, values: Record) -> None:
         self.results.add(values)

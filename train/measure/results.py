@@ -12,6 +12,7 @@ Torch is not imported.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -34,6 +35,12 @@ MEMORY, PEAK, BY_RANK, AT_PEAK = "memory/", "memory/peak_", "memory_by_rank/", "
 OF_RECORDED = ("time/", "pipeline/", AT_PEAK)  # tags that only recorded steps have
 STATE_TAG = re.compile(rf"{BY_RANK}({'|'.join(STATE_KINDS)})_mib/rank_(\d{{1,6}})")
 TRAFFIC_TAG = re.compile(r"comm/([\w.]+)/\w+_(mib|exposed_ms)", re.ASCII)
+
+
+def computed(loss: float, norm: float, lr: float, extras: Record, *, any_target: bool) -> Record:
+    """What a step computes, by tag. A step without a target has no loss, and not a loss of 0."""
+    none = {} if any_target else {LOSS: math.nan, VALID_TOKENS: 0.0}
+    return {LOSS: loss, "train/grad_norm": norm, "train/lr": lr, **extras, **none}
 
 
 class Results:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,6 +66,12 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             f"runtime.backend={backend} needs a {moved} device, but the run would be on {kind}",
             "use runtime.backend=auto",
         )
+    if config.elastic and backend not in ("gloo", "nccl"):
+        _refuse(
+            "elastic_backend",
+            f"runtime.elastic=true needs gloo or nccl, but the run is on {backend}",
+            "use runtime.backend=gloo",
+        )
     if not dist.is_backend_available(backend):
         _refuse("backend", f"this build of torch does not have runtime.backend={backend}", "use runtime.backend=auto")
     if kind == "cpu":
@@ -100,9 +106,15 @@ def _refuse(rule: str, message: str, fix: str) -> None:
 
 
 @contextmanager
-def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.Store | None = None) -> Iterator[None]:
-    """Open the process group of the world, and close it at the end, also after an error. Without torchrun the world has
-    one process. `store` replaces the store that torch would create."""
+def process_group(
+    runtime: Runtime,
+    world: World,
+    timeout_s: float,
+    store: dist.Store | None = None,
+    close: Callable[[], None] = dist.destroy_process_group,
+) -> Iterator[None]:
+    """Open the process group of the world, and close it at the end by `close`, also after an error. Without torchrun
+    the world has one process. `store` replaces the store that torch would create."""
     if runtime.device.type != "cpu":
         torch.accelerator.set_device_index(runtime.device.index)
     timeout = timedelta(seconds=timeout_s)
@@ -118,7 +130,7 @@ def process_group(runtime: Runtime, world: World, timeout_s: float, store: dist.
         try:
             yield
         finally:
-            dist.destroy_process_group()
+            close()
 
 
 def _store_of_attempt(host: str, port: int, world: World, timeout: timedelta) -> dist.Store:
@@ -158,16 +170,19 @@ def build_mesh(config: Config, runtime: Runtime) -> DeviceMesh:
 
 
 def close_groups() -> None:
-    """Close every process group except the world's, when their meshes are no longer used. Collective over the world.
-
-    It uses private variables of torch (2.11 to 2.13): the list of groups, and DTensor's cache of placements, which
-    would return a closed mesh for an equal new one.
-    """
-    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
-
+    """Close every process group except the world's, when their meshes are no longer used. Collective over the world. It
+    uses a private variable of torch (2.11 to 2.13)."""
     for group in list(distributed_c10d._world.pg_map):
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
+    forget_meshes()
+
+
+def forget_meshes() -> None:
+    """Empty DTensor's cache of placements, which would return a closed mesh for an equal new one. It is private (torch
+    2.11 to 2.13)."""
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
     _clear_sharding_prop_cache()
 
 
@@ -178,13 +193,14 @@ def own_device(mesh: DeviceMesh) -> torch.device:
     return torch.device(mesh.device_type, torch.accelerator.current_device_index())
 
 
-def own_rows(mesh: DeviceMesh, global_batch_size: int) -> slice:
-    """This rank's rows of the global batch, which depend on its position on the batch axes only."""
+def own_rows(mesh: DeviceMesh, global_batch_size: int, *, multiple: int = 1) -> slice:
+    """This rank's rows of the global batch, which depend on its position on the batch axes only. All ranks have equally
+    many, and a multiple of `multiple`; so the last rows may be beyond the batch."""
     index, count = 0, 1
     for axis in BATCH_AXES:
         index = index * mesh[axis].size() + mesh[axis].get_local_rank()
         count *= mesh[axis].size()
-    rows = global_batch_size // count
+    rows = -(-global_batch_size // (count * multiple)) * multiple
     return slice(index * rows, (index + 1) * rows)
 
 

@@ -56,13 +56,15 @@ class Piece:
     """A tensor that this rank holds between steps: a part of the parameter or buffer `name`, or of a state that the
     optimiser keeps for it. `kind`: "parameter", "buffer", or the state's name in the optimiser, such as exp_avg.
     `shape`: that of the whole tensor. `offset`: the indices of its first element in the whole tensor. Ranks whose
-    pieces have the same name, kind, offset and shape hold copies."""
+    pieces have the same name, kind, offset and shape hold copies. `copied`: the tensor was made for this piece, and no
+    step changes it."""
 
     name: str
     kind: str
     shape: tuple[int, ...]
     offset: tuple[int, ...]
     tensor: Tensor
+    copied: bool = False
 
     @property
     def key(self) -> str:

@@ -20,15 +20,16 @@ from train.config.schema import Config
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus
-from train.measure.metrics import Metrics, Sink
+from train.measure.metrics import Metrics, Sink, close_all
 from train.measure.results import LOSS, MEMORY, OF_RECORDED, VALIDATION_LOSS, Record, Results, has_no_target
 from train.ranks.distributed import Runtime
-from train.record.opening import announcement, opening
 from train.record.run_dir import claim, describe_run, write_summary
 
 if TYPE_CHECKING:
     from train.checkpoint.resume import Start
+    from train.ranks.elastic.carried import Carried
 
+MEMO = ("run", "facts", "baseline", "first_step_s", "began")
 SUMMARY_TAGS = ("perf/step_ms", "perf/tokens_per_s", "perf/tokens_per_s_per_device", "perf/mfu_pct")
 
 
@@ -41,10 +42,11 @@ class Report:
     facts: dict[str, Any] = field(default_factory=dict)
     sinks: list[Sink] = field(default_factory=list)
     baseline: float | None = None
-    earlier: list[Record] = field(default_factory=list)  # the records of the steps before a resume
+    earlier: list[tuple[int, Record]] = field(default_factory=list)  # the records before a resume, with their steps
     living: Living | None = None
     first_step_s: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=time.time)
+    complete: bool = False
 
     @classmethod
     def open(
@@ -58,9 +60,13 @@ class Report:
         start: Start,
     ) -> Report:
         """Print the first lines of the run, lock its directory, which is made unless the run goes on in one, and open
-        its sinks. Other ranks than 0 do nothing. Raises BadInput (exit code 3) if the directory cannot be used."""
+        its sinks. Other ranks than 0 do nothing, and nothing is printed if the ranks only go on in another group.
+        Raises BadInput (exit code 3) if the directory cannot be used."""
+        if start.carried is not None:
+            return cls._go_on(config, tree, world, start.carried)
         if world.rank > 0:
             return cls(config)
+        from train.record.printed import announcement, opening
         from train.record.sinks import open_sinks
 
         threading.excepthook = _but_for_disks
@@ -78,6 +84,25 @@ class Report:
         baseline = corpus.bigram_loss(windows) if corpus.is_bytes else None
         return cls(config, path, facts, sinks, baseline, earlier, living)
 
+    @classmethod
+    def _go_on(cls, config: Config, tree: DictConfig, world: World, carried: Carried) -> Report:
+        """The report of a run that another rank may have written until now. The text is not hashed again."""
+        run, facts, baseline, first_step_s, began = (carried.report[name] for name in MEMO)
+        if world.rank > 0:
+            return cls(config, first_step_s=first_step_s)
+        from train.record.sinks import open_sinks
+
+        threading.excepthook = _but_for_disks
+        path, degrees = Path(run), resolve_degrees(config.strategy.mesh_axes(), world.world_size)
+        living = Living(path, carried.step, world.launch)
+        sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, carried.step)
+        return cls(config, path, facts, sinks, baseline, earlier, living, first_step_s, began)
+
+    def memo(self) -> dict[str, Any]:
+        """What another rank needs to go on with this report, as a JSON value."""
+        values = (str(self.path), self.facts, self.baseline, self.first_step_s, self.began)
+        return dict(zip(MEMO, values, strict=True))
+
     @contextmanager
     def alive(self, run: Path) -> Iterator[None]:
         """The context in which the run's directory, `run`, shows how the run ended."""
@@ -93,14 +118,22 @@ class Report:
                 raise
             then = self.config.checkpoint.continues(run) or "start the run again"
             raise Unwritable(run, error.strerror, f"free some space; {then}") from error
-        if self.living is not None:
+        if self.living is not None and self.complete:
             self.living.end(FINISHED)
+
+    def close(self) -> None:
+        """Close the sinks, unless `Metrics.close` has done it: if the run failed before its first step. Give the run's
+        directory back, in which the next generation of an elastic run goes on."""
+        close_all(self.sinks)
+        if self.living is not None:
+            self.living.close()
 
     def finish(self, metrics: Metrics) -> None:
         """Write summary.json, pass the summary to the sinks, and print the table."""
+        self.complete = True
         if self.path is None:
             return
-        from train.record.sinks import print_summary
+        from train.record.printed import print_summary
 
         results = metrics.results
         medians = {tag: median for tag in SUMMARY_TAGS if (median := results.median(tag)) is not None}
@@ -111,7 +144,7 @@ class Report:
             VALIDATION_LOSS: results.latest[VALIDATION_LOSS],
             "bigram_validation_loss": self.baseline,
             "first_step_s": self.first_step_s,
-            "total_s": time.perf_counter() - self.started,
+            "total_s": time.time() - self.began,
             "warmup_steps": self.config.metrics.warmup_steps,
             **medians,
             **results.spread(),
@@ -136,7 +169,7 @@ class Report:
         self, summary: dict[str, Any], medians: dict[str, float], costs: dict[str, float], *, empty: bool
     ) -> dict[str, str]:
         """The rows that the terminal shows. `empty`: the last step had no valid token."""
-        from train.record.sinks import NO_VALID_TOKEN
+        from train.record.printed import NO_VALID_TOKEN
 
         precise = 10 if self.config.precision.value == "float64" else 6
         loss, validation = summary[LOSS], summary[VALIDATION_LOSS]

@@ -216,14 +216,18 @@ def hash_of(work: Record) -> str:
 
 
 def deciding(work: Record) -> Record:
-    """The work without the keys that the run did not read, or that do not affect the numbers."""
-    idle = unread(flat(work), READ_WHEN, DECIDES_NUMBERS_WHEN)
-    return {
-        group: {name: value for name, value in keys.items() if f"{group}.{name}" not in idle}
-        if isinstance(keys, dict)
-        else keys
-        for group, keys in work.items()
-    }
+    """The work without the keys that are `idle`."""
+    left_out = idle(work)
+
+    def read(group: str, keys: Record) -> Record:
+        return {name: x for name, x in keys.items() if f"{group}.{name}" not in left_out}
+
+    return {group: read(group, keys) if isinstance(keys, dict) else keys for group, keys in work.items()}
+
+
+def idle(work: Record) -> set[str]:
+    """The dotted keys that the run did not read, or that do not affect the numbers."""
+    return unread(flat(work), READ_WHEN, DECIDES_NUMBERS_WHEN)
 
 
 def flat(tree: Any, path: str = "") -> Record:

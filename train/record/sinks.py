@@ -1,4 +1,5 @@
-"""The destinations of values: a line-buffered JSON file, TensorBoard, and the terminal. Only rank 0 creates them."""
+"""The destinations of values: a line-buffered JSON file and TensorBoard. printed.py has the terminal, and trackers.py
+the trackers. Only rank 0 creates them."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import json
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,9 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from train.command import as_typed
 from train.config import plain_json
@@ -27,12 +24,10 @@ from train.measure.metrics import Sink
 from train.measure.results import LOSS, RECORDED, VALIDATION_LOSS, Record, has_no_target
 from train.record import board
 from train.record.drawing import draw_mesh
+from train.record.printed import Terminal
 from train.record.run_files import write_whole
 from train.record.tags import shown_as
 from train.record.trackers import open_trackers
-
-NUM_PLAIN_LINES = 10
-NO_VALID_TOKEN = "no valid token"  # shown instead of a loss if there was nothing to predict
 
 
 class JsonLines(Sink):
@@ -43,11 +38,11 @@ class JsonLines(Sink):
     """
 
     def __init__(self, directory: Path, after: int | None = None) -> None:
-        self.samples, path = directory / "samples", directory / "metrics.jsonl"
-        self.earlier: list[Record] = []
+        self.directory, path = directory, directory / "metrics.jsonl"
+        self.earlier: list[tuple[int, Record]] = []
         if after is not None:
             self.earlier = keep_lines(path, after)
-            for sample in self.samples.glob("step-*.json"):
+            for sample in directory.glob("samples/step-*.json"):
                 if int(re.sub(r"\D", "", sample.stem) or 0) > after:
                     sample.unlink()
         self.file = path.open("w" if after is None else "a", buffering=1)
@@ -56,8 +51,8 @@ class JsonLines(Sink):
         self.file.write(plain_json.dumps({"step": step, "time": time.time(), **values}) + "\n")
 
     def sample(self, step: int, record: dict[str, Any]) -> None:
-        self.samples.mkdir(exist_ok=True)
-        write_whole(self.samples / f"step-{step}.json", plain_json.dumps(record) + "\n")
+        (self.directory / "samples").mkdir(exist_ok=True)
+        write_whole(sample_file(self.directory, step), plain_json.dumps(record) + "\n")
 
     def saved(self) -> None:
         os.fsync(self.file.fileno())  # so that it has all steps of the checkpoint, even after a power loss
@@ -66,15 +61,21 @@ class JsonLines(Sink):
         self.file.close()
 
 
-def keep_lines(path: Path, step: int) -> list[Record]:
-    """Remove the lines of later steps, and a line that was not finished. Returns the values of the others."""
+def sample_file(directory: Path, step: int) -> Path:
+    return directory / "samples" / f"step-{step}.json"
+
+
+def keep_lines(path: Path, step: int) -> list[tuple[int, Record]]:
+    """Remove the lines of later steps, and a line that was not finished. Returns the others, each as its step and its
+    values."""
     kept, lines = [], []
     with suppress(FileNotFoundError), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 values = json.loads(line)
-                if values.pop("step") <= step:
-                    kept.append({t: math.nan if v is None else v for t, v in values.items() if t != "time"})
+                at = values.pop("step")
+                if at <= step:
+                    kept.append((at, {t: math.nan if v is None else v for t, v in values.items() if t != "time"}))
                     lines.append(line)
     write_whole(path, "".join(lines))
     return kept
@@ -93,10 +94,11 @@ class TensorBoard(Sink):
         degrees: dict[str, int] | None = None,
         warmup_steps: int = 0,
         after: int | None = None,
-        earlier: Sequence[Record] = (),
+        earlier: Sequence[tuple[int, Record]] = (),
     ) -> None:
-        """`after`: the step after which the run goes on: TensorBoard shows no later step of the earlier files, and
-        `earlier` has the records up to this one."""
+        """`after`: the step after which the run goes on: TensorBoard shows no later step of the earlier files.
+        `earlier`: the records up to this one, each with its step. Those of the last step are written again, because a
+        process that was killed may have written them to metrics.jsonl only."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
@@ -105,11 +107,19 @@ class TensorBoard(Sink):
         self.results: Record = {}  # the results that were written last
         self.sampled = self.num_samples = 0  # the last sampled step, and the number of samples
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it is not drawn yet
-        self.writer = SummaryWriter(str(directory), purge_step=None if after is None else after + 1)
+        last = max((step for step, _ in earlier), default=(after or 0) + 1)
+        self.writer = SummaryWriter(str(directory), purge_step=None if after is None else last)
         if after is not None:
-            for values in earlier:
-                self.results |= self.results_so_far.add(values)
+            for step, values in earlier:
+                if RECORDED in values:
+                    self.sampled = min(step, last - 1)
+                if step == last:
+                    self.write(step, values)
+                else:
+                    self.results |= self.results_so_far.add(values)
             self.step = after
+            with suppress(FileNotFoundError):
+                self.sample(last, json.loads(sample_file(directory, last).read_text()))
             return
         for name, text in texts.items():
             self.writer.add_text(name, f"```\n{text}\n```", 0)
@@ -172,48 +182,6 @@ class TensorBoard(Sink):
         self.writer.flush()
 
 
-class Terminal(Sink):
-    """A progress bar on a terminal; if the output is not a terminal, some lines."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.num_steps, self.every = num_steps, max(num_steps // NUM_PLAIN_LINES, 1)
-        self.console = Console()
-        self.progress: Progress | None = None
-        self.validation = ""
-        if sys.stdout.isatty():
-            text = TextColumn("{task.fields[loss]}  {task.fields[speed]} tokens/s{task.fields[validation]}")
-            self.progress = Progress(
-                BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), text, console=self.console
-            )
-            self.task = self.progress.add_task("", total=num_steps, loss="loss -", speed="-", validation="")
-            self.progress.start()
-
-    def write(self, step: int, values: Record) -> None:
-        if VALIDATION_LOSS in values:
-            found = values[VALIDATION_LOSS]
-            self.validation = f"  validation {NO_VALID_TOKEN if math.isnan(found) else f'loss {found:.4f}'}"
-            if self.progress is None:
-                print(f"step {step:>{len(str(self.num_steps))}}/{self.num_steps}{self.validation}", flush=True)
-            return
-        empty, speed = has_no_target(values), f"{values['perf/tokens_per_s']:,.0f}"
-        loss = NO_VALID_TOKEN if empty else f"loss {values[LOSS]:.4f}"
-        if self.progress is not None:
-            self.progress.update(self.task, completed=step, loss=loss, speed=speed, validation=self.validation)
-        elif step == 1 or step % self.every == 0:
-            norm, ms = values["train/grad_norm"], values["perf/step_ms"]
-            width = len(str(self.num_steps))
-            where = f"step {step:>{width}}/{self.num_steps}"
-            recorded = "  (recorded, which slows it)" if RECORDED in values else ""
-            print(f"{where}  {loss}  grad norm {norm:.3f}  {ms:.0f} ms  {speed} tokens/s{recorded}", flush=True)
-
-    def summary(self, values: dict[str, Any]) -> None:
-        self.close()  # the table follows
-
-    def close(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-
-
 def open_sinks(
     path: Path,
     config: Config,
@@ -222,7 +190,7 @@ def open_sinks(
     degrees: dict[str, int],
     world_size: int,
     after: int | None = None,
-) -> tuple[list[Sink], list[Record]]:
+) -> tuple[list[Sink], list[tuple[int, Record]]]:
     """(The sinks that the config requests, in the run's directory `path`; the records of earlier steps, if the run goes
     on after step `after`.) Raises BadInput if a tracker cannot start."""
     lines = JsonLines(path, after)
@@ -239,12 +207,3 @@ def open_sinks(
         board_sink = TensorBoard(path, texts, flat, degrees=degrees, warmup_steps=warmup, after=after, earlier=earlier)
         sinks.append(board_sink)
     return [*sinks, *open_trackers(config, path.name, flat)], lines.earlier
-
-
-def print_summary(rows: dict[str, str], *, then: str) -> None:
-    """Print the table at the end of a run, and the command to type next."""
-    table = Table(show_header=False, title="summary", title_justify="left")
-    for name, value in rows.items():
-        table.add_row(name, value)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
-    print(then, flush=True)

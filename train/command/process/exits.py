@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from train.command.process.peers import because_of_a_peer
 from train.config.problems import EXIT_ENVIRONMENT, EXIT_PEER, Reported
 from train.config.world import World
+from train.ranks.peers import because_of_a_peer
 
 # How long a rank other than 0 waits before it prints. Usually rank 0 finds the same problem, prints it and exits, and
 # torchrun ends the other ranks within this time. The wait grows with the time that this rank needed to find the
@@ -30,8 +30,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.
 
 
 @contextmanager
-def reported_once(world: World) -> Iterator[None]:
-    """Turn a `Reported` error into its message on rank 0 and into its exit code on every rank.
+def reported_once(world: World, *, trains: bool = True) -> Iterator[None]:
+    """Turn a `Reported` error into its message on rank 0 and into its exit code on every rank. `trains`: whether the
+    program trains, so that the message of a `BadInput` says that nothing was trained.
 
     An error that another rank caused becomes the exit code EXIT_PEER, and one line if torchrun does not end this rank
     first. Any other error is raised again; if all ranks have it, usually only one lives long enough to print it.
@@ -50,7 +51,7 @@ def reported_once(world: World) -> Iterator[None]:
                 f"rank {world.rank}:", end=" ", file=sys.stderr
             )  # rank 0 is still running: only this rank has the problem
         hint = f"\n{HINT}" if error.exit_code == EXIT_ENVIRONMENT else ""
-        print(f"{error.report()}{hint}", file=sys.stderr, flush=True)
+        print(f"{error.report() if trains else error}{hint}", file=sys.stderr, flush=True)
         if world.world_size > 1:
             time.sleep(GRACE_S)
         raise SystemExit(error.exit_code) from None

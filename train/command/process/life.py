@@ -132,14 +132,17 @@ class Living:
         self.run, self.step, self.launch, self.written = run, step, launch, 0.0
         for patience in reversed(range(TRIES)):
             try:
-                self.descriptor, locked = _locked(run, wait=False)
+                descriptor, locked = _locked(run, wait=False)
                 break
             except BlockingIOError:
                 if not patience:
                     raise _is_trained(run) from None
                 time.sleep(POLL_S)  # somebody may only be looking (`is_alive`)
         if not locked:
-            refuse_living(run)
+            last = read_life(run)
+            if not launch or last is None or last.launch != launch:  # else an earlier start of these ranks wrote it
+                refuse_living(run)
+        self.descriptor: int | None = descriptor
         self._write(RUNNING)
 
     def at(self, step: int) -> None:
@@ -152,7 +155,14 @@ class Living:
         """Say how the run ended, and give the lock back."""
         with suppress(OSError):  # the disk may be full, which is then the reason
             self._write(state, reason)
-        _unlock(self.run, self.descriptor)
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back, if this is not done yet. What life.json says stays: a run that is not said to have ended
+        was cut off."""
+        if self.descriptor is not None:
+            _unlock(self.run, self.descriptor)
+            self.descriptor = None
 
     def _write(self, state: str, reason: str = "") -> None:
         self.written = time.monotonic()

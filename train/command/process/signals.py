@@ -1,4 +1,4 @@
-"""Signals that ask a run to save and to leave: TERM, INT and USR1. Torch is not imported.
+"""Signals that ask a run to save and to leave: TERM, INT, USR1, and HUP (a closed terminal). Torch is not imported.
 
 A rank only notes the signal: all ranks agree after a step, because they must save the same step together. A second INT
 (ctrl-C) ends the process at once.
@@ -12,10 +12,10 @@ import time
 from types import FrameType
 from typing import Any
 
-from train.command.process.peers import because_of_a_peer
 from train.config.problems import EXIT_PEER
+from train.ranks.peers import because_of_a_peer
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 APART_S = 0.5  # a terminal and torchrun both pass on the same ctrl-C; a second one comes later than this
 
 
@@ -32,7 +32,7 @@ class Signals:
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
-        wanted = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]  # as INT in a background job
+        wanted = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]  # as HUP under nohup
         self.before = {one: signal.signal(one, self._note) for one in wanted}
         return self
 

@@ -39,6 +39,11 @@ class RuntimeConfig:
         ge=1,
         le=MAX_TIMEOUT_S,
     )
+    elastic: bool = key(
+        False,
+        "When a rank is killed, the others go on without it; it is started again, and joins them after the next step "
+        "that is saved (the next step, if none is saved).",
+    )
 
 
 @dataclass

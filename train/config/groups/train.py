@@ -66,6 +66,10 @@ class TrainConfig:
         "step (skip), or goes on (ignore).",
     )
 
+    def validates(self, step: int) -> bool:
+        """Whether the validation loss is computed after this step: every so many steps, and after the last."""
+        return step == self.steps or (self.eval_every > 0 and step % self.eval_every == 0)
+
 
 @dataclass
 class CompileConfig:

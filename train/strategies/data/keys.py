@@ -32,6 +32,9 @@ class DdpKeys(Strategy):
     def uses_ddp(self) -> bool:
         return self.dp_replicate is not None and "dp_shard" not in self.mesh_axes()
 
+    def keeps_errors(self) -> bool:
+        return self.comm_hook == "powersgd" and self.uses_ddp()
+
     def lossy(self) -> Lossy | None:
         hook = self.comm_hook
         if hook == "none" or hook not in COMM_HOOKS or not self.uses_ddp():  # rules refuse one that cannot act

@@ -41,11 +41,11 @@ def saved(step: EngineStep) -> Iterator[Piece]:
         for i, (name, full) in enumerate(step.full(_getter(step, kind))):
             if i % dist.get_world_size() == dist.get_rank():
                 value = full.detach().to("cpu", copy=True)
-                yield Piece(name, kind, tuple(value.shape), (0,) * value.ndim, value)
+                yield Piece(name, kind, tuple(value.shape), (0,) * value.ndim, value, copied=True)
     if step.config.optim.name is Optimiser.adamw:
         count = next(one[COUNT] for one in _inner(step).state.values())
         for name in step.parameters:
-            yield Piece(name, COUNT, (), (), count.to("cpu", copy=True))
+            yield Piece(name, COUNT, (), (), count.to("cpu", copy=True), copied=True)
 
 
 def restore(step: EngineStep, read: Read, known: Container[str]) -> None:

@@ -1,6 +1,6 @@
 """Counts the bytes of activations that one rank keeps for the backward under context parallelism.
 
-    python scripts/context_memory.py train.seq_len=1024
+    python -m scripts.calibrating.context_memory train.seq_len=1024
 
 One process runs the code of rank 0 on torch's fake process group, in which collectives send nothing but all shapes are
 right. It counts the storages that autograd saves in one microbatch of one sequence, without parameters. It takes the
