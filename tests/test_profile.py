@@ -88,9 +88,12 @@ def test_the_optimiser_is_a_line_of_latency_and_bandwidth():
     assert Profile({}, "bf16", False).optimiser_rate(1) is None
 
 
-def test_noise_makes_no_latency_and_no_bandwidth_negative():
-    assert profiles.line([(1e6, 1.0), (1e9, 2000.0)]) == (0.0, pytest.approx(2.0e-6, rel=0.4))
-    assert profiles.line([(1e6, 2.0), (1e9, 1.0)])[0] == 0.0
+def test_a_small_optimiser_that_stays_in_a_cache_says_nothing_of_a_large_one():
+    assert profiles.line([(1e6, 1.0), (1e9, 2000.0)]) is None, "its latency would be negative"
+    assert profiles.line([(1e6, 2.0), (1e9, 1.0)]) is None, "its bandwidth would be negative"
+    cached = Profile({"optimiser": [[4e6, 26.0], [3.2e7, 22.0]]}, "bf16", False)
+    assert cached.optimiser_rate(1e9) == pytest.approx(22e9)
+    assert 22e9 < cached.optimiser_rate(1e7) < 26e9
 
 
 def test_without_a_measured_optimiser_its_time_is_that_of_the_memory():

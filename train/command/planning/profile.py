@@ -72,12 +72,15 @@ class Profile:
 
     def optimiser_rate(self, size: float) -> float | None:
         """Bytes/s of the optimiser; `size`: bytes of float32 parameters. The measured sizes lie on a line, latency and
-        bytes / bandwidth. None if the largest of them is far below `size`, as small ones show latency and caches."""
+        bytes / bandwidth, or the small ones stay in a cache. None if the largest of them is far below `size`."""
         rows = self.tables.get("optimiser", ())
         followed = FOLLOWED if len(rows) > 1 else FOLLOWED_FROM_ONE
         if not rows or size > followed * max(row[0] for row in rows):
             return None
-        latency, each = line([(row[0], row[0] / row[1]) for row in rows])
+        found = line([(row[0], row[0] / row[1]) for row in rows])
+        if found is None:
+            return 1e9 * between(rows, (size,))[0]
+        latency, each = found
         return 1e9 * size / (latency + each * size)
 
     def message_seconds(self, op: str, ranks: int, size: float, precision: str) -> float | None:
@@ -152,18 +155,17 @@ def _is_row(row: Any, width: int, *, free: bool) -> bool:
     )
 
 
-def line(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Latency and the time of each byte, from points of (bytes, time): the line with the least relative errors. Neither
-    is negative; one point has no latency."""
+def line(points: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """Latency and the time of each byte, from points of (bytes, time): the line with the least relative errors. None if
+    one of them would be negative, or if there is one size only."""
     ones, sizes = [1 / time for _, time in points], [size / time for size, time in points]
     uu, vv = sum(one**2 for one in ones), sum(size**2 for size in sizes)
     uv = sum(one * size for one, size in zip(ones, sizes, strict=True))
-    through_zero = 0.0, sum(sizes) / vv
     if len({size for size, _ in points}) == 1:
-        return through_zero
+        return None
     determinant = uu * vv - uv**2
     latency, each = (sum(ones) * vv - sum(sizes) * uv) / determinant, (uu * sum(sizes) - uv * sum(ones)) / determinant
-    return (latency, each) if latency >= 0 and each > 0 else through_zero
+    return (latency, each) if latency >= 0 and each > 0 else None
 
 
 def between(rows: Sequence[Sequence[float]], at: Sequence[float]) -> tuple[float, ...]:
