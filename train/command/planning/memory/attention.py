@@ -99,7 +99,7 @@ def ring(t: Tape, s: Sizes, p: Parts, q: Value, k: Value, v: Value) -> Value:
     wide, several = s.wide / s.used, s.cp_degree > 1
     message = 2 * p.kv * (1 + wide) if several else 0.0
     scores = 2 * block_scores(s, s.seq_len / s.cp_degree)
-    by_kv_head = p.q if s.heads != s.kv_heads else 0.0
+    by_kv_head = 3 * p.q if s.heads != s.kv_heads else 0.0
     back = (wide + 0.5) * p.q + 4 * message - 2 * p.kv
     if scores:
         back = (wide - 1) * p.q + 2 * wide * p.kv + 2 * p.kv + by_kv_head + 3 * scores

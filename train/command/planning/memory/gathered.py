@@ -39,11 +39,6 @@ class Unit:
     def message(self) -> float:
         return self.gathered if self.several else 0.0
 
-    @property
-    def reducing(self) -> float:
-        """With one rank, the sum is a copy."""
-        return self.reduced if self.several else 2 * self.reduced
-
 
 NOTHING = Unit()
 
@@ -52,7 +47,8 @@ NOTHING = Unit()
 class Gathered:
     """The units of a stage. `frees`: whether a layer's parameters are freed between its forward and its backward.
     `once`: whether gradients are reduced after the last microbatch only. `stays`: whether what a backward gathers stays
-    until the next forward, as in a pipeline."""
+    until the next forward, as in a pipeline. `tied`: whether the head's unit has the embedding too, whose backward is
+    the last."""
 
     embed: Unit
     layer: Unit
@@ -61,6 +57,7 @@ class Gathered:
     frees: bool
     once: bool
     stays: bool
+    tied: bool
 
     @property
     def everything(self) -> float:
@@ -77,30 +74,32 @@ class Gathered:
             return self.everything + unit.message * fresh
         return (unit.gathered if unit is not self.head else 0.0) + self.head.gathered + unit.message
 
-    def loss(self) -> float:
-        return self.head.gathered if self.frees else self.everything
+    def loss(self, *, stayed: bool = False) -> float:
+        return self.head.gathered if self.frees and not stayed else self.everything
 
-    def head_backward(self) -> float:
+    def head_backward(self, *, stayed: bool) -> float:
         """While the head's backward runs: the last layer's parameters are on their way."""
-        return self.loss() + (self.layer.message if self.frees else 0.0)
+        return self.loss(stayed=stayed) + (self.layer.message if self.frees and not stayed else 0.0)
 
     def layer_backward(self, *, top: bool, last: bool) -> float:
         """While a layer's backward runs, apart from its own gradients. `last`: whether this backward frees what it does
         not need any more."""
         bottom = self.num_layers == 1 or not top
-        reducing = 0.0 if self.once else (self.head.reducing if top else self.layer.reducing)
+        waits = self.once or (top and self.tied)
+        reducing = 0.0 if waits else (self.head.reduced if top else self.layer.reduced)
+        tied = self.head.gathered if self.tied else 0.0
         if last and not self.frees:
             left = self.everything - self.head.gathered if top else self.embed.gathered + self.layer.gathered
-            return left + reducing
+            return left + reducing + tied
         if not self.frees or (self.stays and not top):
             return self.everything + reducing
         after = self.embed.message if bottom else self.layer.message
-        return self.layer.gathered + after + reducing
+        return self.layer.gathered + after + reducing + tied
 
     def last_reduction(self) -> float:
         """When all gradients are reduced after the last backward, as in a pipeline. A unit's parameters are freed
         before its gradients are copied."""
-        new = max(unit.reducing - unit.gathered for unit in (self.embed, self.layer, self.head))
+        new = max(unit.reduced - unit.gathered for unit in (self.embed, self.layer, self.head))
         return self.everything + self.unreduced + new
 
     def reduction(self, unit: Unit, after: Unit) -> float:
@@ -108,7 +107,7 @@ class Gathered:
         comes to next."""
         low = unit.gathered
         rest = after.message if self.frees else self.everything - unit.gathered
-        return rest + low + unit.reducing
+        return rest + low + unit.reduced
 
 
 def gathered_of(rank: Rank, stage: int) -> Gathered:
@@ -122,8 +121,10 @@ def gathered_of(rank: Rank, stage: int) -> Gathered:
             found[kind] = unit_of(rank, name, shapes)
             freed = freed and (kind != "layer" or frees(plan, name))
     layers = len(plan.layers_of_stages[stage])
-    once = strategy.reduces_once() and plan.num_microbatches > 1
-    return Gathered(found["embed"], found["layer"], found["head"], layers, freed, once, "pp" in plan.axes)
+    tied = plan.config.model.tie_embeddings and plan.num_stages == 1
+    scheduled = strategy.schedule_name() is not None
+    once = scheduled or (strategy.reduces_once() and plan.num_microbatches > 1)
+    return Gathered(found["embed"], found["layer"], found["head"], layers, freed, once, scheduled, tied)
 
 
 def unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:

@@ -5,9 +5,11 @@ Letters: N tokens, D width, E experts, K of them for a token, R = N K rows, F an
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from train.command.planning.memory.operators import activated, enter, feed_forward, leave
 from train.command.planning.memory.sizes import Sizes
-from train.command.planning.memory.tape import Tape, Value, Weight
+from train.command.planning.memory.tape import Buffer, Tape, Value, Weight
 
 INDEX = 8  # bytes of an index
 
@@ -75,21 +77,59 @@ def send(t: Tape, x: Value, rows: float) -> Value:
 
 def experts(t: Tape, s: Sizes, x: Value, rows: float) -> Value:
     """Three products with all experts' weights, which are cast together if they are cast."""
-    hidden = float(s.tokens * s.top_k * s.expert_hidden * s.used)
     elements = float(s.own_experts * s.expert_hidden * s.dim)
     weight = Weight(elements * s.used, elements * s.kept)
     casts = [t.allocate(weight.low) for _ in range(3)] if s.casts else []
-
-    def product(size: float, of: Value, back: float, i: int) -> Value:
-        kept = s.used != 2  # only bf16 has a grouped product, which selective recomputation does not keep
-        return t.apply(size, (of, back), saved=[of.buffer, *casts[i : i + 1]], weights=[weight], kept=kept)
-
-    first = product(hidden, x, rows, 0)
-    active = activated(t, s, first, hidden)
-    second = product(hidden, x, rows, 1)
-    joined = t.apply(hidden, (active, hidden), (second, hidden), saved=[active.buffer, second.buffer])
-    t.drop(active, second)
-    y = product(rows, joined, hidden, 2)
-    t.drop(joined)
+    y = (grouped if s.groups else one_by_one)(t, s, x, rows, weight, casts)
     t.release(casts)
     return y
+
+
+def grouped(t: Tape, s: Sizes, x: Value, rows: float, weight: Weight, casts: Sequence[Buffer]) -> Value:
+    """By CUDA's grouped product, which selective recomputation does not keep."""
+    hidden = hidden_bytes(s)
+
+    def product(size: float, of: Value, back: float, i: int) -> Value:
+        return t.apply(size, (of, back), saved=[of.buffer, *casts[i : i + 1]], weights=[weight])
+
+    joined = gated(t, s, hidden, product(hidden, x, rows, 0), lambda: product(hidden, x, rows, 1))
+    y = product(rows, joined, hidden, 2)
+    t.drop(joined)
+    return y
+
+
+def one_by_one(t: Tape, s: Sizes, x: Value, rows: float, weight: Weight, casts: Sequence[Buffer]) -> Value:
+    """An expert after the other. The gradients of all experts' weights, and of their rows, wait for the last ones."""
+    n = s.own_experts
+    parts = t.pieces(n, (x, rows))
+    gates, ups, downs = (t.pieces(n, weights=[weight]) for _ in range(3))
+    hidden = hidden_bytes(s) / n
+
+    def product(size: float, of: Value, back: float, matrix: Value, i: int) -> Value:
+        saved = [of.buffer, *casts[i : i + 1]]
+        return t.apply(size, (of, back), (matrix, weight.low / n), saved=saved, kept=True)
+
+    def expert(part: Value, gate: Value, up: Value, down: Value) -> Value:
+        back = rows / n
+        first = product(hidden, part, back, gate, 0)
+        joined = gated(t, s, hidden, first, lambda: product(hidden, part, back, up, 1))
+        y = product(back, joined, hidden, down, 2)
+        t.drop(joined)
+        return y
+
+    found = [expert(*of) for of in zip(parts, gates, ups, downs, strict=True)]
+    y = t.apply(rows, *((one, None) for one in found))
+    t.drop(*found, *parts, *gates, *ups, *downs)
+    return y
+
+
+def hidden_bytes(s: Sizes) -> float:
+    return float(s.tokens * s.top_k * s.expert_hidden * s.used)
+
+
+def gated(t: Tape, s: Sizes, hidden: float, first: Value, other: Callable[[], Value]) -> Value:
+    active = activated(t, s, first, hidden)
+    second = other()
+    joined = t.apply(hidden, (active, hidden), (second, hidden), saved=[active.buffer, second.buffer])
+    t.drop(active, second)
+    return joined

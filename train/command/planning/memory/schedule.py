@@ -19,16 +19,19 @@ ENOUGH = 3  # microbatches that show every moment of a strategy without a pipeli
 class Progress:
     """`alive`: how many microbatches of each stage wait for their backward. `split`: those whose inputs' gradients are
     computed, and whose weights' gradients are not. `entered`, `begun`: stages that have run a forward, and that have
-    gradients. `backwards`: whole ones, with the one that runs."""
+    gradients. `stayed`: those whose last action was a backward, after which a schedule keeps what is gathered.
+    `backwards`: whole ones, with the one that runs."""
 
     alive: dict[int, int]
     split: dict[int, int]
     entered: set[int] = field(default_factory=set)
     begun: set[int] = field(default_factory=set)
+    stayed: set[int] = field(default_factory=set)
     backwards: int = 0
 
     def copy(self) -> Progress:
-        return Progress(dict(self.alive), dict(self.split), set(self.entered), set(self.begun), self.backwards)
+        sets = (set(self.entered), set(self.begun), set(self.stayed))
+        return Progress(dict(self.alive), dict(self.split), *sets, self.backwards)
 
     def leave(self, kind: str, stage: int) -> None:
         """Take the microbatch of an action out of those that wait."""
@@ -42,10 +45,12 @@ class Progress:
         if kind == "F":
             self.alive[stage] += 1
             self.entered.add(stage)
+            self.stayed.discard(stage)
         if kind == "I":
             self.split[stage] += 1
         if kind in ("B", "W"):
             self.begun.add(stage)
+            self.stayed.add(stage)
 
 
 def order_of(plan: Plan, place: int) -> Sequence[Action]:
@@ -86,7 +91,8 @@ def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str
             continue
         progress.leave(kind, number)
         progress.backwards += kind == "B"
-        key = kind, number, frozenset(progress.begun), number in progress.entered, progress.backwards == last
+        here_before = number in progress.entered, number in progress.stayed
+        key = kind, number, frozenset(progress.begun), here_before, progress.backwards == last
         size = sum(kept[i] * n for i, n in progress.alive.items()) + sum(
             stashed[i] * n for i, n in progress.split.items()
         )
@@ -98,13 +104,13 @@ def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str
 
 def last_backward(plan: Plan) -> int:
     """The number of microbatches, whose last backward frees parameters as it goes; 0 in a pipeline, where none does."""
-    return 0 if "pp" in plan.axes else plan.num_microbatches
+    return 0 if plan.config.strategy.schedule_name() else plan.num_microbatches
 
 
 def gathers_always(plan: Plan) -> bool:
     """Whether every microbatch gathers the parameters, and its backward frees them."""
     strategy = plan.config.strategy
-    return isinstance(strategy, FsdpKeys) and strategy.zero_stage == 3 and "pp" not in plan.axes
+    return isinstance(strategy, FsdpKeys) and strategy.zero_stage == 3 and not strategy.schedule_name()
 
 
 def waiting(stages: Mapping[int, Stage], progress: Progress) -> Kinds:
@@ -124,7 +130,9 @@ def of_action(plan: Plan, stage: Stage, progress: Progress, kind: str, number: i
         return stage.forward(fresh=number not in progress.entered or gathers_always(plan))
     first = number not in progress.begun and not (plan.config.strategy.uses_ddp() and plan.num_microbatches == 1)
     if kind == "B":
-        return stage.backward(first=first, last=progress.backwards == last_backward(plan) or gathers_always(plan))
+        last = progress.backwards == last_backward(plan) or gathers_always(plan)
+        stayed = stage.pipelined and number in progress.stayed
+        return stage.backward(first=first, last=last, stayed=stayed)
     return stage.inputs_backward() if kind == "I" else stage.weights_backward(first=first)
 
 

@@ -75,6 +75,11 @@ class Sizes:
         return self.row / self.shards
 
     @property
+    def groups(self) -> bool:
+        """Whether one kernel computes the products of all experts."""
+        return self.used == 2 and self.expert_hidden % 8 == 0 and self.dim % 8 == 0
+
+    @property
     def kernel(self) -> str:
         """Attention's kernel on a CUDA device: fused, math (torch's fallback) or eager (the lab's own)."""
         if self.attention is AttentionKernel.eager:

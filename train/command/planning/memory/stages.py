@@ -62,15 +62,17 @@ class Stage:
     def kept(self) -> Kinds:
         """What a microbatch keeps between its forward and its backward."""
         found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept - self.turns * self.layer.result}
-        return plus(found, self.head.kept, {LOGITS: self.result}) if self.head else found
+        return plus(found, self.head.kept, {LOGITS: self.beside_loss}) if self.head else found
 
     @cached_property
     def result(self) -> float:
-        """Bytes of the logits that a schedule keeps, where the loss does not keep them anyway."""
-        if self.head is None or not self.pipelined:
-            return 0.0
-        kept_by_loss = self.sizes.tp and self.split_loss
-        return 0.0 if kept_by_loss else self.head.logits
+        """Bytes of the logits that a schedule keeps."""
+        return self.head.logits if self.head is not None and self.pipelined else 0.0
+
+    @property
+    def beside_loss(self) -> float:
+        """The same, while the loss may keep them anyway."""
+        return 0.0 if self.sizes.tp and self.split_loss else self.result
 
     @property
     def split_loss(self) -> bool:
@@ -97,22 +99,24 @@ class Stage:
                 yield plus(every, {UNSHARDED: g.loss() + g.head.message + g.layer.message})
             yield plus(every, self.head.forward, {UNSHARDED: g.loss() if g else 0.0})
 
-    def backward(self, *, first: bool, last: bool) -> Iterator[Kinds]:
-        """`first`: whether the stage's weights have no gradients yet. `last`: whether FSDP frees parameters now."""
+    def backward(self, *, first: bool, last: bool, stayed: bool) -> Iterator[Kinds]:
+        """`first`: whether the stage's weights have no gradients yet. `last`: whether FSDP frees parameters now.
+        `stayed`: whether all of them have stayed since a backward."""
         g, layer, held = self.gathered, self.layer, self.num_layers * self.layer.kept
         done = 0.0  # bytes of gradients that exist by then, if they are the first
         kind = UNSHARDED if g is not None and g.once else GRADIENTS
         if self.head:
             cost = self.head.first if first else self.head.backward
-            yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.result}, cost, {UNSHARDED: g.loss() if g else 0.0})
+            whole = {UNSHARDED: g.loss(stayed=stayed) if g else 0.0}
+            yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.beside_loss}, cost, whole)
             cost = self.head.product_first if first else self.head.product
-            own = {ACTIVATIONS: self.entry + held, LOGITS: self.result, UNSHARDED: g.head_backward() if g else 0.0}
-            yield plus(own, cost)
-            if g is not None and not g.once:
+            whole = {UNSHARDED: g.head_backward(stayed=stayed) if g else 0.0}
+            yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.result}, cost, whole)
+            if g is not None and not g.once and not g.tied:
                 new = {GRADIENTS if first else UNSHARDED: g.head.shard}
                 own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard, LOGITS: self.result}
                 yield plus(own, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
-            done = self.grown(self.head.weights, g.head if g else None)
+            done = 0.0 if self.waits else self.grown(self.head.weights, g.head if g else None)
         result = 0.0 if self.head or self.turns else layer.result
         each = self.grown(layer.weights, g.layer if g else None)
         for top in (True, False):
@@ -120,12 +124,18 @@ class Stage:
             if self.after and (top or self.num_layers == 1):
                 cost = layer.received_first if first else layer.received
             below = (self.num_layers - 1) * layer.kept if top else 0.0
-            own = {ACTIVATIONS: self.entry + below + result, LOGITS: self.result}
-            own |= {UNSHARDED: g.layer_backward(top=top, last=last) if g else 0.0}
+            own = {ACTIVATIONS: self.entry + below + result, LOGITS: self.result + self.waits}
+            own |= {UNSHARDED: g.layer_backward(top=top and not stayed, last=last) if g else 0.0}
             had = done + (0.0 if top else (self.num_layers - 1) * each)
             yield plus(own, cost, {kind: had} if first else {})
         if self.embedding:
             yield self.embedding_backward(first=first, last=last)
+
+    @property
+    def waits(self) -> float:
+        """Bytes of the head's gradient where it waits for the embedding's, as FSDP reduces both at once."""
+        g = self.gathered
+        return self.embedding.weight if self.embedding and g and g.tied and not g.once else 0.0
 
     def grown(self, weights: float, unit: Unit | None) -> float:
         """Bytes of gradients that stay after the backward of a unit, if they are the first."""
@@ -139,7 +149,7 @@ class Stage:
         found = plus(self.kept, {TEMPORARY: self.num_layers * self.layer.stashed})
         if self.head is None:
             return found
-        return plus(found, {LOGITS: self.head.stashed - self.head.of_loss - self.result})
+        return plus(found, {LOGITS: self.head.stashed - self.head.of_loss - self.beside_loss})
 
     def inputs_backward(self) -> Iterator[Kinds]:
         """The gradients of the stage's input only. Nothing that the forward kept is freed."""
@@ -161,7 +171,7 @@ class Stage:
     def embedding_backward(self, *, first: bool, last: bool) -> Kinds:
         g, cost = self.gathered, self.embedding
         assert cost is not None
-        found = {TEMPORARY: cost.backward, LOGITS: self.result}
+        found = {TEMPORARY: cost.backward + self.waits, LOGITS: self.result + self.waits}
         if g is None:
             new = first and not self.tied
             rest = {GRADIENTS: self.of_weights - cost.weight * new} if first else {}
@@ -169,10 +179,10 @@ class Stage:
         kind = TEMPORARY if g.once and not first else UNSHARDED
         unreduced = plus({kind: cost.weight}, {UNSHARDED: g.unreduced - g.embed.reduced if first and g.once else 0.0})
         if first and not g.once:
-            unreduced |= {GRADIENTS: g.head.shard + self.num_layers * g.layer.shard}
+            unreduced |= {GRADIENTS: g.head.shard * (not g.tied) + self.num_layers * g.layer.shard}
         freed = g.frees or last
         gathering = g.embed.gathered + g.head.gathered * self.tied if freed else g.everything
-        reducing = 0.0 if g.once else max(g.layer.reducing, g.embed.reducing - g.embed.gathered)
+        reducing = 0.0 if g.once else max(g.layer.reduced, g.embed.reduced - g.embed.gathered)
         return plus(found, unreduced, {UNSHARDED: gathering + reducing})
 
 
@@ -198,6 +208,6 @@ def stage_of(rank: Rank, stage: int, engine: Engine = as_here) -> Stage:
         after=stage < last,
         turns=stage + 1 in own,
         turned=stage - 1 in own,
-        pipelined="pp" in plan.axes,
+        pipelined=strategy.schedule_name() is not None,
         tied=model.tie_embeddings and both,
     )

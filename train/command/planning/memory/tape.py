@@ -51,13 +51,15 @@ class Weight:
 @dataclass(eq=False, slots=True)
 class Node:
     """An operator in the graph. `inputs`: what gets a gradient, with the bytes of it; None passes the result's gradient
-    on. `scratch`: bytes that its backward needs on top of the gradients that it makes."""
+    on. `scratch`: bytes that its backward needs on top of the gradients that it makes. `others`: further results, of
+    which all have gradients when the backward of `out` runs."""
 
     out: Value
     inputs: Sequence[tuple[Value, float | None]]
     saved: list[Buffer]
     weights: Sequence[Weight]
     scratch: float
+    others: Sequence[Value] = ()
 
 
 @dataclass(eq=False)
@@ -169,6 +171,14 @@ class Tape:
             self.transient(extra)
         return value
 
+    def pieces(self, count: int, *inputs: tuple[Value, float | None], weights: Sequence[Weight] = ()) -> list[Value]:
+        """Views of an input or of a weight. Their gradients become one when the last one is there."""
+        shared = inputs[0][0].buffer if inputs else Buffer(0.0, self.kind)
+        values = [Value(self.keep(shared)) for _ in range(count)]
+        if self.recording:
+            self.nodes.append(Node(values[0], inputs, [], weights, 0.0, values[1:]))
+        return values
+
     def backward(self, nodes: Sequence[Node], out: Value, grad: Buffer, *, split: bool = False) -> None:
         """Run the nodes' backward, the last one first, from the gradient of `out`, which is used up. `split`: only the
         gradients of inputs are computed. What the weights' gradients will need stays: all saved tensors, and the
@@ -198,6 +208,10 @@ class Tape:
         self.transient(node.scratch)
         self.release(saved)
         self.free(incoming)
+        for other in node.others:
+            if other.grad is not None:
+                self.free(other.grad)
+                other.grad = None
         for (value, _), new in zip(node.inputs, made, strict=True):
             value.grad = new if value.grad is None else self.sum(value.grad, new)
 
