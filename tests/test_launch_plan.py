@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from launch import plan
 from launch.planning.figures import costs_of
 from tests.plans import composed
+from tests.rows.auto import CHOSEN
 from train.checkpoint.resume import planned
 from train.command import cli
 from train.command.planning import auto
@@ -168,13 +169,18 @@ def test_auto_refuses(words, says):
     assert says in refused.value.report() and refused.value.exit_code == 2
 
 
-def cut_off(folder, words, command):
+@pytest.mark.parametrize("preset", CHOSEN)
+def test_figures_decide_what_auto_chooses(preset):
+    assert f"strategy={preset}" in CHOSEN[preset].overrides
+
+
+def cut_off(folder, words, line):
     """The folder of a run of two processes that was cut off after a step that it had saved."""
     config, tree, _ = cli.parse(cli.parser("train/main.py", ""), [*words, f"metrics.dir={folder}"])
     run = folder / "fsdp-dp_shard2-ws2-abcdef"
     (run / "checkpoints" / "step-2").mkdir(parents=True)
     (run / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
-    (run / "work.json").write_text(json.dumps({"command": command, "world_size": 2}))
+    (run / "work.json").write_text(json.dumps({"command": line, "world_size": 2}))
     return config, run
 
 

@@ -14,7 +14,7 @@ from train.command.planning.search import pricer
 from train.command.planning.search.layouts import meshes
 from train.command.planning.search.pricer import Pricer
 from train.command.planning.search.processes import Processes
-from train.command.planning.search.replay import bubble_of, replayed
+from train.command.planning.search.replay import Replays
 from train.command.planning.search.search import search
 from train.command.planning.search.splits import splits
 from train.command.planning.search.tables import Tables, priced_job
@@ -109,17 +109,12 @@ def test_nothing_is_faster_than_its_bound():
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_a_replay_of_equal_stages_has_the_bubble_of_the_formula(schedule):
-    one = task(f"{LLAMA} model.num_layers=16")
+    """The head makes the last stage longer, so the bubble is a little more than that of equal stages."""
+    one = task(f"{LLAMA} model.num_layers=16 model.vocab_size=64")
     layout = next(x for x in layouts(one) if x.schedule == schedule and x.degrees == (4, 1, 4, 1, 1))
     q = quantities(one.job(dataclasses.replace(layout, layers=(4, 4, 4, 4))))
-    order = [dataclasses.replace(_stage_time(), exposed={}, once={}) for _ in range(4)]
-    assert bubble_of(q, one.constants)(q, order) == pytest.approx(3 * order[0].microbatch)
-
-
-def _stage_time():
-    from train.command.planning.step_time import StageTime
-
-    return StageTime(1.0, 2.0)
+    closed, found = step_time(q, one.constants), Replays().step_time(q, one.constants)
+    assert found.bubble == pytest.approx(closed.bubble, rel=0.05) and found.bubble > 0
 
 
 def test_a_long_replay_is_continued_as_it_would_go_on(monkeypatch):
@@ -133,9 +128,9 @@ def test_a_long_replay_is_continued_as_it_would_go_on(monkeypatch):
             and x.degrees[4] == 8
         )  # fmt: skip
         q = quantities(one.job(dataclasses.replace(layout, layers=splits(listed(Tables(), layout, one).layers)[-1])))
-        short = replayed(q, one.constants).total
+        short = Replays().step_time(q, one.constants).total
         monkeypatch.setattr("train.command.planning.search.replay.MANY", 1000)
-        assert short == pytest.approx(replayed(q, one.constants).total, rel=1e-3), schedule
+        assert short == pytest.approx(Replays().step_time(q, one.constants).total, rel=1e-3), schedule
         monkeypatch.undo()
 
 
@@ -157,7 +152,7 @@ def test_a_split_is_never_slower_than_the_balanced_one():
         balanced = listed(prices.tables, layout, one)
         _, chosen = prices.with_better_split(balanced)
         ours = prices.replay(chosen)
-        today = replayed(quantities(one.job(balanced)), one.constants).total
+        today = Replays().step_time(quantities(one.job(balanced)), one.constants).total
         assert ours.seconds <= today
         better += ours.seconds < 0.99 * today
     assert better > 0, "FLOPs leave out the loss, so that some splits gain"

@@ -64,13 +64,16 @@ def lines(answer: Answer) -> list[str]:
 
 
 def command(answer: Answer) -> str:
-    """The command line that starts the first layout on one machine, without what only the planner reads."""
+    """The command line that trains with the first layout, without what only the planner reads."""
+    base, first = answer.base, answer.best[0]
+    products, each = first.quantities.job.products, base.config.hardware.devices_per_node or base.world_size
     others = [word for word in answer.typed if not word.startswith(("precision=", "hardware="))]
-    products = answer.best[0].quantities.job.products
-    words = [f"nproc={answer.base.world_size}", *in_place(others, answer.best[0].layout.words)]
-    if products not in LAB:
-        return f"{shlex.join(['python', '-m', 'launch.local', *words])}  (the lab does not train in {products})"
-    return shlex.join(["python", "-m", "launch.local", *words, f"precision={products}"])
+    words = [*in_place(others, first.layout.words), *([f"precision={products}"] if products in LAB else [])]
+    if base.world_size > each:
+        start = ["torchrun", f"--nnodes={base.world_size // each}", f"--nproc_per_node={each}", "train/main.py"]
+    else:
+        start = ["python", "-m", "launch.local", f"nproc={base.world_size}"]
+    return shlex.join([*start, *words]) + ("" if products in LAB else f"  (the lab does not train in {products})")
 
 
 def _counted(name: str, outcome: Outcome) -> str:

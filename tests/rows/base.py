@@ -64,8 +64,9 @@ class Row:
 
 @cache
 def laid_out(words: tuple[str, ...], size: int) -> tuple[str, ...]:
-    """The words with the planner's layout in place of `strategy=auto`."""
-    return tuple(auto.in_place(words, auto.choose(words, size, "cpu").words))
+    """The words with the planner's layout in place of `strategy=auto`, and without the figures that it read."""
+    layout = auto.choose(words, size, "cpu").words
+    return tuple(auto.in_place([word for word in words if not word.startswith("hardware")], layout))
 
 
 @cache

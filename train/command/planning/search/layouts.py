@@ -169,13 +169,13 @@ class Valid:
         for ep in [] if rest else self._expert_degrees(degrees):
             for layout in _engines(Layout(degrees, ep, 0, None, 1, kinds[0], micro)):
                 plan = layout.plan(self.base)
-                for kind in kinds if _holds(plan) else []:
+                for kind in kinds if holds(plan) else []:
                     # with a split backward torch recomputes a layer once for each of its parameters: never the fastest
                     if plan.config.strategy.splits_backward() and kind is not ActivationCheckpointing.none:
                         continue
                     one = dataclasses.replace(layout, recomputation=kind)
                     micros = self._micros(one, rows)
-                    if micros and (kind is kinds[0] or _holds(one.plan(self.base))):
+                    if micros and (kind is kinds[0] or holds(one.plan(self.base))):
                         yield Group(dataclasses.replace(one, micro_batch_size=micros[0]), micros)
 
     def _expert_degrees(self, degrees: tuple[int, ...]) -> list[int]:
@@ -206,7 +206,7 @@ def _engines(first: Layout) -> Iterator[Layout]:
             yield dataclasses.replace(first, schedule=name, stages_per_rank=stages_per_rank)
 
 
-def _holds(plan: Plan) -> bool:
+def holds(plan: Plan) -> bool:
     """Whether the plan breaks no rule but those about microbatches."""
     return not _any_broken(plan, of_batch=False)
 

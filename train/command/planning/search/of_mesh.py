@@ -75,10 +75,11 @@ class Mesh:
 
     def messages(self, kind: int, layers: int, microbatches: int, sequences: int) -> Sent:
         """Of a rank of this class with so many layers."""
-        if microbatches < FEW:
-            return self._of_layers(kind, layers, microbatches, sequences)
-        one, more, larger = (self._of_layers(kind, layers, *probe) for probe in PROBES)
-        return tuple(
+        key = (kind, layers, microbatches, sequences)
+        if microbatches < FEW or key in self.grown:
+            return self._of_layers(key)
+        one, more, larger = (self._of_layers((kind, layers, *probe)) for probe in PROBES)
+        self.grown[key] = tuple(
             replace(
                 first,
                 calls=_extended(first.calls, second.calls, third.calls, microbatches, sequences),
@@ -86,10 +87,11 @@ class Mesh:
             )
             for first, second, third in zip(one, more, larger, strict=True)
         )
+        return self.grown[key]
 
-    def _of_layers(self, kind: int, layers: int, microbatches: int, sequences: int) -> Sent:
-        key = (kind, layers, microbatches, sequences)
+    def _of_layers(self, key: Probe) -> Sent:
         if key not in self.grown:
+            kind, layers, microbatches, sequences = key
             few, more = (_by_name(self._probe((0, each, microbatches, sequences))) for each in (1, 2))
             step = {name: (more[name].calls - one.calls, more[name].bytes - one.bytes) for name, one in few.items()}
             found = []

@@ -12,8 +12,8 @@ from train.command.planning.constants import Constants
 from train.command.planning.footprint import Footprint, footprint, reserve
 from train.command.planning.job import Job, missing_figures
 from train.command.planning.quantities import Quantities
-from train.command.planning.search.layouts import Choices, Layout, Valid
-from train.command.planning.search.replay import replayed
+from train.command.planning.search.layouts import Choices, Layout, Valid, holds
+from train.command.planning.search.replay import Replays
 from train.command.planning.search.splits import splits
 from train.command.planning.search.tables import Tables, priced_job
 from train.command.planning.step_time import StepTime, step_time
@@ -80,6 +80,8 @@ class Pricer:
     def __init__(self, task: Task) -> None:
         self.task, self.tables, self.valid = task, Tables(), Valid(task.base, task.choices)
         self.bounds: dict[Hashable, float] = {}
+        self.replays = Replays()
+        self.orders: dict[Hashable, list[tuple[int, ...]]] = {}
 
     def mesh(self, asked: tuple[tuple[int, ...], float]) -> OfMesh:
         """The layouts of a mesh, given by its degrees, that take less than so many seconds."""
@@ -98,21 +100,33 @@ class Pricer:
                 self._price(layout, bound, found)
         return found
 
+    def promise(self, degrees: tuple[int, ...]) -> float:
+        """Seconds below which no layout of a mesh is likely to be: meshes with few come first, so that the bound for
+        the others is soon low. Infinite if the mesh breaks a rule."""
+        base, pp = self.task.base, degrees[0]
+        rest = base.config.train.global_batch_size % (degrees[1] * degrees[2])
+        first = Layout(degrees, 1, 0, "gpipe" if pp > 1 else None, 1, ActivationCheckpointing.none, 1)
+        return math.inf if rest or not holds(first.plan(base)) else self._at_least(self._listed(first))
+
     def _listed(self, layout: Layout) -> Layout:
         stages = layout.degrees[0] * layout.stages_per_rank
         return dataclasses.replace(layout, layers=self.tables.listed(self.task.base.config, stages))
 
     def _at_least(self, layout: Layout) -> float:
         """Seconds that the layout needs if nothing is sent or updated, which many meshes share."""
+        key = self._work(layout)
+        if key not in self.bounds:
+            self.bounds[key] = step_time(self.tables.alone(self.task.job(layout)), self.task.constants).total
+        return self.bounds[key]
+
+    def _work(self, layout: Layout) -> Hashable:
+        """What decides how long the layout computes, apart from the layers of its stages."""
         pp, replicate, shard, cp, tp = layout.degrees
         facts = SCHEDULES[layout.schedule] if layout.schedule else None
         placed = (layout.stages_per_rank, facts and facts.v_shaped, facts and facts.splits_backward)
         weights = (layout.zero_stage, shard) if self.task.base.config.hardware.measured else layout.zero_stage > 1
         mesh = (pp, replicate * shard, cp, tp, placed, weights)
-        key = (*mesh, layout.recomputation, layout.micro_batch_size)
-        if key not in self.bounds:
-            self.bounds[key] = step_time(self.tables.alone(self.task.job(layout)), self.task.constants).total
-        return self.bounds[key]
+        return (*mesh, layout.recomputation, layout.micro_batch_size)
 
     def _floor(self, layout: Layout) -> float:
         job = self.task.job(layout)
@@ -139,13 +153,20 @@ class Pricer:
         return footprint(job).total + reserve(job) - self.task.capacity
 
     def with_better_split(self, layout: Layout) -> tuple[float, Layout]:
-        """The fastest split that fits, by the closed form."""
-        found = []
-        for split in dict.fromkeys([layout.layers, *splits(self._listed(layout).layers)]):
+        """The fastest split that fits, by the closed form. Which is faster is asked once for all meshes with the same
+        stages and work, as what data ranks send once a step hardly depends on it."""
+        key = self._work(layout)
+        if key not in self.orders:
+            ones = [dataclasses.replace(layout, layers=split) for split in splits(self._listed(layout).layers)]
+            self.orders[key] = [one.layers for one in sorted(ones, key=self._closed)]
+        for split in self.orders[key]:
             one = dataclasses.replace(layout, layers=split)
-            found.append((step_time(self.tables.quantities(self.task.job(one)), self.task.constants).total, one))
-        found.sort(key=lambda pair: pair[0])
-        return next(pair for pair in found if pair[1] == layout or self.missing(self.task.job(pair[1])) <= 0)
+            if one == layout or self.missing(self.task.job(one)) <= 0:
+                return self._closed(one), one
+        return self._closed(layout), layout
+
+    def _closed(self, layout: Layout) -> float:
+        return step_time(self.tables.quantities(self.task.job(layout)), self.task.constants).total
 
     def replay(self, layout: Layout) -> Priced:
         """The layout with its split or with the balanced one, whichever is faster when it is replayed."""
@@ -155,7 +176,7 @@ class Pricer:
             job = self.task.job(one)
             if one == layout or self.missing(job) <= 0:
                 q = self.tables.quantities(job)
-                found.append((replayed(q, self.task.constants), one, q))
+                found.append((self.replays.step_time(q, self.task.constants), one, q))
         time, best, q = min(found, key=lambda each: each[0].total)
         shown = dataclasses.replace(best, layers=()) if best == balanced else best
         return Priced(shown, q, time, footprint(q.job), reserve(q.job))

@@ -7,9 +7,12 @@ of microbatches takes as long as the one before, so that only so many are replay
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
 from train.command.planning.constants import Constants
 from train.command.planning.quantities import Quantities
-from train.command.planning.step_time import Bubble, StageTime, StepTime, head_time, layer_time, step_time
+from train.command.planning.step_time import StageTime, StepTime, head_time, layer_time, step_time
 from train.strategies.pipeline.placement import SCHEDULES, rank_of_stage
 from train.strategies.pipeline.timetable import Action, actions_by_rank, timetable
 
@@ -18,25 +21,37 @@ FORWARD = 1 / 3  # the share of the messages of a microbatch that come in its fo
 SPLIT = 0.5  # the share of a backward that each of its halves takes, where a schedule splits it
 
 
-def replayed(q: Quantities, c: Constants) -> StepTime:
-    """The time of a step with the replayed bubble; without a pipeline, as `step_time`."""
-    return step_time(q, c, bubble_of(q, c)) if q.job.plan.degrees["pp"] > 1 else step_time(q, c)
+@dataclass
+class Replays:
+    """Replays of one search. Layouts that differ only in what they send once a step have the same bubble."""
+
+    bubbles: dict[Hashable, float] = field(default_factory=dict)
+
+    def step_time(self, q: Quantities, c: Constants) -> StepTime:
+        """The time of a step with the replayed bubble; without a pipeline, as `step_time`."""
+        if q.job.plan.degrees["pp"] == 1:
+            return step_time(q, c)
+        shares = stage_shares(q, c)
+
+        def bubble(q: Quantities, order: list[StageTime]) -> float:
+            times = tuple((one.forward, one.backward, *one.exposed.values()) for one in order)
+            key = (shape_of(q), q.microbatches, times, tuple(shares))
+            if key not in self.bubbles:
+                self.bubbles[key] = _bubble(q, order, shares)
+            return self.bubbles[key]
+
+        return step_time(q, c, bubble)
 
 
-def bubble_of(q: Quantities, c: Constants) -> Bubble:
-    shares = stage_shares(q, c)
-
-    def bubble(q: Quantities, order: list[StageTime]) -> float:
-        ranks, m = len(order), q.microbatches
-        slowest = max(one.microbatch for one in order)
-        if m <= MANY * ranks:
-            length = _length(q, order, shares, m)
-        else:
-            few, many = (_length(q, order, shares, rounds * ranks) for rounds in (FEW, MANY))
-            length = few + (m - FEW * ranks) * (many - few) / ((MANY - FEW) * ranks)
-        return max(length - m * slowest, 0.0)
-
-    return bubble
+def _bubble(q: Quantities, order: list[StageTime], shares: list[float]) -> float:
+    ranks, m = len(order), q.microbatches
+    slowest = max(one.microbatch for one in order)
+    if m <= MANY * ranks:
+        length = _length(q, order, shares, m)
+    else:
+        few, many = (_length(q, order, shares, rounds * ranks) for rounds in (FEW, MANY))
+        length = few + (m - FEW * ranks) * (many - few) / ((MANY - FEW) * ranks)
+    return max(length - m * slowest, 0.0)
 
 
 def shape_of(q: Quantities) -> tuple[str, int, int, int]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from train.command.planning.job import missing_figures
 from train.command.planning.quantities import profile_of_job
 from train.command.planning.search.layouts import Layout, meshes
 from train.command.planning.search.pricer import Priced, Pricer, Task, order_of, rank_of
@@ -38,8 +39,9 @@ class Outcome:
 
 def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda done, total: None) -> Outcome:
     """The best layouts, the fastest first. `workers`: processes that share the work."""
-    degrees = sorted(meshes(task.base), key=lambda one: _promise(task, one))
     profile_of_job(priced_job(task.base, task.products))  # which refuses a profile that cannot be used
+    known = not missing_figures(priced_job(task.base, task.products))
+    degrees = sorted(meshes(task.base), key=Pricer(task).promise) if known else [*meshes(task.base)]
     valid = priced = 0
     unknown: Counter[str] = Counter()
     best: list[tuple[float, Layout]] = []
@@ -76,10 +78,3 @@ def _nearest(task: Task, larger: list[tuple[float, Layout]]) -> tuple[Layout, fl
         best = pair if best is None else min(best, pair, key=rank_of)
     assert best is not None
     return best[1], best[0]
-
-
-def _promise(task: Task, degrees: tuple[int, ...]) -> tuple[int, ...]:
-    """Meshes that are often fast come first, so that the others can be left out early."""
-    pp, replicate, _, cp, tp = degrees
-    node = task.base.config.hardware.devices_per_node or task.base.world_size
-    return max(tp // node, 1) * cp, pp * tp, replicate

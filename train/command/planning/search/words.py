@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from train.command.planning.search.layouts import Layout
 from train.command.planning.search.pricer import Priced
 from train.config.schema import ActivationCheckpointing
@@ -29,7 +31,8 @@ def shown(layout: Layout) -> str:
         several = f" with {layout.stages_per_rank} stages a rank" if layout.stages_per_rank > 1 else ""
         words.append(f"{layout.schedule}{several}")
     if layout.layers:
-        words.append(f"layers {','.join(map(str, layout.layers))}")
+        runs = [(count, len([*same])) for count, same in itertools.groupby(layout.layers)]
+        words.append("layers " + " ".join(f"{times}x{count}" if times > 1 else str(count) for count, times in runs))
     return ", ".join([*words, f"micro batch {layout.micro_batch_size}", RECOMPUTED[layout.recomputation]])
 
 
