@@ -29,7 +29,7 @@ class Started:
         self.output, self.errors = (self.folder / f"{self.mark}.{name}" for name in ("out", "err"))
         self.temporary = self.folder / f"{self.mark}.tmp"
         self.temporary.mkdir()
-        self.on_cpu = "runtime.device=cpu" in words
+        self.on_gpu = bool({"cuda", "runtime.device=cuda"}.intersection(words))
         self.shared = self.in_shared_memory()
         paths = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TMPDIR": str(self.temporary), MARK: self.mark}
@@ -42,8 +42,8 @@ class Started:
             )  # fmt: skip
 
     def in_shared_memory(self):
-        """What is there. On a CPU, what other programs keep there for their GPUs is not meant."""
-        return {one for one in SHARED_MEMORY.iterdir() if not (self.on_cpu and one.name.startswith("nccl"))}
+        """What is there; without what other programs keep there for their GPUs, if this one uses none."""
+        return {one for one in SHARED_MEMORY.iterdir() if self.on_gpu or not one.name.startswith("nccl")}
 
     def out(self):
         return self.output.read_text()

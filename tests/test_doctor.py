@@ -54,7 +54,7 @@ LATE, LOST = {"error": "RuntimeError: Connection closed by peer"}, {"error": "it
         ({"devices": NOTE}, OK, ""),
         ({"devices": NOTE | {"devices": [GPU | {"free": GiB}]}}, WARNING, "0: H100, 1.0 of 80.0 GiB are free: other"),
         ({"rank_1": None}, ERROR, "two ranks cannot sum a tensor: it did not answer within 9 s"),
-        ({"rank_1": None, "ready_s": 7.5}, WARNING, "torch and the devices needed 7.5 s, so that two ranks had only 1.5 s"),
+        ({"rank_1": None, "ready_s": 7.5}, WARNING, "the devices needed 7.5 s, so that two ranks had only 1.5 s"),
         ({"rank_0": LATE, "rank_1": LOST | {"lost": True}}, ERROR, "rank 1: its process was ended by signal 11"),
         ({"rank_0": {"error": "ArithmeticError: an all-reduce gave 1"}}, ERROR, "rank 0: ArithmeticError"),
     ],

@@ -12,7 +12,7 @@ SLOW_IMPORT_S = 20.0  # every rank imports torch before its first step
 GiB = 2**30
 LEAST_FREE = 0.5  # the share of a device's memory that should be free before a run
 ALL_REDUCE = "all-reduce"
-SHORT_S = 5.0  # two ranks that had less time to sum a tensor may only be slow, as they are at the first start of a machine
+SHORT_S = 5.0  # two ranks that had less time to sum a tensor may only be slow, as after the start of a machine
 DRIVER = "look at the driver (nvidia-smi, dmesg); CUDA_VISIBLE_DEVICES= hides the GPUs, and runs are on the CPU"
 
 
