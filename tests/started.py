@@ -29,7 +29,8 @@ class Started:
         self.output, self.errors = (self.folder / f"{self.mark}.{name}" for name in ("out", "err"))
         self.temporary = self.folder / f"{self.mark}.tmp"
         self.temporary.mkdir()
-        self.shared = {*SHARED_MEMORY.iterdir()}
+        self.on_gpu = bool({"cuda", "runtime.device=cuda"}.intersection(words))
+        self.shared = self.in_shared_memory()
         paths = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
         own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "TMPDIR": str(self.temporary), MARK: self.mark}
         own["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / "cache")  # torch keeps it, by default in TMPDIR
@@ -39,6 +40,10 @@ class Started:
                 stdout=out, stderr=errors, start_new_session=True,
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores
             )  # fmt: skip
+
+    def in_shared_memory(self):
+        """What is there; without what other programs keep there for their GPUs, if this one uses none."""
+        return {one for one in SHARED_MEMORY.iterdir() if self.on_gpu or not one.name.startswith("nccl")}
 
     def out(self):
         return self.output.read_text()
@@ -80,7 +85,7 @@ class Started:
         assert not alive, f"processes were left behind: {alive}"
         assert not [*self.temporary.iterdir()], "temporary files were left behind"
         deadline = time.monotonic() + GONE_S
-        while (left := {*SHARED_MEMORY.iterdir()} - self.shared) and time.monotonic() < deadline:
+        while (left := self.in_shared_memory() - self.shared) and time.monotonic() < deadline:
             time.sleep(0.1)
         assert not left, "shared memory was left behind"
         return self.process.returncode, self.said()

@@ -29,6 +29,7 @@ SAID: dict[str, Any] = {
     "torch": "2.13.0+cpu",
     "cuda": None,
     "import_s": 2.0,
+    "ready_s": 2.5,
     "distributed": True,
     "backends": ["gloo"],
     "devices": {"devices": [], "device": "cpu", "backend": "gloo", "note": ""},
@@ -53,6 +54,7 @@ LATE, LOST = {"error": "RuntimeError: Connection closed by peer"}, {"error": "it
         ({"devices": NOTE}, OK, ""),
         ({"devices": NOTE | {"devices": [GPU | {"free": GiB}]}}, WARNING, "0: H100, 1.0 of 80.0 GiB are free: other"),
         ({"rank_1": None}, ERROR, "two ranks cannot sum a tensor: it did not answer within 9 s"),
+        ({"rank_1": None, "ready_s": 7.5}, WARNING, "the devices needed 7.5 s, so that two ranks had only 1.5 s"),
         ({"rank_0": LATE, "rank_1": LOST | {"lost": True}}, ERROR, "rank 1: its process was ended by signal 11"),
         ({"rank_0": {"error": "ArithmeticError: an all-reduce gave 1"}}, ERROR, "rank 0: ArithmeticError"),
     ],
@@ -60,7 +62,7 @@ LATE, LOST = {"error": "RuntimeError: Connection closed by peer"}, {"error": "it
 def test_torch_devices_and_ranks(changes, level, says):
     said = {name: value for name, value in {**SAID, **changes}.items() if value is not None}
     late = None in changes.values()
-    found = torch_here.judge(Answers(said, "it did not answer within 9 s" * late, late), {}, nvidia=False)
+    found = torch_here.judge(Answers(said, "it did not answer within 9 s" * late, late, 9.0), {}, nvidia=False)
     check(found, level, says)
     assert (MORE_TIME in found[-1].fix) is late
 

@@ -60,11 +60,11 @@ def test_the_other_replica_goes_on_over_nccl(size, words, tmp_path, monkeypatch)
         try:
             within(START_S, lambda: last_step(folder) >= 30)
             for rank in (1, 0):
-                killed = time.time()
+                killed, before = time.time(), len(said(log_of(folder), rank, "lost"))
                 ranks_of(process)[rank].kill()
-                within(GO_ON_S, lambda rank=rank: said(log_of(folder), rank, "lost"))
+                within(GO_ON_S, lambda rank=rank, before=before: len(said(log_of(folder), rank, "lost")) > before)
                 after = said(log_of(folder), rank, "lost")[-1]
-                within(BACK_S, lambda rank=rank: said(log_of(folder), rank, "back"))
+                within(BACK_S, lambda rank=rank, before=before: len(said(log_of(folder), rank, "back")) > before)
                 everything = psutil.Process(process.pid).children(recursive=True)
                 written = [one["time"] for one in records(folder) if one["step"] == after + 1 and "train/loss" in one]
                 seconds.append(written[0] - killed)

@@ -29,11 +29,12 @@ MORE_TIME = "python -m launch.doctor limit_s=60 gives it more time"
 @dataclass(frozen=True)
 class Answers:
     """`found`: what the process printed, by name. `end`: how it ended, if not by itself with code 0. `late`: it was
-    given up."""
+    given up after so many `seconds`."""
 
     found: dict[str, Any] = field(default_factory=dict)
     end: str = ""
     late: bool = False
+    seconds: float = 0.0
 
 
 class Child:
@@ -67,7 +68,8 @@ class Child:
         except subprocess.TimeoutExpired as late:
             self.kill()
             seconds = time.monotonic() - self.started
-            return Answers(_found(late.stdout or b""), f"it did not answer within {seconds:.0f} s", late=True)
+            end = f"it did not answer within {seconds:.0f} s"
+            return Answers(_found(late.stdout or b""), end, late=True, seconds=seconds)
         code = self.process.returncode
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         lines = err.decode(errors="replace").strip().splitlines()

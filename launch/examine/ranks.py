@@ -47,6 +47,7 @@ def main() -> None:
     _run([partial(_devices, asked)], ["devices"])
     store = f"/proc/self/fd/{os.memfd_create('store')}"  # the forked ranks have it open too
     ranks = range(NUM_RANKS)
+    say(ready_s=time.perf_counter() - started)
     _run([partial(_rank, rank, asked, store) for rank in ranks], [f"rank_{rank}" for rank in ranks])
 
 

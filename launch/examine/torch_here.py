@@ -12,6 +12,7 @@ SLOW_IMPORT_S = 20.0  # every rank imports torch before its first step
 GiB = 2**30
 LEAST_FREE = 0.5  # the share of a device's memory that should be free before a run
 ALL_REDUCE = "all-reduce"
+SHORT_S = 5.0  # two ranks that had less time to sum a tensor may only be slow, as after the start of a machine
 DRIVER = "look at the driver (nvidia-smi, dmesg); CUDA_VISIBLE_DEVICES= hides the GPUs, and runs are on the CPU"
 
 
@@ -102,6 +103,10 @@ def _all_reduce(answers: Answers) -> Finding:
         first, why = min(bad.items(), key=lambda item: not item[1].get("lost", False))
         message = f"two ranks cannot sum a tensor: {first}: {why['error']}"
         return error(ALL_REDUCE, message, why.get("fix", fix))
+    ready_s = answers.found.get("ready_s", answers.seconds)
+    if len(ranks) < 2 and answers.late and (had := answers.seconds - ready_s) < SHORT_S:
+        why = f"torch and the devices needed {ready_s:.1f} s, so that two ranks had only {had:.1f} s"
+        return warning(ALL_REDUCE, f"whether two ranks can sum a tensor is not known: {why}", MORE_TIME)
     if len(ranks) < 2:
         return error(ALL_REDUCE, f"two ranks cannot sum a tensor: {answers.end or 'a rank gave no answer'}", fix)
     one = ranks["rank_0"]
