@@ -2,8 +2,8 @@
 
 It takes all overrides of train/main.py, several strategies, and the options that --help shows. Each strategy trains for
 `minutes` undisturbed. Then, for each `mtbf_s`, it makes the same steps again under `launch.local restarts=…`, while
-again and again a random rank is killed, also one that is just starting: the time between two kills is exponentially
-distributed with this mean.
+again and again a random rank is killed, also one that is just starting. There are as many kills as come in this time on
+average, and at least one; their moments are those of a Poisson process of which this number is known: drawn uniformly.
 
 ETTR, the effective training time ratio, is the time of the undisturbed run in percent of that of the run with kills. As
 the speed of a machine changes, the first is scaled by the median time of a step in both runs. The ETTR is predicted
@@ -80,15 +80,17 @@ def with_kills(folder: Path, point: Point, minutes: float, mtbf: float, costs: C
     """Make the steps of the undisturbed run `clean` again, with kills."""
     chance, every, steps = random.Random(f"{point.label} {mtbf}"), costs.every(mtbf), len(clean)
     words = (f"train.steps={steps}", f"checkpoint.every={every}")
+    lasts = steps * costs.step / costs.ettr(every, 1 / mtbf)  # so long the run is expected to last
+    moments = sorted(chance.uniform(0, lasts) for _ in range(max(round(lasts / mtbf), 1)))
     kills, killed, down = 0, 0.0, None
     repairs, redone = [0.0], [0]
     with Run(folder, point, *words, restarts=options.MAX_RESTARTS).ended() as run:
         run.until(lambda: any(complete(path.parent) for path in files(folder, "checkpoints")))
         started = records(folder)[0]["time"]
-        due = time.time() + chance.expovariate(1 / mtbf)
+        since = time.time()
         while run.process.poll() is None:
-            if (now := time.time()) > due and run.kill(chance):
-                kills, killed, due = kills + 1, now, now + chance.expovariate(1 / mtbf)
+            if kills < len(moments) and (now := time.time()) > since + moments[kills] and run.kill(chance):
+                kills, killed = kills + 1, now
                 down = down or (now, run.newest()["step"])
             if down and (first := run.first_after(killed)):
                 repairs.append(first["time"] - down[0])
