@@ -6,7 +6,7 @@ of two processes. Each finding is ok, a warning or an error, and comes with its 
 
 Takes every override that train/main.py takes, and reads metrics.dir and runtime.* of them. The exit code is 3 if
 something stops a run, 2 if the command line is wrong, and 0 otherwise. Nothing stays behind. What does not answer in
-time is an error, so that the doctor ends within limit_s.
+time is given up, so that the doctor ends within limit_s: an error, or a warning if two ranks had too little time.
 """
 
 from __future__ import annotations

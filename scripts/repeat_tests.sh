@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run `make test` several times, to find tests that fail sometimes: scripts/repeat_tests.sh [PASSES=10] [FILE...]
 # With files, a pass runs all of their tests, also those marked slow. Each pass writes a log to build/passes/COMMIT/.
-# After an interruption it continues with the first unfinished pass.
+# After an interruption it continues with the first unfinished pass. With files, WORKERS=16 DIST=load uses a larger machine.
 # The exit code is 1 if any pass failed or did not finish.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,7 +11,7 @@ logs=build/passes/$(git describe --always --abbrev=10 --dirty=+ --exclude='*')
 tests=(make test)
 if [ ${#files[@]} -gt 0 ]; then
   logs+=/$(printf '%s\n' "${files[@]}" | sha256sum | cut -c 1-10)
-  tests=(.venv/bin/python -m pytest --clock --numprocesses=2 --dist=loadfile "${files[@]}")
+  tests=(.venv/bin/python -m pytest --clock --numprocesses="${WORKERS:-2}" --dist="${DIST:-loadfile}" "${files[@]}")
 fi
 mkdir -p "$logs"
 good=0

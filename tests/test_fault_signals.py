@@ -31,7 +31,8 @@ def signalled(run, number, *, twice=False, rank=None):
 ONE, MORE = [TERM], [INT, USR1, "INT twice"]
 
 
-@pytest.mark.parametrize("signals", [ONE, pytest.param(MORE, marks=slow)], ids=["TERM", "INT, USR1, INT twice"])
+@slow
+@pytest.mark.parametrize("signals", [ONE, MORE], ids=["TERM", "INT, USR1, INT twice"])
 def test_a_signal_to_the_launcher_saves(signals, start, undisturbed, tmp_path):
     """After each, the same line continues the run, until it gets the next. Restarts are not used for this. A second INT
     does not wait for a save."""

@@ -78,7 +78,7 @@ def test_a_short_soak(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(costs_module, name, value)
     line = ["strategy=fsdp", "nproc=2", "minutes=0.1", "mtbf_s=35", "runtime.device=cpu"]
     line += ["model.num_layers=2", "model.dim=64", "train.seq_len=64"]
-    assert random.Random("fsdp 35.0").expovariate(1 / 35) < 2, "the first kill is early enough, and the next one late"
+    assert random.Random("fsdp 35.0").random() < 0.2, "the only kill is early enough"
     assert soak.main(line) == 0, capsys.readouterr()
     (result,) = map(json.loads, (tmp_path / "build" / "soak.jsonl").read_text().splitlines())
     assert result["equal"] and result["kills"] >= 1 and result["mttr_s"] > 0

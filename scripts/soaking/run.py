@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -116,3 +117,8 @@ def records(folder: Path) -> list[Record]:
 def lasted(found: Sequence[Record]) -> float:
     """The mean time from one of these records to the next, in seconds."""
     return float(found[-1]["time"] - found[0]["time"]) / (len(found) - 1)
+
+
+def median_step(found: Sequence[Record]) -> float:
+    """The median time of a step in these records, in seconds."""
+    return statistics.median(record["perf/step_ms"] for record in found if "perf/step_ms" in record) / 1e3
