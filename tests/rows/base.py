@@ -58,15 +58,19 @@ class Row:
     @property
     def _shape(self) -> tuple[str, ...]:
         """As few layers and sequences as the layout needs. `options` may set others."""
-        plan = Plan(configured(auto.stood_in([*BASE, *self.strategy])), self.size)
+        plan = Plan(configured(auto.stood_in([*BASE, *without_figures(self.strategy)])), self.size)
         return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={4 if self.size < 4 else 8}"
 
 
 @cache
 def laid_out(words: tuple[str, ...], size: int) -> tuple[str, ...]:
     """The words with the planner's layout in place of `strategy=auto`, and without the figures that it read."""
-    layout = auto.choose(words, size, "cpu").words
-    return tuple(auto.in_place([word for word in words if not word.startswith("hardware")], layout))
+    return tuple(auto.in_place(without_figures(words), auto.choose(words, size, "cpu").words))
+
+
+def without_figures(words: Sequence[str]) -> list[str]:
+    """The words without those of a device, which only the planner reads."""
+    return [word for word in words if not word.startswith("hardware")]
 
 
 @cache

@@ -10,15 +10,28 @@ from train.config.rule import Finding, Rule
 from train.config.rules import batch, corpus, elastic, layout, mixture, model, places, read_when
 from train.strategies.techniques import used
 
-BEFORE: tuple[Rule, ...] = (*layout.RULES, *model.RULES, *read_when.RULES, *mixture.RULES, *corpus.RULES)
+# they read neither the strategy nor how a batch is cut into microbatches, nor what is recomputed
+OF_EVERY_LAYOUT: tuple[Rule, ...] = (*model.RULES, *read_when.RULES, *mixture.RULES, *corpus.RULES)
 AFTER: tuple[Rule, ...] = (*batch.RULES, *places.RULES, *elastic.RULES)
 
 
 def rules(plan: Plan) -> Iterator[Rule]:
     """The rules that hold for the plan: the general ones, and those of the techniques that it uses."""
-    yield from BEFORE
-    yield from (rule for technique in used(plan) for rule in technique.rules)
+    yield from layout.RULES
+    yield from OF_EVERY_LAYOUT
+    yield from _of_techniques(plan)
     yield from AFTER
+
+
+def rules_of_layout(plan: Plan) -> Iterator[Rule]:
+    """The rules that another layout of the same config may follow or break."""
+    yield from layout.RULES
+    yield from _of_techniques(plan)
+    yield from AFTER
+
+
+def _of_techniques(plan: Plan) -> Iterator[Rule]:
+    return (rule for technique in used(plan) for rule in technique.rules)
 
 
 def broken(plan: Plan) -> dict[str, Finding]:

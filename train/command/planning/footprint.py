@@ -93,7 +93,7 @@ def of_deepspeed(plan: Plan, rank: int) -> Kinds:
     stage = stage_of(here, place)
     waiting = min(ranks - place, max(plan.num_microbatches, 1)) - 1
     others = {kind: waiting * size for kind, size in stage.kept.items()}
-    found = [*stage.forward(fresh=True), *stage.backward(first=False, last=False), {}]
+    found = [*stage.forward(fresh=True), *stage.backward(first=False, last=False, stayed=False), {}]
     return plus(kinds, others, max(found, key=lambda moment: sum(moment.values())))
 
 
@@ -112,6 +112,10 @@ def outside(job: Job) -> float:
     return (constant("context_gib") + groups * constant("communicator_gib")) * GiB
 
 
-@cache
 def constant(name: str) -> float:
-    return float(constants.stored()[name]["value"])
+    return _constants()[name]
+
+
+@cache
+def _constants() -> dict[str, float]:
+    return {name: float(entry["value"]) for name, entry in constants.stored().items()}

@@ -38,7 +38,7 @@ def group_of(plan: Plan, axis: str) -> Group:
     inner = MESH_AXES[MESH_AXES.index(named[-1]) + 1 :] if named else ()
     if axis.startswith(("ep", "efsdp")):
         inner = ("tp",)
-    stride = math.prod(plan.degrees[one] for one in inner)
+    stride = math.prod(plan.degrees[one] for one in inner) * (plan.ep if axis.startswith("efsdp") else 1)
     return Group(size, max(min(size, domain // min(stride, domain)), 1))
 
 

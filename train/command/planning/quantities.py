@@ -25,13 +25,15 @@ from train.strategies.traffic import expected_traffic
 
 @dataclass(frozen=True)
 class Message:
-    """The calls of one operation of a rank in a step. `per_step`: they come once a step, not with every microbatch."""
+    """The calls of one operation of a rank in a step. `of_data`: they are those of FSDP or DDP. `per_step`: they come
+    once a step, not with every microbatch."""
 
     axis: str
     op: str
     calls: int
     bytes: int
     group: Group
+    of_data: bool = False
     per_step: bool = False
 
 
@@ -164,9 +166,22 @@ def messages_of(job: Job, rows: Iterable[Traffic]) -> tuple[Message, ...]:
             size, calls = size * job.chunks, calls * job.chunks
             if job.sends_parts and not plan.config.strategy.shards_sequence():
                 size //= plan.degrees["tp"]
-        of_data = "dp_" in axis or (axis.startswith(("cp", "efsdp")) and plan.config.strategy.uses_fsdp())
-        found.append(Message(axis, op, calls, size, group, of_data and _once(plan)))
+        of_data = _is_of_data(plan, axis, op)
+        found.append(Message(axis, op, calls, size, group, of_data, of_data and _once(plan)))
     return tuple(found)
+
+
+def _is_of_data(plan: Plan, axis: str, op: str) -> bool:
+    """Over `cp` alone, FSDP and DDP share an axis with attention, whose keys and values are exchanged or pass round a
+    ring. Where they are gathered too, both are one row, which counts as attention's."""
+    if axis != "cp":
+        return axis.startswith(("dp_", "efsdp"))
+    strategy = plan.config.strategy
+    return (
+        op != "all_to_all"
+        and (strategy.uses_fsdp() or strategy.uses_ddp())
+        and not (isinstance(strategy, ContextKeys) and strategy.cp_method == "allgather")
+    )
 
 
 def _once(plan: Plan) -> bool:

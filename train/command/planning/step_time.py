@@ -152,19 +152,23 @@ def stage_time(
     attention = (layer[0].attention + layer[1].attention) * stage.layers
     found = StageTime(forward, backward)
     gathered = collide = 0.0
+    axes: set[str] = set()  # over which FSDP gathers and reduces
     for message in stage.messages:
         seconds, cost = message_seconds(message, q, net), overlap_cost(message, q, c)
         if message.per_step:
             hidden = 0.0 if q.job.reduces_late else backward / q.chunks
             found.once[message.axis] = found.once.get(message.axis, 0.0) + behind(seconds, hidden, cost)
-        elif is_of_data(message):
+        elif message.of_data:
+            axes.add(message.axis)
             gathered += seconds / q.microbatches
             collide += cost * seconds / q.microbatches
         else:
             each = exposed_of(message, seconds / q.microbatches, attention, q, c)
             found.exposed[message.axis] = found.exposed.get(message.axis, 0.0) + each
     if gathered:
-        found.exposed["dp"] = behind(gathered, forward + backward, collide / gathered)
+        part = "cp" if axes == {"cp"} else "dp"
+        exposed = behind(gathered, forward + backward, collide / gathered)
+        found.exposed[part] = found.exposed.get(part, 0.0) + exposed
     return found
 
 
@@ -172,7 +176,7 @@ def message_seconds(message: Message, q: Quantities, net: Network) -> float:
     """The time of all calls of a message in a step: as measured between as many ranks, else by the data sheet."""
     profile, calls = q.profile, message.calls
     if profile is not None and calls and message.group.domains == 1:
-        precision = "float32" if is_of_data(message) and message.op != "all_gather" else profile.precision
+        precision = "float32" if message.of_data and message.op != "all_gather" else profile.precision
         each = profile.message_seconds(message.op, message.group.size, message.bytes / calls, precision)
         if each is not None:
             return calls * each
@@ -190,10 +194,6 @@ def head_time(q: Quantities, c: Constants, direction: int) -> float:
     memory = (q.job.plan.config.hardware.memory_gb_per_s or math.inf) * 1e9
     products = q.head[0] if direction == 0 else q.head[1]
     return products.seconds(rates(q, c)[1], c.tail * q.tile_elements, c.depth_cost) + q.head[2] / memory
-
-
-def is_of_data(message: Message) -> bool:
-    return message.axis.startswith(("dp_", "efsdp")) and message.op in ("all_gather", "reduce_scatter", "all_reduce")
 
 
 def exposed_of(message: Message, seconds: float, attention: float, q: Quantities, c: Constants) -> float:

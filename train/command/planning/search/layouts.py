@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from train.command.presets import strategies
-from train.command.rules import rules
+from train.command.rules import OF_EVERY_LAYOUT, rules_of_layout
 from train.config.plan import Plan
 from train.config.rule import divisors
 from train.config.rules import batch
@@ -55,12 +55,21 @@ class Layout:
 
     @property
     def named(self) -> tuple[tuple[str, int], ...]:
-        """The axes that the strategy names, with their degrees: those above 1; and `dp_shard` where DDP cannot be used,
-        or experts are split."""
+        """The axes that the strategy names, with their degrees."""
         degree = dict(zip(MESH_AXES, self.degrees, strict=True))
-        wraps = self.ep > 1 or (degree["dp_replicate"] > 1 and degree["tp"] > 1)
-        names = [axis for axis in MESH_AXES if degree[axis] > 1 or (axis == "dp_shard" and wraps)]
-        return (*((axis, degree[axis]) for axis in names), *((("ep", self.ep),) if self.ep > 1 else ()))
+        return (*((axis, degree[axis]) for axis in self.axes), *((("ep", self.ep),) if self.ep > 1 else ()))
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Those of the mesh with a degree above 1; and `dp_shard` where DDP cannot be used, or experts are split."""
+        _, replicate, _, _, tp = self.degrees
+        wraps = self.ep > 1 or (replicate > 1 and tp > 1)
+        pairs = zip(MESH_AXES, self.degrees, strict=True)
+        return tuple(axis for axis, degree in pairs if degree > 1 or (axis == "dp_shard" and wraps))
+
+    @property
+    def uses_fsdp(self) -> bool:
+        return _uses_fsdp(self.axes)
 
     @property
     def name(self) -> str:
@@ -104,6 +113,11 @@ class Layout:
 
 def _written(value: Any) -> str:
     return "null" if value is None else str(value).replace(" ", "").lower()
+
+
+@cache
+def _uses_fsdp(axes: tuple[str, ...]) -> bool:
+    return Pipeline(name="", **dict.fromkeys(axes, 1)).uses_fsdp()  # type: ignore[arg-type]
 
 
 @cache
@@ -164,10 +178,12 @@ class Valid:
 
     def of_mesh(self, degrees: tuple[int, ...]) -> Iterator[Group]:
         rows, rest = divmod(self.base.config.train.global_batch_size, degrees[1] * degrees[2])
+        if rest or not self._sound:
+            return
         kinds = [*ActivationCheckpointing] if self.choices.recomputation is None else [self.choices.recomputation]
         micro = self.choices.micro_batch_size or 1
-        for ep in [] if rest else self._expert_degrees(degrees):
-            for layout in _engines(Layout(degrees, ep, 0, None, 1, kinds[0], micro)):
+        for ep in self._expert_degrees(degrees):
+            for layout in engines(Layout(degrees, ep, 0, None, 1, kinds[0], micro)):
                 plan = layout.plan(self.base)
                 for kind in kinds if holds(plan) else []:
                     # with a split backward torch recomputes a layer once for each of its parameters: never the fastest
@@ -177,6 +193,10 @@ class Valid:
                     micros = self._micros(one, rows)
                     if micros and (kind is kinds[0] or holds(one.plan(self.base))):
                         yield Group(dataclasses.replace(one, micro_batch_size=micros[0]), micros)
+
+    @cached_property
+    def _sound(self) -> bool:
+        return not any(rule.check(self.base) for rule in OF_EVERY_LAYOUT)
 
     def _expert_degrees(self, degrees: tuple[int, ...]) -> list[int]:
         experts, folded = self.base.config.model.num_experts, degrees[2] * degrees[3]
@@ -192,7 +212,7 @@ class Valid:
         return self.micros[key]
 
 
-def _engines(first: Layout) -> Iterator[Layout]:
+def engines(first: Layout) -> Iterator[Layout]:
     """ZeRO's stages, or a pipeline's schedules with their stages per rank. Torch's schedules keep up to MAX_WHOLE
     stages gathered; what more of them send depends on the order of the actions, so more are not searched."""
     pp, _, dp_shard, cp, _ = first.degrees
@@ -207,9 +227,9 @@ def _engines(first: Layout) -> Iterator[Layout]:
 
 
 def holds(plan: Plan) -> bool:
-    """Whether the plan breaks no rule but those about microbatches."""
+    """Whether the plan breaks no rule of its layout but those about microbatches."""
     return not _any_broken(plan, of_batch=False)
 
 
 def _any_broken(plan: Plan, *, of_batch: bool) -> bool:
-    return any(rule.check(plan) for rule in rules(plan) if (rule.name in OF_MICROBATCHES) == of_batch)
+    return any(rule.check(plan) for rule in rules_of_layout(plan) if (rule.name in OF_MICROBATCHES) == of_batch)

@@ -7,17 +7,21 @@ sequences u in each, because it has the form
     (a + b n) + (c + d n) m + (e + f n) m u
 
 Two numbers of layers and three pairs (m, u) give the six factors. With fewer than four microbatches some techniques
-send otherwise, so those are asked about themselves. DDP's buckets do not grow evenly with the layers: it is not here.
+send otherwise, so those are asked about themselves. DDP's buckets do not grow evenly with the layers: DDP is not here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from train.command.planning.job import Job
 from train.command.planning.quantities import Message, messages_of
 from train.config.plan import Plan
+from train.config.schema import ModelConfig
+from train.config.technique import Rank
+from train.config.traffic import Traffic
 from train.strategies.memory import needs, state_bytes
 from train.strategies.pipeline.keys import PipelineKeys
 from train.strategies.scalars import scalars
@@ -26,8 +30,30 @@ from train.strategies.traffic import of_techniques, sent
 
 FEW = 4  # microbatches from which on everything is a sum of terms as above
 PROBES = ((2, 1), (3, 1), (2, 2))  # (microbatches, sequences in each)
-
+OF_DATA = ("FSDP", "DDP")
 Sent = tuple[Message, ...]
+Probe = tuple[int, int, int, int]  # class, layers of every stage, microbatches, sequences in each
+
+
+def of_model(here: Rank) -> list[Traffic]:
+    """What is sent apart from data parallelism: the same however data ranks share the weights, if they all use FSDP, or
+    none does, and `shares_of` is the same."""
+    return sent(here, of_techniques(here, [one for one in here.techniques if one.name not in OF_DATA]))
+
+
+def shares_of(model: ModelConfig, degrees: tuple[int, ...]) -> tuple[int, ...]:
+    """The degrees of data parallelism that `of_model` depends on: in a mixture all, as experts are split over them;
+    with tied embeddings that of the shards, as the ends of a pipeline exchange theirs; else none."""
+    _, replicate, shard, _, _ = degrees
+    if model.num_experts:
+        return replicate, shard
+    return (shard,) if model.tie_embeddings else ()
+
+
+def of_data(here: Rank) -> list[Traffic]:
+    """What FSDP and DDP send, and single numbers: the same for any number of sequences in a microbatch."""
+    own = [one for one in here.techniques if one.name in OF_DATA]
+    return sent(here, [*of_techniques(here, own), *scalars(here)])
 
 
 @dataclass(frozen=True)
@@ -54,22 +80,24 @@ class Small:
         )
         return replace(self.job, plan=Plan(config, plan.world_size))
 
+    def grown(self, first: int, step: int, layers: int, each: int = 1) -> int:
+        """What is `first` with `each` layers a stage and grows by `step` with one more on every stage of a rank."""
+        chunks = self.job.stages_per_rank
+        return first + (layers - each * chunks) * step // chunks
 
-Probe = tuple[int, int, int, int]  # class, layers of every stage, microbatches, sequences in each
-# What other techniques send is the same for all meshes that name the same axes, however data ranks share the weights.
-OF_DATA = ("FSDP", "DDP")
+    def rank(self, place: int) -> int:
+        """The first rank with this index on `pp`."""
+        plan = self.job.plan
+        return place * (plan.world_size // plan.degrees["pp"])
 
 
 @dataclass
-class Mesh:
-    """What all layouts of a mesh share that differ only in microbatches, kind of recomputation, layers of stages, and
-    schedule of the same placement. `classes`: a rank of `pp` of each kind; `places`: the class of each rank of `pp`.
-    `shared`: what meshes with other data ranks send alike, or None if it is not alike."""
+class Sending:
+    """What the ranks of a mesh send by some techniques. `rows`: a rank's traffic. `classes`: see `Mesh`."""
 
     small: Small
     classes: tuple[int, ...]
-    places: tuple[int, ...]
-    shared: dict[Probe, Sent] | None = None
+    rows: Callable[[Rank], list[Traffic]]
     sent: dict[Probe, Sent] = field(default_factory=dict)
     grown: dict[Probe, Sent] = field(default_factory=dict)
 
@@ -78,7 +106,8 @@ class Mesh:
         key = (kind, layers, microbatches, sequences)
         if microbatches < FEW or key in self.grown:
             return self._of_layers(key)
-        one, more, larger = (self._of_layers((kind, layers, *probe)) for probe in PROBES)
+        one, more = (self._of_layers((kind, layers, *probe)) for probe in PROBES[:2])
+        larger = one if sequences == 1 else self._of_layers((kind, layers, *PROBES[2]))
         self.grown[key] = tuple(
             replace(
                 first,
@@ -96,66 +125,69 @@ class Mesh:
             step = {name: (more[name].calls - one.calls, more[name].bytes - one.bytes) for name, one in few.items()}
             found = []
             for one in self._probe((kind, 1, microbatches, sequences)):
-                calls, size = step.get((one.axis, one.op), (0, 0))
-                found.append(
-                    replace(
-                        one, calls=self._grown(one.calls, calls, layers), bytes=self._grown(one.bytes, size, layers)
-                    )
+                calls, size = (
+                    self.small.grown(first, step, layers)
+                    for first, step in zip((one.calls, one.bytes), step.get((one.axis, one.op), (0, 0)), strict=True)
                 )
+                found.append(replace(one, calls=calls, bytes=size))
             self.grown[key] = tuple(found)
         return self.grown[key]
-
-    def _grown(self, first: int, step: int, layers: int, each: int = 1) -> int:
-        """What is `first` with `each` layers a stage and grows by `step` with one more on every stage of a rank."""
-        chunks = self.small.job.stages_per_rank
-        return first + (layers - each * chunks) * step // chunks
 
     def _probe(self, key: Probe) -> Sent:
         if key not in self.sent:
             kind, each, microbatches, sequences = key
             job = self.small.with_layers(each, microbatches, sequences)
-            here = rank_of(job.plan, self._rank(kind))
-            others = [one for one in here.techniques if one.name not in OF_DATA]
-            if self.shared is None:
-                rest = messages_of(job, sent(here, of_techniques(here, others)))
-            else:
-                if key not in self.shared:
-                    self.shared[key] = messages_of(job, sent(here, of_techniques(here, others)))
-                rest = self.shared[key]
-            of_data = [one for one in here.techniques if one.name in OF_DATA]
-            own = messages_of(job, sent(here, [*of_techniques(here, of_data), *scalars(here)]))
-            self.sent[key] = _summed(rest, own)
+            here = rank_of(job.plan, self.small.rank(self.classes[kind]))
+            self.sent[key] = messages_of(job, self.rows(here))
         return self.sent[key]
+
+
+@dataclass
+class Mesh:
+    """What all layouts of a mesh share that differ only in microbatches, kind of recomputation, layers of stages, and
+    schedule of the same placement. `classes`: a rank of `pp` of each kind; `places`: the class of each rank of `pp`.
+    `model`: what is sent apart from data parallelism, which other meshes may share; `data`: the rest."""
+
+    small: Small
+    classes: tuple[int, ...]
+    places: tuple[int, ...]
+    model: Sending
+    data: Sending
+    known: dict[Probe, Sent] = field(default_factory=dict)
+
+    def messages(self, kind: int, layers: int, microbatches: int, sequences: int) -> Sent:
+        """Of a rank of this class with so many layers."""
+        key = (kind, layers, microbatches, sequences)
+        if key not in self.known:
+            rest = self.model.messages(*key)
+            self.known[key] = _summed(rest, self.data.messages(kind, layers, microbatches, 1))
+        return self.known[key]
 
     def parameters(self, kind: int, layers: int) -> int:
         """The bytes of the parameters that a rank of this class updates."""
         firsts, step = self._parameters
-        return self._grown(firsts[kind], step, layers)
+        return self.small.grown(firsts[kind], step, layers)
 
     @cached_property
     def _parameters(self) -> tuple[list[int], int]:
         few, more = (self.small.with_layers(each, 2, 1).plan for each in (1, 2))
-        firsts = [state_bytes(few, self._rank(kind))["parameters"] for kind in range(len(self.classes))]
-        return firsts, state_bytes(more, self._rank(0))["parameters"] - firsts[0]
+        firsts = [state_bytes(few, self.small.rank(place))["parameters"] for place in self.classes]
+        return firsts, state_bytes(more, self.small.rank(self.classes[0]))["parameters"] - firsts[0]
 
     def floor(self, kind: int, layers: int) -> float:
         """Bytes that a rank of this class cannot do without: its state and what FSDP gathers, without activations."""
         firsts, step = self._floors
-        return self._grown(firsts[kind], step, layers, 2)
+        return self.small.grown(firsts[kind], step, layers, 2)
 
     @cached_property
     def _floors(self) -> tuple[list[int], int]:
         few, more = (self.small.with_layers(each, 1, 1).plan for each in (2, 3))
-        firsts = [needs(few, self._rank(kind)).on_device for kind in range(len(self.classes))]
-        return firsts, needs(more, self._rank(0)).on_device - firsts[0]
-
-    def _rank(self, kind: int) -> int:
-        plan = self.small.job.plan
-        return self.classes[kind] * (plan.world_size // plan.degrees["pp"])
+        firsts = [needs(few, self.small.rank(place)).on_device for place in self.classes]
+        return firsts, needs(more, self.small.rank(self.classes[0])).on_device - firsts[0]
 
 
 def _extended(first: int, more: int, larger: int, microbatches: int, sequences: int) -> int:
-    """From the values of PROBES: a + b m + c m u."""
+    """From the values of PROBES: a + b m + c m u; for one sequence the third is the first, as b + c is enough."""
     c = (larger - first) // 2
     b = more - first - c
     return first - 2 * (b + c) + b * microbatches + c * microbatches * sequences

@@ -12,7 +12,8 @@ from train.command.planning.constants import Constants
 from train.command.planning.footprint import Footprint, footprint, reserve
 from train.command.planning.job import Job, missing_figures
 from train.command.planning.quantities import Quantities
-from train.command.planning.search.layouts import Choices, Layout, Valid, holds
+from train.command.planning.search.layouts import Choices, Layout, Valid, engines, holds
+from train.command.planning.search.of_mesh import shares_of
 from train.command.planning.search.replay import Replays
 from train.command.planning.search.splits import splits
 from train.command.planning.search.tables import Tables, priced_job
@@ -88,11 +89,12 @@ class Pricer:
         degrees, bound = asked
         found = OfMesh()
         for group in self.valid.of_mesh(degrees):
+            if not found.valid:  # the same for all layouts of a mesh
+                found.unknown = tuple(missing_figures(self.task.job(group.first)))
             found.valid += len(group.micros)
-            found.unknown = found.unknown or tuple(missing_figures(self.task.job(group.first)))
             if found.unknown:
                 continue
-            layouts = [one for layout in group if self._at_least(one := self._listed(layout)) < bound]
+            layouts = [layout for layout in map(self._listed, group) if self._may_take_less(layout, bound)]
             if layouts and (floor := self._floor(layouts[0])) > self.task.capacity:
                 found.larger += [(floor, layouts[0])] if bound == math.inf else []
                 continue
@@ -103,20 +105,32 @@ class Pricer:
     def promise(self, degrees: tuple[int, ...]) -> float:
         """Seconds below which no layout of a mesh is likely to be: meshes with few come first, so that the bound for
         the others is soon low. Infinite if the mesh breaks a rule."""
-        base, pp = self.task.base, degrees[0]
+        base = self.task.base
         rest = base.config.train.global_batch_size % (degrees[1] * degrees[2])
-        first = Layout(degrees, 1, 0, "gpipe" if pp > 1 else None, 1, ActivationCheckpointing.none, 1)
-        return math.inf if rest or not holds(first.plan(base)) else self._at_least(self._listed(first))
+        first = next(engines(Layout(degrees, 1, 0, None, 1, ActivationCheckpointing.none, 1)))
+        return math.inf if rest or not holds(first.plan(base)) else self._computing(self._listed(first))
 
     def _listed(self, layout: Layout) -> Layout:
         stages = layout.degrees[0] * layout.stages_per_rank
         return dataclasses.replace(layout, layers=self.tables.listed(self.task.base.config, stages))
 
-    def _at_least(self, layout: Layout) -> float:
+    def _may_take_less(self, layout: Layout, bound: float) -> bool:
+        """Whether two bounds from below, the second one tighter and more work, leave that open."""
+        return self._computing(layout) < bound and (bound == math.inf or self._at_least(layout) < bound)
+
+    def _computing(self, layout: Layout) -> float:
         """Seconds that the layout needs if nothing is sent or updated, which many meshes share."""
         key = self._work(layout)
         if key not in self.bounds:
             self.bounds[key] = step_time(self.tables.alone(self.task.job(layout)), self.task.constants).total
+        return self.bounds[key]
+
+    def _at_least(self, layout: Layout) -> float:
+        """Seconds that it needs if data parallelism sends and updates nothing, which many meshes share too."""
+        shares = shares_of(self.task.base.config.model, layout.degrees)
+        key = (self._work(layout), layout.uses_fsdp, layout.ep, shares)
+        if key not in self.bounds:
+            self.bounds[key] = step_time(self.tables.without_data(self.task.job(layout)), self.task.constants).total
         return self.bounds[key]
 
     def _work(self, layout: Layout) -> Hashable:
@@ -124,7 +138,9 @@ class Pricer:
         pp, replicate, shard, cp, tp = layout.degrees
         facts = SCHEDULES[layout.schedule] if layout.schedule else None
         placed = (layout.stages_per_rank, facts and facts.v_shaped, facts and facts.splits_backward)
-        weights = (layout.zero_stage, shard) if self.task.base.config.hardware.measured else layout.zero_stage > 1
+        weights: Hashable = layout.zero_stage > 1
+        if self.task.base.config.hardware.measured:
+            weights = layout.zero_stage, shard, layout.ep > 1
         mesh = (pp, replicate * shard, cp, tp, placed, weights)
         return (*mesh, layout.recomputation, layout.micro_batch_size)
 

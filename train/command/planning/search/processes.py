@@ -1,32 +1,39 @@
-"""Worker processes that each hold one object and call its methods for the items that they get."""
+"""Worker processes that each hold a copy of one object and call its methods for the items that they get."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
+
+ENDED = Problem(
+    "process",
+    "a process of the search was ended from outside, perhaps by the system, because memory was short",
+    "free some memory, and start it again",
+    exit_code=EXIT_ENVIRONMENT,
+)
+
 
 class Processes:
-    """`make`: makes the object, once in each process. With one worker there is no process: it is made here.
+    """`held`: the object, with what it knows already. With one worker there is no process: the object itself is asked.
 
     It is a context, which ends the processes. They are forked, so use it before the program starts threads.
     """
 
-    def __init__(self, make: Callable[[], object], workers: int) -> None:
-        self.make, self.workers = make, workers
+    def __init__(self, held: object, workers: int) -> None:
+        self.held, self.workers = held, workers
         self.pipes: list[Connection] = []
-        self.here: object | None = None
 
     def __enter__(self) -> Processes:
         if self.workers == 1:
-            self.here = self.make()
             return self
         context = get_context("fork")
         for _ in range(self.workers):
             own, theirs = context.Pipe()
-            context.Process(target=_serve, args=(self.make, theirs), daemon=True).start()
+            context.Process(target=_serve, args=(self.held, theirs), daemon=True).start()
             theirs.close()  # so that `recv` ends if the process ends
             self.pipes.append(own)
         return self
@@ -37,8 +44,8 @@ class Processes:
 
     def run(self, method: str, items: Iterator[Any]) -> Iterator[Any]:
         """The results, in the order in which they are ready. An item is taken when a process is free for it."""
-        if self.here is not None:
-            yield from map(getattr(self.here, method), items)
+        if self.workers == 1:
+            yield from map(getattr(self.held, method), items)
             return
         busy: set[Connection] = set()
         for pipe in self.pipes:
@@ -46,7 +53,10 @@ class Processes:
         while busy:
             for ready in wait([*busy]):
                 assert isinstance(ready, Connection)
-                result, error = ready.recv()
+                try:
+                    result, error = ready.recv()
+                except EOFError:
+                    raise BadInput(ENDED) from None
                 busy.discard(ready)
                 if error is not None:
                     raise error
@@ -61,8 +71,7 @@ class Processes:
             return
 
 
-def _serve(make: Callable[[], object], pipe: Connection) -> None:
-    held = make()
+def _serve(held: object, pipe: Connection) -> None:
     while True:
         try:
             method, item = pipe.recv()

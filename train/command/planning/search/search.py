@@ -1,8 +1,8 @@
 """The search: every valid layout by closed forms, the best of them with better splits, then replayed event by event.
 
 A mesh is priced as a whole, so that its layouts share their tables, and processes take meshes in turns. A layout is
-left out early if even without messages it is slower than enough others that fit, or if its state alone does not fit.
-Neither changes which layouts are best.
+left out early if even without messages, or without those of data parallelism, it is slower than enough others that fit,
+or if its state alone does not fit. None of this changes which layouts are best.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda don
     """The best layouts, the fastest first. `workers`: processes that share the work."""
     profile_of_job(priced_job(task.base, task.products))  # which refuses a profile that cannot be used
     known = not missing_figures(priced_job(task.base, task.products))
-    degrees = sorted(meshes(task.base), key=Pricer(task).promise) if known else [*meshes(task.base)]
+    pricer = Pricer(task)
+    degrees = sorted(meshes(task.base), key=pricer.promise) if known else [*meshes(task.base)]
     valid = priced = 0
     unknown: Counter[str] = Counter()
     best: list[tuple[float, Layout]] = []
@@ -51,7 +52,7 @@ def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda don
         for one in degrees:
             yield one, best[-1][0] if len(best) == WIDER * task.kept else math.inf
 
-    with Processes(lambda: Pricer(task), workers) as processes:
+    with Processes(pricer, workers) as processes:
         for done, one in enumerate(processes.run("mesh", asked()), start=1):
             valid, priced = valid + one.valid, priced + one.priced
             if one.best:
@@ -63,13 +64,13 @@ def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda don
         better = sorted(processes.run("with_better_split", iter(layouts)), key=rank_of)[: task.kept]
         alike = sorted((layout for _, layout in better), key=lambda one: (one.schedule or "", order_of(one)))
         ranked = sorted(processes.run("replay", iter(alike)), key=lambda one: (one.seconds, order_of(one.layout)))
-    nearest = None if ranked or not larger else _nearest(task, larger)
+    nearest = None if ranked or not larger else _nearest(pricer, larger)
     return Outcome(valid, priced, tuple(ranked), nearest, unknown)
 
 
-def _nearest(task: Task, larger: list[tuple[float, Layout]]) -> tuple[Layout, float]:
+def _nearest(pricer: Pricer, larger: list[tuple[float, Layout]]) -> tuple[Layout, float]:
     """The layout that lacks the fewest bytes, and how many."""
-    pricer = Pricer(task)
+    task = pricer.task
     best: tuple[float, Layout] | None = None
     for least, layout in sorted(larger, key=rank_of):
         if best is not None and least - task.capacity >= best[0]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 from train.command.planning.job import Job, of_plan
@@ -18,7 +18,7 @@ from train.command.planning.quantities import (
     profile_of_job,
     quantities,
 )
-from train.command.planning.search.of_mesh import Mesh, Probe, Sent, Small
+from train.command.planning.search.of_mesh import Mesh, Sending, Sent, Small, of_data, of_model, shares_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing, Config
 from train.strategies.equal_ranks import sending_key
@@ -38,7 +38,7 @@ class Tables:
     ranks: dict[Key, Held] = field(default_factory=dict)
     shapes: dict[Key, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     balanced: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    shared: dict[Key, dict[Probe, Sent]] = field(default_factory=dict)
+    shared: dict[Key, Sending] = field(default_factory=dict)
     degrees: Key = None  # of the mesh whose layouts are priced now, one after the other
     meshes: dict[Key, Mesh] = field(default_factory=dict)  # of these degrees
 
@@ -48,23 +48,34 @@ class Tables:
         if plan.config.strategy.uses_ddp():
             return quantities(job)
         mesh = self.mesh_of(job)
-        kinds: dict[tuple[int, int], int] = {}
-        stages: list[Stage] = []
-        places: list[int] = []
-        for kind, (layers, has_head) in zip(mesh.places, self.held(plan), strict=True):
-            if (kind, layers) not in kinds:
-                kinds[kind, layers] = len(stages)
-                sent = mesh.messages(kind, layers, plan.num_microbatches, plan.config.train.micro_batch_size)
-                stages.append(Stage(layers, has_head, sent, mesh.parameters(kind, layers)))
-            places.append(kinds[kind, layers])
-        return self._assembled(job, tuple(stages), tuple(places))
+        return self._of_stages(job, mesh.places, mesh.messages, mesh.parameters)
+
+    def without_data(self, job: Job) -> Quantities:
+        """As `quantities`, as if data parallelism sent nothing and one byte were updated."""
+        mesh = self.mesh_of(job)
+        return self._of_stages(job, mesh.places, mesh.model.messages, lambda kind, layers: 1)
 
     def alone(self, job: Job) -> Quantities:
-        """As `quantities`, as if nothing were sent and one byte updated."""
-        ranks = self.held(job.plan)
-        kinds = {kind: i for i, kind in enumerate(dict.fromkeys(ranks))}
-        stages = tuple(Stage(*kind, (), 1) for kind in kinds)
-        return self._assembled(job, stages, tuple(kinds[kind] for kind in ranks))
+        """As `quantities`, as if nothing were sent and one byte were updated."""
+        places = [0] * job.plan.degrees["pp"]
+        return self._of_stages(job, places, lambda *of_rank: (), lambda kind, layers: 1)
+
+    def _of_stages(
+        self,
+        job: Job,
+        classes: Sequence[int],
+        messages: Callable[[int, int, int, int], Sent],
+        parameters: Callable[[int, int], int],
+    ) -> Quantities:
+        """`classes`: of each rank of `pp`. `messages`, `parameters`: as of a `Mesh`."""
+        batch = job.plan.num_microbatches, job.plan.config.train.micro_batch_size
+        ranks = [(kind, *held) for kind, held in zip(classes, self.held(job.plan), strict=True)]
+        kinds = {rank: i for i, rank in enumerate(dict.fromkeys(ranks))}
+        stages = (
+            Stage(layers, has_head, messages(kind, layers, *batch), parameters(kind, layers))
+            for kind, layers, has_head in kinds
+        )
+        return self._assembled(job, tuple(stages), tuple(kinds[rank] for rank in ranks))
 
     def floor(self, job: Job) -> float:
         """The bytes that the fullest rank cannot do without."""
@@ -106,9 +117,10 @@ class Tables:
             self.degrees, self.meshes = degrees, {}
         if key not in self.meshes:
             classes, places = self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped))
-            alike = (*key, *(plan.degrees[axis] for axis in ("pp", "cp", "tp")), *plan.axes)
-            shared = None if plan.config.model.num_experts else self.shared.setdefault(alike, {})
-            self.meshes[key] = Mesh(Small(job), classes, places, shared)
+            shares = shares_of(plan.config.model, degrees)
+            alike = (*key, *(plan.degrees[axis] for axis in ("pp", "cp", "tp")), strategy.uses_fsdp(), shares)
+            model = self.shared.setdefault(alike, Sending(Small(job), classes, of_model))
+            self.meshes[key] = Mesh(Small(job), classes, places, model, Sending(Small(job), classes, of_data))
         return self.meshes[key]
 
     def _classes(self, job: Job, key: Key) -> tuple[tuple[int, ...], tuple[int, ...]]:
