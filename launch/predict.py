@@ -34,11 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="RUN|override", help="folders of runs, then hardware=A,B")
     words = parser.parse_intermixed_args().words
-    with reported_once(World.single()):
+    with reported_once(World.single(), trains=False):
         runs = [read(Path(word)) for word in words if "=" not in word]
-        files = next((word.removeprefix(HARDWARE) for word in words if word.startswith(HARDWARE)), "").split(",")
+        named = [word.removeprefix(HARDWARE) for word in words if word.startswith(HARDWARE)]
+        files = [name for names in named for name in names.split(",")]
         more = [word for word in words if "=" in word and not word.startswith(HARDWARE)]
-        if not runs or not all(files):
+        if not runs or not files or not all(files):
             raise BadInput(Problem("words", "no run, or no hardware=NAME", "name both, as --help shows"))
         print("\n".join(lines(runs, files, more)))
 

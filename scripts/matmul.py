@@ -53,10 +53,10 @@ Tables = dict[str, list[list[float]]]
 
 def main() -> None:
     leave_on_interrupt()
-    with reported_once(World.single()):
+    with reported_once(World.single(), trains=False):
         world, argv = World.from_env(), sys.argv[1:]
         bind_to_parents(world)
-    with reported_once(world):
+    with reported_once(world, trains=False):
         budget_s, name = measuring_options.BUDGET_S.pop(argv), measuring_options.PROFILE.pop(argv)
         baseline, folder = measuring_options.BASELINE.pop(argv), measuring_options.FOLDER.pop(argv)
         plot = measuring_options.PLOT.pop(argv)

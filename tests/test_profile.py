@@ -207,10 +207,11 @@ def test_predicted_beside_measured(tmp_path, capsys, monkeypatch):
     run = records.read(path)
     assert (run.overrides, run.world_size) == (("strategy=tp",), 2)
     assert run.parts == {} or sum(run.parts.values()) == pytest.approx(run.step_ms, rel=0.01)
-    monkeypatch.setattr("sys.argv", ["predict", str(path), "hardware=h100_sxm", "precision=bf16"])
+    words = ["hardware=h100_sxm", "precision=bf16", "hardware=a100_sxm"]
+    monkeypatch.setattr("sys.argv", ["predict", str(path), *words])
     predict.main()
     said = capsys.readouterr().out
-    assert "exposed tp" in said and "h100_sxm: mean error of the step" in said
+    assert "exposed tp" in said and all(f"{x}_sxm: mean error of the step" in said for x in ("h100", "a100"))
 
 
 @pytest.mark.parametrize(("device", "slowed", "scale"), [("a card", 125.0, 450 / 535), ("cpu", 0.0, 450 / 660)])

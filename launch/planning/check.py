@@ -23,7 +23,8 @@ from train.command.planning.auto import in_place
 from train.command.planning.search.pricer import Priced
 from train.command.planning.search.words import shown
 from train.command.resources import ROOT, path_of
-from train.config.problems import EXIT_STOPPED, Reported
+from train.config.problems import EXIT_STOPPED, BadInput, Problem, Reported
+from train.record.run_files import Unreadable
 
 LOSERS = 2  # layouts that are checked beside the best: of those that were replayed, the middle one and the slowest
 STEPS = {"train.steps": 40, "train.eval_every": 0, "train.eval_batches": 1, "checkpoint.every": 0}
@@ -44,14 +45,25 @@ class Checked:
 
 
 def check(answer: Answer, count: int) -> Iterator[str]:
-    """Lines, each layout's as soon as it has run. Raises NotChecked."""
+    """Lines, each layout's as soon as it has run. Raises NotChecked, and BadInput if no layout can be trained."""
+    places = trainable(answer)
     found = []
-    for place in picked(len(answer.best), count):
+    for place in (places[i] for i in picked(len(places), count)):
         one = answer.best[place]
         yield f"layout {place + 1}: {one.layout.name}, {shown(one.layout)}"
         found.append(Checked(place + 1, one, _measured(answer, one, place + 1)))
         yield from table(found[-1])
     yield from verdict(found)
+
+
+def trainable(answer: Answer) -> list[int]:
+    """The places of the layouts that are priced in the precision of the config. The lab does not train in others."""
+    precision = answer.base.config.precision.value
+    found = [place for place, one in enumerate(answer.best) if one.quantities.job.products == precision]
+    if not found:
+        message = f"check= trains in {precision}, but no layout was priced in it"
+        raise BadInput(Problem("check", message, f"add precision={precision}, or leave check= out"))
+    return found
 
 
 def picked(available: int, count: int) -> list[int]:
@@ -72,7 +84,10 @@ def _measured(answer: Answer, one: Priced, place: int) -> Measured:
     runs = sorted((path.parent for path in folder.glob("*/summary.json")), key=lambda run: run.stat().st_mtime)
     if not runs:
         raise NotChecked(f"{folder} has no finished run: see sweep.log there")
-    return records.read(runs[-1])
+    try:
+        return records.read(runs[-1])
+    except Unreadable as error:
+        raise NotChecked(f"{runs[-1]} cannot be read: {error}") from error
 
 
 def _run(tool: Sequence[str], words: Sequence[str], folder: Path, log: str) -> None:

@@ -22,6 +22,7 @@ from train.strategies.techniques import rank_of
 
 Row = list[float]
 SQUARES, GPU_SQUARES = (256, 512, 1024, 2048), (512, 1024, 2048, 4096, 8192)
+FP8_ALIGNED = 16  # elements
 COPIES, GPU_COPIES = (2**20, 2**24, 2**27), (2**20, 2**24, 2**28, 2**30)
 
 
@@ -35,8 +36,9 @@ class Call:
     depth: int
 
     @property
-    def flops(self) -> float:
-        return 2.0 * self.rows * self.columns * self.depth
+    def takes_fp8(self) -> bool:
+        """Whether the kernel for 8-bit numbers accepts these sizes."""
+        return self.columns % FP8_ALIGNED == self.depth % FP8_ALIGNED == 0
 
     def run(self, dtype: torch.dtype, device: torch.device) -> Run:
         """The operands have the layouts that autograd gives them."""
@@ -80,9 +82,11 @@ def squares(device: torch.device) -> list[Call]:
 def product_rows(watch: Stopwatch, calls: Iterable[Call], precision: str) -> list[Row]:
     """[rows, columns, depth, TFLOP/s] of each product; two products of the same sizes share a row."""
     found: dict[tuple[int, int, int], list[float]] = {}
+    fp8 = precision == "fp8"
     for call in calls:
+        if fp8 and not call.takes_fp8:
+            continue
         name = f"product {precision} {call.rows} x {call.columns} x {call.depth} ({call.kind})"
-        fp8 = precision == "fp8"
         run = call.scaled_run(watch.device) if fp8 else call.run(compute_dtype(precision), watch.device)
         seconds = watch.seconds(name, run)
         if seconds is not None:

@@ -73,5 +73,5 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     lasting()
-    with reported_once(World.single()):
+    with reported_once(World.single(), trains=False):
         main(sys.argv[1:])

@@ -8,8 +8,8 @@ from scripts.calibrating.profile_file import Known
 from scripts.calibrating.table import best
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 
-BYTES = {"float32": 4.0, "bf16": 2.0, "fp8": 1.0}  # per element
-COLOURS = ("#3a6ea5", "#c44e1f", "#4d8f4d")
+BYTES = {"float64": 8.0, "float32": 4.0, "bf16": 2.0, "fp8": 1.0}  # per element
+COLOURS = ("#3a6ea5", "#c44e1f", "#4d8f4d", "#7f5aa2")
 
 
 def intensity(row: list[float], size: float) -> float:

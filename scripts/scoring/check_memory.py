@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="+", metavar="RUN|hardware=X", help="folders of runs, and a hardware file")
     words = parser.parse_intermixed_args().words
-    with reported_once(World.single()):
+    with reported_once(World.single(), trains=False):
         paths = [Path(word) for word in words if not word.startswith(HARDWARE)]
         if not paths:
             raise BadInput(Problem("words", "no run is named", "name folders below runs/"))

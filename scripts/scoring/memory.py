@@ -1,16 +1,17 @@
 """Scores the planner's memory against the peaks that others published, and whether it says that their runs fit.
 
 A source prints what the allocator gave (allocated), what it took from the device (reserved), or what the whole device
-held. Only the words in `notes` say which; they label the measured column, and no prediction reads them.
+held. Only the words in `notes` say which. They label the measured column; of the same row, all three can be predicted.
 
 The lab's closed form is changed where engines of others differ in a way that a column states or that all of them share:
     pipeline       they receive into a few buffers, not into one for each microbatch
     unsharded      they gather the embedding in 16 bits too
     "offload"      in zero_or_fsdp: the optimiser and its float32 weights are on the host, the rest in 16 bits
-                   of zb-2p 2p - 1 microbatches are on their way instead of p; of v virtual stages 1 + (p-1)/(pv) times
-                   as many as of one (Korthikanti et al. 2022; Qi et al. 2023)
     activations    activations and losses have fused kernels, as under compile.enabled; with sequence parallelism, the
                    inputs of split layers are gathered again in the backward (Megatron)
+    schedules      of zb-2p 2p - 1 microbatches are on their way instead of p, of zbv as many as of 1f1b, of v-half and
+                   v-min a half and a third of that (Qi et al. 2023); of v virtual stages of other schedules
+                   1 + (p-1)/(pv) times as many as of one (Korthikanti et al. 2022)
     DeepSpeed      in bf16 it has gradients in 16 bits beside those in 32 bits in which they add up
 """
 
@@ -21,9 +22,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scripts.scoring.jobs import DEEPSPEED, job_of
+from scripts.scoring.jobs import is_deepspeed, job_of, schedule
 from scripts.scoring.rows import Row
-from scripts.scoring.scores import summary
+from scripts.scoring.scores import NOT_PREDICTED, summary
 from train.command.planning.footprint import Footprint, candidates, constant, of_rank, outside, reserve
 from train.command.planning.job import Job
 from train.command.planning.memory.sizes import Sizes
@@ -32,7 +33,7 @@ from train.strategies.memory import GiB
 
 RESERVED, WHOLE, ALLOCATED, UNKNOWN = "reserved", "whole device", "allocated", "not stated, or of an ambiguous unit"
 WORDS = {"max_memory_reserved": RESERVED, "nvidia-smi": WHOLE, "peak_memory_usage": ALLOCATED, "ALLOCATED": ALLOCATED}
-NOT_PREDICTED = 1.0
+V_SHAPED = {"zbv": 1.0, "v-half": 1 / 2, "v-min": 1 / 3}  # microbatches on their way, as a share of 1F1B's
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ def of_engine(job: Job, row: Row, found: Footprint) -> float:
     if "unsharded" in kinds and found.rank < plan.world_size // plan.degrees["pp"]:
         model = plan.config.model
         kinds["unsharded"] -= (kept - used) * model.vocab_size * model.dim / plan.degrees["tp"]
-    if DEEPSPEED.fullmatch(row.cells["zero_or_fsdp"].lower()) and row.cells["precision"] == "bf16":
+    if is_deepspeed(row) and row.precision in ("", "bf16"):  # a blank cell means bf16, as everywhere
         kinds["unsharded"] += kinds["parameters"] * plan.degrees["dp_shard"] * used / kept
-    if "offload" in row.cells["zero_or_fsdp"]:
+    if "offload" in row.cells["zero_or_fsdp"].lower():
         kinds |= {"parameters": kinds["parameters"] * used / kept, "optimiser": 0.0, "gradients": 0.0}
     kinds["activations"] = kinds.get("activations", 0.0) * on_their_way(job, row)
     return sum(kinds.values())
@@ -93,8 +94,10 @@ def of_engine(job: Job, row: Row, found: Footprint) -> float:
 
 def on_their_way(job: Job, row: Row) -> float:
     """The microbatches on their way in the first stage, as a multiple of 1F1B's."""
-    ranks = job.plan.degrees["pp"]
-    if row.cells["pp_schedule"].startswith("zb-2p"):
+    ranks, kind = job.plan.degrees["pp"], schedule(row)
+    if kind in V_SHAPED:
+        return V_SHAPED[kind]
+    if kind.startswith(("zb-2p", "zb-h2")):
         return 2 - 1 / ranks
     return 1 + (ranks - 1) / (ranks * job.chunks) if job.chunks > 1 else 1.0
 
@@ -110,14 +113,24 @@ def fits(row: Row) -> bool | None:
 def lines(rows: Sequence[Row]) -> list[str]:
     groups: dict[str, list[Peak]] = defaultdict(list)
     for one in peaks(rows):
-        groups[f"{one.row.source} | {one.kind}"].append(one)
-        groups["all that say what they measured" if one.kind != UNKNOWN else "all others"].append(one)
+        for regime in one.row.regimes:
+            groups[f"{one.row.source} | {one.row.cells['gpu']} | {regime} | {one.kind}"].append(one)
+        said = "all others" if one.kind == UNKNOWN else "all that say what they measured"
+        for name in (said, *(() if one.row.defaulted else (f"{said}, no cell blank",))):
+            groups[name].append(one)
     width = max(map(len, groups), default=0)
     found = [f"{'error of the peak of memory in %':<{width}}   rows    mean  median     p90    bias"]
     found += [f"{name:<{width}}  {summary(one.error for one in group)}" for name, group in sorted(groups.items())]
     stated = [row for row in rows if row.cells["activation_ckpt"]]
-    return [*found, f"said to fit, of runs on devices of known memory, which all ran: {share_that_fits(rows)}; "
-            f"of those that state their recomputation: {share_that_fits(stated)}"]  # fmt: skip
+    any_mode = [
+        replace(row, cells={**row.cells, "activation_ckpt": row.cells["activation_ckpt"] or "full"}) for row in rows
+    ]
+    return [
+        *found,
+        "said to fit, of runs on devices of known memory, which all ran:",
+        f"  {share_that_fits(rows)}; of those that state their recomputation {share_that_fits(stated)}; "
+        f"if those that do not may have any: {share_that_fits(any_mode)}",
+    ]
 
 
 def share_that_fits(rows: Sequence[Row]) -> str:

@@ -21,24 +21,22 @@ NOT_PREDICTED = 1.0  # the error of a row that is not predicted
 
 @dataclass(frozen=True)
 class Scored:
-    """A row with its predicted speed, and log(predicted / measured); the null model's error beside it. `low`, `high`:
-    the interval for log(measured / predicted) in which 80 % of rows are expected."""
+    """A row with its speeds: predicted, measured, by the null model, and by a peer (nan without one). Without
+    quantities it is not predicted. `low`, `high`: the interval for log(measured / predicted) in which 80 % of rows are
+    expected."""
 
     row: Row
     quantities: Quantities | None
     predicted: float
     measured: float
     null: float
+    peer: float = math.nan
     low: float = -math.inf
     high: float = math.inf
 
     @property
     def error(self) -> float:
         return math.log(self.predicted / self.measured) if self.quantities else NOT_PREDICTED
-
-    @property
-    def null_error(self) -> float:
-        return math.log(self.null / self.measured)
 
     @property
     def inside(self) -> bool:
@@ -62,6 +60,13 @@ def summary(found: Iterable[float]) -> Errors:
     signed = np.array([*found])
     size = np.abs(signed)
     return Errors(len(signed), *map(float, (size.mean(), np.median(size), np.quantile(size, 0.9), signed.mean())))
+
+
+def mean_of(group: Sequence[Scored], model: str) -> str:
+    """The mean error in % of another model, `null` or `peer`, over the rows that are predicted; - if it has none."""
+    found = [math.log(getattr(one, model) / one.measured) for one in group if one.quantities]
+    mean = float(np.mean(np.abs(found))) if found else math.nan
+    return "-" if math.isnan(mean) else f"{100 * mean:.1f}"
 
 
 def mean_of_sources(scored: Sequence[Scored]) -> float:
@@ -112,9 +117,11 @@ def _tau(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 def null_speed(quantities: Quantities, others: Sequence[Scored]) -> float:
     """The speed at the median TFLOP/s of other sources' runs in the same precision on devices with the same rate of
-    products; where there are none, at their median share of that rate."""
+    products; where there are none, at their median share of that rate. nan without any other run."""
     rate = _rate(quantities)
     known = [(one.measured * _flops(one.quantities), _rate(one.quantities)) for one in others if one.quantities]
+    if not known:
+        return math.nan
     same = [reached for reached, its_rate in known if its_rate == rate]
     reached = float(np.median(same)) if same else rate * float(np.median([a / b for a, b in known]))
     return reached / _flops(quantities)
