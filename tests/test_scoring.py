@@ -117,6 +117,16 @@ def test_what_cells_say(read_one):
     assert read_one(is_moe="1").regimes == ["MoE"] and not read_one(is_moe="1").in_bar
 
 
+def test_a_blank_vocabulary_is_what_the_layers_leave_over(read_one):
+    shape = {"n_layers": "72", "d_model": "14336", "n_heads": "64", "n_kv_heads": "64", "d_ff": "57344"}
+    for total, most, least in (("181e9", 250_000, 230_000), ("178e9", 50_257, 50_257), ("many", 50_257, 50_257)):
+        job = job_of(read_one(**shape, n_params=total, ffn_type="gelu"))
+        assert job is not None and least <= job.plan.config.model.vocab_size <= most, total
+    job = job_of(read_one(n_params="8030261248"))
+    assert job is not None and job.plan.config.model.vocab_size == pytest.approx(128_256, rel=0.001)
+    assert read_one(n_params="8030261248").defaulted
+
+
 def test_no_row_raises(read_one):
     draw = random.Random(17)
     row = read_one()

@@ -3,11 +3,11 @@
 A plain feed-forward of width f becomes a gated one of width 2f/3, which has the same weights and FLOPs. Blank cells get
 one default for a column, the same for every source:
 
-    vocab            50,257 (GPT-2's)           sp              yes, where tp > 1
+    vocab            the embedding that n_params leaves over beside the layers; without it 50,257 (GPT-2's)
+    sp               yes, where tp > 1          gpus_per_node   as in the GPU's usual node
     activation_ckpt  none                       zero_or_fsdp    ZeRO-1, reduced during the backward
     pp_schedule      1f1b                       virtual_stages  1, but 2 of a schedule in a V
     precision        bf16                       interconnect    the network of the GPU's usual node
-                                                gpus_per_node   as in the GPU's usual node
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from functools import cache
 from scripts.scoring.rows import COUNTS, Row
 from train.command import cli
 from train.command.planning.job import Job
+from train.config.fields import MAX_VOCABULARY
 from train.config.plan import Plan
 from train.config.schema import (
     ActivationCheckpointing,
@@ -30,6 +31,7 @@ from train.config.schema import (
     Precision,
     TrainConfig,
 )
+from train.config.shapes import block
 from train.config.strategy import Strategy
 from train.strategies.pipelined import Pipeline
 from train.strategies.spmd import Spmd
@@ -135,20 +137,38 @@ def _config(hardware: str) -> Config:
 
 
 def _model(config: Config, row: Row) -> ModelConfig:
-    gated = row.cells["ffn_type"].lower().endswith("glu")
     width = row.count("d_ff")
     old = row.count("tp") > 1 and not shards_sequence(row)  # such code predates fused attention
-    return replace(
+    model = replace(
         config.model,
         num_layers=row.count("n_layers"),
         dim=row.count("d_model"),
         num_heads=row.count("n_heads"),
         num_kv_heads=row.count("n_kv_heads"),
-        ffn_dim=width if gated else max(round(width * 2 / 3), 1),
-        vocab_size=row.count("vocab", VOCABULARY),
+        ffn_dim=width if is_gated(row) else max(round(width * 2 / 3), 1),
         max_seq_len=row.count("seq_len"),
         attention=AttentionKernel.eager if old else AttentionKernel.sdpa,
     )
+    return replace(model, vocab_size=vocabulary(row, model))
+
+
+def is_gated(row: Row) -> bool:
+    return row.cells["ffn_type"].lower().endswith("glu")
+
+
+def vocabulary(row: Row, model: ModelConfig) -> int:
+    """The stated vocabulary, else that of an embedding that has the parameters which are not in layers. Models with a
+    gated feed-forward are taken to have a head of its own. A number of parameters that is rounded too much for that,
+    by a half of the result or more, counts as none."""
+    total = row.number("n_params") or 0.0
+    if row.cells["vocab"] or not total.is_integer():
+        return row.count("vocab", VOCABULARY)
+    layers = model.num_layers * sum(math.prod(shape) for shape in block(model).values())
+    tables = model.dim * (2 if is_gated(row) else 1)
+    digits = str(int(total))
+    rounded = 10 ** (len(digits) - len(digits.rstrip("0"))) / 2
+    rows = (total - layers) / tables
+    return round(rows) if 2 * rounded / tables < rows <= MAX_VOCABULARY else VOCABULARY
 
 
 def _train(config: Config, row: Row) -> TrainConfig:

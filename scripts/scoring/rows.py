@@ -35,13 +35,12 @@ NEEDED = ("gpu", "ffn_type", *COUNTS)
 MAY_BE_BLANK = {"vocab": MAX_VOCABULARY, "virtual_stages": MAX_LAYERS, "gpus_per_node": MAX_RANKS}
 SPEED, PEAK = "derived_tokens_per_s_per_gpu", "measured_peak_mem_gib"
 READ = (
-    *NEEDED, *MAY_BE_BLANK, "source", "row_id", "tier", "is_moe", "duplicate_of", "notes", "model_name", "interconnect",
-    "zero_or_fsdp", "sp", "pp_schedule", "activation_ckpt", "precision", SPEED, PEAK,
+    *NEEDED, *MAY_BE_BLANK, "source", "row_id", "tier", "is_moe", "duplicate_of", "notes", "model_name", "n_params",
+    "interconnect", "zero_or_fsdp", "sp", "pp_schedule", "activation_ckpt", "precision", SPEED, PEAK,
 )  # fmt: skip
 NOT_READ = (
-    "n_params", "grad_accum", "ep", "compile", "measured_tokens_per_s_per_gpu", "measured_tflops_per_gpu",
-    "measured_mfu_pct", "measured_step_s", "flops_convention", "calc_model_tflops_full_attn",
-    "calc_model_tflops_causal_attn",
+    "grad_accum", "ep", "compile", "measured_tokens_per_s_per_gpu", "measured_tflops_per_gpu", "measured_mfu_pct",
+    "measured_step_s", "flops_convention", "calc_model_tflops_full_attn", "calc_model_tflops_causal_attn",
 )  # fmt: skip
 FINE_TUNED = ("LoRA", "SFT")
 NO = ("", "0", "0.0", "no", "false")
