@@ -20,6 +20,7 @@ from launch.local import check_folder, check_text
 from launch.start.device import laid_out
 from launch.sweeping.grid import Point, expand
 from train.command import cli, options
+from train.command.planning import auto
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
 from train.config.plan import Plan
@@ -42,7 +43,7 @@ def main() -> None:
         args = parser.parse_intermixed_args(sys.argv[1:])
         points = expand(args.overrides)
         if args.help:
-            cli.show_help(parser, [point.overrides for point in points])
+            cli.show_help(parser, [auto.stood_in(point.overrides) for point in points])
         flags = [*(["--cfg", args.cfg] if args.cfg else []), *(["--multirun"] if args.multirun else [])]
         chosen = [laid_out(point.overrides, point.nproc) for point in points]
         plans = [

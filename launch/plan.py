@@ -33,6 +33,7 @@ from train.command.process.streams import lasting
 from train.config.plain_json import dumps
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
+from train.config.schema import Precision
 from train.config.world import World
 from train.strategies.memory import num_parameters
 
@@ -46,7 +47,8 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Asked:
-    """The command line. `words`: its overrides, with the batch that is planned for. `products`: precisions."""
+    """The command line. `words`: its overrides, with the batch that is planned for. `products`: the precisions of the
+    matrix products; `base` is in the first of them."""
 
     words: tuple[str, ...]
     base: Plan
@@ -76,11 +78,11 @@ def read(argv: Sequence[str]) -> Asked:
     tokens, price, checked = options.TOKENS.pop(argv), options.PRICE.pop(argv), options.CHECK.pop(argv)
     parser = cli.parser(options.PLAN, __doc__ or "")
     parser.add_argument("--json", action="store_true")
-    products, others = _products(argv)
-    auto.refuse_strategy(others, options.PLAN)
-    words, notes = _with_batch(parser, others)
+    products, overrides = _products(argv)
+    auto.refuse_strategy(overrides, options.PLAN)
+    words, notes = _with_batch(parser, overrides)
     config = auto.standing(words)
-    hardware, calibrated = auto.figures(config, device_here(config, nproc))
+    hardware, calibrated = auto.figures(config, device_here(config, nproc), nproc)
     if not calibrated and config.hardware.name == auto.AUTO:
         notes = (*notes, f"hardware={hardware.name} stands for this machine (uncalibrated: run scripts/matmul.py)")
     train = config.train
@@ -88,6 +90,13 @@ def read(argv: Sequence[str]) -> Asked:
     base = Plan(replace(config, hardware=hardware), nproc)
     names = products or (config.precision.value,)
     return Asked(tuple(words), base, names, top, tokens, price, checked, "--json" in argv, notes)
+
+
+def in_precision(base: Plan, products: str) -> Plan:
+    """The plan in the precision in which messages and memory are counted if matrix products are computed in this one:
+    the same, or bf16 if the lab does not train in it."""
+    precision = Precision(products) if products in LAB else Precision.bf16
+    return Plan(replace(base.config, precision=precision), base.world_size)
 
 
 def _products(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -122,7 +131,7 @@ def answered(asked: Asked) -> Answer:
     tasks: list[Task] = []
     for name in asked.products:
         choices = auto.choices_of(asked.words, asked.base.config)
-        tasks.append(Task(asked.base, name, constants.load(), choices))
+        tasks.append(Task(in_precision(asked.base, name), name, constants.load(), choices))
         outcomes[name] = search(tasks[-1], workers=_workers(asked.base), on_progress=_progress(name))
         best += outcomes[name].best
     if not best:

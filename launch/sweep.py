@@ -29,6 +29,7 @@ from launch.sweeping.grid import SCALED, Checked, InvalidPoints, check_all, expa
 from launch.sweeping.points import Entry, State
 from train.command import cli, options
 from train.command.overrides import with_quotes
+from train.command.planning import auto
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
 from train.command.resources import path_of
@@ -98,7 +99,7 @@ def read(argv: list[str]) -> Task:
     parser = cli.parser(options.SWEEP, __doc__ or "")
     args = parser.parse_intermixed_args(argv)
     if args.help:
-        cli.show_help(parser, [point.overrides for point in expand(args.overrides)])
+        cli.show_help(parser, [auto.stood_in(point.overrides) for point in expand(args.overrides)])
     if args.cfg:
         raise BadInput(Problem("cfg", "--cfg prints one config, but a sweep has several", "use launch.local --cfg job"))
     return Task(_points(parser, args.overrides, fairness, force), fairness, bound, skip, fresh)

@@ -1,26 +1,13 @@
-"""`launch.plan` as a command: what it prints and what it refuses; and `strategy=auto`, which takes its best layout."""
+"""`launch.plan` as a command: what it prints and what it refuses."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from launch import plan
 from launch.planning.figures import costs_of
 from tests.plans import composed
-from tests.rows.auto import CHOSEN
-from train.checkpoint.resume import planned
-from train.command import cli
-from train.command.planning import auto
-from train.config.problems import BadInput
-from train.config.world import World
-from train.record.run_dir import command
-
-REPO = Path(__file__).resolve().parent.parent
 
 SMALL = ["model=small", "train.seq_len=256", "train.global_batch_size=16"]
 H100 = ["hardware=h100_sxm", "precision=bf16"]
@@ -75,10 +62,21 @@ def test_as_json(run):
 
 
 def test_several_precisions(run):
-    code, out, _ = run(*SMALL, "hardware=h100_sxm", "precision=bf16,fp8", "nproc=2", "--json")
+    line = (*SMALL, "hardware=h100_sxm", "nproc=2", "top=200", "--json")
+    code, out, _ = run(*line, "precision=bf16,fp8,float32")
     found = json.loads(out)
-    assert code == 0 and found["searched"].keys() == {"bf16", "fp8"}
-    assert {one["products"] for one in found["layouts"]} <= {"bf16", "fp8"}
+    assert code == 0 and found["searched"].keys() == {"bf16", "fp8", "float32"}
+    assert {one["products"] for one in found["layouts"]} <= {"bf16", "fp8", "float32"}
+    alone = json.loads(run(*line, "precision=float32")[1])["layouts"][0]
+    same = next((one for one in found["layouts"] if one["products"] == "float32"), alone)
+    assert same["memory_bytes"] == alone["memory_bytes"], "of activations in float32"
+
+
+@pytest.mark.parametrize(("nproc", "start"), [(12, "--nnodes=2 --nproc_per_node=6"), (8, "-m launch.local nproc=8")])
+def test_the_command_starts_all_processes(run, nproc, start):
+    code, out, err = run("model=small", "train.seq_len=256", "train.global_batch_size=24", *H100, f"nproc={nproc}")
+    assert code == 0, err
+    assert start in out.splitlines()[-1]
 
 
 def test_figures_that_are_missing_are_named(run):
@@ -128,100 +126,3 @@ def test_what_is_missing_is_said_in_gib(run):
 def test_help(run):
     code, out, _ = run("--help")
     assert code == 0 and "usage: python -m launch.plan [nproc=4] [top=20]" in out and "[--json]" in out
-
-
-def test_auto_composes_what_the_planner_found():
-    words = [auto.WORD, *SMALL, *H100]
-    choice = auto.choose(words, 4, "cpu")
-    config = cli.configured(auto.in_place(words, choice.words))
-    assert config.strategy.name in choice.lines[0] and "uncalibrated: run scripts/matmul.py" in choice.lines[0]
-    assert len(choice.lines) == 2 and "valid layouts" in choice.lines[1]
-    assert choice == auto.choose(words, 4, "cpu"), "a function of the words, the world and the figures"
-
-
-def test_auto_keeps_what_is_typed():
-    words = [auto.WORD, *SMALL, *H100, "train.micro_batch_size=2", "train.activation_checkpointing=full"]
-    config = cli.configured(auto.in_place(words, auto.choose(words, 2, "cpu").words))
-    assert (config.train.micro_batch_size, config.train.activation_checkpointing.value) == (2, "full")
-
-
-def test_auto_with_the_figures_of_the_device():
-    config = auto.standing([auto.WORD])
-    assert auto.figures(config, "cpu")[0].name in (
-        "cpu_default",
-        *(x.name for x in auto.measured(config.hardware, "cpu")),
-    )
-    assert auto.figures(config, "NVIDIA H100 80GB HBM3")[0].name == "h100_sxm"
-    assert auto.figures(config, "an accelerator")[0].name == auto.OTHER
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["strategy.tp=2"], "strategy.tp=2 is given, but strategy=auto chooses"),
-        ([*H100, "hardware.memory_gib=0.001"], "fits in hardware=h100_sxm (0.001 GiB): the nearest"),
-        (["train.global_batch_size=7", "model.num_layers=2", "train.seq_len=127"], "train.global_batch_size=7 is not"),
-    ],
-)
-def test_auto_refuses(words, says):
-    with pytest.raises(BadInput) as refused:
-        auto.choose([auto.WORD, "model.num_kv_heads=1", "model.num_heads=1", *words], 4, "cpu")
-    assert says in refused.value.report() and refused.value.exit_code == 2
-
-
-@pytest.mark.parametrize("preset", CHOSEN)
-def test_figures_decide_what_auto_chooses(preset):
-    assert f"strategy={preset}" in CHOSEN[preset].overrides
-
-
-def cut_off(folder, words, line):
-    """The folder of a run of two processes that was cut off after a step that it had saved."""
-    config, tree, _ = cli.parse(cli.parser("train/main.py", ""), [*words, f"metrics.dir={folder}"])
-    run = folder / "fsdp-dp_shard2-ws2-abcdef"
-    (run / "checkpoints" / "step-2").mkdir(parents=True)
-    (run / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
-    (run / "work.json").write_text(json.dumps({"command": line, "world_size": 2}))
-    return config, run
-
-
-def test_a_resumed_run_keeps_its_layout(tmp_path, monkeypatch, capsys):
-    world = World(0, 0, 2, 2, from_torchrun=True)
-    words = [auto.WORD, "runtime.device=cpu", "hardware=cpu_default", f"metrics.dir={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["train/main.py", *words])
-    layout = [
-        "strategy=fsdp",
-        "strategy.zero_stage=2",
-        "train.micro_batch_size=2",
-        "train.activation_checkpointing=full",
-    ]
-    config, run = cut_off(tmp_path, layout, command(world))
-    found = cli.configured(planned(words, world))
-    assert f"keeps the layout of {run}" in capsys.readouterr().out
-    assert (found.strategy, found.train) == (config.strategy, config.train)
-    (run / "summary.json").write_text("{}")
-    assert "keeps the layout" not in str(planned(words, world)) and "takes" in capsys.readouterr().out
-    assert planned([*words, "--help"], world)[0] == auto.STANDS_IN
-
-
-@pytest.mark.timeout(120)
-def test_a_run_with_auto(tmp_path):
-    line = [sys.executable, "-m", "launch.local", "nproc=2", auto.WORD, "train.steps=2", "train.eval_every=0",
-            "train.eval_batches=1", "runtime.device=cpu", "checkpoint.every=0", f"metrics.dir={tmp_path}"]  # fmt: skip
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
-    run = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=110)
-    assert run.returncode == 0, run.stderr
-    (said,) = [line for line in run.stdout.splitlines() if line.startswith("strategy=auto takes")]
-    (summary,) = tmp_path.glob("*/summary.json")
-    found = json.loads(summary.read_text())
-    assert f"takes {found['strategy']}: " in said and found["strategy"] != "auto"
-    assert f"strategy {found['strategy']} on 2 process(es)" in run.stdout
-
-
-def test_where_nothing_fits_nothing_is_started(tmp_path):
-    line = [sys.executable, "-m", "launch.local", "nproc=2", auto.WORD, "hardware=cpu_default",
-            "hardware.memory_gib=0.001", f"metrics.dir={tmp_path}/runs"]  # fmt: skip
-    env = os.environ | {"PYTHONPATH": str(REPO)}
-    run = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60)
-    assert (run.returncode, run.stdout) == (2, ""), run.stderr
-    assert "fits in hardware=cpu_default (0.001 GiB): the nearest" in run.stderr
-    assert not (tmp_path / "runs").exists()

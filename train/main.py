@@ -31,6 +31,7 @@ def main() -> None:
         bind_to_parents(world)
     with reported_once(world):
         words = sys.argv[1:]
+        quiet_profiler()
         if auto.asked(words):
             from train.checkpoint.resume import planned
 
@@ -42,7 +43,6 @@ def main() -> None:
 
             unit = Plan(config, world.world_size).degrees["dp_shard"]
             raise SystemExit(Keeper(world, config.runtime.timeout_s, unit).run())  # it starts this program, as a rank
-        quiet_profiler()
         corpus = load_corpus(config)
         # These imports come late, so that a bad command line is answered before torch is loaded.
         from train.ranks.elastic.generations import generations

@@ -55,25 +55,30 @@ def lines(answer: Answer) -> list[str]:
     result += answer.notes
     result += [_counted(name, outcome) for name, outcome in answer.outcomes.items()]
     result[-1] += f" ({answer.seconds:.1f} s)"
-    result += ["", *_speeds(shown_ones), "", *_times(shown_ones), "", *_memory(shown_ones, hardware.memory_gib), ""]
-    result += ["", *_training(shown_ones)] if shown_ones else []
-    result += ["", *_verdict(answer)]
+    result += ["", *_speeds(shown_ones), "", *_times(shown_ones), "", *_memory(shown_ones, hardware.memory_gib)]
+    result += ["", *_training(shown_ones), "", *_verdict(answer)]
     if missing := left_out(config, next(iter(answer.outcomes)), answer.price):
         result.append(f"left out, as hardware={hardware.name} lacks the figure: {', '.join(missing)}")
     return [*result, "", "to train with the first:", f"  {command(answer)}"]
 
 
 def command(answer: Answer) -> str:
-    """The command line that trains with the first layout, without what only the planner reads."""
-    base, first = answer.base, answer.best[0]
-    products, each = first.quantities.job.products, base.config.hardware.devices_per_node or base.world_size
+    """The command line that trains with the first layout."""
+    world_size, first = answer.base.world_size, answer.best[0]
+    products, most = first.quantities.job.products, answer.base.config.hardware.devices_per_node or world_size
+    nodes = next(n for n in range(-(-world_size // most), world_size + 1) if world_size % n == 0)
+    start = ["python", "-m", "launch.local", f"nproc={world_size}"]
+    if nodes > 1:
+        start = ["torchrun", f"--nnodes={nodes}", f"--nproc_per_node={world_size // nodes}", "train/main.py"]
+    note = "" if products in LAB else f"  (the lab does not train in {products})"
+    return shlex.join([*start, *words_of(answer, first)]) + note
+
+
+def words_of(answer: Answer, one: Priced) -> list[str]:
+    """The overrides that train with a layout, without what only the planner reads."""
+    products = one.quantities.job.products
     others = [word for word in answer.typed if not word.startswith(("precision=", "hardware="))]
-    words = [*in_place(others, first.layout.words), *([f"precision={products}"] if products in LAB else [])]
-    if base.world_size > each:
-        start = ["torchrun", f"--nnodes={base.world_size // each}", f"--nproc_per_node={each}", "train/main.py"]
-    else:
-        start = ["python", "-m", "launch.local", f"nproc={base.world_size}"]
-    return shlex.join([*start, *words]) + ("" if products in LAB else f"  (the lab does not train in {products})")
+    return [*in_place(others, one.layout.words), *([f"precision={products}"] if products in LAB else [])]
 
 
 def _counted(name: str, outcome: Outcome) -> str:

@@ -17,9 +17,8 @@ from pathlib import Path
 
 from launch.checking import beside, records
 from launch.checking.records import Measured
-from launch.planning.answer import Answer
+from launch.planning.answer import Answer, words_of
 from train.command.overrides import with_quotes
-from train.command.planning.auto import in_place
 from train.command.planning.search.pricer import Priced
 from train.command.planning.search.words import shown
 from train.command.resources import ROOT, path_of
@@ -75,8 +74,8 @@ def picked(available: int, count: int) -> list[int]:
 def _measured(answer: Answer, one: Priced, place: int) -> Measured:
     config, nproc = answer.base.config, answer.base.world_size
     folder = Path(config.metrics.dir) / "planned" / str(place)
-    typed = [word for word in answer.typed if not word.startswith(("metrics.dir=", *STEPS))]
-    words = [f"nproc={nproc}", *in_place(typed, one.layout.words)]
+    typed = [word for word in words_of(answer, one) if not word.startswith(("metrics.dir=", *STEPS))]
+    words = [f"nproc={nproc}", *typed]
     _run([path_of("scripts/verify.py")], words, folder, "verify.log")
     steps = [f"{key}={value}" for key, value in STEPS.items()]
     own = [*steps, f"metrics.dir={with_quotes(str(folder))}", "metrics.tensorboard=false"]

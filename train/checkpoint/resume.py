@@ -167,7 +167,8 @@ def _line(path: Path, run: Path | None, changed: list[str], *, same: bool) -> st
 
 def planned(words: Sequence[str], world: World) -> list[str]:
     """The command line with a layout in place of `strategy=auto`: that of the run that goes on, so that its checkpoint
-    fits, else the planner's. Rank 0 says which. Raises BadInput if no layout fits."""
+    fits, else the planner's. Rank 0 says which; its keeper (`runtime.elastic`) does not. Raises BadInput if no layout
+    fits."""
     if auto.asks_for_help(words):
         return auto.stood_in(words)
     config = auto.standing(words)
@@ -178,7 +179,7 @@ def planned(words: Sequence[str], world: World) -> list[str]:
     else:
         run, layout = stored
         choice = auto.Choice(tuple(layout), (f"{auto.WORD} keeps the layout of {run}, which goes on",))
-    if world.rank == 0:
+    if world.rank == 0 and not (config.runtime.elastic and world.roll is None):
         print("\n".join(choice.lines), flush=True)
     return auto.in_place(words, choice.words)
 

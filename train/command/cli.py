@@ -35,6 +35,7 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Composed, Config
 
 MAX_COMPOSED = 16  # command lines of a sweep that --help checks
+PLANNED = "strategy=auto"  # the planner's layout, which takes its place before a config is composed (planning/auto.py)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -159,8 +160,8 @@ def _check_group(override: str) -> None:
     group = name.lstrip("+~")
     if group not in groups():
         return
-    if override == "strategy=auto":
-        fix = "use the layout that python -m launch.explain strategy=auto shows"
+    if override == PLANNED:
+        fix = f"use the layout that python -m launch.explain {PLANNED} shows"
         raise BadInput(Problem("auto", f"{override} is not taken here, only where a run is started", fix))
     if name.startswith("~") or not equals or value not in names(group):
         near = difflib.get_close_matches(value, names(group), n=1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from train.command import cli
 from train.command.planning import constants
 from train.command.planning.hardware import AUTO, file_named, measured, published, replaced
+from train.command.planning.job import missing_figures, of_plan
 from train.command.planning.search.layouts import MICRO, RECOMPUTE, Choices
 from train.command.planning.search.pricer import KEPT, Task
 from train.command.planning.search.refusals import check_config, refused
@@ -21,9 +22,10 @@ from train.command.planning.search.words import shown, why_slower
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 from train.config.schema import Config, HardwareConfig
+from train.strategies.spmd import Spmd
 
-WORD, STANDS_IN = "strategy=auto", "strategy=single"
-DEFAULTS = {"cpu": "cpu_default"}  # the figures of a device that nobody has measured and no file matches
+WORD, STANDS_IN = cli.PLANNED, "strategy=single"
+DEFAULTS = {"cpu": "cpu_default"}  # the figures for a device of which too little is known
 OTHER = "a100_sxm"
 
 
@@ -77,16 +79,26 @@ def choices_of(words: Sequence[str], config: Config) -> Choices:
     )
 
 
-def figures(config: Config, device: str) -> tuple[HardwareConfig, bool]:
-    """(The figures of the hardware that the config names or of the device, whether they were measured)."""
+def figures(config: Config, device: str, nproc: int) -> tuple[HardwareConfig, bool]:
+    """(The figures of the hardware that the config names; else the first that are enough for such runs, of a profile
+    and the data sheet of the device, and of a default; whether they were measured)."""
     given = config.hardware
     if given.name != AUTO:
         return given, bool(given.measured)
-    profiles, found = measured(given, device), published(given, device)
-    if found.name == AUTO:
-        found = replaced(file_named(DEFAULTS.get(device, OTHER)), given)
-    best = profiles[0] if profiles else found
-    return dataclasses.replace(best, match=None), bool(profiles)  # rules refuse `match` outside its file
+    found, default = published(given, device), replaced(file_named(DEFAULTS.get(device, OTHER)), given)
+    own = [] if found.name == AUTO else [found]
+    if own:
+        default = dataclasses.replace(default, memory_gib=found.memory_gib)
+    known = [*measured(given, device), *own, default]
+    best = next((one for one in known if _is_enough(config, one, nproc)), found if own else default)
+    return dataclasses.replace(best, match=None), bool(best.measured)  # rules refuse `match` outside its file
+
+
+def _is_enough(config: Config, hardware: HardwareConfig, nproc: int) -> bool:
+    """Whether the figures say how long runs of the config take in which all processes talk to each other."""
+    strategy = Spmd(name="dp", dp_replicate=-1)
+    plan = Plan(dataclasses.replace(config, hardware=hardware, strategy=strategy), nproc)
+    return not missing_figures(of_plan(plan))
 
 
 def choose(words: Sequence[str], nproc: int, device: str, *, kept: int = KEPT) -> Choice:
@@ -94,7 +106,7 @@ def choose(words: Sequence[str], nproc: int, device: str, *, kept: int = KEPT) -
     Raises BadInput: the config has problems in every layout, figures are missing, or no layout fits."""
     refuse_strategy(words)
     config = standing(words)
-    hardware, calibrated = figures(config, device)
+    hardware, calibrated = figures(config, device, nproc)
     base = Plan(dataclasses.replace(config, hardware=hardware), nproc)
     check_config(base)
     task = Task(base, config.precision.value, constants.load(), choices_of(words, config), kept)
@@ -109,5 +121,7 @@ def _lines(outcome: Outcome, hardware: str, *, calibrated: bool) -> tuple[str, .
     speed = best.time.tokens_per_s_per_device * best.time.devices
     source = f"hardware={hardware}" + ("" if calibrated else " (uncalibrated: run scripts/matmul.py)")
     first = f"{WORD} takes {best.layout.name}: {shown(best.layout)}; {speed:,.0f} tokens/s predicted for {source}"
-    why = f"it is the best of {outcome.valid:,} valid layouts"
+    known = outcome.valid - sum(outcome.unknown.values())
+    lacking = "".join(f" ({count:,} more lack {name})" for name, count in outcome.unknown.items())
+    why = f"it is the best of {known:,} valid layouts{lacking}"
     return first, f"{why}: {why_slower(best, others[0])}" if others else f"{why}, and the only one that fits."

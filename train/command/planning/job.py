@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from train.command.planning.profile import lacking, profile_of
+from train.config.groups.hardware import HardwareConfig
 from train.config.plan import Plan
 from train.strategies.pipeline.placement import SCHEDULES
 
-# a precision without a measured rate of its own takes that of the next one
+# a precision without a rate of its own takes that of the next one
 NEXT_PRECISION = {"nvfp4": "fp8", "fp8": "bf16", "bf16": "float32", "float32": "float64"}
 
 
@@ -16,8 +17,8 @@ NEXT_PRECISION = {"nvfp4": "fp8", "fp8": "bf16", "bf16": "float32", "float32": "
 class Job:
     """A plan to be priced. `plan.config.hardware` must have the figures that `missing_figures` names.
 
-    `products`: the precision of the matrix products, a key of `hardware.matmul_tflops`. `sends_parts`: whether a
-    pipeline sends a hidden state that all ranks of `tp` hold only once, in parts (Megatron's scatter/gather).
+    `products`: the precision of the matrix products (`rate_of_products`). `sends_parts`: whether a pipeline sends a
+    hidden state that all ranks of `tp` hold only once, in parts (Megatron's scatter/gather).
     `reduces_late`: whether gradients are reduced after the last backward and not during it. `async_tp`: whether the
     messages of `tp` run in pieces beside the products that need them. `bubble_share`: the pipeline's bubble as a share
     of that of 1f1b with the same stages. `chunks`: the stages into which each rank's layers are cut, if the plan has
@@ -37,11 +38,23 @@ class Job:
         return self.chunks * max(self.plan.config.strategy.num_chunks(), 1)
 
     def rate_of(self, precision: str) -> float:
-        """The measured rate of matrix products in TFLOP/s."""
-        rates = self.plan.config.hardware.matmul_tflops
-        while precision not in rates:
-            precision = NEXT_PRECISION[precision]
+        """The rate of matrix products in TFLOP/s."""
+        rate = rate_of_products(self.plan.config.hardware, precision)
+        assert rate is not None, "missing_figures names it"
+        return rate
+
+
+def rate_of_products(hardware: HardwareConfig, precision: str) -> float | None:
+    """TFLOP/s: as it was measured; else of the data sheet's peak the same share as where both are known; else that of
+    the next precision. None if nothing of this is known."""
+    rates, peaks = hardware.matmul_tflops, hardware.peak_tflops
+    shares = [rate / peaks[name] for name, rate in rates.items() if name in peaks]
+    if precision in rates:
         return rates[precision]
+    if precision in peaks and shares:
+        return min(shares) * peaks[precision]
+    following = NEXT_PRECISION.get(precision)
+    return None if following is None else rate_of_products(hardware, following)
 
 
 def of_plan(plan: Plan) -> Job:
@@ -67,10 +80,7 @@ def missing_figures(job: Job) -> list[str]:
         return [unknown] if missing else []
     missing = [name for name in ("memory_gb_per_s", "processors", "exp_tera_per_s") if getattr(hardware, name) is None]
     missing += _missing_links(job)
-    names = [job.products]
-    while names[-1] in NEXT_PRECISION:
-        names.append(NEXT_PRECISION[names[-1]])
-    if not any(name in hardware.matmul_tflops for name in names):
+    if rate_of_products(hardware, job.products) is None:
         missing.append(f"matmul_tflops.{job.products}")
     if missing and hardware.measured:  # a profile, but of another precision or stopped too early
         return [f"measured.{name}" for name in lacking(hardware, job.products)]
