@@ -107,6 +107,8 @@ def test_the_batch_of_a_large_model(run):
         ("hardware=h100_sxm nproc=2 precision=fp4", "fp4 is not a precision"),
         ("hardware=h100_sxm nproc=2 tokens=many", "tokens=many is not valid"),
         ("hardware=h100_sxm nproc=2 train.steps=0", "train.steps=0 is out of range"),
+        ("hardware=h100_sxm nproc=2 hardware.matmul_tflops.bf16=0", "matmul_tflops.bf16=0 is not a valid rate"),
+        ("hardware=h100_sxm nproc=2 hardware.peak_tflops.bf16=0", "hardware.peak_tflops.bf16=0 is not a valid peak"),
         ("hardware=h100_sxm nproc=7 model.num_layers=2", "train.global_batch_size=8 is not divisible"),
         ("model=llama_70b hardware=h100_sxm precision=bf16 nproc=4", "valid layouts of nproc=4 fits in hardware=h100"),
     ],

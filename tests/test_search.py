@@ -19,6 +19,7 @@ from train.command.planning.search.search import search
 from train.command.planning.search.splits import splits
 from train.command.planning.search.tables import Tables, priced_job
 from train.command.planning.step_time import step_time
+from train.command.rules import OF_EVERY_LAYOUT
 from train.command.validate import validate
 from train.config.plan import Plan
 from train.strategies.pipeline.placement import SCHEDULES
@@ -64,6 +65,16 @@ def test_no_mesh_and_no_choice_is_forgotten():
     assert {layout.ep for layout in layouts(task(MIXTURE))} == {1, 2, 4, 8}
 
 
+def test_rules_that_are_asked_once_do_not_depend_on_the_layout():
+    one = task(LLAMA)
+    wrong = one.base.override("model.num_kv_heads=3 data.ignore_token=-1")
+    for base, broken in ((one.base, set()), (wrong, {"kv_heads", "ignored_token"})):
+        for layout in random.Random(5).sample(layouts(one), 20):
+            plan = layout.plan(base)
+            assert {rule.name for rule in OF_EVERY_LAYOUT if rule.check(plan)} == broken
+    assert not layouts(dataclasses.replace(one, base=wrong))
+
+
 def test_what_the_command_line_sets_is_kept():
     full = task(LLAMA).choices
     one = dataclasses.replace(task(LLAMA), choices=dataclasses.replace(full, micro_batch_size=2))
@@ -71,7 +82,8 @@ def test_what_the_command_line_sets_is_kept():
 
 
 def in_order(stage):
-    return dataclasses.replace(stage, messages=tuple(sorted(stage.messages, key=lambda one: (one.axis, one.op))))
+    messages = sorted(stage.messages, key=lambda one: (one.axis, one.op, one.of_data))
+    return dataclasses.replace(stage, messages=tuple(messages))
 
 
 @pytest.mark.parametrize("line", [LLAMA, SMALL, "model=llama_1b model.tie_embeddings=true train.seq_len=512 nproc=8"])

@@ -19,9 +19,9 @@ def room(mib: float) -> str:
 CHOSEN: dict[str, Row] = {
     # messages are slow to start, so that whole copies that are summed once a step are twice as fast as anything else
     "dp": row(2, AUTO, CORE, "hardware.link_latency_us=3000"),
-    # pp needs 7.7 MiB (8.2 as gpipe) and takes 15 ms; tp needs 7.2 and takes 20; all others need at least 11.2
+    # pp needs 7.7 MiB (8.2 as gpipe) and takes 17 ms; tp needs 7.2 and takes 21; all others need at least 11.2
     "pp": row(2, AUTO, CORE, room(9.7)),
-    # computation is slow, so that bubbles and short products are what costs: fsdp needs 24.0 MiB and is 3 % faster than
+    # computation is slow, so that bubbles and short products are what costs: fsdp needs 24.0 MiB and is 6 % faster than
     # every pipeline and than tp; dp, zero1 and zero2, which are as fast, need at least 29.2
     "fsdp": row(
         *(2, AUTO, CORE, *FAST_LINKS, "hardware.matmul_tflops={float64: 0.0001}", room(26.6)),

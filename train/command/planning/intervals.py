@@ -8,14 +8,13 @@ from pathlib import Path
 
 import yaml
 
-from train.command.planning.job import Job
+from train.command.planning.job import LOW_PRECISION, Job
 from train.command.resources import CONFIG_DIR
 
 PATH = CONFIG_DIR / "planner_intervals.yaml"
 ALL = "all"
 SINGLE, SPREAD, DATA, CONTEXT = "single node", "multi-node TP/PP", "multi-node data parallel", "CP"
 NODE = 8  # devices of a single node
-LOW_PRECISION = ("fp8", "nvfp4")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from train.strategies.pipeline.placement import SCHEDULES
 
 # a precision without a rate of its own takes that of the next one
 NEXT_PRECISION = {"nvfp4": "fp8", "fp8": "bf16", "bf16": "float32", "float32": "float64"}
+LOW_PRECISION = ("fp8", "nvfp4")  # only of the layers' products; attention and the head stay in 16 bits
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def rate_of_products(hardware: HardwareConfig, precision: str) -> float | None:
     """TFLOP/s: as it was measured; else of the data sheet's peak the same share as where both are known; else that of
     the next precision. None if nothing of this is known."""
     rates, peaks = hardware.matmul_tflops, hardware.peak_tflops
-    shares = [rate / peaks[name] for name, rate in rates.items() if name in peaks]
+    shares = [rate / peak for name, rate in rates.items() if (peak := peaks.get(name))]
     if precision in rates:
         return rates[precision]
     if precision in peaks and shares:

@@ -6,7 +6,7 @@ They come from the same closed forms as `launch.explain` and the proof: shapes, 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from train.command.planning import products
 from train.command.planning.job import Job
@@ -15,18 +15,22 @@ from train.command.planning.products import TILE, Matrix, Products, Work
 from train.command.planning.profile import Profile, profile_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
+from train.config.technique import Rank
 from train.config.traffic import Traffic, totals
 from train.strategies.context.keys import ContextKeys
 from train.strategies.equal_ranks import sending_key
 from train.strategies.memory import state_bytes
+from train.strategies.scalars import scalars
 from train.strategies.techniques import rank_of
-from train.strategies.traffic import expected_traffic
+from train.strategies.traffic import of_techniques, sent
+
+OF_DATA = ("FSDP", "DDP")
 
 
 @dataclass(frozen=True)
 class Message:
-    """The calls of one operation of a rank in a step. `of_data`: they are those of FSDP or DDP. `per_step`: they come
-    once a step, not with every microbatch."""
+    """The calls of one operation of a rank in a step. `of_data`: for data parallelism, whose messages may share the
+    axis `cp` with those of attention. `per_step`: they come once a step, not with every microbatch."""
 
     axis: str
     op: str
@@ -37,13 +41,16 @@ class Message:
     per_step: bool = False
 
 
+Messages = tuple[Message, ...]
+
+
 @dataclass(frozen=True)
 class Stage:
     """A rank of `pp`: its layers, whether it computes the head, and what it sends in a step."""
 
     layers: int
     has_head: bool
-    messages: tuple[Message, ...]
+    messages: Messages
     updated_bytes: int  # parameters that it updates
 
 
@@ -146,9 +153,9 @@ def _gathers(plan: Plan) -> bool:
 
 def _stage(job: Job, rank: int) -> Stage:
     plan = job.plan
-    layers, has_head = layers_of_rank(plan, rank_of(plan, rank).place["pp"])
-    sent = messages_of(job, expected_traffic(plan, rank))
-    return Stage(layers, has_head, sent, state_bytes(plan, rank)["parameters"])
+    here = rank_of(plan, rank)
+    messages = summed(sent_for_model(job, here), sent_for_data(job, here))
+    return Stage(*layers_of_rank(plan, here.place["pp"]), messages, state_bytes(plan, rank)["parameters"])
 
 
 def layers_of_rank(plan: Plan, place: int) -> tuple[int, bool]:
@@ -157,8 +164,8 @@ def layers_of_rank(plan: Plan, place: int) -> tuple[int, bool]:
     return sum(len(plan.layers_of_stages[stage]) for stage in held), plan.num_stages - 1 in held
 
 
-def messages_of(job: Job, rows: Iterable[Traffic]) -> tuple[Message, ...]:
-    """The rows of a rank's traffic by axis and operation."""
+def messages_of(job: Job, rows: Iterable[Traffic], *, of_data: bool = False) -> Messages:
+    """The rows of a rank's traffic by axis and operation. `of_data`: they are FSDP's or DDP's, over whatever axis."""
     plan, found = job.plan, []
     for (axis, op), total in totals(rows).items():
         group, size, calls = group_of(plan, axis), total.bytes, total.calls
@@ -166,22 +173,36 @@ def messages_of(job: Job, rows: Iterable[Traffic]) -> tuple[Message, ...]:
             size, calls = size * job.chunks, calls * job.chunks
             if job.sends_parts and not plan.config.strategy.shards_sequence():
                 size //= plan.degrees["tp"]
-        of_data = _is_of_data(plan, axis, op)
-        found.append(Message(axis, op, calls, size, group, of_data, of_data and _once(plan)))
+        own = of_data or axis.startswith("dp_")
+        found.append(Message(axis, op, calls, size, group, own, own and _once(plan)))
     return tuple(found)
 
 
-def _is_of_data(plan: Plan, axis: str, op: str) -> bool:
-    """Over `cp` alone, FSDP and DDP share an axis with attention, whose keys and values are exchanged or pass round a
-    ring. Where they are gathered too, both are one row, which counts as attention's."""
-    if axis != "cp":
-        return axis.startswith(("dp_", "efsdp"))
-    strategy = plan.config.strategy
-    return (
-        op != "all_to_all"
-        and (strategy.uses_fsdp() or strategy.uses_ddp())
-        and not (isinstance(strategy, ContextKeys) and strategy.cp_method == "allgather")
-    )
+def sent_for_model(job: Job, here: Rank) -> Messages:
+    """What a rank sends apart from data parallelism."""
+    others = [one for one in here.techniques if one.name not in OF_DATA]
+    return messages_of(job, sent(here, of_techniques(here, others)))
+
+
+def sent_for_data(job: Job, here: Rank) -> Messages:
+    """What a rank sends by FSDP or DDP, and as single numbers."""
+    own = [one for one in here.techniques if one.name in OF_DATA]
+    numbers = messages_of(job, sent(here, scalars(here)))
+    return summed(messages_of(job, sent(here, of_techniques(here, own)), of_data=True), numbers)
+
+
+def by_name(messages: Messages) -> dict[tuple[str, str, bool], Message]:
+    return {(one.axis, one.op, one.of_data): one for one in messages}
+
+
+def summed(some: Messages, others: Messages) -> Messages:
+    """Messages of the same axis, operation and purpose added up."""
+    found = by_name(some)
+    for name, one in by_name(others).items():
+        old = found.get(name)
+        both = one if old is None else replace(old, calls=old.calls + one.calls, bytes=old.bytes + one.bytes)
+        found[name] = both
+    return tuple(found.values())
 
 
 def _once(plan: Plan) -> bool:

@@ -21,16 +21,19 @@ from dataclasses import dataclass, field
 
 from train.command.planning import measured
 from train.command.planning.constants import Constants
+from train.command.planning.job import LOW_PRECISION
 from train.command.planning.links import US, Network, network
 from train.command.planning.products import Direction
 from train.command.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
 from train.config.schema import ActivationCheckpointing
+from train.config.shapes import element_sizes
 
 # bytes per byte of float32 parameters: weight, gradient and two moments are read, three are written; the norm reads the
 # gradient again, and it is set to zero
 ADAM_BYTES = 9
 SCORE_BYTES = 13  # per score where attention keeps them: product, softmax with mask, dropout and its mask, product
 INTERLEAVED = 0.5  # the share of a send that is exposed where the rank has another stage's work to do
+SIXTEEN_BITS = 2  # bytes of an element, for which the work of a layer is counted (products.py)
 NODE = 8  # devices; the jitter counts doublings from there on
 
 
@@ -109,8 +112,9 @@ def optimiser_rate(q: Quantities, size: float) -> float:
 
 
 def rates(q: Quantities, c: Constants) -> tuple[float, ...]:
-    """FLOP/s of the products, and of 16-bit products."""
-    return tuple(c.sustained * 1e12 * q.job.rate_of(name) for name in (q.job.products, "bf16"))
+    """FLOP/s of the layers' products, and of those in attention and of the head."""
+    others = "bf16" if q.job.products in LOW_PRECISION else q.job.products
+    return tuple(c.sustained * 1e12 * q.job.rate_of(name) for name in (q.job.products, others))
 
 
 def layer_time(q: Quantities, c: Constants) -> tuple[Direction, Direction]:
@@ -119,16 +123,17 @@ def layer_time(q: Quantities, c: Constants) -> tuple[Direction, Direction]:
         return measured.layer_time(q, q.profile)
     hardware, work = q.job.plan.config.hardware, q.work
     assert hardware.memory_gb_per_s is not None and hardware.exp_tera_per_s is not None
-    rate, sixteen = rates(q, c)
+    rate, other_rate = rates(q, c)
     memory, tail = hardware.memory_gb_per_s * 1e9, c.tail * q.tile_elements
     if work.fused:
-        attention = work.attention_flops / (sixteen * c.attention_products)
+        attention = work.attention_flops / (other_rate * c.attention_products)
         attention += work.scores * c.exp_cost / (hardware.exp_tera_per_s * 1e12)
         back = 2.5 * attention  # five products for two (FlashAttention, Dao et al. 2022)
     else:
-        attention = work.attention_flops / sixteen + work.scores * SCORE_BYTES / memory
+        attention = work.attention_flops / other_rate + work.scores * SCORE_BYTES / memory
         back = 2 * attention
-    elementwise = c.passes * work.bytes / memory
+    _, used = element_sizes(q.job.plan.config.precision)
+    elementwise = c.passes * work.bytes * used / SIXTEEN_BITS / memory
     launch = c.layer_us * US
     if q.units:
         launch += c.unit_us * US
@@ -166,7 +171,7 @@ def stage_time(
             each = exposed_of(message, seconds / q.microbatches, attention, q, c)
             found.exposed[message.axis] = found.exposed.get(message.axis, 0.0) + each
     if gathered:
-        part = "cp" if axes == {"cp"} else "dp"
+        part = "dp" if axes - {"cp"} else "cp"
         exposed = behind(gathered, forward + backward, collide / gathered)
         found.exposed[part] = found.exposed.get(part, 0.0) + exposed
     return found

@@ -48,11 +48,19 @@ def peaks(plan: Plan) -> Finding | None:
     given, known = plan.config.hardware.peak_tflops, [precision.value for precision in Precision]
     if idle := [f"hardware.peak_tflops.{name}={peak:g}" for name, peak in given.items() if name not in known]:
         return Finding(f"{', '.join(idle)} does not name a precision", (), f"use one of {', '.join(known)}")
-    wrong = {name: peak for name, peak in given.items() if not 0 < peak <= MAX_FIGURE}
+    return _not_a_rate("peak_tflops", given, "peak")
+
+
+def rates(plan: Plan) -> Finding | None:
+    return _not_a_rate("matmul_tflops", plan.config.hardware.matmul_tflops, "rate")
+
+
+def _not_a_rate(table: str, given: dict[str, float], what: str) -> Finding | None:
+    wrong = [f"hardware.{table}.{name}={value:g}" for name, value in given.items() if not 0 < value <= MAX_FIGURE]
     if not wrong:
         return None
-    shown = ", ".join(f"hardware.peak_tflops.{name}={peak:g}" for name, peak in wrong.items())
-    return Finding(f"{shown} is not a valid peak", (), f"use a value in TFLOP/s above 0 and at most {MAX_FIGURE:g}")
+    message = f"{', '.join(wrong)} is not a valid {what}"
+    return Finding(message, (), f"use a value in TFLOP/s above 0 and at most {MAX_FIGURE:g}")
 
 
 RULES = (
@@ -63,4 +71,5 @@ RULES = (
     Rule("sequence_fits", "RoPE's table of angles has model.max_seq_len positions", sequence_fits),
     Rule("ignored_token", "the token without loss must be a token id of the model", ignored_token),
     Rule("peak_tflops", "MFU is a fraction of the peak, so the peak must be positive", peaks),
+    Rule("matmul_tflops", "the planner divides by the rate of products, so the rate must be positive", rates),
 )

@@ -178,7 +178,7 @@ class Valid:
 
     def of_mesh(self, degrees: tuple[int, ...]) -> Iterator[Group]:
         rows, rest = divmod(self.base.config.train.global_batch_size, degrees[1] * degrees[2])
-        if rest or not self._sound:
+        if rest or not self.sound:
             return
         kinds = [*ActivationCheckpointing] if self.choices.recomputation is None else [self.choices.recomputation]
         micro = self.choices.micro_batch_size or 1
@@ -195,7 +195,8 @@ class Valid:
                         yield Group(dataclasses.replace(one, micro_batch_size=micros[0]), micros)
 
     @cached_property
-    def _sound(self) -> bool:
+    def sound(self) -> bool:
+        """Whether the config follows the rules that no layout decides."""
         return not any(rule.check(self.base) for rule in OF_EVERY_LAYOUT)
 
     def _expert_degrees(self, degrees: tuple[int, ...]) -> list[int]:

@@ -17,43 +17,26 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from train.command.planning.job import Job
-from train.command.planning.quantities import Message, messages_of
+from train.command.planning.quantities import Messages, by_name, summed
 from train.config.plan import Plan
 from train.config.schema import ModelConfig
 from train.config.technique import Rank
-from train.config.traffic import Traffic
 from train.strategies.memory import needs, state_bytes
 from train.strategies.pipeline.keys import PipelineKeys
-from train.strategies.scalars import scalars
 from train.strategies.techniques import rank_of
-from train.strategies.traffic import of_techniques, sent
 
 FEW = 4  # microbatches from which on everything is a sum of terms as above
 PROBES = ((2, 1), (3, 1), (2, 2))  # (microbatches, sequences in each)
-OF_DATA = ("FSDP", "DDP")
-Sent = tuple[Message, ...]
 Probe = tuple[int, int, int, int]  # class, layers of every stage, microbatches, sequences in each
 
 
-def of_model(here: Rank) -> list[Traffic]:
-    """What is sent apart from data parallelism: the same however data ranks share the weights, if they all use FSDP, or
-    none does, and `shares_of` is the same."""
-    return sent(here, of_techniques(here, [one for one in here.techniques if one.name not in OF_DATA]))
-
-
 def shares_of(model: ModelConfig, degrees: tuple[int, ...]) -> tuple[int, ...]:
-    """The degrees of data parallelism that `of_model` depends on: in a mixture all, as experts are split over them;
+    """The degrees of data parallelism on which other messages depend: in a mixture all, as experts are split over them;
     with tied embeddings that of the shards, as the ends of a pipeline exchange theirs; else none."""
     _, replicate, shard, _, _ = degrees
     if model.num_experts:
         return replicate, shard
     return (shard,) if model.tie_embeddings else ()
-
-
-def of_data(here: Rank) -> list[Traffic]:
-    """What FSDP and DDP send, and single numbers: the same for any number of sequences in a microbatch."""
-    own = [one for one in here.techniques if one.name in OF_DATA]
-    return sent(here, [*of_techniques(here, own), *scalars(here)])
 
 
 @dataclass(frozen=True)
@@ -93,15 +76,15 @@ class Small:
 
 @dataclass
 class Sending:
-    """What the ranks of a mesh send by some techniques. `rows`: a rank's traffic. `classes`: see `Mesh`."""
+    """What the ranks of a mesh send by some techniques. `of_rank`: what a rank sends. `classes`: see `Mesh`."""
 
     small: Small
     classes: tuple[int, ...]
-    rows: Callable[[Rank], list[Traffic]]
-    sent: dict[Probe, Sent] = field(default_factory=dict)
-    grown: dict[Probe, Sent] = field(default_factory=dict)
+    of_rank: Callable[[Job, Rank], Messages]
+    sent: dict[Probe, Messages] = field(default_factory=dict)
+    grown: dict[Probe, Messages] = field(default_factory=dict)
 
-    def messages(self, kind: int, layers: int, microbatches: int, sequences: int) -> Sent:
+    def messages(self, kind: int, layers: int, microbatches: int, sequences: int) -> Messages:
         """Of a rank of this class with so many layers."""
         key = (kind, layers, microbatches, sequences)
         if microbatches < FEW or key in self.grown:
@@ -118,27 +101,27 @@ class Sending:
         )
         return self.grown[key]
 
-    def _of_layers(self, key: Probe) -> Sent:
+    def _of_layers(self, key: Probe) -> Messages:
         if key not in self.grown:
             kind, layers, microbatches, sequences = key
-            few, more = (_by_name(self._probe((0, each, microbatches, sequences))) for each in (1, 2))
+            few, more = (by_name(self._probe((0, each, microbatches, sequences))) for each in (1, 2))
             step = {name: (more[name].calls - one.calls, more[name].bytes - one.bytes) for name, one in few.items()}
             found = []
-            for one in self._probe((kind, 1, microbatches, sequences)):
+            for name, one in by_name(self._probe((kind, 1, microbatches, sequences))).items():
                 calls, size = (
                     self.small.grown(first, step, layers)
-                    for first, step in zip((one.calls, one.bytes), step.get((one.axis, one.op), (0, 0)), strict=True)
+                    for first, step in zip((one.calls, one.bytes), step.get(name, (0, 0)), strict=True)
                 )
                 found.append(replace(one, calls=calls, bytes=size))
             self.grown[key] = tuple(found)
         return self.grown[key]
 
-    def _probe(self, key: Probe) -> Sent:
+    def _probe(self, key: Probe) -> Messages:
         if key not in self.sent:
             kind, each, microbatches, sequences = key
             job = self.small.with_layers(each, microbatches, sequences)
             here = rank_of(job.plan, self.small.rank(self.classes[kind]))
-            self.sent[key] = messages_of(job, self.rows(here))
+            self.sent[key] = self.of_rank(job, here)
         return self.sent[key]
 
 
@@ -153,14 +136,14 @@ class Mesh:
     places: tuple[int, ...]
     model: Sending
     data: Sending
-    known: dict[Probe, Sent] = field(default_factory=dict)
+    known: dict[Probe, Messages] = field(default_factory=dict)
 
-    def messages(self, kind: int, layers: int, microbatches: int, sequences: int) -> Sent:
+    def messages(self, kind: int, layers: int, microbatches: int, sequences: int) -> Messages:
         """Of a rank of this class with so many layers."""
         key = (kind, layers, microbatches, sequences)
         if key not in self.known:
             rest = self.model.messages(*key)
-            self.known[key] = _summed(rest, self.data.messages(kind, layers, microbatches, 1))
+            self.known[key] = summed(rest, self.data.messages(kind, layers, microbatches, 1))
         return self.known[key]
 
     def parameters(self, kind: int, layers: int) -> int:
@@ -191,17 +174,3 @@ def _extended(first: int, more: int, larger: int, microbatches: int, sequences: 
     c = (larger - first) // 2
     b = more - first - c
     return first - 2 * (b + c) + b * microbatches + c * microbatches * sequences
-
-
-def _by_name(messages: Sent) -> dict[tuple[str, str], Message]:
-    return {(one.axis, one.op): one for one in messages}
-
-
-def _summed(some: Sent, others: Sent) -> Sent:
-    """Messages of the same axis and operation added up."""
-    found = _by_name(some)
-    for one in others:
-        old = found.get((one.axis, one.op))
-        both = one if old is None else replace(old, calls=old.calls + one.calls, bytes=old.bytes + one.bytes)
-        found[one.axis, one.op] = both
-    return tuple(found.values())

@@ -40,8 +40,8 @@ class Outcome:
 def search(task: Task, *, workers: int = 1, on_progress: OnProgress = lambda done, total: None) -> Outcome:
     """The best layouts, the fastest first. `workers`: processes that share the work."""
     profile_of_job(priced_job(task.base, task.products))  # which refuses a profile that cannot be used
-    known = not missing_figures(priced_job(task.base, task.products))
     pricer = Pricer(task)
+    known = pricer.valid.sound and not missing_figures(priced_job(task.base, task.products))
     degrees = sorted(meshes(task.base), key=pricer.promise) if known else [*meshes(task.base)]
     valid = priced = 0
     unknown: Counter[str] = Counter()

@@ -10,6 +10,7 @@ from train.command.planning.job import Job, of_plan
 from train.command.planning.profile import Profile
 from train.command.planning.quantities import (
     Computed,
+    Messages,
     Quantities,
     Stage,
     assembled,
@@ -17,8 +18,10 @@ from train.command.planning.quantities import (
     layers_of_rank,
     profile_of_job,
     quantities,
+    sent_for_data,
+    sent_for_model,
 )
-from train.command.planning.search.of_mesh import Mesh, Sending, Sent, Small, of_data, of_model, shares_of
+from train.command.planning.search.of_mesh import Mesh, Sending, Small, shares_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing, Config
 from train.strategies.equal_ranks import sending_key
@@ -64,7 +67,7 @@ class Tables:
         self,
         job: Job,
         classes: Sequence[int],
-        messages: Callable[[int, int, int, int], Sent],
+        messages: Callable[[int, int, int, int], Messages],
         parameters: Callable[[int, int], int],
     ) -> Quantities:
         """`classes`: of each rank of `pp`. `messages`, `parameters`: as of a `Mesh`."""
@@ -119,8 +122,8 @@ class Tables:
             classes, places = self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped))
             shares = shares_of(plan.config.model, degrees)
             alike = (*key, *(plan.degrees[axis] for axis in ("pp", "cp", "tp")), strategy.uses_fsdp(), shares)
-            model = self.shared.setdefault(alike, Sending(Small(job), classes, of_model))
-            self.meshes[key] = Mesh(Small(job), classes, places, model, Sending(Small(job), classes, of_data))
+            model = self.shared.setdefault(alike, Sending(Small(job), classes, sent_for_model))
+            self.meshes[key] = Mesh(Small(job), classes, places, model, Sending(Small(job), classes, sent_for_data))
         return self.meshes[key]
 
     def _classes(self, job: Job, key: Key) -> tuple[tuple[int, ...], tuple[int, ...]]:
