@@ -18,7 +18,7 @@ from train.config.traffic import degree_of
 US = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """`size` ranks, of which `inside` share a domain of links."""
 

@@ -27,7 +27,7 @@ from train.strategies.traffic import of_techniques, sent
 OF_DATA = ("FSDP", "DDP")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """The calls of one operation of a rank in a step. `of_data`: for data parallelism, whose messages may share the
     axis `cp` with those of attention. `per_step`: they come once a step, not with every microbatch."""

@@ -76,7 +76,8 @@ class Small:
 
 @dataclass
 class Sending:
-    """What the ranks of a mesh send by some techniques. `of_rank`: what a rank sends. `classes`: see `Mesh`."""
+    """What the ranks of a mesh send by some techniques. `of_rank`: what a rank sends; `sent`: what was asked of it,
+    which meshes may share. `classes`: see `Mesh`."""
 
     small: Small
     classes: tuple[int, ...]
@@ -129,7 +130,7 @@ class Sending:
 class Mesh:
     """What all layouts of a mesh share that differ only in microbatches, kind of recomputation, layers of stages, and
     schedule of the same placement. `classes`: a rank of `pp` of each kind; `places`: the class of each rank of `pp`.
-    `model`: what is sent apart from data parallelism, which other meshes may share; `data`: the rest."""
+    `model`: what is sent apart from data parallelism; `data`: the rest."""
 
     small: Small
     classes: tuple[int, ...]

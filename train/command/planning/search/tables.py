@@ -21,7 +21,7 @@ from train.command.planning.quantities import (
     sent_for_data,
     sent_for_model,
 )
-from train.command.planning.search.of_mesh import Mesh, Sending, Small, shares_of
+from train.command.planning.search.of_mesh import Mesh, Probe, Sending, Small, shares_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing, Config
 from train.strategies.equal_ranks import sending_key
@@ -41,7 +41,7 @@ class Tables:
     ranks: dict[Key, Held] = field(default_factory=dict)
     shapes: dict[Key, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     balanced: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    shared: dict[Key, Sending] = field(default_factory=dict)
+    shared: dict[Key, dict[Probe, Messages]] = field(default_factory=dict)  # what meshes send alike, as it was asked
     degrees: Key = None  # of the mesh whose layouts are priced now, one after the other
     meshes: dict[Key, Mesh] = field(default_factory=dict)  # of these degrees
 
@@ -122,8 +122,9 @@ class Tables:
             classes, places = self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped))
             shares = shares_of(plan.config.model, degrees)
             alike = (*key, *(plan.degrees[axis] for axis in ("pp", "cp", "tp")), strategy.uses_fsdp(), shares)
-            model = self.shared.setdefault(alike, Sending(Small(job), classes, sent_for_model))
-            self.meshes[key] = Mesh(Small(job), classes, places, model, Sending(Small(job), classes, sent_for_data))
+            small, asked = Small(job), self.shared.setdefault(alike, {})
+            model, data = Sending(small, classes, sent_for_model, asked), Sending(small, classes, sent_for_data)
+            self.meshes[key] = Mesh(small, classes, places, model, data)
         return self.meshes[key]
 
     def _classes(self, job: Job, key: Key) -> tuple[tuple[int, ...], tuple[int, ...]]:
