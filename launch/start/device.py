@@ -7,7 +7,6 @@ from pathlib import Path
 
 from train.command.planning import auto
 from train.command.planning.hardware import AUTO
-from train.command.planning.search.pricer import KEPT
 from train.config.schema import Config
 from train.config.world import World
 
@@ -31,7 +30,7 @@ def device_here(config: Config, nproc: int) -> str:
     return device_name(choose_runtime(config.runtime, World(0, 0, nproc, nproc, from_torchrun=True)).device)
 
 
-def laid_out(words: Sequence[str], nproc: int, *, kept: int = KEPT) -> tuple[list[str], tuple[str, ...]]:
+def laid_out(words: Sequence[str], nproc: int, *, kept: int = auto.KEPT) -> tuple[list[str], tuple[str, ...]]:
     """(The words with the planner's layout in place of `strategy=auto`, which it is and why); other words as they are.
     `kept`: the number of layouts that are replayed."""
     if not auto.asked(words):

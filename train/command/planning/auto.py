@@ -15,7 +15,7 @@ from train.command.planning import constants
 from train.command.planning.hardware import AUTO, file_named, measured, published, replaced
 from train.command.planning.job import missing_figures, of_plan
 from train.command.planning.search.layouts import MICRO, RECOMPUTE, Choices
-from train.command.planning.search.pricer import KEPT, Task
+from train.command.planning.search.pricer import Task
 from train.command.planning.search.refusals import check_config, refused
 from train.command.planning.search.search import Outcome, search
 from train.command.planning.search.words import shown, why_slower
@@ -27,6 +27,7 @@ from train.strategies.spmd import Spmd
 WORD, STANDS_IN = cli.PLANNED, "strategy=single"
 DEFAULTS = {"cpu": "cpu_default"}  # the figures for a device of which too little is known
 OTHER = "a100_sxm"
+KEPT = 50  # layouts that are replayed: fewer than launch.plan's, as every rank waits for its own search
 
 
 @dataclass(frozen=True)
