@@ -25,8 +25,7 @@ from train.command.planning.search.of_mesh import Mesh, Probe, Sending, Small, s
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing, Config
 from train.strategies.equal_ranks import sending_key
-from train.strategies.pipeline.keys import PipelineKeys
-from train.strategies.pipeline.placement import layers_per_stage
+from train.strategies.pipeline.placement import SCHEDULES, layers_per_stage
 
 Key = Hashable
 Held = tuple[tuple[int, bool], ...]
@@ -88,9 +87,8 @@ class Tables:
 
     def held(self, plan: Plan) -> Held:
         """For each rank of `pp`, its layers and whether it has the head."""
-        strategy, ranks = plan.config.strategy, plan.degrees["pp"]
-        v_shaped = isinstance(strategy, PipelineKeys) and strategy.facts().v_shaped
-        key = (ranks, v_shaped, *(strategy.layers_per_stage if isinstance(strategy, PipelineKeys) else ()))
+        ranks = plan.degrees["pp"]
+        key = (ranks, _v_shaped(plan), *plan.layers_per_stage)
         if key not in self.ranks:
             self.ranks[key] = tuple(layers_of_rank(plan, place) for place in range(ranks))
         return self.ranks[key]
@@ -112,16 +110,15 @@ class Tables:
         return assembled(job, self.computed[key], kinds, places, self.profiles[job.products])
 
     def mesh_of(self, job: Job) -> Mesh:
-        plan, strategy = job.plan, job.plan.config.strategy
-        v_shaped = isinstance(strategy, PipelineKeys) and strategy.facts().v_shaped
+        plan, v_shaped = job.plan, _v_shaped(job.plan)
         recomputes = plan.config.train.activation_checkpointing is not ActivationCheckpointing.none
         key = (plan.ep, plan.num_stages, v_shaped, recomputes, _stage_of_zero(plan))
         if self.degrees != (degrees := tuple(plan.degrees.values())):
             self.degrees, self.meshes = degrees, {}
         if key not in self.meshes:
             classes, places = self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped))
-            shares = shares_of(plan.config.model, degrees)
-            alike = (*key, *(plan.degrees[axis] for axis in ("pp", "cp", "tp")), strategy.uses_fsdp(), shares)
+            shares, uses_fsdp = shares_of(plan.config.model, degrees), plan.config.strategy.uses_fsdp()
+            alike = (*key, *(plan.degrees[axis] for axis in ("pp", "cp", "tp")), uses_fsdp, shares)
             small, asked = Small(job), self.shared.setdefault(alike, {})
             model, data = Sending(small, classes, sent_for_model, asked), Sending(small, classes, sent_for_data)
             self.meshes[key] = Mesh(small, classes, places, model, data)
@@ -142,6 +139,11 @@ class Tables:
                 places.append(kind)
             self.shapes[key] = tuple(first), tuple(places)
         return self.shapes[key]
+
+
+def _v_shaped(plan: Plan) -> bool:
+    name = plan.config.strategy.schedule_name()
+    return name is not None and SCHEDULES[name].v_shaped
 
 
 def _stage_of_zero(plan: Plan) -> int:
