@@ -96,7 +96,9 @@ class Pricer:
                 continue
             layouts = [layout for layout in map(self._listed, group) if self._may_take_less(layout, bound)]
             if layouts and (floor := self._floor(layouts[0])) > self.task.capacity:
-                found.larger += [(floor, layouts[0])] if bound == math.inf else []
+                # the others need more than the first, but the last may run all its sequences at once, so that no
+                # gradients wait for a next microbatch
+                found.larger += [(floor, one) for one in (layouts[0], layouts[-1])] if bound == math.inf else []
                 continue
             for layout in layouts:
                 self._price(layout, bound, found)
