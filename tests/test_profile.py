@@ -93,7 +93,8 @@ def test_a_small_optimiser_that_stays_in_a_cache_says_nothing_of_a_large_one():
     assert profiles.line([(1e6, 2.0), (1e9, 1.0)]) is None, "its bandwidth would be negative"
     cached = Profile({"optimiser": [[4e6, 26.0], [3.2e7, 22.0]]}, "bf16", False)
     assert cached.optimiser_rate(1e9) == pytest.approx(22e9)
-    assert 22e9 < cached.optimiser_rate(1e7) < 26e9
+    between = cached.optimiser_rate(1e7)
+    assert between is not None and 22e9 < between < 26e9
 
 
 def test_without_a_measured_optimiser_its_time_is_that_of_the_memory():
