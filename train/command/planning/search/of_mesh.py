@@ -21,7 +21,7 @@ from train.command.planning.quantities import Messages, by_name, summed
 from train.config.plan import Plan
 from train.config.schema import ModelConfig
 from train.config.technique import Rank
-from train.strategies.memory import needs, state_bytes
+from train.strategies.memory import Needs, needs, state_bytes
 from train.strategies.pipeline.keys import PipelineKeys
 from train.strategies.techniques import rank_of
 
@@ -166,8 +166,13 @@ class Mesh:
     @cached_property
     def _floors(self) -> tuple[list[int], int]:
         few, more = (self.small.with_layers(each, 1, 1).plan for each in (2, 3))
-        firsts = [needs(few, self.small.rank(place)).on_device for place in self.classes]
-        return firsts, needs(more, self.small.rank(self.classes[0])).on_device - firsts[0]
+        firsts = [_least(needs(few, self.small.rank(place))) for place in self.classes]
+        return firsts, _least(needs(more, self.small.rank(self.classes[0]))) - firsts[0]
+
+
+def _least(found: Needs) -> int:
+    """Gradients that are reduced exist after what is gathered has been freed."""
+    return found.parameters + found.optimiser + max(found.gradients, found.unsharded)
 
 
 def _extended(first: int, more: int, larger: int, microbatches: int, sequences: int) -> int:
