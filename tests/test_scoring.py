@@ -131,8 +131,8 @@ def test_no_row_raises(read_one):
     draw = random.Random(17)
     row = read_one()
     few = {"dp": "1 2 3 8", "tp": "1 2 4 8", "pp": "1 1 2 5 8", "cp": "1 1 1 2", "micro_batch": "1 2 4",
-           "n_layers": "1 6 7 32", "n_heads": "8 24 32", "n_kv_heads": "1 8", "d_model": "768 4096",
-           "seq_len": "1 2048", "global_batch_seqs": "1 24 256", "virtual_stages": "1 2 3", "sp": "0 1",
+           "n_layers": "6 7 32 32", "n_heads": "8 24 32", "n_kv_heads": "1 8", "d_model": "768 4096",
+           "seq_len": "1 2048 2048", "global_batch_seqs": "24 256 256", "virtual_stages": "1 2 3", "sp": "0 1",
            "activation_ckpt": "full selective",
            "pp_schedule": "1f1b zbv zb-2p interleaved_1f1b", "zero_or_fsdp": "none ZeRO-2 FSDP ZeRO-1 FSDP(shard=2)",
            "gpu": "A100 B200 H200", "precision": "fp8 fp16 nvfp4", "gpus_per_node": "4 8 16"}  # fmt: skip

@@ -7,7 +7,7 @@ one default for a column, the same for every source:
     sp               yes, where tp > 1          gpus_per_node   as in the GPU's usual node
     activation_ckpt  none                       zero_or_fsdp    ZeRO-1, reduced during the backward
     pp_schedule      1f1b                       virtual_stages  1, but 2 of a schedule in a V
-    precision        bf16                       interconnect    the network of the GPU's usual node
+    precision        16 bits                    interconnect    the network of the GPU's usual node
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ The lab's closed form is changed where engines of others differ in a way that a 
     schedules      of zb-2p 2p - 1 microbatches are on their way instead of p, of zbv as many as of 1f1b, of v-half and
                    v-min a half and a third of that (Qi et al. 2023); of v virtual stages of other schedules
                    1 + (p-1)/(pv) times as many as of one (Korthikanti et al. 2022)
-    DeepSpeed      in bf16 it has gradients in 16 bits beside those in 32 bits in which they add up
+    DeepSpeed      where the precision is stated as bf16, it has gradients in 16 bits beside those in 32 bits in which
+                   they add up; in fp16 it has none of these
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def of_engine(job: Job, row: Row, found: Footprint) -> float:
     if "unsharded" in kinds and found.rank < plan.world_size // plan.degrees["pp"]:
         model = plan.config.model
         kinds["unsharded"] -= (kept - used) * model.vocab_size * model.dim / plan.degrees["tp"]
-    if is_deepspeed(row) and row.precision in ("", "bf16"):  # a blank cell means bf16, as everywhere
+    if is_deepspeed(row) and row.precision == "bf16":
         kinds["unsharded"] += kinds["parameters"] * plan.degrees["dp_shard"] * used / kept
     if "offload" in row.cells["zero_or_fsdp"].lower():
         kinds |= {"parameters": kinds["parameters"] * used / kept, "optimiser": 0.0, "gradients": 0.0}
