@@ -107,11 +107,17 @@ def files(folder: Path, name: str) -> list[Path]:
     return [*folder.glob(f"runs/*/{name}")]
 
 
+def lines(folder: Path) -> list[Record]:
+    """All whole lines of metrics.jsonl of the only run in this folder; none if it has not begun."""
+    found = []
+    for path in files(folder, "metrics.jsonl"):
+        found += [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return found
+
+
 def records(folder: Path) -> list[Record]:
     """The records of all steps. A record is written when the next step has been made, or before a save."""
-    (path,) = files(folder, "metrics.jsonl")
-    lines = (json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
-    return [record for record in lines if LOSS in record]
+    return [record for record in lines(folder) if LOSS in record]
 
 
 def lasted(found: Sequence[Record]) -> float:
