@@ -11,7 +11,7 @@ from scripts import soak
 from scripts.soaking import costs as costs_module
 from scripts.soaking import run as run_module
 from scripts.soaking.costs import Costs
-from scripts.soaking.run import Run
+from scripts.soaking.run import Run, quiet_step
 
 COSTS = Costs(step=0.1, save=0.2, late=0.0, restart=5.0)
 
@@ -42,6 +42,14 @@ def test_the_prediction_is_that_of_played_runs(late, mtbf):
 def test_without_kills_only_saves_cost():
     assert COSTS.ettr(10, 0.0) == pytest.approx(1 / 1.2)
     assert COSTS.ettr(10, 1e-9) == pytest.approx(1 / 1.2)
+
+
+def test_the_time_of_a_step_is_that_between_saves_and_kills():
+    times = {1: 0.0, 2: 9.0, 3: 10.0, 4: 11.0, 5: 19.0, 6: 29.0, 7: 30.0, 8: 50.0, 9: 90.0}  # saved after 4 and 8
+    found = [{"step": step, "time": at} for step, at in times.items()]
+    assert quiet_step(found, 4, kills=[60.0]) == pytest.approx((1 + 1 + 1 + 20) / 4)
+    assert quiet_step(found, 4, kills=[40.0, 60.0]) == pytest.approx(1.0), "a rank was killed while step 8 was made"
+    assert quiet_step(found[:2], 4, kills=[5.0]) == 9.0, "no such step"
 
 
 def test_a_run_may_last_as_long_as_it_makes_steps(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,6 +126,12 @@ def lasted(found: Sequence[Record]) -> float:
     return float(found[-1]["time"] - found[0]["time"]) / (len(found) - 1)
 
 
-def median_step(found: Sequence[Record]) -> float:
-    """The median time of a step in these records, in seconds."""
-    return statistics.median(record["perf/step_ms"] for record in found if "perf/step_ms" in record) / 1e3
+def quiet_step(found: Sequence[Record], every: int, kills: Sequence[float]) -> float:
+    """The mean time of a step, in seconds, while nothing is saved and no rank is lost: in the later half of the `every`
+    steps between two saves, without a step in whose time one of the `kills` was."""
+    later = [
+        two["time"] - one["time"]
+        for one, two in pairwise(found)
+        if one["step"] % every >= every // 2 and not any(one["time"] <= kill <= two["time"] for kill in kills)
+    ]
+    return statistics.mean(later) if later else lasted(found)
