@@ -128,10 +128,12 @@ def lasted(found: Sequence[Record]) -> float:
 
 def quiet_step(found: Sequence[Record], every: int, kills: Sequence[float]) -> float:
     """The mean time of a step, in seconds, while nothing is saved and no rank is lost: in the later half of the `every`
-    steps between two saves, without a step in whose time one of the `kills` was."""
+    steps between two saves, without a step in whose time one of the `kills` was. The last of these steps does not count
+    either, as a step that is saved is recorded at once and the one before it at the same moment."""
     later = [
         two["time"] - one["time"]
-        for one, two in pairwise(found)
-        if one["step"] % every >= every // 2 and not any(one["time"] <= kill <= two["time"] for kill in kills)
+        for one, two in pairwise(found[:-1])
+        if every // 2 <= one["step"] % every < every - 1
+        and not any(one["time"] <= kill <= two["time"] for kill in kills)
     ]
     return statistics.mean(later) if later else lasted(found)
