@@ -103,8 +103,8 @@ def with_kills(folder: Path, point: Point, minutes: float, mtbf: float, costs: C
     seconds = found[-1]["time"] - started
     same = [(one["step"], one[LOSS]) for one in found] == [(one["step"], one[LOSS]) for one in clean]
     (summary,) = files(folder.parent / CLEAN, "summary.json")
-    slower = quiet_step(found, every, kills) / costs.step
-    costs = dataclasses.replace(costs, step=slower * costs.step)
+    step = quiet_step(found, every, kills)
+    slower, costs = step / costs.step, dataclasses.replace(costs, step=step)
     return Result(
         point.label, [*point.overrides], point.nproc, minutes, mtbf, steps, every, costs, len(kills), seconds, slower,
         statistics.median(repairs[1:] or repairs), statistics.mean(redone[1:] or redone),
