@@ -12,7 +12,6 @@ ended before a rank could be killed. The results are lines of build/kill_ranks.j
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import re
@@ -26,10 +25,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from scripts.soaking.run import Record, lines
 from train.command.process.streams import lasting
 from train.command.resources import ROOT
 from train.config import plain_json
@@ -70,18 +69,8 @@ def log_of(folder: Path) -> str:
     return (folder / "log").read_text()
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl of the only run in this folder."""
-    found = []
-    for path in folder.glob("runs/*/metrics.jsonl"):
-        for line in path.read_text().splitlines():
-            with suppress(ValueError):  # it is being written
-                found.append(json.loads(line))
-    return found
-
-
 def last_step(folder: Path) -> int:
-    return max((record["step"] for record in records(folder)), default=0)
+    return max((record["step"] for record in lines(folder)), default=0)
 
 
 def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
@@ -96,12 +85,12 @@ def ranks_of(process: subprocess.Popen[bytes]) -> dict[int, psutil.Process]:
     return found
 
 
-def difference(found: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> float:
+def difference(found: Sequence[Record], expected: Sequence[Record]) -> float:
     """The largest relative difference of a result; infinite if the records are not those of the same steps."""
 
-    def results(lines: Sequence[dict[str, Any]]) -> list[tuple[int, str, float]]:
+    def results(records: Sequence[Record]) -> list[tuple[int, str, float]]:
         return [
-            (one["step"], tag, one[tag]) for one in lines for tag in one if tag.startswith(("train/", "validation/"))
+            (one["step"], tag, one[tag]) for one in records for tag in one if tag.startswith(("train/", "validation/"))
         ]
 
     ours, theirs = results(found), results(expected)
@@ -144,7 +133,7 @@ def kill_one(folder: Path, process: subprocess.Popen[bytes], run: int, chance: r
     if len(lost) <= before:
         return None
     wait_until(process, lambda: len(said(log_of(folder), rank, "back")) > before)
-    written = [one["time"] for one in records(folder) if one["step"] == lost[-1] + 1 and "train/loss" in one]
+    written = [one["time"] for one in lines(folder) if one["step"] == lost[-1] + 1 and "train/loss" in one]
     return Killed(run, rank, after, written[0] - killed) if written else None
 
 
@@ -183,7 +172,7 @@ def main(argv: list[str]) -> int:
             process.wait()
         if process.returncode:
             raise SystemExit(f"the undisturbed run failed:\n{log_of(clean)[-2000:]}")
-        expected = records(clean)
+        expected = lines(clean)
         while good and len(found) < kills:
             run += 1
             folder = Path(temporary) / f"run_{run}"
@@ -191,7 +180,7 @@ def main(argv: list[str]) -> int:
                 of_run = disturb(folder, process, kills - len(found), run, chance)
                 process.wait()
             found += of_run
-            code, differs = process.returncode, difference(records(folder), expected)
+            code, differs = process.returncode, difference(lines(folder), expected)
             worst, good = max(worst, differs), code == 0 and differs <= BOUND and len(of_run) > 0
             print(
                 f"run {run}: {len(of_run)} kills, exit code {code}, largest relative difference {differs:.1e}",

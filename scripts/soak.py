@@ -6,9 +6,10 @@ again and again a random rank is killed, also one that is just starting. There a
 average, and at least one; their moments are those of a Poisson process of which this number is known: drawn uniformly.
 
 ETTR, the effective training time ratio, is the time of the undisturbed run in percent of that of the run with kills. As
-the speed of a machine changes, the first is scaled by the median time of a step in both runs. The ETTR is predicted
-from what is measured before: the time of a step, what a save costs, and how long a restart takes from the kill of a
-rank to the next step. A save is made every sqrt(2 x save x mtbf_s) seconds (Young 1974).
+the speed of a machine changes, the first is scaled by the time that a step takes in the second while nothing is saved
+and no rank is lost. The ETTR is predicted from what is measured before: the time of a step, what a save costs, and how
+long a restart takes from the kill of a rank to the next step. A save is made every sqrt(2 x save x mtbf_s) seconds
+(Young 1974).
 
 The losses must be those of the undisturbed run, each step once; otherwise the exit code is 1. Results are lines of
 build/soak.jsonl, and what has a line there is not run again; runs of a strategy that is not finished are in build/soak.
@@ -29,7 +30,7 @@ from pathlib import Path
 
 from launch.sweeping.grid import Point, check_all, expand
 from scripts.soaking.costs import CYCLE, Costs, measured
-from scripts.soaking.run import LOSS, POLL_S, Record, Run, files, lasted, median_step, records
+from scripts.soaking.run import LOSS, POLL_S, Record, Run, files, lasted, quiet_step, records
 from train.checkpoint.folder import complete
 from train.command import cli, options
 from train.command.process.exits import leave_on_interrupt, reported_once
@@ -44,9 +45,9 @@ CLEAN = "clean"  # the folder of the undisturbed run
 
 @dataclass(frozen=True)
 class Result:
-    """A run with kills. `kills`: how many; `seconds`: its time; `slower`: the median time of its steps in units of that
-    of the undisturbed run; `mttr_s`: the median time from a kill to the next step; `redone`: the mean number of steps
-    that a kill made necessary again; the other times are those of `Costs`."""
+    """A run with kills. `kills`: how many; `seconds`: its time; `slower`: the time of a step while nothing is saved and
+    no rank is lost, in units of that of the undisturbed run; `mttr_s`: the median time from a kill to the next step;
+    `redone`: the mean number of steps that a kill made necessary again; the other times are those of `Costs`."""
 
     strategy: str
     line: list[str]
@@ -82,17 +83,18 @@ def with_kills(folder: Path, point: Point, minutes: float, mtbf: float, costs: C
     words = (f"train.steps={steps}", f"checkpoint.every={every}")
     lasts = steps * costs.step / costs.ettr(every, 1 / mtbf)  # so long the run is expected to last
     moments = sorted(chance.uniform(0, lasts) for _ in range(max(round(lasts / mtbf), 1)))
-    kills, killed, down = 0, 0.0, None
+    kills: list[float] = []  # when
+    down = None
     repairs, redone = [0.0], [0]
     with Run(folder, point, *words, restarts=options.MAX_RESTARTS).ended() as run:
         run.until(lambda: any(complete(path.parent) for path in files(folder, "checkpoints")))
         started = records(folder)[0]["time"]
         since = time.time()
         while run.process.poll() is None:
-            if kills < len(moments) and (now := time.time()) > since + moments[kills] and run.kill(chance):
-                kills, killed = kills + 1, now
+            if len(kills) < len(moments) and (now := time.time()) > since + moments[len(kills)] and run.kill(chance):
+                kills.append(now)
                 down = down or (now, run.newest()["step"])
-            if down and (first := run.first_after(killed)):
+            if down and (first := run.first_after(kills[-1])):
                 repairs.append(first["time"] - down[0])
                 redone.append(down[1] - first["step"] + 1)
                 down = None
@@ -101,12 +103,12 @@ def with_kills(folder: Path, point: Point, minutes: float, mtbf: float, costs: C
     seconds = found[-1]["time"] - started
     same = [(one["step"], one[LOSS]) for one in found] == [(one["step"], one[LOSS]) for one in clean]
     (summary,) = files(folder.parent / CLEAN, "summary.json")
-    slower = median_step(found) / median_step(clean)
-    costs = dataclasses.replace(costs, step=slower * costs.step)
+    step = quiet_step(found, every, kills)
+    slower, costs = step / costs.step, dataclasses.replace(costs, step=step)
     return Result(
-        point.label, [*point.overrides], point.nproc, minutes, mtbf, steps, every, costs, kills, seconds, slower,
+        point.label, [*point.overrides], point.nproc, minutes, mtbf, steps, every, costs, len(kills), seconds, slower,
         statistics.median(repairs[1:] or repairs), statistics.mean(redone[1:] or redone),
-        (steps - 1) * costs.step / seconds, costs.ettr(every, kills / seconds),
+        (steps - 1) * costs.step / seconds, costs.ettr(every, len(kills) / seconds),
         same and run.process.returncode == 0, json.loads(summary.read_text())["commit"],
     )  # fmt: skip
 

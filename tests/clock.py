@@ -46,8 +46,8 @@ class Clock:
             "tests": dict(self.tests),
             "worlds": found,
         }
-        assert config.cache is not None
-        config.cache.set(KEY, times)
+        if (cache := getattr(config, "cache", None)) is not None:  # with `-p no:cacheprovider` there is none
+            cache.set(KEY, times)
         terminalreporter.section("time")
         for line in summary(times):
             terminalreporter.line(line)

@@ -15,8 +15,9 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, records, said
+from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, said
 from scripts.kill_ranks import wait_until as wait_while_running
+from scripts.soaking.run import lines
 from tests import faults
 from train.checkpoint.folder import complete
 from train.checkpoint.manifest import Manifest, wrong_files
@@ -46,7 +47,7 @@ def undisturbed(tmp_path_factory):
             with ended(process := launch(folder, 1, [*LINE, f"train.steps={most}", "checkpoint.every=0"])):
                 process.wait(PATIENCE_S)
             assert process.returncode == 0, log_of(folder)
-            known[:] = records(folder)
+            known[:] = lines(folder)
         return [one for one in known if one["step"] <= steps]
 
     return first
@@ -71,7 +72,7 @@ def is_well(folder, undisturbed, step, state):
     """The run has ended after this step with the results of an undisturbed one. Returns what it has said."""
     log, (run,) = log_of(folder), (folder / "runs").iterdir()
     assert "Traceback" not in log, log
-    assert difference(records(folder), undisturbed(step)) <= BOUND
+    assert difference(lines(folder), undisturbed(step)) <= BOUND
     assert not is_alive(run) and faults.life_of(run).state == state
     assert not [path for path in run.rglob("*") if ".tmp" in path.name]
     return log
@@ -109,7 +110,7 @@ def test_lost_ranks_come_back(undisturbed, tmp_path):
     (run,) = (folder / "runs").iterdir()
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
     for tag in ("train/loss", "validation/loss"):
-        assert [one.step for one in events.Scalars(tag)] == [one["step"] for one in records(folder) if tag in one]
+        assert [one.step for one in events.Scalars(tag)] == [one["step"] for one in lines(folder) if tag in one]
     newest = complete(run)[0]
     assert newest.name == f"step-{step}" and not wrong_files(newest, Manifest.read(newest))
     assert not psutil.wait_procs(everything, timeout=10)[1], "something still runs"
@@ -165,7 +166,7 @@ def test_ranks_are_killed_at_moments_of_a_save(undisturbed, tmp_path):
     found = faults.run_in(tmp_path)
     assert [path.name for path in complete(found)] == ["step-40", "step-30"]
     assert not [path for path in found.rglob("*") if ".tmp" in path.name]
-    assert difference(records(tmp_path), undisturbed(40)) <= BOUND
+    assert difference(lines(tmp_path), undisturbed(40)) <= BOUND
 
 
 @slow
@@ -180,7 +181,7 @@ def test_a_replica_goes_on_when_the_other_one_is_broken(undisturbed, tmp_path):
     run.process.send_signal(signal.SIGTERM)
     code, errors = run.end()
     assert code == 128 + signal.SIGTERM and "Traceback" not in errors, errors
-    found = records(tmp_path)
+    found = lines(tmp_path)
     assert difference(found, undisturbed(found[-1]["step"])) <= BOUND
     assert re.search(r"^ranks 2, 3 lost after step 10: 2 of 4 ranks go on with step 11 \(", run.out(), re.M)
     ranks = {one["step"]: one["elastic/ranks"] for one in found if "elastic/ranks" in one}

@@ -9,7 +9,8 @@ import psutil
 import pytest
 import torch
 
-from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, records, said
+from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, said
+from scripts.soaking.run import lines
 from train.command.process.life import is_alive
 
 LINE = [
@@ -66,7 +67,7 @@ def test_the_other_replica_goes_on_over_nccl(size, words, tmp_path, monkeypatch)
                 after = said(log_of(folder), rank, "lost")[-1]
                 within(BACK_S, lambda rank=rank, before=before: len(said(log_of(folder), rank, "back")) > before)
                 everything = psutil.Process(process.pid).children(recursive=True)
-                written = [one["time"] for one in records(folder) if one["step"] == after + 1 and "train/loss" in one]
+                written = [one["time"] for one in lines(folder) if one["step"] == after + 1 and "train/loss" in one]
                 seconds.append(written[0] - killed)
                 print(f"rank {rank} lost after step {after}: the next is recorded {seconds[-1]:.2f} s after the kill")
             within(END_S, lambda: process.poll() is not None and undisturbed.poll() is not None)
@@ -77,7 +78,7 @@ def test_the_other_replica_goes_on_over_nccl(size, words, tmp_path, monkeypatch)
     print(log[-3000:])
     assert undisturbed.returncode == 0, log_of(plain)[-4000:]
     assert process.returncode == 0 and "Traceback" not in log
-    found = difference(records(folder), records(plain))
+    found = difference(lines(folder), lines(plain))
     print(f"largest relative difference {found:.1e}, next steps after {seconds} s")
     assert found <= BOUND
     told = rf"^ranks? [\d, ]+ lost after step \d+: {size // 2} of {size} ranks go on"

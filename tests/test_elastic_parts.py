@@ -6,6 +6,7 @@ import math
 from contextlib import closing
 from types import SimpleNamespace
 from typing import cast
+from unittest import mock
 
 import pytest
 import torch
@@ -106,13 +107,18 @@ def test_a_step_that_is_not_finite_stops_the_run_after_a_loss_too(tmp_path):
 
 
 @pytest.mark.parametrize("steps_of_board", [2, 3])
-def test_tensorboard_has_each_step_once_if_a_process_was_killed_between_two_sinks(steps_of_board, tmp_path, caplog):
+@mock.patch("tensorboard.summary.writer.event_file_writer.os.getpid")
+def test_tensorboard_has_each_step_once_if_a_process_was_killed_between_two_sinks(
+    process, steps_of_board, tmp_path, caplog
+):
     caplog.set_level(logging.ERROR)
     records = [(step, {"train/loss": float(step), "time/step_ms": 1.0}) for step in (1, 2, 3)]
+    process.return_value = 9
     board = TensorBoard(tmp_path, {})
     for step, values in records[:steps_of_board]:
         board.write(step, values)
     board.close()
+    process.return_value = 10  # so that its file comes first by name, if both are made in the same second
     board = TensorBoard(tmp_path, {}, after=3, earlier=records)
     board.write(4, {"train/loss": 4.0})
     board.close()

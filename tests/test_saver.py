@@ -1,5 +1,6 @@
 """What is saved of a run, how large it is, and how a run ends that fails or gets a signal."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import torch
 from tests.saved_runs import ENV, SMALL
 from train.checkpoint import checkpoints
 from train.checkpoint.checkpoints import Checkpoints, state_bytes
-from train.checkpoint.saver import Facts, Saver
+from train.checkpoint.saver import Facts, Saver, all_finite
 from train.command import cli
 from train.command.process.signals import Signals
 from train.config.problems import BadInput
@@ -51,6 +52,12 @@ def test_an_asynchronous_save_copies_what_a_step_still_changes(tmp_path):
     first, second = saver._copied([live, copy])
     live.tensor.add_(1)
     assert first.tensor.tolist() == [0, 0] and second.tensor is copy.tensor and [*saver.staging] == [live.key]
+
+
+@pytest.mark.parametrize(("bad", "finite"), [(1.0, True), (3e38, True), (math.inf, False), (math.nan, False)])
+def test_numbers_are_finite_also_if_their_sum_is_not(bad, finite):
+    tensors = [torch.full((3,), bad), torch.tensor([bad, -bad]), torch.ones(2, 2)]
+    assert all_finite(tensors) is finite and all_finite([])
 
 
 @pytest.mark.parametrize(

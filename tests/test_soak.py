@@ -11,7 +11,7 @@ from scripts import soak
 from scripts.soaking import costs as costs_module
 from scripts.soaking import run as run_module
 from scripts.soaking.costs import Costs
-from scripts.soaking.run import Run
+from scripts.soaking.run import Run, quiet_step
 
 COSTS = Costs(step=0.1, save=0.2, late=0.0, restart=5.0)
 
@@ -42,6 +42,15 @@ def test_the_prediction_is_that_of_played_runs(late, mtbf):
 def test_without_kills_only_saves_cost():
     assert COSTS.ettr(10, 0.0) == pytest.approx(1 / 1.2)
     assert COSTS.ettr(10, 1e-9) == pytest.approx(1 / 1.2)
+
+
+def test_the_time_of_a_step_is_that_between_saves_and_kills():
+    """A record is written when the next step has been made, but that of a saved step, 5 or 10, at once."""
+    times = {1: 0.0, 2: 9.0, 3: 10.0, 4: 11.0, 5: 11.0, 6: 29.0, 7: 30.0, 8: 31.0, 9: 51.0, 10: 51.0, 11: 90.0}
+    found = [{"step": step, "time": at} for step, at in times.items()]
+    assert quiet_step(found, 5, kills=[60.0]) == pytest.approx((1 + 1 + 1 + 20) / 4)
+    assert quiet_step(found, 5, kills=[40.0, 60.0]) == pytest.approx(1.0), "a rank was killed while step 9 was made"
+    assert quiet_step(found[:2], 5, kills=[5.0]) == 9.0, "no such step"
 
 
 def test_a_run_may_last_as_long_as_it_makes_steps(tmp_path, monkeypatch):

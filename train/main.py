@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from contextlib import ExitStack, closing
@@ -102,9 +103,11 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
                 result = train_step(tokens, targets, lr=lr)
             generation.made(step, result, lr)
             metrics.log(step, result, lr, sampler.collect(step), any_target=batches.any_target(step))
-            if not report.first_step_s:
+            if step == start.step + 1:
                 result.loss.item()  # wait for the device, once
-                report.first_step_s = time.perf_counter() - started
+                report.first_step_s = report.first_step_s or time.perf_counter() - started
+                gc.collect()
+                gc.freeze()  # what stays is not searched for garbage again, which would stop a step for 0.2 s at times
             if config.train.validates(step):
                 metrics.validate(step, batches)
             checkpoints.after(step, metrics)

@@ -58,7 +58,7 @@ def measured(folder: Path, point: Point) -> Costs:
         step = statistics.median(quiet)
         longer = [CYCLE * (lasted(cycle) - one) for cycle, one in zip(cycles, quiet, strict=True)]
         saves = [(one[SAVE_S], one[STALL_MS] / 1e3) for one in found if SAVE_S in one]
-        save = max(statistics.median(longer), statistics.median(stall for _, stall in saves))
+        save = max(statistics.mean(longer), statistics.median(stall for _, stall in saves))
         late = max(statistics.median(whole - stall for whole, stall in saves), 0.0)
         for _ in range(KILLS):
             killed, before = time.time(), int(run.newest()["step"])

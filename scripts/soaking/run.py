@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,11 +108,17 @@ def files(folder: Path, name: str) -> list[Path]:
     return [*folder.glob(f"runs/*/{name}")]
 
 
+def lines(folder: Path) -> list[Record]:
+    """All whole lines of metrics.jsonl of the only run in this folder; none if it has not begun."""
+    found = []
+    for path in files(folder, "metrics.jsonl"):
+        found += [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    return found
+
+
 def records(folder: Path) -> list[Record]:
     """The records of all steps. A record is written when the next step has been made, or before a save."""
-    (path,) = files(folder, "metrics.jsonl")
-    lines = (json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n"))
-    return [record for record in lines if LOSS in record]
+    return [record for record in lines(folder) if LOSS in record]
 
 
 def lasted(found: Sequence[Record]) -> float:
@@ -119,6 +126,14 @@ def lasted(found: Sequence[Record]) -> float:
     return float(found[-1]["time"] - found[0]["time"]) / (len(found) - 1)
 
 
-def median_step(found: Sequence[Record]) -> float:
-    """The median time of a step in these records, in seconds."""
-    return statistics.median(record["perf/step_ms"] for record in found if "perf/step_ms" in record) / 1e3
+def quiet_step(found: Sequence[Record], every: int, kills: Sequence[float]) -> float:
+    """The mean time of a step, in seconds, while nothing is saved and no rank is lost: in the later half of the `every`
+    steps between two saves, without a step in whose time one of the `kills` was. The last of these steps does not count
+    either, as a step that is saved is recorded at once and the one before it at the same moment."""
+    later = [
+        two["time"] - one["time"]
+        for one, two in pairwise(found[:-1])
+        if every // 2 <= one["step"] % every < every - 1
+        and not any(one["time"] <= kill <= two["time"] for kill in kills)
+    ]
+    return statistics.mean(later) if later else lasted(found)

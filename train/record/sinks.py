@@ -108,6 +108,7 @@ class TensorBoard(Sink):
         self.sampled = self.num_samples = 0  # the last sampled step, and the number of samples
         self.undrawn: tuple[int, dict[str, Any]] | None = None  # the last sample, if it is not drawn yet
         last = max((step for step, _ in earlier), default=(after or 0) + 1)
+        wait_for_a_later_name(directory)
         self.writer = SummaryWriter(str(directory), purge_step=None if after is None else last)
         if after is not None:
             for step, values in earlier:
@@ -180,6 +181,13 @@ class TensorBoard(Sink):
         """Write it at once, because a killed process loses what is still queued."""
         self.writer._get_file_writer().add_summary(summary, step)
         self.writer.flush()
+
+
+def wait_for_a_later_name(directory: Path) -> None:
+    """Return in a later second than that in which the newest event file was made, after a second at most. TensorBoard
+    reads the files by name, which begins with this second; in the same second the process's number would decide."""
+    newest = max((int(path.name.split(".")[3]) for path in directory.glob("events.out.tfevents.*")), default=0)
+    time.sleep(min(max(newest + 1 - time.time(), 0.0), 1.0))
 
 
 def open_sinks(

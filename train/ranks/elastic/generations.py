@@ -48,6 +48,7 @@ def _elastic(config: Config, world: World, member: Member, store: dist.Store) ->
     while (start := member.next_start(None if carried is None else carried.step)) is not None:
         carried = _brought_up(carried, start, world.rank)
         forget_meshes()
+        gc.unfreeze()
         gc.collect()  # the old groups end now, and not while new ones are made
         generation = ElasticGeneration(config, world, member, start, carried, before=before, since=since)
         yield generation
