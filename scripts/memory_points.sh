@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run points on one GPU whose peaks of memory are compared with the closed form: scripts/memory_points.sh [FOLDER]
 #
-#   DRY_RUN=1 …   print the commands and start nothing
+#   HARDWARE=h200_sxm …   the device, whose memory decides the boundaries
+#   DRY_RUN=1 …           print the commands and start nothing
 #
 # Some points run beside each other, as the peak is one of the allocator of each process. The boundaries follow one by
 # one, each with the largest micro batch that should fit and the next: the second runs out of memory, which is expected.
@@ -11,6 +12,7 @@ cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 folder=${1:-runs/memory}
 at_once=${AT_ONCE:-3}
+hardware=${HARDWARE:-h100_sxm}
 common="model=llama_1b data=synthetic precision=bf16 train.seq_len=4096 train.steps=3 train.eval_every=0 train.eval_batches=1
         metrics.profile_every=0 metrics.warmup_steps=0 metrics.tensorboard=false checkpoint.every=0 metrics.dir=$folder"
 
@@ -50,7 +52,14 @@ together 2 4 strategy=pp
 together 2 4 strategy=pp $full
 wait
 
-for rows in 18 19; do run $rows 1 strategy=single model.num_layers=8; done
-for rows in 23 24 25; do run $rows 1 strategy=single model.num_layers=8 $selective; done
-for rows in 10 11; do run $rows 1 strategy=fsdp; done
-for rows in 10 11; do run $rows 1 strategy=single model.num_layers=8 precision=float32 model.num_kv_heads=16; done
+boundary() {
+  local most
+  most=$("${PYTHON:-python}" -m scripts.scoring.largest_batch hardware="$hardware" model=llama_1b precision=bf16 "$@")
+  run "$most" 1 "$@"
+  run $((most + 1)) 1 "$@"
+}
+
+boundary strategy=single model.num_layers=8 train.seq_len=8192
+boundary strategy=fsdp train.seq_len=8192
+boundary strategy=single model.num_layers=8 train.seq_len=8192 precision=float32 model.num_kv_heads=16
+boundary strategy=single model.num_layers=8 train.seq_len=16384 $compiled
