@@ -1,12 +1,13 @@
 """Searches for tests: small models and worlds, on figures of a device that a test may change."""
 
 import dataclasses
+import math
 from functools import cache
 
 from tests.plans import plan_of
 from train.command.planning import constants
 from train.command.planning.search.layouts import Choices, Valid, meshes
-from train.command.planning.search.pricer import Task
+from train.command.planning.search.pricer import Pricer, Task
 
 BASE = "strategy=single hardware=h100_sxm precision=bf16"
 
@@ -29,3 +30,10 @@ def listed(tables, layout, task):
     """The layout with the layers of its stages, as a search prices it."""
     stages = layout.degrees[0] * layout.stages_per_rank
     return dataclasses.replace(layout, layers=tables.listed(task.base.config, stages))
+
+
+def seconds():
+    """Of every layout of a small search that fits, to the last bit."""
+    one = task("model=llama_1b train.seq_len=1024 train.global_batch_size=16 nproc=8")
+    found = [pair for degrees in meshes(one.base) for pair in Pricer(one).mesh((degrees, math.inf)).best]
+    return " ".join(time.hex() for time, _ in found)

@@ -38,7 +38,7 @@ def test_the_command_lists_its_commands():
     ("words", "code", "says"),
     [
         (["explian"], 2, "explian is not a command of strategy-lab: use strategy-lab explain"),
-        (["strategy=tp"], 2, "strategy=tp is not a command of strategy-lab: use one of local, explain, sweep"),
+        (["strategy=tp"], 2, "strategy=tp is not a command of strategy-lab: use one of local, explain, plan, sweep"),
         (["explain", "strategy=pt"], 2, "strategy=pt does not name a preset"),
         (["explain", "strategy=tp", "data=text", "data.path=no/such"], 2, "no/such"),
         (["local", "metrics.dir=pyproject.toml/runs"], 3, "pyproject.toml/runs cannot be written"),

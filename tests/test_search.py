@@ -2,12 +2,16 @@
 
 import dataclasses
 import itertools
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
 
 from tests.searches import layouts, listed, task
+from tests.started import REPO
 from train.command import cli
 from train.command.planning.quantities import quantities
 from train.command.planning.search import pricer
@@ -49,6 +53,24 @@ def test_every_layout_is_valid_and_its_words_compose_it(line):
         assert config.strategy == plan.config.strategy
         assert config.train.micro_batch_size == layout.micro_batch_size
         assert config.train.activation_checkpointing is layout.recomputation
+
+
+def test_processes_compute_the_same_to_the_last_bit():
+    """As every rank chooses for itself under strategy=auto: an order of a set must not decide a sum."""
+    code = "from tests.searches import seconds; print(seconds())"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+            cwd=REPO,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
+        for seed in ("1", "2", "3")
+    ]
+    assert len({run.stdout for run in runs}) == 1 and runs[0].stdout.count("0x") > 100
 
 
 def test_no_mesh_and_no_choice_is_forgotten():

@@ -65,9 +65,12 @@ def units(plan: Plan, rank: int) -> Iterator[tuple[str, Shapes]]:
         yield name, shapes
 
 
-def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[tuple[int, str, Shapes]]:
+def units_by_stage(
+    plan: Plan, rank: int, *, copies: bool = False, first_layers: bool = False
+) -> Iterator[tuple[int, str, Shapes]]:
     """As `units`, with the stage of each unit. `copies`: the last stage has its own copy of the tied weight even on the
-    first stage's rank, as FSDP and DDP wrap each stage separately, and gather and reduce both copies."""
+    first stage's rank, as FSDP and DDP wrap each stage separately, and gather and reduce both copies. `first_layers`:
+    only the first layer of each stage, as all have the same shapes."""
     model, last, layers = plan.config.model, plan.num_stages - 1, plan.layers_of_stages
     stages, layer = stages_of(plan, rank), block(plan.config.model)
     for stage in stages:
@@ -79,7 +82,7 @@ def units_by_stage(plan: Plan, rank: int, *, copies: bool = False) -> Iterator[t
         tied = model.tie_embeddings and bool(embed) and bool(ends)
         if embed and not tied:
             yield stage, "embed", embed
-        for i in layers[stage]:
+        for i in layers[stage][:1] if first_layers else layers[stage]:
             yield stage, f"layers.{i}", {f"layers.{i}.{name}": shape for name, shape in layer.items()}
         if ends:
             yield (stage, "embed+norm+head", embed | ends) if tied else (stage, "norm+head", ends)

@@ -7,7 +7,7 @@ its rules, and compute its traffic and its memory. All code of a technique is in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from train.config.plan import Keys, Plan
@@ -49,6 +49,10 @@ class Rank:
     techniques: tuple[Technique, ...]  # those that apply
     _parts: dict[tuple[str, Shape, bool], Shape] = field(default_factory=dict, compare=False, repr=False)
     _splits: dict[str, tuple[tuple[Technique, Split], ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def of(self, other: Rank) -> Rank:
+        """`other`, whose plan splits parameters in the same way, with what is known of this rank's parts."""
+        return replace(other, _parts=self._parts, _splits=self._splits)
 
     def computes(self, name: str, shape: Shape) -> Shape:
         """The shape of the rank's part of a parameter while it is used. `name` is its global name, `shape` its whole

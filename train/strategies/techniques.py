@@ -31,6 +31,8 @@ def used(plan: Plan) -> tuple[Technique, ...]:
     return tuple(one for one in TECHNIQUES if one.applies(plan))
 
 
-def rank_of(plan: Plan, rank: int) -> Rank:
-    """The rank of the plan with this number, which knows its part of every parameter."""
-    return Rank(plan, coordinates(plan, rank), used(plan))
+def rank_of(plan: Plan, rank: int, like: Rank | None = None) -> Rank:
+    """The rank of the plan with this number, which knows its part of every parameter. `like`: this rank of another plan
+    that splits parameters in the same way; what was found for one of them is known to both."""
+    here = Rank(plan, coordinates(plan, rank), used(plan))
+    return here if like is None else like.of(here)

@@ -27,6 +27,7 @@ from train.command.planning.memory.state import between_steps
 from train.command.planning.memory.tape import Kinds
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing
+from train.config.technique import Rank
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.memory import GiB, needs
 from train.strategies.techniques import rank_of
@@ -46,9 +47,11 @@ class Footprint:
         return sum(self.kinds.values())
 
 
-def footprint(job: Job) -> Footprint:
-    """The footprint of the rank that needs the most."""
-    return max((of_rank(job, rank) for rank in candidates(job.plan)), key=lambda one: one.total)
+def footprint(job: Job, seen: dict[int, Rank] | None = None) -> Footprint:
+    """The footprint of the rank that needs the most. `seen`: ranks by number, of plans that split parameters in the
+    same way, whose parts are not computed again; those of this plan are added."""
+    ranks = candidates(job.plan)
+    return max((of_rank(job, rank, seen={} if seen is None else seen) for rank in ranks), key=lambda one: one.total)
 
 
 def candidates(plan: Plan) -> list[int]:
@@ -67,15 +70,19 @@ def candidates(plan: Plan) -> list[int]:
     return [place * (plan.world_size // ranks) + second for place in sorted(places)]
 
 
-def of_rank(job: Job, rank: int, engine: Engine = as_here) -> Footprint:
+def of_rank(job: Job, rank: int, engine: Engine = as_here, *, seen: dict[int, Rank] | None = None) -> Footprint:
     if isinstance(job.plan.config.strategy, DeepSpeed):
         return Footprint(of_deepspeed(job.plan, rank), rank)
-    return max(moments_of(job, rank, engine), key=lambda one: one.total)
+    return max(moments_of(job, rank, engine, seen=seen), key=lambda one: one.total)
 
 
-def moments_of(job: Job, rank: int, engine: Engine = as_here) -> Iterator[Footprint]:
+def moments_of(
+    job: Job, rank: int, engine: Engine = as_here, *, seen: dict[int, Rank] | None = None
+) -> Iterator[Footprint]:
     """What the rank holds at each moment of a step that may be the peak, of any strategy but DeepSpeed's."""
-    strategy, here = job.plan.config.strategy, rank_of(job.plan, rank)
+    seen = {} if seen is None else seen
+    strategy, here = job.plan.config.strategy, rank_of(job.plan, rank, seen.get(rank))
+    seen[rank] = here
     own = strategy.stages_of(here.place["pp"], job.plan.degrees["pp"])
     stages = {number: stage_of(here, number, engine) for number in own}
     held = between_steps(here, stages)

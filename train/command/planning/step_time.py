@@ -91,7 +91,7 @@ def step_time(q: Quantities, c: Constants, bubble_of: Bubble = closed_bubble) ->
     slowest = max(times, key=lambda one: one.microbatch)
     bubble = bubble_of(q, order)
     exposed = {axis: m * seconds for axis, seconds in slowest.exposed.items()}
-    for axis in {axis for one in times for axis in one.once}:
+    for axis in dict.fromkeys(axis for one in times for axis in one.once):  # in an order that is always the same
         exposed[axis] = exposed.get(axis, 0.0) + max(one.once.get(axis, 0.0) for one in times)
     compute = m * (slowest.forward + slowest.backward)
     updated = max(stage.updated_bytes for stage in q.kinds)

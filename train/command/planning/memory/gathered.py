@@ -115,8 +115,8 @@ def gathered_of(rank: Rank, stage: int) -> Gathered:
     strategy = plan.config.strategy
     found = {"embed": NOTHING, "layer": NOTHING, "head": NOTHING}
     freed = strategy.frees_parameters()
-    for of, name, shapes in units_by_stage(plan, rank.place["pp"], copies=True):
-        if of == stage and not (name.startswith("layers.") and found["layer"] is not NOTHING):
+    for of, name, shapes in units_by_stage(plan, rank.place["pp"], copies=True, first_layers=True):
+        if of == stage:
             kind = "head" if "head" in name else "embed" if name == "embed" else "layer"
             found[kind] = unit_of(rank, name, shapes)
             freed = freed and (kind != "layer" or frees(plan, name))

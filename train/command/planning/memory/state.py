@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from train.command.planning.memory.stages import Stage
 from train.command.planning.memory.tape import Kinds
 from train.config.schema import Optimiser
-from train.config.shapes import Shapes, element_sizes, units
+from train.config.shapes import element_sizes, units_by_stage
 from train.config.technique import Rank
 from train.strategies.data.keys import FsdpKeys
 
@@ -56,15 +56,9 @@ def copied(here: Rank) -> float:
 def parameters_of(here: Rank) -> tuple[float, int]:
     """(bytes, number) of the rank's parameters."""
     kept, _ = element_sizes(here.plan.config.precision)
-    layer: tuple[int, int] | None = None
     elements = number = 0
-    for name, shapes in units(here.plan, here.place["pp"]):
-        if name.startswith("layers."):
-            layer = layer or counted(here, shapes)
-        more = layer if layer and name.startswith("layers.") else counted(here, shapes)
-        elements, number = elements + more[0], number + more[1]
+    for stage, name, shapes in units_by_stage(here.plan, here.place["pp"], first_layers=True):
+        times = len(here.plan.layers_of_stages[stage]) if name.startswith("layers.") else 1
+        elements += times * sum(math.prod(here.holds(key, shape)) for key, shape in shapes.items())
+        number += times * len(shapes)
     return float(kept * elements), number
-
-
-def counted(here: Rank, shapes: Shapes) -> tuple[int, int]:
-    return sum(math.prod(here.holds(name, shape)) for name, shape in shapes.items()), len(shapes)

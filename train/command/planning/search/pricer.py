@@ -168,7 +168,7 @@ class Pricer:
         """The bytes that the fullest rank lacks; at most 0 if it fits."""
         if self.task.capacity == math.inf:
             return 0.0
-        return footprint(job).total + reserve(job) - self.task.capacity
+        return footprint(job, self.tables.seen(job.plan)).total + reserve(job) - self.task.capacity
 
     def with_better_split(self, layout: Layout) -> tuple[float, Layout]:
         """The fastest split that fits, by the closed form. Which is faster is asked once for all meshes with the same

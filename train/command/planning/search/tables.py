@@ -24,6 +24,7 @@ from train.command.planning.quantities import (
 from train.command.planning.search.of_mesh import Mesh, Probe, Sending, Small, shares_of
 from train.config.plan import Plan
 from train.config.schema import ActivationCheckpointing, Config
+from train.config.technique import Rank
 from train.strategies.equal_ranks import sending_key
 from train.strategies.pipeline.placement import SCHEDULES, layers_per_stage
 
@@ -43,6 +44,7 @@ class Tables:
     shared: dict[Key, dict[Probe, Messages]] = field(default_factory=dict)  # what meshes send alike, as it was asked
     degrees: Key = None  # of the mesh whose layouts are priced now, one after the other
     meshes: dict[Key, Mesh] = field(default_factory=dict)  # of these degrees
+    alike: dict[Key, dict[int, Rank]] = field(default_factory=dict)  # of these degrees: ranks with the same parts
 
     def quantities(self, job: Job) -> Quantities:
         """As `planning.quantities`, for a job whose stages' layers are listed (`listed`)."""
@@ -113,8 +115,7 @@ class Tables:
         plan, v_shaped = job.plan, _v_shaped(job.plan)
         recomputes = plan.config.train.activation_checkpointing is not ActivationCheckpointing.none
         key = (plan.ep, plan.num_stages, v_shaped, recomputes, _stage_of_zero(plan))
-        if self.degrees != (degrees := tuple(plan.degrees.values())):
-            self.degrees, self.meshes = degrees, {}
+        degrees = self._of_degrees(plan)
         if key not in self.meshes:
             classes, places = self._classes(job, (plan.degrees["pp"], plan.num_stages, v_shaped))
             shares, uses_fsdp = shares_of(plan.config.model, degrees), plan.config.strategy.uses_fsdp()
@@ -123,6 +124,16 @@ class Tables:
             model, data = Sending(small, classes, sent_for_model, asked), Sending(small, classes, sent_for_data)
             self.meshes[key] = Mesh(small, classes, places, model, data)
         return self.meshes[key]
+
+    def seen(self, plan: Plan) -> dict[int, Rank]:
+        """Ranks by number, of plans that split parameters in the same way."""
+        self._of_degrees(plan)
+        return self.alike.setdefault((type(plan.config.strategy), _stage_of_zero(plan), plan.ep), {})
+
+    def _of_degrees(self, plan: Plan) -> tuple[int, ...]:
+        if self.degrees != (degrees := tuple(plan.degrees.values())):
+            self.degrees, self.meshes, self.alike = degrees, {}, {}
+        return degrees
 
     def _classes(self, job: Job, key: Key) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """(A rank of `pp` of each class, the class of each rank of `pp`); ranks of a class send the same if they have
