@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +23,7 @@ from train.config.world import World
 
 # The device types whose tensors each backend can send.
 BACKEND_DEVICES = {"nccl": ("cuda",), "gloo": ("cpu", "cuda"), "xccl": ("xpu",), "hccl": ("npu",)}
+ALLOCATOR = "PYTORCH_ALLOC_CONF"  # the settings of torch's allocator in the environment
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,16 @@ def choose_runtime(config: RuntimeConfig, world: World) -> Runtime:
             f"{world.local_world_size} processes on this machine, but {count} {kind} device(s)",
             f"use {count} processes, runtime.device=cpu, or runtime.backend=gloo to share a GPU",
         )
+    if kind == "cuda":
+        let_segments_grow(os.environ)
     return Runtime(torch.device(kind, world.local_rank % count), backend, note)
+
+
+def let_segments_grow(environment: MutableMapping[str, str]) -> None:
+    """Let CUDA's allocator grow its segments of memory, unless the environment has settings of its own. Otherwise a run
+    ends at some 93 % of a device's memory, as free blocks do not fit. It counts until the first tensor is on a GPU."""
+    if not {ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF"} & environment.keys():
+        environment[ALLOCATOR] = "expandable_segments:True"
 
 
 def check_backend(strategy: Strategy, backend: str) -> None:
