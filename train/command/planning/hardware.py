@@ -6,9 +6,11 @@ Published figures are in the files of that folder, those that were measured on a
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from train.command.resources import CONFIG_DIR
@@ -16,6 +18,7 @@ from train.config.schema import HardwareConfig
 
 AUTO = "auto"
 FOLDER = CONFIG_DIR / "hardware"
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def published(given: HardwareConfig, device: str) -> HardwareConfig:
@@ -23,17 +26,21 @@ def published(given: HardwareConfig, device: str) -> HardwareConfig:
     replace the file's. An unknown device has none: they are not guessed."""
     if given.name != AUTO:
         return given
-    found = next((file for file in files(FOLDER) if matches(file, device)), None)
+    found = next(_matching(FOLDER, device), None)
     return given if found is None else replaced(found, given)
 
 
 def measured(given: HardwareConfig, device: str) -> list[HardwareConfig]:
     """The profiles that were measured on such a device."""
-    return [replaced(file, given) for file in files(FOLDER / "measured") if matches(file, device)]
+    return [replaced(file, given) for file in _matching(FOLDER / "measured", device)]
 
 
-def matches(file: HardwareConfig, device: str) -> bool:
-    return file.match is not None and device.endswith(file.match)
+def _matching(folder: Path, device: str) -> Iterator[HardwareConfig]:
+    """The files of the folder that match the name of the device. The others are not composed, which takes long."""
+    for path in sorted(folder.glob("*.yaml")):
+        match = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER).get("match")
+        if match is not None and device.endswith(match):
+            yield _load(path)
 
 
 def replaced(found: HardwareConfig, given: HardwareConfig) -> HardwareConfig:
@@ -46,10 +53,6 @@ def replaced(found: HardwareConfig, given: HardwareConfig) -> HardwareConfig:
 
 def file_named(name: str) -> HardwareConfig:
     return _load(FOLDER / f"{name}.yaml")
-
-
-def files(folder: Path) -> list[HardwareConfig]:
-    return [_load(path) for path in sorted(folder.glob("*.yaml"))]
 
 
 def _load(path: Path) -> HardwareConfig:
