@@ -50,8 +50,7 @@ class Footprint:
 def footprint(job: Job, seen: dict[int, Rank] | None = None) -> Footprint:
     """The footprint of the rank that needs the most. `seen`: ranks by number, of plans that split parameters in the
     same way, whose parts are not computed again; those of this plan are added."""
-    ranks = candidates(job.plan)
-    return max((of_rank(job, rank, seen={} if seen is None else seen) for rank in ranks), key=lambda one: one.total)
+    return max((of_rank(job, rank, seen=seen) for rank in candidates(job.plan)), key=lambda one: one.total)
 
 
 def candidates(plan: Plan) -> list[int]:
@@ -80,9 +79,9 @@ def moments_of(
     job: Job, rank: int, engine: Engine = as_here, *, seen: dict[int, Rank] | None = None
 ) -> Iterator[Footprint]:
     """What the rank holds at each moment of a step that may be the peak, of any strategy but DeepSpeed's."""
-    seen = {} if seen is None else seen
-    strategy, here = job.plan.config.strategy, rank_of(job.plan, rank, seen.get(rank))
-    seen[rank] = here
+    strategy, here = job.plan.config.strategy, rank_of(job.plan, rank, seen.get(rank) if seen else None)
+    if seen is not None:
+        seen[rank] = here
     own = strategy.stages_of(here.place["pp"], job.plan.degrees["pp"])
     stages = {number: stage_of(here, number, engine) for number in own}
     held = between_steps(here, stages)
