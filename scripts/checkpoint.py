@@ -18,8 +18,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from train.checkpoint.folder import checkpoints_in
-from train.checkpoint.manifest import Damaged, Manifest, wrong_files
+from train.checkpoint.manifest import Damaged, Manifest
+from train.checkpoint.whole.newest import checkpoints, newest, problems
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
@@ -54,38 +54,6 @@ def main(argv: list[str]) -> int:
         if args.command == "diff":
             return diff(newest(args.first), newest(args.second))
         return export(newest(args.path), args.folder)
-
-
-def checkpoints(path: Path) -> list[Path]:
-    """The checkpoint itself, or those of a run from the newest to the oldest. Raises BadInput if there is none."""
-    found = checkpoints_in(path)
-    if not found:
-        why = "" if path.is_dir() else ", as there is no such folder"
-        if (path / "config.yaml").is_file():
-            why = ", as its run had checkpoint.every=0, or was cut off before its first save"
-        fix = "give the directory of a run, or one of its checkpoints/step-N"
-        raise BadInput(Problem("no_checkpoint", f"{path} has no checkpoint{why}", fix))
-    return found
-
-
-def newest(path: Path) -> Path:
-    """The newest checkpoint whose files are as they were written. Raises BadInput if there is none."""
-    bad = []
-    for one in checkpoints(path):
-        wrong = problems(one)
-        if not wrong:
-            return one
-        bad.append(f"{one}: {wrong[0]}")
-    message = f"{path} has no good checkpoint: {'; '.join(bad)}"
-    raise BadInput(Problem("checkpoint", message, "give another run, or another of its checkpoints"))
-
-
-def problems(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, in sentences."""
-    try:
-        return wrong_files(folder, Manifest.read(folder))
-    except Damaged as error:
-        return [error.why]
 
 
 def inspect(path: Path) -> int:
@@ -128,7 +96,7 @@ def verify(path: Path) -> int:
 
 
 def diff(first: Path, second: Path) -> int:
-    from train.checkpoint.whole import differences
+    from train.checkpoint.whole.tensors import differences
 
     found = [*differences(first, second)]
     for one in found[:MOST_SHOWN]:
@@ -147,7 +115,7 @@ def export(folder: Path, target: Path) -> int:
         raise BadInput(Problem("extra", "export needs safetensors, which is not installed", fix, exit_code=3))
     if target.exists():
         raise BadInput(Problem("exists", f"{target} exists already", "name a new folder"))
-    from train.checkpoint.llama import export as write
+    from train.checkpoint.whole.llama import export as write
 
     try:
         write(folder, Manifest.read(folder), target)

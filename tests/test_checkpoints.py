@@ -17,7 +17,7 @@ from tests.saved_runs import flipped, newest, train
 from train.checkpoint.folder import Folder, check_space, complete
 from train.checkpoint.manifest import MANIFEST, METADATA, Damaged, File, Manifest, wrong_files
 from train.checkpoint.reading import _OnlyMetadata, fills, read_metadata
-from train.checkpoint.whole import whole_tensor
+from train.checkpoint.whole.tensors import whole_tensor
 from train.command.process.life import is_alive, read_life
 from train.config.problems import BadInput
 from train.record.sinks import keep_lines

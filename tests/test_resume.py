@@ -10,7 +10,7 @@ from tests.rows.base import F32, F64
 from tests.running import job, run_jobs
 from tests.test_deepspeed import needs_deepspeed
 from train.checkpoint.folder import complete
-from train.checkpoint.whole import differences
+from train.checkpoint.whole.tensors import differences
 
 WORKER = "tests.resume_worker"
 SMALL = (

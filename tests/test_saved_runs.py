@@ -13,7 +13,7 @@ from tests.saved_runs import SMALL, flipped, newest, train
 from train.checkpoint.changes import allowed_changes
 from train.checkpoint.folder import complete
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.whole import whole_tensor
+from train.checkpoint.whole.tensors import whole_tensor
 from train.command.process.life import Living, is_alive
 from train.config.problems import BadInput
 

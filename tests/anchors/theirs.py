@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from train.checkpoint.llama import llama_name
+from train.checkpoint.whole.llama import llama_name
 from train.config.schema import LrSchedule, ModelConfig, OptimConfig
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from train.checkpoint.manifest import Manifest
-from train.checkpoint.whole import whole_tensor
+from train.checkpoint.whole.tensors import whole_tensor
 from train.config.problems import BadInput, Problem
 
 # (the lab's name, the name in LlamaForCausalLM) of the parameters of a layer, and of the others
