@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from scripts.scoring import memory
+from scripts.scoring.largest_batch import largest_batch
 from scripts.scoring.rows import read
 from tests.footprints import compared, dry_runs, fullest, layouts
 from tests.plans import plan_of
@@ -14,6 +15,7 @@ from train.command.planning.job import of_plan
 from train.command.planning.memory.orders import order
 from train.command.planning.memory.stages import stage_of
 from train.command.planning.memory.state import between_steps, parameters_of
+from train.config.problems import BadInput
 from train.config.shapes import coordinates
 from train.strategies.memory import GiB, needs, state_bytes
 from train.strategies.pipeline.placement import SCHEDULES
@@ -122,6 +124,19 @@ def test_what_a_device_holds_beside_tensors():
     assert reserve(job) == pytest.approx(outside(job) + 0.03 * 79.65 * GiB)
     unknown = dataclasses.replace(job, plan=plan_of("strategy=single nproc=1"))
     assert reserve(unknown) == 0
+
+
+def test_the_largest_micro_batch_is_the_last_that_fits():
+    words = BASE.replace("train.seq_len=4096", "train.seq_len=8192").split() + ["strategy=single"]
+    most = largest_batch(words)
+    job = of_plan(plan_of(" ".join([*words, "nproc=1"])))
+    free = job.plan.config.hardware.memory_gib * GiB - reserve(job)
+    for rows in (most, most + 1):
+        line = " ".join([*words, "nproc=1", f"train.micro_batch_size={rows}", f"train.global_batch_size={rows}"])
+        assert (said(line).total <= free) == (rows == most)
+    assert largest_batch(["hardware=h100_sxm", "model=llama_70b", "strategy=single"]) == 0
+    with pytest.raises(BadInput, match="memory_gib is not known"):
+        largest_batch(["model=tiny", "strategy=single"])
 
 
 def test_published_peaks_are_labelled_and_not_read():
