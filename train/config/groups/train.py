@@ -29,6 +29,10 @@ class OnNonfinite(Enum):
     ignore = "ignore"
 
 
+# A class statement cannot have a member whose name begins with a digit.
+Qat = Enum("Qat", {"none": "none", "8da4w": "8da4w"})
+
+
 class CompileMode(Enum):
     default = "default"
     reduce_overhead = "reduce-overhead"
@@ -67,6 +71,12 @@ class TrainConfig:
     )
     keep_zeros: bool = key(
         False, "Entries of matrices that are exactly 0 in the parameters from which the run starts stay 0."
+    )
+
+    qat: Qat = key(
+        Qat.none,
+        "Quantisation-aware training: with 8da4w every linear layer computes with int8 activations and int4 weights, "
+        "as after its conversion, while the weights that are trained and saved stay whole.",
     )
 
     def validates(self, step: int) -> bool:
