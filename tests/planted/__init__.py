@@ -4,6 +4,7 @@ from tests.planted import (
     context,
     data,
     deepspeed,
+    distil,
     dropout,
     evaluation,
     expert,
@@ -15,7 +16,20 @@ from tests.planted import (
 )
 from tests.planted.base import Bug, Counter
 
-_SUBJECTS = (data, tensor, pipeline, context, expert, deepspeed, dropout, evaluation, reference, saving, quantise)
+_SUBJECTS = (
+    data,
+    tensor,
+    pipeline,
+    context,
+    expert,
+    deepspeed,
+    dropout,
+    evaluation,
+    reference,
+    saving,
+    quantise,
+    distil,
+)
 BUGS: dict[str, Bug] = {bug.__name__: bug for subject in _SUBJECTS for bug in subject.BUGS}
 
 __all__ = ["BUGS", "Counter"]

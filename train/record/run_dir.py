@@ -123,7 +123,9 @@ def work(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOTHING)
 def options_of(train: TrainConfig) -> dict[str, Any]:
     """The keys under `train` that decide the numbers and that few runs have, if they do not have their defaults."""
     values = {"keep_zeros": train.keep_zeros, "qat": train.qat}
-    return {name: value for name, value in values.items() if value not in (False, Qat.none)}
+    found = {name: value for name, value in values.items() if value not in (False, Qat.none)}
+    taught = {"distil_weight": train.distil_weight, "distil_temperature": train.distil_temperature}
+    return found if train.teacher is None else found | taught
 
 
 def work_hash(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOTHING) -> str:

@@ -79,6 +79,18 @@ class TrainConfig:
         "as after its conversion, while the weights that are trained and saved stay whole.",
     )
 
+    teacher: str | None = key(
+        None,
+        "The directory of a run, or one of its checkpoints, whose model teaches this one: training also learns its "
+        "probabilities of the next token.",
+    )
+    distil_weight: float = number(
+        0.5, "The share of the teacher's part in the loss; the rest is that of the text.", ge=0, le=1
+    )
+    distil_temperature: float = number(
+        1.0, "What the logits of teacher and student are divided by before they are compared.", gt=0, le=1e3
+    )
+
     def validates(self, step: int) -> bool:
         """Whether the validation loss is computed after this step: every so many steps, and after the last."""
         return step == self.steps or (self.eval_every > 0 and step % self.eval_every == 0)
