@@ -135,5 +135,5 @@ def _config(folder: Path, manifest: Manifest) -> Config:
 
 def _words(values: dict[str, Any]) -> list[str]:
     """Overrides with these values. The groups that have no default of their own begin with a preset."""
-    name = {"sgd": "sgd"}.get(str(values.get("optim.name")), "adamw")
-    return [f"optim={name}", *(f"{key}={written(value)}" for key, value in values.items())]
+    name = {"sgd": "sgd"}.get(str(values.get("optim.name")), "adamw")  # a trained model needs no AdamW in 8 bits
+    return [f"optim={name}", *(f"{key}={written(value)}" for key, value in values.items() if key != "optim.name")]
