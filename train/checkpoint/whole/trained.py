@@ -23,7 +23,7 @@ from train.data.corpus import Corpus, load_corpus
 from train.model.transformer import CrossEntropy, Transformer, dtypes
 from train.model.weights import global_parameters
 from train.ranks.state import persistent_buffers
-from train.record.run_files import Unreadable
+from train.record.run_files import GIVEN, Unreadable
 from train.record.run_folder import flat, read_config
 
 OF_DATA = ("path", "dtype", "glob", "field")  # where a text is, which a manifest does not say
@@ -115,7 +115,8 @@ def validation_loss(
 def _config(folder: Path, manifest: Manifest) -> Config:
     """The config of the run in one process, from the manifest and, for the place of its text, config.yaml. Raises
     BadInput if they are not of a run of this program."""
-    values = {key: value for key, value in flat(manifest.work).items() if key != DERIVED}
+    work = {group: values for group, values in manifest.work.items() if group != GIVEN}  # a trained model is without it
+    values = {key: value for key, value in flat(work).items() if key != DERIVED}
     if folder.parent.name == CHECKPOINTS:
         try:
             stored = read_config(folder.parent.parent)
@@ -134,5 +135,5 @@ def _config(folder: Path, manifest: Manifest) -> Config:
 
 def _words(values: dict[str, Any]) -> list[str]:
     """Overrides with these values. The groups that have no default of their own begin with a preset."""
-    name = {"sgd": "sgd"}.get(str(values.get("optim.name")), "adamw")
-    return [f"optim={name}", *(f"{key}={written(value)}" for key, value in values.items())]
+    name = {"sgd": "sgd"}.get(str(values.get("optim.name")), "adamw")  # a trained model needs no AdamW in 8 bits
+    return [f"optim={name}", *(f"{key}={written(value)}" for key, value in values.items() if key != "optim.name")]
