@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +55,12 @@ class Opened(Protocol):
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed run, which computes in float32."""
+    """A compressed run, which computes in float32. `method`, `weights_sha256`, `work`: as in its record."""
 
     folder: Path
-    record: Record
+    method: str
+    weights_sha256: str
+    work: dict[str, Any]
     words: tuple[str, ...]
     config: Config
 
@@ -75,7 +77,7 @@ class Compressed:
 
         path = self.folder / WEIGHTS
         try:
-            if sha256_of(path) != self.record.weights_sha256:
+            if sha256_of(path) != self.weights_sha256:
                 raise self._wrong("has another SHA-256 than when it was written")
             return load_file(path)
         except OSError as error:
@@ -127,19 +129,19 @@ class Compressed:
     @property
     def scheme(self) -> str:
         """The name in SCHEMES of what its layers were quantised with; another one if they were not."""
-        return self.record.method.removeprefix("qat_")
+        return self.method.removeprefix("qat_")
 
     def corpus(self) -> Corpus:
         """The text that the parent was trained on. Raises BadInput if it is not there, or is another one now."""
-        return corpus_of(self.config, self.record.work, self.folder)
+        return corpus_of(self.config, self.work, self.folder)
 
     def _restore(self, model: Transformer, names: list[str], stored: Mapping[str, Tensor]) -> None:
         scheme = SCHEMES.get(self.scheme)
         if scheme is None:
             if names:
-                raise self._wrong(f"has codes, but {self.record.method} makes none")
+                raise self._wrong(f"has codes, but {self.method} makes none")
             return
-        scheme.check(self.record.method)
+        scheme.check(self.method)
         scheme.apply(model, names)
         for name in names:
             parts = {key.removeprefix(name): value for key, value in stored.items() if owner(key) == name}
@@ -159,7 +161,7 @@ def open_model(path: Path) -> Trained | Compressed:
         return open_trained(path)
     record = Record.read(path)
     words = words_of(record.work, path)
-    return Compressed(path, record, words, config_of(words, path))
+    return Compressed(path, record.method, record.weights_sha256, record.work, words, config_of(words, path))
 
 
 def need_safetensors(what: str) -> None:

@@ -18,6 +18,7 @@ COMPRESSION, WEIGHTS = "compression.json", "weights.safetensors"
 FORMAT = 1
 MOST_BYTES = 10**15  # of a model
 HEX = re.compile(r"[0-9a-f]{64}")
+QUIET = ("calibration",)  # options that a label leaves out
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Side:
 @dataclass(frozen=True)
 class Record:
     """`method`, `options`: as given. `before`: the parent; `after`: the compressed model. `control`: the loss of the
-    parent trained on by as many steps with the same data and rate, for a method that trains. `parent`: its run, step and
-    hash. `tokens`: of the validation. `timing`: how speeds were measured. `work`: the keys that decide the model and
-    its validation (`record.run_dir.work`). `weights_sha256`: of the file."""
+    parent trained on by as many steps with the same data and rate, for a method that trains. `parent`: its run and its
+    hash. `training`: its overrides and processes, if there was one. `tokens`: of the validation. `timing`: how speeds
+    were measured. `work`: the keys that decide the model and its validation (`record.run_dir.work`).
+    `weights_sha256`: of the file."""
 
     method: str
     options: dict[str, Any]
@@ -46,6 +48,7 @@ class Record:
     after: Side
     control: float | None
     parent: dict[str, Any]
+    training: dict[str, Any]
     tokens: int
     timing: dict[str, Any]
     environment: dict[str, Any]
@@ -56,7 +59,7 @@ class Record:
     @property
     def label(self) -> str:
         """The method with its options, such as "prune_2_4 score=wanda retrain=500"."""
-        return " ".join([self.method, *(f"{name}={shown(value)}" for name, value in self.options.items())])
+        return label(self.method, self.options)
 
     @property
     def against(self) -> float:
@@ -98,6 +101,12 @@ class Record:
         sides = {name: _side(named[name], name) for name in ("before", "after")}
         control = named["control"]
         return cls(**{**named, **sides, "control": None if control is None else float(control)})
+
+
+def label(method: str, options: dict[str, Any]) -> str:
+    """The method with the options that tell its results apart."""
+    told = {name: value for name, value in options.items() if name not in QUIET}
+    return " ".join([method, *(f"{name}={shown(value)}" for name, value in told.items())])
 
 
 def is_compressed(path: Path) -> bool:
@@ -143,6 +152,7 @@ KINDS: dict[str, Kind] = {
     "after": OBJECT,
     "control": ("a loss above 0 or null", lambda value: value is None or LOSS[1](value)),
     "parent": OBJECT,
+    "training": OBJECT,
     "tokens": COUNT,
     "timing": OBJECT,
     "environment": OBJECT,

@@ -3,7 +3,7 @@
     int8_weight_only    8 bits, a scale for each row
     int8_dynamic        the same, and the inputs of a layer are rounded to 8 bits, with a scale for each token
     int4_weight_only    4 bits, a scale for each 32 columns
-    8da4w               the same, and the inputs of a layer are rounded to 8 bits, with a scale and a zero for each token
+    8da4w               the same, and the inputs of a layer are rounded to 8 bits, with a scale and zero for each token
     llm_int8            bitsandbytes: 8 bits, except inputs above 6 (Dettmers et al. 2022, LLM.int8)
     nf4                 bitsandbytes: 4 bits at the quantiles of a normal distribution, a scale for each 32 columns
                         (Dettmers et al. 2023, QLoRA, with 64: then bitsandbytes 0.50 reads rows wrongly on a CPU whose
