@@ -20,6 +20,7 @@ from train.ranks import gradients
 from train.ranks.distributed import count_valid, inverse_valid, own_rows, sum_over
 from train.ranks.optim import ShardOptimiser
 from train.ranks.state import Piece, ShardedState
+from train.ranks.zeros import KeptZeros
 from train.strategies.data.apply import Replica, microbatch
 from train.strategies.expert.balance import LoadBalance
 
@@ -64,6 +65,7 @@ class Step:
         # collected now, because `model.parameters()` does not give the shards of a block that FSDP has gathered
         self.parameters = global_parameters(model, config.model)
         self.optimiser = ShardOptimiser(self.parameters, config.optim)
+        self.zeros = KeptZeros(self.parameters.values()) if config.train.keep_zeros else None
         self.balance = LoadBalance(model, mesh, config)
         self.state = ShardedState(self.parameters, self.optimiser.inner, mesh["pp"].get_group(), config.model)
 
@@ -81,6 +83,8 @@ class Step:
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
         gradients.sum_shared(self.shared, self.model.rope.device)
+        if self.zeros is not None:
+            self.zeros.mask_gradients()
         self.state.note_gradients()
         if self.on_gradients is not None:
             self.on_gradients()
@@ -102,6 +106,8 @@ class Step:
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         self.optimiser.step(lr)
+        if self.zeros is not None:
+            self.zeros.after_update()
         return StepResult(loss, norm)
 
     def skip(self) -> None:

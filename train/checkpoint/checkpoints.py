@@ -17,6 +17,7 @@ from train.checkpoint.folder import Folder, check_space, shown_bytes
 from train.checkpoint.resume import Start, find
 from train.checkpoint.saver import Facts, Saver
 from train.checkpoint.state import layout, restore
+from train.checkpoint.weights import find_weights
 from train.command.process.life import SAVED
 from train.command.process.signals import Signals
 from train.config.problems import EXIT_SAVED, BadInput, Problem, Reported, writable
@@ -29,6 +30,7 @@ from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 from train.record.report import Report
 from train.record.run_dir import config_sha256, run_name, work
+from train.record.run_files import GIVEN
 
 
 def start_of(
@@ -49,6 +51,7 @@ def start_of(
         return Start(run=Path(carried.report["run"]), layout=place, carried=carried)
     name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
     start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
+    start = _with_weights(start, config, side_group)
     if config.checkpoint.every == 0 or world.rank > 0 or not isinstance(train_step, SavesState):
         return start
     size, root = state_bytes(config, num_parameters, world.world_size), Path(config.metrics.dir)
@@ -61,6 +64,18 @@ def start_of(
     if device == "cuda" and config.checkpoint.mode is not SaveMode.sync:
         limits += ", whose copy pins up to twice its size in the host's memory"
     return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}; {limits}"))
+
+
+def _with_weights(start: Start, config: Config, side_group: SideGroup) -> Start:
+    """The start with what the run is given beside its text: the initial parameters if it starts at step 1. A run that
+    goes on in its directory keeps the hash of those from which it has started. Collective. Raises BadInput."""
+    if start.checkpoint is not None and start.manifest is not None:
+        return replace(start, given=start.manifest.work.get(GIVEN, {}) if start.run else {})
+    weights = find_weights(config, side_group)
+    if weights is None:
+        return start
+    said = f"starting with the weights of {weights.folder} (SHA-256 {weights.sha256[:12]}…)"
+    return replace(start, weights=weights, given={"weights_sha256": weights.sha256}, said=(*start.said, said))
 
 
 def state_bytes(config: Config, num_parameters: int, world_size: int) -> int:
@@ -102,7 +117,7 @@ class Checkpoints:
             Folder(run, config.checkpoint.keep).clean()
             print("".join(f"{line}\n" for line in start.said), end="", flush=True)
             versions = {name: str(report.facts[name]) for name in ("commit", "torch", "python")}
-            values = work(config, corpus.sha256)
+            values = work(config, corpus.sha256, report.facts.get(GIVEN, {}))
             facts = Facts(start.layout, versions, values, config_sha256(tree))
         if start.checkpoint is not None and start.manifest is not None:
             began, same = time.perf_counter(), start.same_layout
@@ -110,6 +125,8 @@ class Checkpoints:
             if world.rank == 0:
                 size, seconds = shown_bytes(start.manifest.bytes), time.perf_counter() - began
                 print(f"restored {size} in {seconds:.1f} s", flush=True)
+        if start.weights is not None:
+            start.weights.fill(train_step)
         self.every = config.checkpoint.every
         if self.every:
             alone, ignores = SideGroup(world, alone=True), config.train.on_nonfinite is OnNonfinite.ignore
@@ -121,6 +138,9 @@ class Checkpoints:
         if start.checkpoint is not None:
             message = f"strategy={name} cannot start from {start.checkpoint}, as its step has no `restore`"
             raise BadInput(Problem("not_saved", message, "use checkpoint.resume=never"))
+        if start.weights is not None:
+            message = f"strategy={name} cannot start from {start.weights.folder}, as its step has no `restore`"
+            raise BadInput(Problem("not_saved", message, "use checkpoint.weights=null"))
         if every and rank == 0:
             print(f"no checkpoints are saved, as the step of strategy={name} has no `saved`", flush=True)
 

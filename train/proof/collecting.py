@@ -10,8 +10,9 @@ from functools import partial
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from train.checkpoint.weights import open_weights
 from train.config.schema import Config, Optimiser
-from train.config.strategy import TrainStep
+from train.config.strategy import SavesState, TrainStep
 from train.data.corpus import Corpus
 from train.model.spans import watched
 from train.model.transformer import Transformer, dtypes
@@ -59,7 +60,7 @@ def _collect(
     config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, routing: Routing, watch: Watch | None
 ) -> Evidence:
     device, size = own_device(mesh), config.train.global_batch_size
-    rows = own_rows(mesh, size)
+    rows, weights = own_rows(mesh, size), open_weights(config)
 
     def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=WEIGHT_DECAY, momentum=0.0)
@@ -67,6 +68,9 @@ def _collect(
         with phases("build"):
             model = Transformer(config.model, **dtypes(config.precision))
             step = config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+            if weights is not None:
+                assert isinstance(step, SavesState)
+                weights.fill(step)
             routing.attach(model)
             return step, model
 

@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from train.command import cli
 from train.config.fields import IGNORE_INDEX
 from train.config.plan import Plan
+from train.config.problems import BadInput
 from train.config.schema import Config, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
@@ -104,7 +105,10 @@ def run(job: Job, site: Site) -> Result:
         reference = torch.load(site.folder / job.reference, weights_only=False, mmap=True)
     watch = Watch(job.moved) if job.trace else None
     choices = reference.routing if reference is not None else {}
-    found, routed = collect(config, mesh, corpus, phases, choices, watch)
+    try:
+        found, routed = collect(config, mesh, corpus, phases, choices, watch)
+    except BadInput as error:  # what the config names, such as parameters of another model
+        raise CannotBeJudged(str(error)) from error
     if watch is not None:
         save_run(Path(job.trace), site.world.rank, found, watch)
     if site.world.rank > 0:

@@ -23,7 +23,7 @@ from train.data.corpus import Corpus, load_corpus
 from train.model.transformer import CrossEntropy, Transformer, dtypes
 from train.model.weights import global_parameters
 from train.ranks.state import persistent_buffers
-from train.record.run_files import Unreadable
+from train.record.run_files import GIVEN, Unreadable
 from train.record.run_folder import flat, read_config
 
 OF_DATA = ("path", "dtype", "glob", "field")  # where a text is, which a manifest does not say
@@ -123,7 +123,8 @@ def corpus_of(config: Config, work: dict[str, Any], source: Path) -> Corpus:
 def words_of(work: dict[str, Any], run: Path | None) -> tuple[str, ...]:
     """The overrides with which one process does this work. `run`: the directory whose config.yaml says where the text
     is. The groups that have no default of their own begin with a preset. Raises BadInput."""
-    values = {key: value for key, value in flat(work).items() if key != DERIVED}
+    own = {group: values for group, values in work.items() if group != GIVEN}  # a trained model is without it
+    values = {key: value for key, value in flat(own).items() if key != DERIVED}
     if run is not None:
         try:
             stored = read_config(run)

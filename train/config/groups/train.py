@@ -65,6 +65,9 @@ class TrainConfig:
         "What happens when the loss or the gradient norm is not finite: the run stops (stop), makes no update in that "
         "step (skip), or goes on (ignore).",
     )
+    keep_zeros: bool = key(
+        False, "Entries of matrices that are exactly 0 in the parameters from which the run starts stay 0."
+    )
 
     def validates(self, step: int) -> bool:
         """Whether the validation loss is computed after this step: every so many steps, and after the last."""

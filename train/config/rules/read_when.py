@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import PurePath
 
+from train.config.groups.run import AUTO, NEVER
 from train.config.rules.idle import Condition, Table, rules
 from train.config.schema import Config
 
@@ -85,6 +86,11 @@ READ_WHEN: Table = {
             "has no effect with checkpoint.every={}, which saves nothing",
             _to("checkpoint.every=500"),
         ),
+    ),
+    "train.keep_zeros": Condition(
+        ("checkpoint.weights", "checkpoint.resume"),
+        lambda weights, resume: weights is not None or resume not in (AUTO, NEVER),
+        "has no effect with checkpoint.weights={} and checkpoint.resume={}, as parameters that are drawn have no zeros",
     ),
     "metrics.trace": Condition(
         ("metrics.profile_every",),

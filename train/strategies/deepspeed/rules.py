@@ -129,6 +129,12 @@ def nonfinite(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     return Finding(message, ("train.on_nonfinite=stop",))
 
 
+def keep_zeros(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    if not plan.config.train.keep_zeros:
+        return None
+    return Finding(f"train.keep_zeros=true is not supported with strategy={strategy.name}", ("train.keep_zeros=false",))
+
+
 RULES = (
     *BLOCK_RULES,
     *idle.rules(READ_BY_DEEPSPEED),
@@ -160,6 +166,7 @@ RULES = (
         of_deepspeed(stage_3_compile),
     ),
     Rule("ds_nonfinite", "DeepSpeed updates the weights before the norm is known", of_deepspeed(nonfinite)),
+    Rule("ds_keep_zeros", "DeepSpeed clips and updates with gradients of its own", of_deepspeed(keep_zeros)),
     Rule("ds_dense", "DeepSpeed's step does not run the lab's balancing of experts", of_deepspeed(dense)),
     Rule("ds_tied", "the layers of DeepSpeed's pipeline share no weights", of_deepspeed(tied)),
 )
