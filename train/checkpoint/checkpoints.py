@@ -18,6 +18,7 @@ from train.checkpoint.resume import Start, find
 from train.checkpoint.saver import Facts, Saver
 from train.checkpoint.state import layout, restore
 from train.checkpoint.weights import find_weights
+from train.checkpoint.whole.trained import Trained
 from train.command.process.life import SAVED
 from train.command.process.signals import Signals
 from train.config.problems import EXIT_SAVED, BadInput, Problem, Reported, writable
@@ -42,16 +43,17 @@ def start_of(
     device: str,
     train_step: TrainStep,
     carried: Carried | None = None,
+    teacher: Trained | None = None,
 ) -> Start:
     """From where the run starts. `device`: the type of the ranks' devices. `carried`: what the ranks have in memory,
-    from which they then go on. Collective. Raises BadInput as `resume.find` and `check_space` do."""
+    from which they then go on. Collective. Raises BadInput as `resume.find`, `find_weights` and `check_space` do."""
     world = side_group.world
     place = layout(config, world.world_size, device)
     if carried is not None:
         return Start(run=Path(carried.report["run"]), layout=place, carried=carried)
     name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
     start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
-    start = _with_weights(start, config, side_group)
+    start = _with_given(start, config, teacher, side_group)
     if config.checkpoint.every == 0 or world.rank > 0 or not isinstance(train_step, SavesState):
         return start
     size, root = state_bytes(config, num_parameters, world.world_size), Path(config.metrics.dir)
@@ -66,16 +68,24 @@ def start_of(
     return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}; {limits}"))
 
 
-def _with_weights(start: Start, config: Config, side_group: SideGroup) -> Start:
-    """The start with what the run is given beside its text: the initial parameters if it starts at step 1. A run that
-    goes on in its directory keeps the hash of those from which it has started. Collective. Raises BadInput."""
+def _with_given(start: Start, config: Config, teacher: Trained | None, side_group: SideGroup) -> Start:
+    """The start with what the run is given beside its text: its teacher, and the initial parameters if it starts at
+    step 1. A run that goes on in its directory keeps the hash of those from which it has started, and must have the
+    same teacher. Collective. Raises BadInput."""
+    given = {} if teacher is None else {"teacher_sha256": teacher.sha256}
     if start.checkpoint is not None and start.manifest is not None:
-        return replace(start, given=start.manifest.work.get(GIVEN, {}) if start.run else {})
+        before = start.manifest.work.get(GIVEN, {}) if start.run else {}
+        if teacher is not None and start.run and before.get("teacher_sha256") != teacher.sha256:
+            message = f"{start.run} had another teacher than {teacher.folder}"
+            raise BadInput(Problem("teacher", message, "use the same train.teacher, or checkpoint.resume=never"))
+        kept = {name: before[name] for name in ("weights_sha256",) if name in before}
+        return replace(start, given=given | kept)
     weights = find_weights(config, side_group)
     if weights is None:
-        return start
+        return replace(start, given=given)
     said = f"starting with the weights of {weights.folder} (SHA-256 {weights.sha256[:12]}…)"
-    return replace(start, weights=weights, given={"weights_sha256": weights.sha256}, said=(*start.said, said))
+    given |= {"weights_sha256": weights.sha256}
+    return replace(start, weights=weights, given=given, said=(*start.said, said))
 
 
 def state_bytes(config: Config, num_parameters: int, world_size: int) -> int:

@@ -22,6 +22,7 @@ from train.config.groups.train import (
     CompileMode,
     OnNonfinite,
     Precision,
+    Qat,
     TrainConfig,
 )
 from train.config.strategy import Strategy
@@ -44,6 +45,7 @@ __all__ = [
     "OptimConfig",
     "Optimiser",
     "Precision",
+    "Qat",
     "RuntimeConfig",
     "SaveMode",
     "ScoreFunction",

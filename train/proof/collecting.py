@@ -10,6 +10,7 @@ from functools import partial
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from train.checkpoint.teacher import open_teacher, teach
 from train.checkpoint.weights import open_weights
 from train.config.schema import Config, Optimiser
 from train.config.strategy import SavesState, TrainStep
@@ -60,7 +61,7 @@ def _collect(
     config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, routing: Routing, watch: Watch | None
 ) -> Evidence:
     device, size = own_device(mesh), config.train.global_batch_size
-    rows, weights = own_rows(mesh, size), open_weights(config)
+    rows, weights, teacher = own_rows(mesh, size), open_weights(config), open_teacher(config)
 
     def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=WEIGHT_DECAY, momentum=0.0)
@@ -68,6 +69,8 @@ def _collect(
         with phases("build"):
             model = Transformer(config.model, **dtypes(config.precision))
             step = config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+            if teacher is not None:
+                teach(step, teacher, mesh, config)
             if weights is not None:
                 assert isinstance(step, SavesState)
                 weights.fill(step)

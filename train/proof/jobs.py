@@ -25,7 +25,7 @@ from train.command import cli
 from train.config.fields import IGNORE_INDEX
 from train.config.plan import Plan
 from train.config.problems import BadInput
-from train.config.schema import Config, RuntimeConfig
+from train.config.schema import Config, Precision, Qat, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus, load_corpus
@@ -142,6 +142,11 @@ def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, int]:
 def check_reference(reference: Evidence, config: Config, corpus: Corpus) -> None:
     """Raise CannotBeJudged for the evidence of one device to which nothing can be compared."""
     train = config.train
+    if train.qat is not Qat.none and config.precision is not Precision.float64:
+        raise CannotBeJudged(
+            f"train.qat={train.qat.value} rounds activations to few steps, and in {config.precision.value} sums in "
+            "another order can fall into another step: use precision=float64"
+        )
     if not corpus.any_target(1, train.global_batch_size):
         raise CannotBeJudged(
             f"all {train.global_batch_size * train.seq_len} targets of the batch are data.ignore_token="

@@ -15,6 +15,9 @@ from train.config.schema import ModelConfig
 from train.model.transformer import Transformer
 from train.ranks.gradients import local
 
+# (the parameter's global name, the parameter) -> what the optimiser keeps for it, by its own names
+Kept = Callable[[str, nn.Parameter], Mapping[str, object]]
+
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
     """The number of bytes of the local shards."""
@@ -84,6 +87,25 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), buffer
 
 
+def _nothing(name: str, parameter: nn.Parameter) -> Mapping[str, object]:
+    return {}
+
+
+def pieces_of(parameters: Mapping[str, nn.Parameter], model: nn.Module, kept: Kept = _nothing) -> Iterator[Piece]:
+    """What this rank holds between steps: parameters, the model's buffers, and what the optimiser has `kept` for a
+    parameter. Nothing is sent."""
+    for name, parameter in parameters.items():
+        shape, offset = place_of(parameter)
+        yield Piece(name, "parameter", tuple(parameter.shape), offset, local(parameter.detach()))
+        for kind, value in kept(name, parameter).items():
+            if isinstance(value, Tensor) and tuple(value.shape) == shape:
+                yield Piece(name, kind, tuple(parameter.shape), offset, value)
+            elif isinstance(value, Tensor) and value.ndim == 0:  # the number of its updates
+                yield Piece(name, kind, (), (), value)
+    for name, buffer in persistent_buffers(model):
+        yield Piece(name, "buffer", tuple(buffer.shape), (0,) * buffer.ndim, buffer)
+
+
 class ShardedState:
     """`parameters`: those of this rank, by global name. `pipeline`: the group whose ranks hold different stages."""
 
@@ -120,19 +142,9 @@ class ShardedState:
             "optimiser": num_bytes(tensors["optimiser"]),
         }
 
-    def pieces(self, model: nn.Module, kept: Callable[[str, nn.Parameter], Mapping[str, object]]) -> Iterator[Piece]:
-        """What this rank holds between steps: parameters, the model's buffers, and what the optimiser has `kept` for a
-        parameter. Nothing is sent."""
-        for name, parameter in self.parameters.items():
-            shape, offset = place_of(parameter)
-            yield Piece(name, "parameter", tuple(parameter.shape), offset, local(parameter.detach()))
-            for kind, value in kept(name, parameter).items():
-                if isinstance(value, Tensor) and tuple(value.shape) == shape:
-                    yield Piece(name, kind, tuple(parameter.shape), offset, value)
-                elif isinstance(value, Tensor) and value.ndim == 0:  # the number of its updates
-                    yield Piece(name, kind, (), (), value)
-        for name, buffer in persistent_buffers(model):
-            yield Piece(name, "buffer", tuple(buffer.shape), (0,) * buffer.ndim, buffer)
+    def pieces(self, model: nn.Module, kept: Kept) -> Iterator[Piece]:
+        """`pieces_of` this rank's parameters."""
+        return pieces_of(self.parameters, model, kept)
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         """The full tensor `of` each parameter of the whole model, in its order, one at a time, on every rank.

@@ -27,7 +27,7 @@ from train.command.resources import words_of
 from train.config import plain_json
 from train.config.groups.run import NEVER
 from train.config.problems import unusable
-from train.config.schema import Config, TrainConfig
+from train.config.schema import Config, Qat, TrainConfig
 from train.config.strategy import Strategy
 from train.config.world import World
 from train.data.corpus import Corpus
@@ -122,7 +122,10 @@ def work(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOTHING)
 
 def options_of(train: TrainConfig) -> dict[str, Any]:
     """The keys under `train` that decide the numbers and that few runs have, if they do not have their defaults."""
-    return {"keep_zeros": True} if train.keep_zeros else {}
+    values = {"keep_zeros": train.keep_zeros, "qat": train.qat}
+    found = {name: value for name, value in values.items() if value not in (False, Qat.none)}
+    taught = {"distil_weight": train.distil_weight, "distil_temperature": train.distil_temperature}
+    return found if train.teacher is None else found | taught
 
 
 def work_hash(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOTHING) -> str:

@@ -44,6 +44,11 @@ def _compiled(plan: Plan) -> str:
     return "is not supported with compile.enabled=true" if plan.config.compile.enabled else ""
 
 
+def _teacher(plan: Plan) -> str:
+    teacher = plan.config.train.teacher
+    return f"is not supported with train.teacher={teacher}" if teacher is not None else ""
+
+
 def _trackers(plan: Plan) -> str:
     names = ",".join(tracker.value for tracker in plan.config.metrics.trackers)
     return f"is not supported with metrics.trackers=[{names}]" if names else ""
@@ -61,6 +66,11 @@ RULES = (
         "elastic_compile",
         "every change of the ranks would compile all blocks again",
         _refuses(_compiled, "compile.enabled=false"),
+    ),
+    Rule(
+        "elastic_teacher",
+        "every change of the ranks would read the teacher again",
+        _refuses(_teacher, "train.teacher=null"),
     ),
     Rule(
         "elastic_trackers",

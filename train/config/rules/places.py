@@ -15,7 +15,7 @@ NAME = re.compile(r"\w[\w.+-]{0,63}")
 def _local_places(plan: Plan) -> Finding | None:
     config = plan.config
     places = {"metrics.dir": config.metrics.dir, "data.path": config.data.path}
-    places |= {"checkpoint.weights": config.checkpoint.weights}
+    places |= {"checkpoint.weights": config.checkpoint.weights, "train.teacher": config.train.teacher}
     for key, value in places.items():
         if value is not None and ADDRESS.match(value):
             message = f"{key}={value} is an address, but only local files can be used"

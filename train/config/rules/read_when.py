@@ -92,6 +92,10 @@ READ_WHEN: Table = {
         lambda weights, resume: weights is not None or resume not in (AUTO, NEVER),
         "has no effect with checkpoint.weights={} and checkpoint.resume={}, as parameters that are drawn have no zeros",
     ),
+    **dict.fromkeys(
+        ("train.distil_weight", "train.distil_temperature"),
+        Condition(("train.teacher",), lambda teacher: teacher is not None, "is not read without train.teacher"),
+    ),
     "metrics.trace": Condition(
         ("metrics.profile_every",),
         lambda every: every != 0,
