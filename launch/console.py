@@ -24,6 +24,7 @@ MODULES = {
     "verify": "scripts.verify",
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
+    "chat": "scripts.chat",
 }
 HELP = """\
 usage: strategy-lab COMMAND [argument ...]
@@ -36,6 +37,7 @@ usage: strategy-lab COMMAND [argument ...]
   verify      proves that a strategy computes the same as one device
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
+  chat        lets a trained model continue a text
 
 `strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
 torchrun --nproc_per_node=4 -m train.main strategy=tp
