@@ -77,8 +77,11 @@ class Making:
         if self.task.device != "cpu" and not torch.cuda.is_available():
             message = f"device={self.task.device}, but torch sees no such device"
             raise BadInput(Problem("device", message, "use device=cpu", exit_code=EXIT_ENVIRONMENT))
-        if isinstance(self.parent, Compressed) and self.parent.method not in (DISTIL, TRAINED_ON):
-            message = f"{self.parent.folder} is compressed already, with {self.parent.method}"
+        allowed = () if method == DISTIL else (DISTIL, TRAINED_ON)  # a teacher is a run or a checkpoint
+        if isinstance(self.parent, Compressed) and self.parent.method not in allowed:
+            message = (
+                f"method={method} cannot begin with {self.parent.folder}, which was made with {self.parent.method}"
+            )
             raise BadInput(Problem("parent", message, "give the run that it was made of"))
         check_dense(self.parent.config.model, method)
         if self.scheme in SCHEMES:
@@ -165,6 +168,7 @@ class Making:
         return found
 
     def measured(self, control: float | None) -> Record:
+        """Measure the parent and the model whose weights are written."""
         task, device = self.task, self.task.device
         weights = sha256_of(self.out / WEIGHTS)
         does = work(self.config, self.corpus.sha256)

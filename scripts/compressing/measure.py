@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from scripts.compressing.record import Side
+from scripts.compressing.record import Record, Side
 from scripts.generating.generate import Generator
 from train.checkpoint.whole.trained import validation_loss
 from train.config.schema import Config
 from train.data.corpus import Corpus
 from train.model.transformer import Transformer
+from train.record.run_dir import environment
 
 ROUNDS = 5  # of each model; the median counts
 
@@ -101,16 +102,43 @@ def _now(generator: Generator) -> float:
     return time.perf_counter()
 
 
+def speeds_of(models: Sequence[Transformer], config: Config, corpus: Corpus, tokens: int) -> list[Speed]:
+    """The speeds of models on text of the validation part."""
+    plan = timing(config, tokens)
+    prompt = corpus.validation_batch(0, 1, 1, slice(None))[0][0, : plan["prompt"]].tolist()
+    prompt = (prompt * plan["prompt"])[: plan["prompt"]]  # model.max_seq_len may be more than train.seq_len
+    return speeds([*models], prompt, plan["generated"])
+
+
 def sides(
     models: tuple[Transformer, Transformer], sizes: tuple[int, int], config: Config, corpus: Corpus, tokens: int
 ) -> tuple[Side, Side]:
     """What is measured of the parent and of the compressed model. `sizes`: their bytes on the disk."""
-    plan = timing(config, tokens)
-    prompt = corpus.validation_batch(0, 1, 1, slice(None))[0][0, : plan["prompt"]].tolist()
-    prompt = (prompt * plan["prompt"])[: plan["prompt"]]  # model.max_seq_len may be more than train.seq_len
-    measured = speeds([*models], prompt, plan["generated"])
+    measured = speeds_of(models, config, corpus, tokens)
     first, second = (
         Side(loss_of(model, config, corpus), size, resident_bytes(model), speed.prefill, speed.decode)
         for model, size, speed in zip(models, sizes, measured, strict=True)
     )
     return first, second
+
+
+def measured_again(
+    record: Record, models: Sequence[Transformer], config: Config, corpus: Corpus, tokens: int
+) -> Record:
+    """The record with the memory and the speeds of these models, which are the same two on another device."""
+    first, second = (
+        replace(
+            side,
+            resident_bytes=resident_bytes(model),
+            prefill_tokens_per_s=speed.prefill,
+            decode_tokens_per_s=speed.decode,
+        )
+        for side, model, speed in zip(
+            (record.before, record.after), models, speeds_of(models, config, corpus, tokens), strict=True
+        )
+    )
+    here = environment(models[0].rope.device, "", 1)
+    where = {"losses_on": record.environment["device"]}
+    return replace(
+        record, before=first, after=second, timing=record.timing | where, environment=record.environment | here
+    )
