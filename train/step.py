@@ -27,6 +27,7 @@ from train.strategies.expert.balance import LoadBalance
 if TYPE_CHECKING:
     from train.config.schema import Config
 
+CODES = "codes"  # of an optimiser's state in few bits: the beginning of their names in a checkpoint
 # (tokens BT, targets BT, 1 / global number of valid tokens) -> this rank's share of the mean loss; it fills `.grad` too
 ForwardBackward = Callable[[Tensor, Tensor, Tensor], Tensor]
 # It gets the function that makes the update.
@@ -148,6 +149,7 @@ class Step:
         pieces = [*self.saved()]
         with_state = {piece.name for piece in pieces if piece.of_optimiser and piece.key in known}
         read([piece for piece in pieces if not piece.of_optimiser or piece.name in with_state])
+        self.optimiser.take(pieces)
         for name in self.optimiser.shards.keys() - with_state:  # it had no gradient until then
             self.optimiser.inner.state.pop(self.optimiser.shards[name], None)
 
@@ -163,9 +165,13 @@ class Step:
 
     def own_state(self) -> dict[str, Tensor]:
         hooks = [(i, one.compression) for i, one in enumerate(self.replicas) if one.compression is not None]
-        return {f"powersgd/{i}/{name}": tensor for i, hook in hooks for name, tensor in hook.tensors().items()}
+        found = {f"powersgd/{i}/{name}": tensor for i, hook in hooks for name, tensor in hook.tensors().items()}
+        return found | {f"{CODES}/{name}": tensor for name, tensor in self.optimiser.codes().items()}
 
     def load_own_state(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, part in self.optimiser.codes().items():
+            if (key := f"{CODES}/{name}") in tensors:
+                part.copy_(tensors[key])
         for i, one in enumerate(self.replicas):
             if one.compression is not None:
                 head = f"powersgd/{i}/"

@@ -89,13 +89,16 @@ def _with_given(start: Start, config: Config, teacher: Trained | None, side_grou
 
 
 def state_bytes(config: Config, num_parameters: int, world_size: int) -> int:
-    """The size of a checkpoint's numbers: weights, what the optimiser keeps for each, and the ranks' errors of
-    compression."""
-    sgd = int(config.optim.momentum > 0)
-    kept = 2 if config.optim.name is Optimiser.adamw else sgd
+    """The size of a checkpoint's numbers: weights, what the optimiser keeps for each, and what each rank saves for
+    itself: errors of compression, and the codes of moments in 8 bits."""
+    kept = int(config.optim.momentum > 0) if config.optim.name is Optimiser.sgd else 2
     degrees = resolve_degrees(config.strategy.mesh_axes(), world_size)
     errors = world_size // degrees["pp"] if config.strategy.keeps_errors() else 0
-    return num_parameters * (1 + kept + errors) * (8 if config.precision is Precision.float64 else 4)
+    size = num_parameters * (1 + kept + errors) * (8 if config.precision is Precision.float64 else 4)
+    if config.optim.name is Optimiser.adamw8bit:  # each rank saves its codes too
+        shards = degrees["dp_shard"] * degrees["cp"] if config.strategy.uses_fsdp() else 1
+        size += 2 * num_parameters * world_size // (degrees["pp"] * degrees["tp"] * shards)
+    return size
 
 
 class Checkpoints:

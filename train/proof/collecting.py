@@ -111,7 +111,8 @@ def _collect(
         result = step(*batch(1), lr=SGD_LR)
     with phases("gather"):
         weights = _whole(step.full_parameters())
-    step, model = build(Optimiser.adamw)
+    of_eight_bits = config.optim.name is Optimiser.adamw8bit
+    step, model = build(Optimiser.adamw8bit if of_eight_bits else Optimiser.adamw)
     if watch is not None and watch.moved:
         move_inputs(model)
     losses: Named = {}

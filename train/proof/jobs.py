@@ -121,7 +121,7 @@ def run(job: Job, site: Site) -> Result:
     with phases("compare"):
         bound = max(BOUNDS[config.precision], config.strategy.lossy_bound())
         try:
-            verdicts = compare(found, reference, bound, config.strategy.differs())
+            verdicts = compare(found, reference, bound, config.differs())
         except Exception:  # the other ranks are in the next job already, in which this rank must take part
             return {"error": traceback.format_exc()}
     return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": exercised}

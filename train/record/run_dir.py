@@ -28,7 +28,6 @@ from train.config import plain_json
 from train.config.groups.run import NEVER
 from train.config.problems import unusable
 from train.config.schema import Config, Qat, TrainConfig
-from train.config.strategy import Strategy
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.energy import open_meter
@@ -133,11 +132,11 @@ def work_hash(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOT
     return hash_of(work(config, corpus_sha256, given))
 
 
-def declared_differences(strategy: Strategy) -> dict[str, Any]:
-    """How the strategy declares that its results differ from those of one device."""
-    lossy = strategy.lossy()
+def declared_differences(config: Config) -> dict[str, Any]:
+    """How the run declares that its results differ from those of one device."""
+    lossy = config.strategy.lossy()
     return {
-        "differs": strategy.differs(),
+        "differs": config.differs(),
         "lossy": None if lossy is None else {"says": str(lossy), "bound": lossy.bound},
     }
 
@@ -162,7 +161,7 @@ def describe_run(
         "corpus_sha256": corpus.sha256,
         "work_hash": work_hash(config, corpus.sha256, given),
         **({GIVEN: {**given}} if given else {}),
-        **declared_differences(config.strategy),
+        **declared_differences(config),
         "energy_sensor": open_meter(runtime.device).note,
     }
     size = {"tokens": len(corpus.training) + len(corpus.validation)}
@@ -197,7 +196,7 @@ def write_work(
         "strategy": config.strategy.name,
         "degrees": degrees,
         "world_size": world_size,
-        **declared_differences(config.strategy),
+        **declared_differences(config),
         "work": shown,
     }
     write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")

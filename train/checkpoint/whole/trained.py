@@ -131,7 +131,7 @@ def words_of(work: dict[str, Any], run: Path | None) -> tuple[str, ...]:
         except Unreadable as error:
             raise BadInput(Problem("config", f"{run}: {error}", "give another run")) from error
         values |= {f"data.{name}": stored[f"data.{name}"] for name in OF_DATA if f"data.{name}" in stored}
-    name = {"sgd": "sgd"}.get(str(values.get("optim.name")), "adamw")
+    name = {"sgd": "sgd"}.get(str(values.pop("optim.name", "")), "adamw")  # a trained model needs no AdamW in 8 bits
     return ("strategy=single", f"optim={name}", *(f"{key}={written(value)}" for key, value in values.items()))
 
 

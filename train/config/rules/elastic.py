@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
+from train.config.schema import Optimiser
 
 OFF = "runtime.elastic=false"
 
@@ -49,6 +50,11 @@ def _teacher(plan: Plan) -> str:
     return f"is not supported with train.teacher={teacher}" if teacher is not None else ""
 
 
+def _eight_bit(plan: Plan) -> str:
+    eight_bit = plan.config.optim.name is Optimiser.adamw8bit
+    return "is not supported with optim=adamw8bit" if eight_bit else ""
+
+
 def _trackers(plan: Plan) -> str:
     names = ",".join(tracker.value for tracker in plan.config.metrics.trackers)
     return f"is not supported with metrics.trackers=[{names}]" if names else ""
@@ -71,6 +77,11 @@ RULES = (
         "elastic_teacher",
         "every change of the ranks would read the teacher again",
         _refuses(_teacher, "train.teacher=null"),
+    ),
+    Rule(
+        "elastic_eight_bit",
+        "moments in 8 bits would be rounded once more with every change of the ranks",
+        _refuses(_eight_bit, "optim.name=adamw"),
     ),
     Rule(
         "elastic_trackers",
