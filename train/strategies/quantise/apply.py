@@ -3,8 +3,8 @@ it is quantised, so that training makes up for the rounding. The weights that ar
 
 `8da4w` is int8 for activations, whose range is that of each token, and int4 for weights, in groups of GROUP inputs. The
 linear layers are those of attention, of dense and of shared feed-forwards, and the head. The embedding, norms, routers
-and the experts of a mixture, which are no linear layers, are not rounded. An evaluation computes in the same way, so
-that its loss is that of the quantised model.
+and the experts of a mixture, which are no linear layers, are not rounded, nor is a head that shares its weight with the
+embedding. An evaluation computes in the same way, so that its loss is that of the quantised model.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ class RoundedLinear(Linear):
 
 def apply_rounding(target: Target) -> None:
     """Make every linear layer a `RoundedLinear`. It stays the same module, with its names and hooks."""
-    modules: list[torch.nn.Module] = [module for module in target.model.modules() if type(module) is Linear]
+    tied = target.model.head if target.model.config.tie_embeddings else None
+    linear = [module for module in target.model.modules() if type(module) is Linear]
+    modules: list[torch.nn.Module] = [module for module in linear if module is not tied]
     for module in modules:
         module.__class__ = RoundedLinear
