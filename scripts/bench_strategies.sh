@@ -9,7 +9,7 @@
 #   RETRY=1 …              run failed points again; without it, points that are in RESULTS are not run again
 #   LIMIT_S=60 …           the longest time for a point, including its start and compilation
 #
-# It first runs the proof on `tiny`, then the points of scripts/bench_points.py, which explains how batches are chosen.
+# It first runs the proof on `tiny`, then the points of scripts/benching/points.py, which explains how batches are chosen.
 # The given overrides are added to every point. Points use bf16, 20 steps, and compilation unless the label says eager.
 # A stopped point keeps its finished steps. NCCL's settings (NCCL_NVLS_ENABLE and the like) are not changed.
 set -euo pipefail
@@ -22,7 +22,7 @@ limit=${LIMIT_S:-60}
 verify_limit=${VERIFY_LIMIT_S:-300}
 more=("$@")
 
-points() { "$python" scripts/bench_points.py "$@" ${more[@]+"${more[@]}"}; }
+points() { "$python" scripts/benching/points.py "$@" ${more[@]+"${more[@]}"}; }
 
 # The lines of the proof for $1 GPUs: label, then overrides. There is one world for the lab's own strategies, one for
 # mixtures, and one for DeepSpeed, which may not be installed.
@@ -75,7 +75,7 @@ run_all() {
     # shellcheck disable=SC2086  # words are overrides without spaces
     limit=$verify_limit limited "$python" scripts/verify.py "nproc=$n" $words
     cat "$log"
-    "$python" scripts/bench_results.py row "$results" "$label" "$n" "$status" "$took" "$folder" $words
+    "$python" scripts/benching/results.py row "$results" "$label" "$n" "$status" "$took" "$folder" $words
   done < <(proofs "$n")
   while IFS=$'\t' read -r label nproc words; do
     if ! [[ $label =~ $only ]] || done_already "$label" "$nproc"; then continue; fi
@@ -83,9 +83,9 @@ run_all() {
     # shellcheck disable=SC2086
     limited "$python" -m torch.distributed.run --standalone "--nproc_per_node=$nproc" train/main.py $words \
       "metrics.dir=$folder/runs" metrics.tensorboard=false
-    "$python" scripts/bench_results.py row "$results" "$label" "$nproc" "$status" "$took" "$folder" $words
+    "$python" scripts/benching/results.py row "$results" "$label" "$nproc" "$status" "$took" "$folder" $words
   done < <(points list "$n")
-  "$python" scripts/bench_results.py table "$results"
+  "$python" scripts/benching/results.py table "$results"
 }
 
 if [[ -n ${DRY_RUN:-} ]]; then

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench_points, bench_results
+from scripts.benching import points as bench_points
+from scripts.benching import results as bench_results
 from train.command import cli, presets
 from train.command.validate import validate
 from train.config.plan import Plan

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, said
-from scripts.kill_ranks import wait_until as wait_while_running
+from scripts.soaking.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, said
+from scripts.soaking.kill_ranks import wait_until as wait_while_running
 from scripts.soaking.run import lines
 from tests import faults
 from train.checkpoint.folder import complete

@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from scripts.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, said
+from scripts.soaking.kill_ranks import BOUND, SMALL, difference, ended, last_step, launch, log_of, ranks_of, said
 from scripts.soaking.run import lines
 from train.command.process.life import is_alive
 

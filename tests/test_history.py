@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.start import progress
-from scripts import bench_results
+from scripts.benching import results as bench_results
 from scripts.comparing import words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of

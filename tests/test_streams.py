@@ -16,7 +16,7 @@ TOOLS = {
     "-m launch.explain strategy=single nproc=4": 2,
     "-m launch.local --help": 0,
     "train/main.py --cfg job": 0,
-    "scripts/bench_points.py list 2": 0,
+    "scripts/benching/points.py list 2": 0,
 }
 
 

@@ -1,1 +1,1 @@
-"""What scripts/soak.py runs and measures."""
+"""What scripts/soak.py runs and measures, and a tool that kills ranks."""

@@ -1,7 +1,7 @@
 """The results of a run: the names of the values in its records, and how many records become one figure.
 
 A record is a line of metrics.jsonl, or the same values while the run is going on. Four readers use only this module:
-the summary of a run, the board of TensorBoard, scripts/compare.py and scripts/bench_results.py.
+the summary of a run, the board of TensorBoard, scripts/compare.py and scripts/benching/results.py.
 
 step       every record except that of an evaluation
 recorded   a step that was recorded by the profiler (`metrics.profile_every`), which makes it slower

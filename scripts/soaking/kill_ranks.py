@@ -1,4 +1,4 @@
-"""Kill ranks of elastic runs at random moments: python scripts/kill_ranks.py kills=20 nproc=4
+"""Kill ranks of elastic runs at random moments: python scripts/soaking/kill_ranks.py kills=20 nproc=4
 
 A run trains under `launch.local` with strategy=dp and runtime.elastic=true. A random rank is killed; when it is back, a
 random rank is killed again, until the run ends; then the next run starts. For each kill a line tells the time until the

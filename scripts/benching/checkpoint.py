@@ -1,6 +1,6 @@
 """Measures what a checkpoint costs: how long training waits for it, and how fast it is written and read.
 
-    torchrun --nproc_per_node=2 scripts/bench_checkpoint.py strategy=fsdp model=small
+    torchrun --nproc_per_node=2 scripts/benching/checkpoint.py strategy=fsdp model=small
 
 In one run it saves with `checkpoint.mode=sync` and with `async`, several times each, writes as many bytes of plain data
 to the same disk, and restores. It prints one JSON line: the time that training waited (`stall`) and its ratio to the
@@ -142,7 +142,7 @@ def main() -> None:
         world, argv = World.from_env(), sys.argv[1:]
         bind_to_parents(world)
     with reported_once(world):
-        config, _, _ = cli.parse(cli.parser("scripts/bench_checkpoint.py", __doc__ or ""), argv, world.rank)
+        config, _, _ = cli.parse(cli.parser("scripts/benching/checkpoint.py", __doc__ or ""), argv, world.rank)
         cli.check(config, world.world_size)
         runtime = choose_runtime(config.runtime, world)
         Path(config.metrics.dir).mkdir(parents=True, exist_ok=True)

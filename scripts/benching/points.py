@@ -1,7 +1,7 @@
 """The points of scripts/bench_strategies.sh, which calls this file, and the check whether they are valid.
 
-    python scripts/bench_points.py list N [override …]     a line for each point on N GPUs: label, processes, overrides
-    python scripts/bench_points.py check N [override …]    check all rules of all points, start nothing; exit code 2
+    python scripts/benching/points.py list N [override …]    a line for each point on N GPUs: label, processes, overrides
+    python scripts/benching/points.py check N [override …]   check all rules of all points, start nothing; exit code 2
 
 Batches: a rank of the data axes has 2 microbatches of 4 sequences of 4,096 tokens in each step. So N GPUs have 8 N
 sequences under every strategy. A pipeline over all N GPUs has 2 N microbatches. This equals the number of stages of the
@@ -113,7 +113,7 @@ def check(num_gpus: int, more: tuple[str, ...] = ()) -> list[str]:
     from train.config.problems import BadInput
     from train.data.corpus import load_corpus
 
-    parser, found, longest = cli.parser("scripts/bench_points.py", __doc__ or ""), [], None
+    parser, found, longest = cli.parser("scripts/benching/points.py", __doc__ or ""), [], None
     for point in points(num_gpus, more):
         try:
             config, _, _ = cli.parse(parser, list(point.overrides))
@@ -132,7 +132,7 @@ def check(num_gpus: int, more: tuple[str, ...] = ()) -> list[str]:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("scripts/bench_points.py", description=__doc__, formatter_class=RAW)
+    parser = argparse.ArgumentParser("scripts/benching/points.py", description=__doc__, formatter_class=RAW)
     parser.add_argument("command", choices=["list", "check"], help="print the points, or check them")
     parser.add_argument("num_gpus", type=int, metavar="N", help="the number of GPUs")
     parser.add_argument(

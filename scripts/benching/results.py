@@ -1,7 +1,7 @@
 """The results of scripts/bench_strategies.sh, which calls this file.
 
-python scripts/bench_results.py row FILE LABEL NPROC STATUS SECONDS DIR override …    add the results in DIR to FILE
-python scripts/bench_results.py table FILE     the newest results of each point, as Markdown
+python scripts/benching/results.py row FILE LABEL NPROC STATUS SECONDS DIR override …    add the results in DIR to FILE
+python scripts/benching/results.py table FILE     the newest results of each point, as Markdown
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.bench_points import SCALED, Point
+from scripts.benching.points import SCALED, Point
 from train.command.process.streams import lasting
 from train.measure.results import BY_RANK, LOSS, MEMORY, STATE_KINDS, Results, by_axis, memory_at_peak
 from train.record.run_files import MOST_BYTES, Unreadable, clean, opened, read_records
@@ -144,7 +144,7 @@ def main(argv: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("scripts/bench_results.py", description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser("scripts/benching/results.py", description=(__doc__ or "").partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("row", help="add the results in a point's folder to a file")
     for name, kind in (("file", Path), ("label", str), ("nproc", int), ("status", str), ("seconds", float)):
