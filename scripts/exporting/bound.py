@@ -1,4 +1,4 @@
-"""How fast decoding could be at most, as each token reads all weights once, and keys and values of all tokens before it.
+"""How fast decoding can be at most, as each token reads all weights, and the keys and values of those before it.
 
     tokens/s <= memory bandwidth / bytes that a token reads
 
@@ -36,8 +36,8 @@ def read_bandwidth(threads: int) -> float:
 
 
 def weights_read(model: ModelConfig, bytes_of_file: int, *, head_apart: bool) -> int:
-    """The bytes of weights that a token reads: all but the embedding, of which it reads a row. `head_apart`: whether the
-    file has a head that is not the embedding."""
+    """The bytes of weights that a token reads: all but the embedding, of which it reads a row. `head_apart`: whether
+    the file has a head that is not the embedding."""
     embedding = 4 * model.vocab_size * model.dim
     return bytes_of_file - (embedding if head_apart else 0)
 

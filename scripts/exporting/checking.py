@@ -6,7 +6,6 @@ Shapes: B batch, T tokens, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from scripts.exporting.artefact import Artefact
 from scripts.exporting.running.opened import Runner
-from scripts.exporting.targets import EXACT
+from scripts.exporting.targets import BOUND, EXACT
 from train.checkpoint.whole.trained import validation_loss
 from train.config.problems import Reported
 from train.config.schema import Config
@@ -50,23 +49,22 @@ def compare(model: Transformer, runner: Runner, artefact: Artefact, config: Conf
         if not artefact.target.log_probabilities:  # its whole sequences are prompts too
             seen.add("whole_error", runner.logits(rows[:2].numpy()), model(rows[:2]))
     found = dict(seen.errors) | _losses(model, runner, config, corpus)
-    worst, bound = max(seen.errors.values()), artefact.target.bound
-    if artefact.quant in EXACT and not worst <= bound:
+    worst = max(seen.errors.values())
+    if artefact.quant in EXACT and not worst <= BOUND:
         kind = "log-probabilities" if artefact.target.log_probabilities else "logits"
-        raise Differs(f"{artefact.target.name}: its {kind} are up to {worst:.1e} from those of eager, and the bound is "
-                      f"{bound:.0e}: nothing was written")
+        raise Differs(
+            f"{artefact.target.name}: its {kind} are up to {worst:.1e} from those of eager, and the bound is "
+            f"{BOUND:.0e}: nothing was written"
+        )
     return found
 
 
 def decode_speed(runner: Runner, corpus: Corpus) -> tuple[float, float]:
     """The tokens/s of decoding, and how many tokens each has before it, on average."""
-    row = _rows(corpus)[-1, :-1].numpy()
-    begin = max(len(row) - TIMED, 1)
-    runner.start(row[:begin])
-    start = time.perf_counter()
-    for token in row[begin:]:
-        runner.step(int(token))
-    return (len(row) - begin) / (time.perf_counter() - start), (begin + len(row)) / 2
+    row = _rows(corpus)[-1].numpy()
+    count = max(min(TIMED, len(row) // 2 - 1), 1)
+    prompt = row[: max(len(row) - count - 1, 1)]
+    return runner.speed(prompt, count)[1], len(prompt) + count / 2
 
 
 class _Seen:
@@ -95,8 +93,8 @@ def _lengths(most: int) -> list[int]:
 
 
 def _shorter(config: Config, corpus: Corpus) -> tuple[Config, Corpus]:
-    """The same with fewer validation tokens, for a runtime in which each is a request of its own, and with sequences that
-    leave room for a token that follows."""
+    """The same with fewer validation tokens, for a runtime in which each is a request of its own, and with sequences
+    that leave room for a token that follows."""
     fewer = dataclasses.replace(config.train, eval_batches=1, global_batch_size=SLOW_ROWS)
     seq_len = min(corpus.seq_len, config.model.max_seq_len - 1)
     return dataclasses.replace(config, train=fewer), dataclasses.replace(corpus, seq_len=seq_len)

@@ -49,9 +49,7 @@ def make(opened: Trained, target: Target, quant: str, folder: Path, licence: str
     return artefact
 
 
-def _made(
-    opened: Trained, target: Target, quant: str, folder: Path, corpus: Corpus, told: dict[str, str]
-) -> Artefact:
+def _made(opened: Trained, target: Target, quant: str, folder: Path, corpus: Corpus, told: dict[str, str]) -> Artefact:
     model = opened.model(precision=Precision.float32)
     config = model.config
     writer = importlib.import_module(f"scripts.exporting.writing.{target.name}")

@@ -8,47 +8,73 @@ from dataclasses import dataclass
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import ModelConfig
 
+NONE = "none"
 GROUP = 32  # weights that share a scale in 4 and 8 bits
 
 
 @dataclass(frozen=True)
 class Target:
-    """`file`: the name of the model's file. `quants`: the values of quant=, the default first. `needs`: the packages
-    that write and run it. `extra`: the extra of this program that installs them. `native`: whether the file is native
-    code, so that loading it runs whatever is in it. `splits_head`: whether the file always has a head of its own, also
-    where the model's head is its embedding. `log_probabilities`: whether the runtime gives these instead of logits, one
-    token for each request. `bound`: how far they may be from those of eager, if nothing is quantised."""
+    """`runtime`: where it runs. `file`: the name of the model's file. `quants`: the values of quant=, the default
+    first. `needs`: the packages that write and run it. `install`: what pip installs to get them. `native`: whether the
+    file is native code, so that loading it runs whatever is in it. `splits_head`: whether the file always has a head of
+    its own, also where the model's head is its embedding. `log_probabilities`: whether the runtime gives these instead
+    of logits, one token for each request."""
 
     name: str
+    runtime: str
     file: str
-    quants: tuple[str, ...]
+    quants: tuple[str, ...] = (NONE,)
     needs: tuple[str, ...] = ()
-    extra: str = "edge"
+    install: str = '"strategy-lab[edge]"'
     native: bool = False
     splits_head: bool = False
     log_probabilities: bool = False
-    bound: float = 1e-4
+
+    def check_packages(self) -> None:
+        """Raises BadInput (exit code 3) for a package that is missing."""
+        missing = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        if missing:
+            message = f"to={self.name} needs {', '.join(missing)}, which is not installed"
+            raise BadInput(Problem("extra", message, f"pip install {self.install}", exit_code=EXIT_ENVIRONMENT))
 
 
-NONE = "none"
-TARGETS = {
-    one.name: one
-    for one in (
-        Target("onnx", "model.onnx", (NONE, "int8"), ("onnx", "onnxscript", "onnxruntime"), splits_head=True),
-        Target(
-            "executorch", "model.pte", (NONE, "8da4w"), ("executorch", "torchao"), "edge-mobile", splits_head=True
-        ),
-        Target("torch_export", "model.pt2", (NONE,)),
-        Target("aoti", "model.pt2", (NONE,), native=True),
-        Target(
-            *("gguf", "model.gguf", ("F32", "Q8_0", "Q4_0"), ("gguf", "xllamacpp")),
-            log_probabilities=True,
-            bound=1e-3,
-        ),
-        Target("safetensors", "model.safetensors", (NONE,), ("safetensors", "transformers")),
-    )
-}
+ONNX = Target(
+    "onnx",
+    "onnxruntime",
+    "model.onnx",
+    quants=(NONE, "int8"),
+    needs=("onnx", "onnxscript", "onnxruntime"),
+    splits_head=True,
+)
+EXECUTORCH = Target(
+    "executorch",
+    "ExecuTorch",
+    "model.pte",
+    quants=(NONE, "8da4w"),
+    needs=("executorch", "torchao"),
+    install='"strategy-lab[edge-mobile]"',
+    splits_head=True,
+)
+GGUF = Target(
+    "gguf",
+    "llama.cpp",
+    "model.gguf",
+    quants=("F32", "Q8_0", "Q4_0"),
+    needs=("gguf", "xllamacpp"),
+    log_probabilities=True,
+)
+SAFETENSORS = Target(
+    "safetensors",
+    "transformers",
+    "model.safetensors",
+    needs=("safetensors", "transformers"),
+    install='"strategy-lab[edge]" transformers',
+)
+TORCH_EXPORT = Target("torch_export", "torch.export", "model.pt2")
+AOTI = Target("aoti", "AOTInductor's loader", "model.pt2", native=True)
+TARGETS = {one.name: one for one in (ONNX, EXECUTORCH, TORCH_EXPORT, AOTI, GGUF, SAFETENSORS)}
 EXACT = (NONE, "F32")  # what is not quantised, so that its logits must be those of eager
+BOUND = 1e-4  # how far they may be from them
 
 
 def check(target: Target, quant: str, model: ModelConfig, is_bytes: bool) -> None:
@@ -60,11 +86,7 @@ def check(target: Target, quant: str, model: ModelConfig, is_bytes: bool) -> Non
     for problem in (_mixture(target, model), _tokenizer(target, model, is_bytes), _blocks(quant, model)):
         if problem:
             raise BadInput(problem)
-    missing = [name for name in target.needs if importlib.util.find_spec(name) is None]
-    if missing:
-        fix = f'pip install "strategy-lab[{target.extra}]"'
-        message = f"to={target.name} needs {', '.join(missing)}, which is not installed"
-        raise BadInput(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
+    target.check_packages()
 
 
 def _mixture(target: Target, model: ModelConfig) -> Problem | None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from pathlib import Path
 from typing import Protocol
 
 from scripts.exporting.artefact import Artefact, Shape, read
 from scripts.exporting.running.slots import Array
-from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
+from train.config.problems import BadInput, Problem
 
 
 class Runner(Protocol):
@@ -23,6 +22,8 @@ class Runner(Protocol):
 
     def step(self, token: int) -> Array: ...
 
+    def speed(self, prompt_T: Array, count: int) -> tuple[float, float]: ...
+
 
 def open_runner(folder: Path, *, threads: int = 1, trust: bool = False) -> tuple[Artefact, Runner]:
     """The artefact and its model. Raises BadInput for a file that is not what was written, native code without `trust`,
@@ -33,14 +34,11 @@ def open_runner(folder: Path, *, threads: int = 1, trust: bool = False) -> tuple
 
 
 def may_run(folder: Path, artefact: Artefact, trust: bool) -> None:
+    """Raises BadInput for native code without `trust`, and (exit code 3) for a package that is missing."""
     if artefact.target.native and not trust:
         message = f"{folder} holds native code, which can do anything on this machine as soon as it is loaded"
         raise BadInput(Problem("trust", message, "give trust=true if you trust whoever made it"))
-    missing = [name for name in artefact.target.needs if importlib.util.find_spec(name) is None]
-    if missing:
-        message = f"{folder} needs {', '.join(missing)}, which is not installed"
-        fix = f'pip install "strategy-lab[{artefact.target.extra}]"'
-        raise BadInput(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
+    artefact.target.check_packages()
 
 
 def run(folder: Path, artefact: Artefact, threads: int) -> Runner:

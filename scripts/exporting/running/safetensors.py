@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from scripts.exporting.artefact import Artefact
-from scripts.exporting.running.slots import Array, Full
+from scripts.exporting.running.slots import Array, Full, Stepwise
 
 
-class Runner:
+class Runner(Stepwise):
     def __init__(self, folder: Path, artefact: Artefact, threads: int) -> None:
         from transformers import LlamaForCausalLM
         from transformers.utils import logging
@@ -36,7 +36,9 @@ class Runner:
     def _read(self, tokens_T: Array) -> Array:
         self.filled += len(tokens_T)
         if self.filled > self.shape.max_seq_len:
-            raise Full(f"the model has {self.shape.max_seq_len} positions, and {self.filled} tokens have no room in them")
+            raise Full(
+                f"the model has {self.shape.max_seq_len} positions, and {self.filled} tokens have no room in them"
+            )
         ids = torch.from_numpy(tokens_T)[None]
         found = self.model(input_ids=ids, cache=self.cache, use_cache=True, logits_to_keep=1)
         self.cache = found.cache

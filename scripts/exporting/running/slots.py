@@ -1,11 +1,14 @@
-"""A runtime that runs one graph, and the slots with keys and values that it needs beside it. Torch is not imported.
+"""What reads a prompt and then token by token, and the slots with keys and values that a graph needs for it.
 
 Shapes: B batch, T tokens, V vocabulary, L layers, K key-value heads, S slots, E head width. The graph is that of
 scripts/generating/cache.py: (tokens BT, position, keys LBKSE, values LBKSE) -> (logits BTV, keys LBKTE, values LBKTE).
+Torch is not imported.
 """
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -22,9 +25,30 @@ class Full(ValueError):
     """The model has no position left."""
 
 
-class Slotted:
-    """The interface of every runner: `logits` of whole sequences; `start` reads a prompt and `step` one token more, and
-    both give the logits of what follows. `batched`: whether the graph takes several sequences at once."""
+class Stepwise(ABC):
+    """A model that keeps what it has read: `start` reads a prompt, `step` one token more, and both give the logits V of
+    what follows."""
+
+    shape: Shape
+
+    @abstractmethod
+    def start(self, prompt_T: Array) -> Array: ...
+
+    @abstractmethod
+    def step(self, token: int) -> Array: ...
+
+    def speed(self, prompt_T: Array, count: int) -> tuple[float, float]:
+        """The seconds from a prompt to the first token that follows, and the tokens/s of the next `count`."""
+        begin = time.perf_counter()
+        token = int(self.start(prompt_T).argmax())
+        first = time.perf_counter()
+        for _ in range(count):
+            token = int(self.step(token).argmax())
+        return first - begin, count / (time.perf_counter() - first)
+
+
+class Slotted(Stepwise):
+    """A runtime that runs a graph. `batched`: whether the graph takes several sequences at once."""
 
     def __init__(self, graph: Graph, shape: Shape, *, batched: bool) -> None:
         self.graph, self.shape, self.batched = graph, shape, batched
@@ -37,13 +61,11 @@ class Slotted:
         return np.concatenate([self._run(part, 0, *self._empty(len(part), 1))[0] for part in parts])
 
     def start(self, prompt_T: Array) -> Array:
-        """The logits V after a prompt, which replaces what was read before."""
         self.filled = 0
         self.keys, self.values = self._empty(1, MORE)
         return self._read(np.asarray(prompt_T, dtype=np.int64))
 
     def step(self, token: int) -> Array:
-        """The logits V after one more token."""
         return self._read(np.array([token], dtype=np.int64))
 
     def _read(self, tokens_T: Array) -> Array:

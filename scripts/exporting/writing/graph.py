@@ -1,7 +1,7 @@
 """The graph that is exported to every runtime that takes graphs, and the modules that it is made of.
 
 Shapes: L layers, B batch, T tokens, S slots, K key-value heads, E head width. The number of tokens and of slots is
-free, so that one graph reads a prompt, continues it and is the plain forward. It comes from scripts/generating/cache.py.
+free, so that one graph reads a prompt, continues it and is the plain forward. It is scripts/generating/cache.py's.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from train.model.transformer import Linear, Transformer
 
 
 def exported(model: Transformer, *, batched: bool) -> ExportedProgram:
-    """The program (tokens BT, position, keys LBKSE, values LBKSE) -> (logits BTV, keys LBKTE, values LBKTE), where S may
-    be any number of slots. `batched`: whether B is free too; else it is 1."""
+    """The program (tokens BT, position, keys LBKSE, values LBKSE) -> (logits BTV, keys LBKTE, values LBKTE), where S
+    may be any number of slots. `batched`: whether B is free too; else it is 1."""
     batch = 2 if batched else 1
     # No two sizes of the example are equal, and none is 1: torch takes such sizes for fixed ones.
     tokens = torch.zeros(batch, 3, dtype=torch.int64)

@@ -37,8 +37,6 @@ def _to_int8(whole: Path, file: Path) -> None:
     before = logging.root.level
     logging.root.setLevel(logging.ERROR)  # it says on the root logger that another step may come before it
     try:
-        quantize_dynamic(
-            whole, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8
-        )
+        quantize_dynamic(whole, file, op_types_to_quantize=["MatMul"], per_channel=True, weight_type=QuantType.QInt8)
     finally:
         logging.root.setLevel(before)
