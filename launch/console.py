@@ -24,6 +24,8 @@ MODULES = {
     "verify": "scripts.verify",
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
+    "export": "scripts.export",
+    "edge-bench": "scripts.edge_bench",
 }
 HELP = """\
 usage: strategy-lab COMMAND [argument ...]
@@ -36,6 +38,8 @@ usage: strategy-lab COMMAND [argument ...]
   verify      proves that a strategy computes the same as one device
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
+  export      makes a file for onnxruntime, ExecuTorch or llama.cpp of a trained model, and compares it there
+  edge-bench  measures such files, each in a fresh process
 
 `strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
 torchrun --nproc_per_node=4 -m train.main strategy=tp

@@ -1,14 +1,21 @@
 """Exports are measured in processes of their own, and energy where the processor has a counter."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from scripts import edge_bench
 from scripts import export as tool
 from scripts.exporting import bound
 from scripts.exporting.artefact import Shape
 from scripts.exporting.rapl import Counters
+from train.checkpoint.whole.trained import open_trained
+
+REPO = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.timeout(200)
@@ -66,3 +73,15 @@ def test_a_token_reads_the_weights_and_the_cache():
     shape = Shape(vocab_size=256, max_seq_len=512, num_layers=12, num_kv_heads=4, head_dim=64)
     assert bound.cache_bytes(shape, 100) == 2 * 4 * 12 * 4 * 64 * 100
     assert bound.read_bandwidth(1) > 1e8
+
+
+def test_the_program_in_the_docs_continues_a_text(run):
+    assert tool.main([str(run), "to=onnx"]) == 0
+    program = (REPO / "docs" / "edge.md").read_text().partition("```python\n")[2].partition("```")[0]
+    words = [sys.executable, "-c", program, str(run / "exports" / "onnx-none"), "for"]
+    done = subprocess.run(words, capture_output=True, timeout=100, check=True)
+    model = open_trained(run).model()
+    tokens = [*b"for"]
+    while len(tokens) <= model.config.max_seq_len:
+        tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+    assert [*done.stdout] == tokens[3:]

@@ -170,5 +170,5 @@ def test_a_damaged_or_foreign_artefact_gets_one_sentence(run, tmp_path):
     (folder / artefact.NAME).write_text('{"format": 1, "target": "onnx"}')
     with pytest.raises(BadInput, match="does not have the fields of an export"):
         open_runner(folder)
-    with pytest.raises(BadInput, match="it has no export.json"):
+    with pytest.raises(BadInput, match=r"it has no export\.json"):
         open_runner(tmp_path)

@@ -54,7 +54,7 @@ def test_a_planted_pickle_is_refused_and_not_run(program, tmp_path):
         assert samples.file_size == 0, "torch would pickle the sample inputs"
     planted = tmp_path / "planted"
     rewritten(program, lambda name, old: pickle.dumps(Planted(planted)) if "sample_inputs" in name else old)
-    with pytest.raises(BadInput, match="model.pt is a pickle, which could run any code"):
+    with pytest.raises(BadInput, match=r"model\.pt is a pickle, which could run any code"):
         open_runner(program)
     assert not planted.exists()
     with pytest.raises(Exception, match=""):
@@ -83,7 +83,7 @@ def test_native_code_is_loaded_only_with_trust(tmp_path):
     (tmp_path / AOTI.file).write_bytes(b"native code")
     shape = artefact.Shape(256, 16, 1, 1, 16)
     artefact.Artefact(AOTI, "none", shape, {}, artefact.measured(tmp_path), 1, {}).write(tmp_path)
-    with pytest.raises(BadInput, match="holds native code, .*: give trust=true"):
+    with pytest.raises(BadInput, match=r"holds native code, .*: give trust=true"):
         open_runner(tmp_path)
     with pytest.raises(BadInput, match="cannot be loaded by its runtime"):
         open_runner(tmp_path, trust=True)
