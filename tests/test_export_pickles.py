@@ -66,7 +66,7 @@ def test_a_planted_pickle_is_refused_and_not_run(program, tmp_path):
     ("part", "old", "new", "said"),
     [
         ("weights_config.json", b'"use_pickle": false', b'"use_pickle": true', "has a pickled tensor"),
-        ("models/model.json", b'"expr_str": "s', b'"expr_str": "print(1).s', "has expr_str="),
+        ("models/model.json", b'"expr_str": "S', b'"expr_str": "print(1).S', "has expr_str="),
         ("archive_version", b"", b"", ""),
     ],
 )

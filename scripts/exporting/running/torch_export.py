@@ -1,8 +1,8 @@
 """A program of torch.export, whose file is a zip archive that torch reads with pickle in some places.
 
 Those places are refused before torch sees the file: sample inputs, weights and constants that are pickled, and the
-formats of older versions. What is left are plain bytes of tensors and JSON. From its JSON torch makes Python code and
-sympy expressions, so that names and expressions with anything but letters, digits and arithmetic are refused too.
+formats of older versions. What is left are plain bytes of tensors and JSON. Of the JSON's names torch makes Python code,
+and it evaluates its expressions, so that those which are more than arithmetic with sizes are refused too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ PLAIN = re.compile(
     r"data/weights/weight_\d+|data/constants/tensor_\d+|data/(weights|constants)/\w+_config\.json|models/\w+\.json"
     r"|extra/[\w.]+|archive_format|archive_version|byteorder|\.data/(version|serialization_id|alignment)"
 )
-EXPRESSION, WORD = re.compile(r"[A-Za-z0-9_ +*/(),<>=-]*"), re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+# calls of sympy's classes, which begin with a capital letter, with names, numbers and words in quotes
+EXPRESSION = re.compile(r"(?:[A-Z]\w*\(|[A-Za-z]\w*(?![\w(])|'\w*'|\d+|[ ,)=<>+*/-])*", re.ASCII)
+WORD = re.compile(r"[A-Za-z_][\w.]*", re.ASCII)
 MOST_BYTES = 256 * 2**20  # of a JSON file
 
 
