@@ -24,6 +24,7 @@ MODULES = {
     "verify": "scripts.verify",
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
+    "chat": "scripts.chat",
     "export": "scripts.export",
     "edge-bench": "scripts.edge_bench",
 }
@@ -38,6 +39,7 @@ usage: strategy-lab COMMAND [argument ...]
   verify      proves that a strategy computes the same as one device
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
+  chat        lets a trained model continue a text
   export      makes a file for onnxruntime, ExecuTorch or llama.cpp of a trained model, and compares it there
   edge-bench  measures such files, each in a fresh process
 

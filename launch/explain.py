@@ -87,7 +87,7 @@ def explained(plan: Plan, found: list[Problem]) -> list[str]:
         lines[0] += f": {parameters(model)}"
     if lossy := strategy.lossy():
         lines += ["", str(lossy)]
-    if differs := strategy.differs():
+    if differs := plan.config.differs():
         lines += ["", "expected to differ from one device", *(f"  {name}: {why}" for name, why in differs.items())]
     if math.prod(plan.degrees.values()) == plan.world_size:
         lines += ["", "mesh", mesh(plan)]

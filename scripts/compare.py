@@ -2,7 +2,8 @@
 
 It takes run directories (finished, killed or still running) and folders of them. Runs of the same work are in one
 table, which says whether their losses are equal. Other runs are in tables of their own, whose headings say what
-differs. The exit code is 2 if there is nothing to compare.
+differs. Compressed runs (scripts/compress.py) are in tables after those. The exit code is 2 if there is nothing to
+compare.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import NoReturn
 from scripts.comparing import table, words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import Group, groups_of
+from scripts.compressing import table as small
 from train.command.process.streams import lasting
 from train.record.run_files import clean, write_whole
 
@@ -24,36 +26,54 @@ def main() -> None:
     args = parser().parse_args()
     search = Search([Path(path) for path in args.runs])
     print("".join(f"compare: {line}\n" for line in search.notes), end="", file=sys.stderr)
-    if not search.runs:
+    compressed, unread = small.read_all(search.compressed)
+    print("".join(f"compare: {line}\n" for line in unread), end="", file=sys.stderr)
+    if not search.runs and not compressed:
         where = ", ".join(clean(path) for path in args.runs)
         stop(f"no run in {where}: name a folder that contains metrics.jsonl, or a folder of such folders")
-    groups = groups_of(search.runs)
-    groups[0].notes += [*search.points_without_run(), *search.notes]
-    if args.sort not in (names := table.sortable(groups)):
+    groups, made = groups_of(search.runs), small.tables(compressed)
+    if groups:
+        groups[0].notes += [*search.points_without_run(), *search.notes]
+    if groups and args.sort not in (names := table.sortable(groups)):
         stop(f"--sort {args.sort} is not a column: use one of {', '.join(names)}")
     table.sort(groups, args.sort)
     if args.html or args.png:
-        draw(groups, args)
+        draw(groups, made, args)
     if args.md or args.csv or args.json:
-        write = table.to_markdown if args.md else table.to_csv if args.csv else table.to_json
-        sys.stdout.write(write(groups))
-    else:
+        tell(groups, made, args)
+        return
+    if groups:
         table.to_terminal(groups)
         print("\n" + "\n".join(words.verdicts(groups)))
+    if made:
+        small.to_terminal(made)
 
 
-def draw(groups: list[Group], args: argparse.Namespace) -> None:
+def tell(groups: list[Group], made: list[small.Table], args: argparse.Namespace) -> None:
+    """Print the tables in the chosen format. CSV and JSON have one record for each run, and no compressed run."""
+    if groups or args.json:
+        write = table.to_markdown if args.md else table.to_csv if args.csv else table.to_json
+        sys.stdout.write(write(groups))
+    if made and args.md:
+        sys.stdout.write("\n" * bool(groups) + small.to_markdown(made))
+    elif made:
+        print("compare: python scripts/compress.py --table --json shows compressed runs", file=sys.stderr)
+
+
+def draw(groups: list[Group], made: list[small.Table], args: argparse.Namespace) -> None:
     """Write the pictures and the report, and print their paths to stderr."""
     try:
-        from scripts.comparing.pages import page, pictures
+        from scripts.comparing.pages import compression, page, pictures
     except ModuleNotFoundError as error:
         stop(f"pictures need {error.name}, which is not installed: pip install 'strategy-lab[plot]'", code=3)
     try:
         if args.png:
             for path in pictures.save_all(groups, Path(args.png)):
                 print(path, file=sys.stderr)
+            for path in compression.save(made, Path(args.png) / "compression.png"):
+                print(path, file=sys.stderr)
         if args.html:
-            target, text = Path(args.html), page.report(groups, sys.argv[1:])
+            target, text = Path(args.html), page.report(groups, sys.argv[1:], made)
             if target.exists() and not target.is_file():  # for example /dev/stdout
                 target.write_text(text, encoding="utf-8")
             else:

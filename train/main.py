@@ -56,6 +56,7 @@ def main() -> None:
 def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: float) -> None:
     from train.checkpoint.agree import agreed
     from train.checkpoint.checkpoints import Checkpoints, start_of
+    from train.checkpoint.teacher import find_teacher, teach
     from train.measure.metrics import Metrics
     from train.measure.out_of_memory import explained
     from train.measure.sampling import Sampler
@@ -80,9 +81,11 @@ def train(tree: DictConfig, corpus: Corpus, generation: Generation, started: flo
         model = Transformer(config.model, **dtypes(config.precision))
         size = sum(p.numel() for p in model.parameters())
         train_step = watched.train_step = config.strategy.build(model, mesh, config)
+        if (teacher := find_teacher(config, side_group)) is not None:
+            teach(train_step, teacher, mesh, config)
         batches = Batches(config, corpus, mesh, runtime.device)
         carried = generation.newest(side_group, mesh)
-        start = start_of(config, tree, corpus, size, side_group, runtime.device.type, train_step, carried)
+        start = start_of(config, tree, corpus, size, side_group, runtime.device.type, train_step, carried, teacher)
         report = opened.enter_context(closing(Report.open(config, tree, corpus, world, runtime, size, start)))
         run = watched.run = Path(side_group.share(str(report.path)))
         checkpoints = opened.enter_context(

@@ -20,12 +20,14 @@ from train.ranks import gradients
 from train.ranks.distributed import count_valid, inverse_valid, own_rows, sum_over
 from train.ranks.optim import ShardOptimiser
 from train.ranks.state import Piece, ShardedState
+from train.ranks.zeros import KeptZeros
 from train.strategies.data.apply import Replica, microbatch
 from train.strategies.expert.balance import LoadBalance
 
 if TYPE_CHECKING:
     from train.config.schema import Config
 
+CODES = "codes"  # of an optimiser's state in few bits: the beginning of their names in a checkpoint
 # (tokens BT, targets BT, 1 / global number of valid tokens) -> this rank's share of the mean loss; it fills `.grad` too
 ForwardBackward = Callable[[Tensor, Tensor, Tensor], Tensor]
 # It gets the function that makes the update.
@@ -64,6 +66,7 @@ class Step:
         # collected now, because `model.parameters()` does not give the shards of a block that FSDP has gathered
         self.parameters = global_parameters(model, config.model)
         self.optimiser = ShardOptimiser(self.parameters, config.optim)
+        self.zeros = KeptZeros(self.parameters.values()) if config.train.keep_zeros else None
         self.balance = LoadBalance(model, mesh, config)
         self.state = ShardedState(self.parameters, self.optimiser.inner, mesh["pp"].get_group(), config.model)
 
@@ -81,6 +84,8 @@ class Step:
         parameters = [p for p in self.parameters.values() if p.grad is not None]
         gradients.reduce_partial(parameters)
         gradients.sum_shared(self.shared, self.model.rope.device)
+        if self.zeros is not None:
+            self.zeros.mask_gradients()
         self.state.note_gradients()
         if self.on_gradients is not None:
             self.on_gradients()
@@ -102,6 +107,8 @@ class Step:
         if self.clip_norm > 0:
             gradients.clip(grads, norm, self.clip_norm)
         self.optimiser.step(lr)
+        if self.zeros is not None:
+            self.zeros.after_update()
         return StepResult(loss, norm)
 
     def skip(self) -> None:
@@ -142,6 +149,7 @@ class Step:
         pieces = [*self.saved()]
         with_state = {piece.name for piece in pieces if piece.of_optimiser and piece.key in known}
         read([piece for piece in pieces if not piece.of_optimiser or piece.name in with_state])
+        self.optimiser.take(pieces)
         for name in self.optimiser.shards.keys() - with_state:  # it had no gradient until then
             self.optimiser.inner.state.pop(self.optimiser.shards[name], None)
 
@@ -157,9 +165,13 @@ class Step:
 
     def own_state(self) -> dict[str, Tensor]:
         hooks = [(i, one.compression) for i, one in enumerate(self.replicas) if one.compression is not None]
-        return {f"powersgd/{i}/{name}": tensor for i, hook in hooks for name, tensor in hook.tensors().items()}
+        found = {f"powersgd/{i}/{name}": tensor for i, hook in hooks for name, tensor in hook.tensors().items()}
+        return found | {f"{CODES}/{name}": tensor for name, tensor in self.optimiser.codes().items()}
 
     def load_own_state(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, part in self.optimiser.codes().items():
+            if (key := f"{CODES}/{name}") in tensors:
+                part.copy_(tensors[key])
         for i, one in enumerate(self.replicas):
             if one.compression is not None:
                 head = f"powersgd/{i}/"

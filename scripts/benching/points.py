@@ -1,6 +1,6 @@
 """The points of scripts/bench_strategies.sh, which calls this file, and the check whether they are valid.
 
-    python scripts/benching/points.py list N [override …]    a line for each point on N GPUs: label, processes, overrides
+    python scripts/benching/points.py list N [override …]    the points on N GPUs: label, processes, overrides
     python scripts/benching/points.py check N [override …]   check all rules of all points, start nothing; exit code 2
 
 Batches: a rank of the data axes has 2 microbatches of 4 sequences of 4,096 tokens in each step. So N GPUs have 8 N

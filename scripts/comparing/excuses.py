@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from scripts.comparing.runs import Run
+from train.config.schema import EIGHT_BITS, Optimiser
 from train.config.strategy import Strategy
 from train.record.run_files import Record
 
@@ -38,7 +39,8 @@ def excuse_of(run: Run) -> Excuse:
         return Excuse()
     lossy = strategy.lossy()
     unbounded = (str(lossy),) if lossy and lossy.bound is None else ()
-    return Excuse((*strategy.differs(), *unbounded), strategy.lossy_bound())
+    rounded = (EIGHT_BITS,) if run.config.get("optim.name") == Optimiser.adamw8bit.value else ()
+    return Excuse((*strategy.differs(), *unbounded, *rounded), strategy.lossy_bound())
 
 
 def strategy_of(values: Record) -> Strategy | None:

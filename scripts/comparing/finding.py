@@ -1,4 +1,5 @@
-"""Finds runs: folders that were named, those below a named folder, and those that a sweep names.
+"""Finds runs: folders that were named, those below a named folder, and those that a sweep names. Compressed runs are
+found too.
 
 A folder that cannot be read or compared is left out, and one line says why.
 """
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from scripts.comparing.runs import Run, read_run
 from scripts.comparing.sweeps import Sweep, entry_of, is_run, is_sweep
+from scripts.compressing.record import is_compressed
 from train.record.run_files import Unreadable, clean
 from train.record.run_folder import POINTS, PROBES
 
@@ -18,10 +20,12 @@ MOST_FOLDERS = 20_000
 
 
 class Search:
-    """The runs that were found. `notes` has one line for each thing that was left out."""
+    """The runs that were found. `compressed`: the directories of compressed runs. `notes` has one line for each thing
+    that was left out."""
 
     def __init__(self, paths: list[Path]) -> None:
         self.notes: list[str] = []
+        self.compressed: list[Path] = []
         self.seen = 0
         self.sweeps: dict[Path, Sweep] = {}
         self.beside: dict[Path, list[Sweep]] = {}
@@ -44,6 +48,9 @@ class Search:
         """The path itself if it is a run, else the runs below it and those that its points.json names."""
         self.seen += 1
         if self.seen > MOST_FOLDERS:
+            return []
+        if is_compressed(path):
+            self.compressed.append(path)
             return []
         if is_run(path):
             return [path]

@@ -1,9 +1,35 @@
 """Realistic bugs, patched into the product's own functions in the places where people make them."""
 
-from tests.planted import context, data, deepspeed, dropout, evaluation, expert, pipeline, reference, saving, tensor
+from tests.planted import (
+    context,
+    data,
+    deepspeed,
+    distil,
+    dropout,
+    evaluation,
+    expert,
+    pipeline,
+    quantise,
+    reference,
+    saving,
+    tensor,
+)
 from tests.planted.base import Bug, Counter
 
-_SUBJECTS = (data, tensor, pipeline, context, expert, deepspeed, dropout, evaluation, reference, saving)
+_SUBJECTS = (
+    data,
+    tensor,
+    pipeline,
+    context,
+    expert,
+    deepspeed,
+    dropout,
+    evaluation,
+    reference,
+    saving,
+    quantise,
+    distil,
+)
 BUGS: dict[str, Bug] = {bug.__name__: bug for subject in _SUBJECTS for bug in subject.BUGS}
 
 __all__ = ["BUGS", "Counter"]

@@ -73,6 +73,13 @@ def hook_begins_again(counter: Counter) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def codes_not_restored(counter: Counter) -> Iterator[None]:
+    """Moments in 8 bits are quantised anew from the numbers that every layout can read."""
+    with hook_begins_again(counter):
+        yield
+
+
 BUGS = (
     moments_not_restored,
     count_not_restored,
@@ -80,4 +87,5 @@ BUGS = (
     masks_begin_again,
     buckets_not_rebuilt,
     hook_begins_again,
+    codes_not_restored,
 )

@@ -17,6 +17,7 @@ ROWS = [
     row(2, "strategy=dp", "strategy.comm_hook=fp16", options=(F32,)),
     row(4, "strategy=dp", "strategy.comm_hook=bf16", options=(F32,)),
     row(2, "strategy=dp", "strategy.comm_hook=powersgd"),  # not compressed yet: the rest is test_comm_hooks.py's
+    *(row(2, f"strategy={name}", options=(F32, "optim=adamw8bit")) for name in ("dp", "fsdp")),
     *checkpointed(2, "strategy=fsdp"),
     # the reference keeps its activations: recomputing must draw the same dropout masks again
     *(

@@ -16,8 +16,8 @@ from train.config.problems import BadInput, Problem
 from train.config.rules.idle import written
 from train.config.world import World
 from train.data.corpus import Corpus
+from train.measure.hardware import source_commit
 from train.ranks.side_group import SideGroup
-from train.record.run_dir import source_commit
 from train.record.run_folder import flat
 
 FIX = "start all ranks with the same command line, the same text and the same installation"

@@ -1,7 +1,8 @@
 """What may differ between a checkpoint and the run that goes on from it. Torch is not imported.
 
 Every key that decides the numbers of a run (`record.run_dir.work`) is compared, unless neither of the two runs reads
-it. What is allowed is said in one line; all else is refused, each key with its reason.
+it. What is allowed is said in one line; all else is refused, each key with its reason. What only some runs are given
+(`GIVEN`) decides how training goes on, and may change.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 from train.config.problems import BadInput, Problem
 from train.config.rules.idle import written
-from train.record.run_files import clean
+from train.record.run_files import GIVEN, clean
 from train.record.run_folder import flat, idle
 
 # Keys that only decide how training goes on, and those that a trained model does not need any more.
@@ -38,7 +39,8 @@ def allowed_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     each change that is not allowed."""
     before, after = flat(saved), flat(now)
     said, problems = [], []
-    for key in sorted((before.keys() - idle(saved)) | (after.keys() - idle(now))):
+    keys = (before.keys() - idle(saved)) | (after.keys() - idle(now))
+    for key in sorted(key for key in keys if not key.startswith(f"{GIVEN}.")):
         old, new = before.get(key), after.get(key)
         if old == new:
             continue

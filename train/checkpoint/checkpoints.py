@@ -17,6 +17,8 @@ from train.checkpoint.folder import Folder, check_space, shown_bytes
 from train.checkpoint.resume import Start, find
 from train.checkpoint.saver import Facts, Saver
 from train.checkpoint.state import layout, restore
+from train.checkpoint.weights import find_weights
+from train.checkpoint.whole.trained import Trained
 from train.command.process.life import SAVED
 from train.command.process.signals import Signals
 from train.config.problems import EXIT_SAVED, BadInput, Problem, Reported, writable
@@ -29,6 +31,7 @@ from train.ranks.elastic.carried import Carried
 from train.ranks.side_group import SideGroup
 from train.record.report import Report
 from train.record.run_dir import config_sha256, run_name, work
+from train.record.run_files import GIVEN
 
 
 def start_of(
@@ -40,15 +43,17 @@ def start_of(
     device: str,
     train_step: TrainStep,
     carried: Carried | None = None,
+    teacher: Trained | None = None,
 ) -> Start:
     """From where the run starts. `device`: the type of the ranks' devices. `carried`: what the ranks have in memory,
-    from which they then go on. Collective. Raises BadInput as `resume.find` and `check_space` do."""
+    from which they then go on. Collective. Raises BadInput as `resume.find`, `find_weights` and `check_space` do."""
     world = side_group.world
     place = layout(config, world.world_size, device)
     if carried is not None:
         return Start(run=Path(carried.report["run"]), layout=place, carried=carried)
     name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
     start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
+    start = _with_given(start, config, teacher, side_group)
     if config.checkpoint.every == 0 or world.rank > 0 or not isinstance(train_step, SavesState):
         return start
     size, root = state_bytes(config, num_parameters, world.world_size), Path(config.metrics.dir)
@@ -63,14 +68,37 @@ def start_of(
     return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}; {limits}"))
 
 
+def _with_given(start: Start, config: Config, teacher: Trained | None, side_group: SideGroup) -> Start:
+    """The start with what the run is given beside its text: its teacher, and the initial parameters if it starts at
+    step 1. A run that goes on in its directory keeps the hash of those from which it has started, and must have the
+    same teacher. Collective. Raises BadInput."""
+    given = {} if teacher is None else {"teacher_sha256": teacher.sha256}
+    if start.checkpoint is not None and start.manifest is not None:
+        before = start.manifest.work.get(GIVEN, {}) if start.run else {}
+        if teacher is not None and start.run and before.get("teacher_sha256") != teacher.sha256:
+            message = f"{start.run} had another teacher than {teacher.folder}"
+            raise BadInput(Problem("teacher", message, "use the same train.teacher, or checkpoint.resume=never"))
+        kept = {name: before[name] for name in ("weights_sha256",) if name in before}
+        return replace(start, given=given | kept)
+    weights = find_weights(config, side_group)
+    if weights is None:
+        return replace(start, given=given)
+    said = f"starting with the weights of {weights.folder} (SHA-256 {weights.sha256[:12]}…)"
+    given |= {"weights_sha256": weights.sha256}
+    return replace(start, weights=weights, given=given, said=(*start.said, said))
+
+
 def state_bytes(config: Config, num_parameters: int, world_size: int) -> int:
-    """The size of a checkpoint's numbers: weights, what the optimiser keeps for each, and the ranks' errors of
-    compression."""
-    sgd = int(config.optim.momentum > 0)
-    kept = 2 if config.optim.name is Optimiser.adamw else sgd
+    """The size of a checkpoint's numbers: weights, what the optimiser keeps for each, and what each rank saves for
+    itself: errors of compression, and the codes of moments in 8 bits."""
+    kept = int(config.optim.momentum > 0) if config.optim.name is Optimiser.sgd else 2
     degrees = resolve_degrees(config.strategy.mesh_axes(), world_size)
     errors = world_size // degrees["pp"] if config.strategy.keeps_errors() else 0
-    return num_parameters * (1 + kept + errors) * (8 if config.precision is Precision.float64 else 4)
+    size = num_parameters * (1 + kept + errors) * (8 if config.precision is Precision.float64 else 4)
+    if config.optim.name is Optimiser.adamw8bit:  # each rank saves its codes too
+        shards = degrees["dp_shard"] * degrees["cp"] if config.strategy.uses_fsdp() else 1
+        size += 2 * num_parameters * world_size // (degrees["pp"] * degrees["tp"] * shards)
+    return size
 
 
 class Checkpoints:
@@ -102,7 +130,7 @@ class Checkpoints:
             Folder(run, config.checkpoint.keep).clean()
             print("".join(f"{line}\n" for line in start.said), end="", flush=True)
             versions = {name: str(report.facts[name]) for name in ("commit", "torch", "python")}
-            values = work(config, corpus.sha256)
+            values = work(config, corpus.sha256, report.facts.get(GIVEN, {}))
             facts = Facts(start.layout, versions, values, config_sha256(tree))
         if start.checkpoint is not None and start.manifest is not None:
             began, same = time.perf_counter(), start.same_layout
@@ -110,6 +138,8 @@ class Checkpoints:
             if world.rank == 0:
                 size, seconds = shown_bytes(start.manifest.bytes), time.perf_counter() - began
                 print(f"restored {size} in {seconds:.1f} s", flush=True)
+        if start.weights is not None:
+            start.weights.fill(train_step)
         self.every = config.checkpoint.every
         if self.every:
             alone, ignores = SideGroup(world, alone=True), config.train.on_nonfinite is OnNonfinite.ignore
@@ -121,6 +151,9 @@ class Checkpoints:
         if start.checkpoint is not None:
             message = f"strategy={name} cannot start from {start.checkpoint}, as its step has no `restore`"
             raise BadInput(Problem("not_saved", message, "use checkpoint.resume=never"))
+        if start.weights is not None:
+            message = f"strategy={name} cannot start from {start.weights.folder}, as its step has no `restore`"
+            raise BadInput(Problem("not_saved", message, "use checkpoint.weights=null"))
         if every and rank == 0:
             print(f"no checkpoints are saved, as the step of strategy={name} has no `saved`", flush=True)
 

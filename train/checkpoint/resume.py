@@ -16,6 +16,7 @@ from typing import Any
 from train.checkpoint.changes import allowed_changes
 from train.checkpoint.folder import CHECKPOINTS, checkpoints_in, complete, ended, step_of
 from train.checkpoint.manifest import Damaged, Manifest, wrong_files
+from train.checkpoint.weights import Weights
 from train.command.planning import auto
 from train.command.planning.search.layouts import MICRO, RECOMPUTE
 from train.command.process.life import read_life, refuse_living
@@ -38,7 +39,8 @@ class Start:
     """`checkpoint`: the folder and the manifest from which the run goes on; None: it starts at step 1. `run`: the
     directory in which it goes on; None: it gets a new one. `layout`: of this run. `same_layout`: whether the checkpoint
     was saved on it. `said`: lines for the user. `carried`: what the ranks have in memory, from which they go on instead
-    (`runtime.elastic`)."""
+    (`runtime.elastic`). `weights`: the initial parameters of a run that starts at step 1. `given`: the hashes of what
+    the run is given beside its text."""
 
     checkpoint: Path | None = None
     manifest: Manifest | None = None
@@ -47,6 +49,8 @@ class Start:
     same_layout: bool = False
     said: tuple[str, ...] = ()
     carried: Carried | None = None
+    weights: Weights | None = None
+    given: dict[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> int:

@@ -7,7 +7,7 @@ rank_3/random/cpu                        of rank 3 alone: random state, and the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +88,21 @@ def _set_random_state(folder: Path, states: dict[str, Tensor]) -> None:
 
 def _check_names(folder: Path, manifest: Manifest, config: Config) -> None:
     """Raise Damaged if the checkpoint's parameters are not those of the model."""
+    if why := other_parameter({key: one.shape for key, one in manifest.tensors.items()}, config):
+        raise Damaged(folder, why)
+
+
+def other_parameter(shapes: Mapping[str, tuple[int, ...]], config: Config) -> str:
+    """The first parameter among these `shapes`, by key, that is not as in the model, in words; empty if all are."""
     skeleton = Transformer(config.model, param_dtype=torch.float32, compute_dtype=torch.float32)
     expected = {f"parameter/{name}": tuple(p.shape) for name, p in skeleton.named_parameters()}
-    found = {key: one.shape for key, one in manifest.tensors.items() if key.startswith("parameter/")}
+    found = {key: shape for key, shape in shapes.items() if key.startswith("parameter/")}
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
             name, here, there = key.removeprefix("parameter/"), expected.get(key), found.get(key)
             words = [f"{list(shape)}" if shape is not None else "missing" for shape in (there, here)]
-            raise Damaged(folder, f"its parameter {name} is {words[0]}, but in this model it is {words[1]}")
+            return f"its parameter {name} is {words[0]}, but in this model it is {words[1]}"
+    return ""
 
 
 def _check_piece(folder: Path, piece: Piece, stored: Stored | None) -> None:

@@ -32,8 +32,9 @@ from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
-from train.config.schema import Composed, Config
+from train.config.schema import Composed, Config, Optimiser
 
+EXTRAS = {"torchao": "compress"}  # pip's extra of a package, where it has another name
 MAX_COMPOSED = 16  # command lines of a sweep that --help checks
 PLANNED = "strategy=auto"  # the planner's layout, which takes its place before a config is composed (planning/auto.py)
 
@@ -121,9 +122,11 @@ def problems(config: Config, world_size: int) -> list[Problem]:
     found = validate(config, world_size)
     needed = {} if config.strategy.extra is None else {f"strategy={config.strategy.name}": config.strategy.extra}
     needed |= {f"metrics.trackers=[{tracker.value}]": tracker.value for tracker in config.metrics.trackers}
-    for setting, extra in needed.items():
-        if importlib.util.find_spec(extra) is None:
-            message, fix = f"{setting} needs {extra}, which is not installed", f'pip install "strategy-lab[{extra}]"'
+    needed |= {"optim=adamw8bit": "torchao"} if config.optim.name is Optimiser.adamw8bit else {}
+    for setting, package in needed.items():
+        if importlib.util.find_spec(package) is None:
+            extra = EXTRAS.get(package, package)
+            message, fix = f"{setting} needs {package}, which is not installed", f'pip install "strategy-lab[{extra}]"'
             found.append(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
     return found
 

@@ -22,9 +22,15 @@ from train.config.groups.train import (
     CompileMode,
     OnNonfinite,
     Precision,
+    Qat,
     TrainConfig,
 )
 from train.config.strategy import Strategy
+
+EIGHT_BITS = (
+    "optim=adamw8bit keeps moments in 8 bits, in blocks of 256 elements of each rank's part of a parameter, so that "
+    "another layout rounds other blocks"
+)
 
 __all__ = [
     "ActivationCheckpointing",
@@ -44,6 +50,7 @@ __all__ = [
     "OptimConfig",
     "Optimiser",
     "Precision",
+    "Qat",
     "RuntimeConfig",
     "SaveMode",
     "ScoreFunction",
@@ -71,6 +78,14 @@ class Config:
     runtime: RuntimeConfig = key(RuntimeConfig, "The device and the communication backend.")
     metrics: MetricsConfig = key(MetricsConfig, "What a run records, and where.")
     checkpoint: CheckpointConfig = key(CheckpointConfig, "What a run saves, and from what it goes on.")
+
+    def differs(self) -> dict[str, str]:
+        """The columns of the proof that are expected to differ from one device's values, each with its reason: those of
+        the strategy, and of the optimiser."""
+        found = self.strategy.differs()
+        if self.optim.name is Optimiser.adamw8bit:
+            found = dict.fromkeys(("adamw_loss", "evaluate", "routing", "router_bias"), EIGHT_BITS) | found
+        return found
 
 
 @dataclass

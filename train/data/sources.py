@@ -56,3 +56,8 @@ def _checked_path(config: Config) -> Path:
     elif path.stat().st_size == 0:
         raise BadInput(Problem("data_path", f"{name} is empty", "use a file with text in it"))
     return path
+
+
+def holds_text(source: DataSource) -> bool:
+    """Whether the tokens of such data are the bytes of a text, and not ids of a tokenizer that is not known here."""
+    return source not in (DataSource.tokens, DataSource.synthetic)

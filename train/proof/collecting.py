@@ -10,8 +10,10 @@ from functools import partial
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from train.checkpoint.teacher import open_teacher, teach
+from train.checkpoint.weights import open_weights
 from train.config.schema import Config, Optimiser
-from train.config.strategy import TrainStep
+from train.config.strategy import SavesState, TrainStep
 from train.data.corpus import Corpus
 from train.model.spans import watched
 from train.model.transformer import Transformer, dtypes
@@ -59,7 +61,7 @@ def _collect(
     config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, routing: Routing, watch: Watch | None
 ) -> Evidence:
     device, size = own_device(mesh), config.train.global_batch_size
-    rows = own_rows(mesh, size)
+    rows, weights, teacher = own_rows(mesh, size), open_weights(config), open_teacher(config)
 
     def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=WEIGHT_DECAY, momentum=0.0)
@@ -67,6 +69,11 @@ def _collect(
         with phases("build"):
             model = Transformer(config.model, **dtypes(config.precision))
             step = config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
+            if teacher is not None:
+                teach(step, teacher, mesh, config)
+            if weights is not None:
+                assert isinstance(step, SavesState)
+                weights.fill(step)
             routing.attach(model)
             return step, model
 
@@ -104,7 +111,8 @@ def _collect(
         result = step(*batch(1), lr=SGD_LR)
     with phases("gather"):
         weights = _whole(step.full_parameters())
-    step, model = build(Optimiser.adamw)
+    of_eight_bits = config.optim.name is Optimiser.adamw8bit
+    step, model = build(Optimiser.adamw8bit if of_eight_bits else Optimiser.adamw)
     if watch is not None and watch.moved:
         move_inputs(model)
     losses: Named = {}

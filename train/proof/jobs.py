@@ -24,7 +24,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from train.command import cli
 from train.config.fields import IGNORE_INDEX
 from train.config.plan import Plan
-from train.config.schema import Config, RuntimeConfig
+from train.config.problems import BadInput
+from train.config.schema import Config, Precision, Qat, RuntimeConfig
 from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus, load_corpus
@@ -104,7 +105,10 @@ def run(job: Job, site: Site) -> Result:
         reference = torch.load(site.folder / job.reference, weights_only=False, mmap=True)
     watch = Watch(job.moved) if job.trace else None
     choices = reference.routing if reference is not None else {}
-    found, routed = collect(config, mesh, corpus, phases, choices, watch)
+    try:
+        found, routed = collect(config, mesh, corpus, phases, choices, watch)
+    except BadInput as error:  # what the config names, such as parameters of another model
+        raise CannotBeJudged(str(error)) from error
     if watch is not None:
         save_run(Path(job.trace), site.world.rank, found, watch)
     if site.world.rank > 0:
@@ -117,7 +121,7 @@ def run(job: Job, site: Site) -> Result:
     with phases("compare"):
         bound = max(BOUNDS[config.precision], config.strategy.lossy_bound())
         try:
-            verdicts = compare(found, reference, bound, config.strategy.differs())
+            verdicts = compare(found, reference, bound, config.differs())
         except Exception:  # the other ranks are in the next job already, in which this rank must take part
             return {"error": traceback.format_exc()}
     return {"verdicts": [dataclasses.astuple(v) for v in verdicts], "facts": exercised}
@@ -138,6 +142,11 @@ def facts(config: Config, corpus: Corpus, found: Evidence) -> dict[str, int]:
 def check_reference(reference: Evidence, config: Config, corpus: Corpus) -> None:
     """Raise CannotBeJudged for the evidence of one device to which nothing can be compared."""
     train = config.train
+    if train.qat is not Qat.none and config.precision is not Precision.float64:
+        raise CannotBeJudged(
+            f"train.qat={train.qat.value} rounds activations to few steps, and in {config.precision.value} sums in "
+            "another order can fall into another step: use precision=float64"
+        )
     if not corpus.any_target(1, train.global_batch_size):
         raise CannotBeJudged(
             f"all {train.global_batch_size * train.seq_len} targets of the batch are data.ignore_token="

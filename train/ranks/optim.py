@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from train.config.schema import LrSchedule, OptimConfig, Optimiser
 from train.ranks.gradients import local
+from train.ranks.state import Piece, in_memory
 
 
 def decays(parameter: nn.Parameter) -> bool:
@@ -19,7 +22,7 @@ def decays(parameter: nn.Parameter) -> bool:
 
 
 def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD for plain tensors, in one group with and one without weight decay."""
+    """The optimiser for plain tensors, in one group with and one without weight decay."""
     by_decay: dict[bool, list[nn.Parameter]] = {}
     for p in parameters.values():
         by_decay.setdefault(decays(p), []).append(p)
@@ -28,6 +31,12 @@ def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) ->
     ]
     kind: Any = torch.optim.AdamW
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.name is Optimiser.adamw8bit:
+        for name in ("torchao", "torch.utils._pytree"):  # torchao 0.18 says that it has kernels of other devices too
+            logging.getLogger(name).setLevel(logging.ERROR)
+        from train.ranks.eight_bit import EightBitAdamW
+
+        return EightBitAdamW(groups, **options)
     if config.name is Optimiser.sgd:
         kind, options = torch.optim.SGD, {"lr": config.lr, "momentum": config.momentum}
     try:
@@ -65,6 +74,25 @@ class ShardOptimiser:
         self.inner.step()
         for p, shard in pairs:
             p.grad = shard.grad = None
+
+    @torch.no_grad()
+    def take(self, pieces: Iterable[Piece]) -> None:
+        """Give the state back what `ranks.state.pieces_of` gave as copies: what is kept in few bits. It is quantised
+        anew, which can change it a little."""
+        for piece in pieces:
+            state = self.inner.state.get(self.shards[piece.name], {}) if piece.of_optimiser else {}
+            if piece.kind in state and state[piece.kind] is not piece.tensor:
+                state[piece.kind].copy_(piece.tensor)
+
+    def codes(self) -> dict[str, Tensor]:
+        """What is kept in few bits, by name, as only the same layout can read it."""
+        return {
+            f"{name}/{kind}/{number}": part
+            for name, shard in self.shards.items()
+            for kind, value in self.inner.state.get(shard, {}).items()
+            for number, part in enumerate(in_memory(value) if isinstance(value, Tensor) else [])
+            if part is not value
+        }
 
     @torch.no_grad()
     def make_state(self) -> None:

@@ -10,15 +10,32 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from train.config.schema import ModelConfig
 from train.model.transformer import Transformer
 from train.ranks.gradients import local
 
+# (the parameter's global name, the parameter) -> what the optimiser keeps for it, by its own names
+Kept = Callable[[str, nn.Parameter], Mapping[str, object]]
+
 
 def num_bytes(tensors: Iterable[Tensor]) -> int:
     """The number of bytes of the local shards."""
     return sum(local(t).numel() * t.element_size() for t in tensors)
+
+
+def in_memory(value: Tensor) -> list[Tensor]:
+    """The tensors that hold an optimiser's state: itself, or the codes and scales of one that is kept in few bits."""
+    if not is_traceable_wrapper_subclass(value):
+        return [value]
+    names, _ = value.__tensor_flatten__()
+    return [getattr(value, name) for name in names]
+
+
+def whole(value: Tensor) -> Tensor:
+    """An optimiser's state as numbers of its type: itself, or a copy of one that is kept in few bits."""
+    return value.dequantize(value.dtype) if is_traceable_wrapper_subclass(value) else value
 
 
 def full_tensor(x: Tensor) -> Tensor:
@@ -84,6 +101,25 @@ def persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}".lstrip("."), buffer
 
 
+def _nothing(name: str, parameter: nn.Parameter) -> Mapping[str, object]:
+    return {}
+
+
+def pieces_of(parameters: Mapping[str, nn.Parameter], model: nn.Module, kept: Kept = _nothing) -> Iterator[Piece]:
+    """What this rank holds between steps: parameters, the model's buffers, and what the optimiser has `kept` for a
+    parameter. Nothing is sent."""
+    for name, parameter in parameters.items():
+        shape, offset = place_of(parameter)
+        yield Piece(name, "parameter", tuple(parameter.shape), offset, local(parameter.detach()))
+        for kind, value in kept(name, parameter).items():
+            if isinstance(value, Tensor) and tuple(value.shape) == shape:
+                yield Piece(name, kind, tuple(parameter.shape), offset, whole(value))
+            elif isinstance(value, Tensor) and value.ndim == 0:  # the number of its updates
+                yield Piece(name, kind, (), (), value)
+    for name, buffer in persistent_buffers(model):
+        yield Piece(name, "buffer", tuple(buffer.shape), (0,) * buffer.ndim, buffer)
+
+
 class ShardedState:
     """`parameters`: those of this rank, by global name. `pipeline`: the group whose ranks hold different stages."""
 
@@ -108,7 +144,11 @@ class ShardedState:
             "parameters": self.parameters.values(),
             "gradients": [p.grad for p in self.parameters.values() if p.grad is not None],
             "optimiser": [
-                s for state in self.optimiser.state.values() for s in state.values() if isinstance(s, Tensor)
+                part
+                for state in self.optimiser.state.values()
+                for value in state.values()
+                if isinstance(value, Tensor)
+                for part in in_memory(value)
             ],
         }
 
@@ -120,19 +160,9 @@ class ShardedState:
             "optimiser": num_bytes(tensors["optimiser"]),
         }
 
-    def pieces(self, model: nn.Module, kept: Callable[[str, nn.Parameter], Mapping[str, object]]) -> Iterator[Piece]:
-        """What this rank holds between steps: parameters, the model's buffers, and what the optimiser has `kept` for a
-        parameter. Nothing is sent."""
-        for name, parameter in self.parameters.items():
-            shape, offset = place_of(parameter)
-            yield Piece(name, "parameter", tuple(parameter.shape), offset, local(parameter.detach()))
-            for kind, value in kept(name, parameter).items():
-                if isinstance(value, Tensor) and tuple(value.shape) == shape:
-                    yield Piece(name, kind, tuple(parameter.shape), offset, value)
-                elif isinstance(value, Tensor) and value.ndim == 0:  # the number of its updates
-                    yield Piece(name, kind, (), (), value)
-        for name, buffer in persistent_buffers(model):
-            yield Piece(name, "buffer", tuple(buffer.shape), (0,) * buffer.ndim, buffer)
+    def pieces(self, model: nn.Module, kept: Kept) -> Iterator[Piece]:
+        """`pieces_of` this rank's parameters."""
+        return pieces_of(self.parameters, model, kept)
 
     def full(self, of: Callable[[nn.Parameter], Tensor | None]) -> Iterator[tuple[str, Tensor]]:
         """The full tensor `of` each parameter of the whole model, in its order, one at a time, on every rank.

@@ -76,7 +76,7 @@ class Report:
         with writable(config.metrics.dir):
             living = claim(config, tree, degrees, world, start.run, start.step)
             path, kept = living.run, None if start.run is None else start.step
-            facts = describe_run(config, tree, corpus, world, runtime, degrees, path)
+            facts = describe_run(config, tree, corpus, world, runtime, degrees, path, start.given)
             facts |= {"continued_after_step": start.step} if start.step else {}
             sinks, earlier = open_sinks(path, config, tree, facts, degrees, world.world_size, kept)
         print(announcement(path, facts), flush=True)

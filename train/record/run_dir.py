@@ -8,13 +8,13 @@ import json
 import platform
 import re
 import shlex
-import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,19 +23,20 @@ from omegaconf import DictConfig, OmegaConf
 from train.command import as_typed
 from train.command.as_typed import Typed
 from train.command.process.life import Living, alone_in, refuse_living
-from train.command.resources import ROOT, words_of
+from train.command.resources import words_of
 from train.config import plain_json
 from train.config.groups.run import NEVER
 from train.config.problems import unusable
-from train.config.schema import Config
-from train.config.strategy import Strategy
+from train.config.schema import Config, Qat, TrainConfig
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.energy import open_meter
-from train.measure.hardware import device_name
+from train.measure.hardware import device_name, source_commit
 from train.ranks.distributed import Runtime
-from train.record.run_files import write_whole
+from train.record.run_files import GIVEN, write_whole
 from train.record.run_folder import hash_of
+
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def run_name(config: Config, tree: DictConfig, degrees: dict[str, int], world_size: int) -> str:
@@ -94,8 +95,9 @@ def claim(
         return Living(make_run_dir(config, tree, degrees, world.world_size, world.run_file), 0, world.launch)
 
 
-def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
-    """The keys that decide which numbers training computes. Two runs can be compared only if they share them.
+def work(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOTHING) -> dict[str, Any]:
+    """The keys that decide which numbers training computes. Two runs can be compared only if they share them. `given`:
+    the hashes of what the run is given beside its text, such as its initial parameters.
 
     Strategy, micro batch, compilation and device decide only the speed. A text is identified by its kind
     (`data.source`) and the hash of its bytes, not by its path. The number of validation batches is included because it
@@ -111,20 +113,30 @@ def work(config: Config, corpus_sha256: str) -> dict[str, Any]:
         "precision": config.precision,
         "train": train,
     }
+    if more := {**options_of(config.train), **given}:
+        values[GIVEN] = more
     plain: dict[str, Any] = json.loads(json.dumps(values, default=_plain))
     return plain
 
 
-def work_hash(config: Config, corpus_sha256: str) -> str:
+def options_of(train: TrainConfig) -> dict[str, Any]:
+    """The keys under `train` that decide the numbers and that few runs have, if they do not have their defaults."""
+    values = {"keep_zeros": train.keep_zeros, "qat": train.qat}
+    found = {name: value for name, value in values.items() if value not in (False, Qat.none)}
+    taught = {"distil_weight": train.distil_weight, "distil_temperature": train.distil_temperature}
+    return found if train.teacher is None else found | taught
+
+
+def work_hash(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOTHING) -> str:
     """The hash of the run's `work`."""
-    return hash_of(work(config, corpus_sha256))
+    return hash_of(work(config, corpus_sha256, given))
 
 
-def declared_differences(strategy: Strategy) -> dict[str, Any]:
-    """How the strategy declares that its results differ from those of one device."""
-    lossy = strategy.lossy()
+def declared_differences(config: Config) -> dict[str, Any]:
+    """How the run declares that its results differ from those of one device."""
+    lossy = config.strategy.lossy()
     return {
-        "differs": strategy.differs(),
+        "differs": config.differs(),
         "lossy": None if lossy is None else {"says": str(lossy), "bound": lossy.bound},
     }
 
@@ -137,6 +149,7 @@ def describe_run(
     runtime: Runtime,
     degrees: dict[str, int],
     path: Path,
+    given: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write work.json into the run's directory. Returns the facts that become part of the summary."""
     machine = environment(runtime.device, runtime.backend, world.world_size)
@@ -146,13 +159,14 @@ def describe_run(
         "precision": config.precision.value,
         **machine,
         "corpus_sha256": corpus.sha256,
-        "work_hash": work_hash(config, corpus.sha256),
-        **declared_differences(config.strategy),
+        "work_hash": work_hash(config, corpus.sha256, given),
+        **({GIVEN: {**given}} if given else {}),
+        **declared_differences(config),
         "energy_sensor": open_meter(runtime.device).note,
     }
     size = {"tokens": len(corpus.training) + len(corpus.validation)}
     more = {**machine, **size, "command": command(world), "sweep": sweep_of(world)}  # machine includes world_size
-    write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), **more)
+    write_work(path, config, corpus.sha256, facts["degrees"], as_typed.from_environment(tree), given, **more)
     return facts
 
 
@@ -162,6 +176,7 @@ def write_work(
     corpus_sha256: str,
     degrees: dict[str, int],
     typed: Sequence[Typed] = (),
+    given: Mapping[str, str] = NOTHING,
     *,
     world_size: int,
     **facts: Any,
@@ -172,16 +187,16 @@ def write_work(
     themselves, so it does not depend on how they were given. `facts`: the environment, the size of the text, the
     command, and the name of the sweep that started the run.
     """
-    shown = work(config, corpus_sha256)
+    shown = work(config, corpus_sha256, given)
     for one in typed:
         as_typed.put(shown, one.path, one.digest)
     values = {
         **facts,
-        "work_hash": work_hash(config, corpus_sha256),
+        "work_hash": work_hash(config, corpus_sha256, given),
         "strategy": config.strategy.name,
         "degrees": degrees,
         "world_size": world_size,
-        **declared_differences(config.strategy),
+        **declared_differences(config),
         "work": shown,
     }
     write_whole(path / "work.json", plain_json.dumps(values, indent=2) + "\n")
@@ -215,22 +230,6 @@ def environment(device: torch.device, backend: str, world_size: int) -> dict[str
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     write_whole(path / "summary.json", plain_json.dumps(summary, indent=2) + "\n")
-
-
-def source_commit() -> str:
-    """The commit of this source tree, with + if files have changed since. It is empty if the program's folder is not
-    the root of a git repository: a repository around it, for example around a virtual environment, has other commits.
-    """
-    if not (ROOT / ".git").exists():
-        return ""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return run.stdout.strip()
 
 
 def _plain(value: Any) -> Any:

@@ -30,6 +30,7 @@ DEEPEST, MOST_EVENTS = 16, 20_000  # levels of nesting; nodes of a YAML file
 MOST_CHARS, MOST_DIGITS = 4096, 20  # in one text; in one whole number
 LARGEST = 1e100  # no figure of a run is larger, and larger ones would overflow when they are drawn
 LAST_STEP, LAST_TIME = 10**12, 253402300799.0  # the second is the end of the year 9999
+GIVEN = "given"  # the group in a run's `work` of what few runs are given, so that the others keep their hashes
 TAG = re.compile(r"[\w./-]{1,200}", re.ASCII)
 
 

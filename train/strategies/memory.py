@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass, field
 
 from train.config.plan import Plan
-from train.config.schema import ModelConfig, Optimiser
+from train.config.schema import ModelConfig, OptimConfig, Optimiser
 from train.config.shapes import Shapes, block, coordinates, element_sizes, is_expert, units, units_by_stage
 from train.strategies.data.keys import FsdpKeys
 from train.strategies.data.traffic import frees
@@ -25,6 +25,8 @@ from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.techniques import rank_of
 
 GiB = 2**30
+LEAST, BLOCK, NUM_CODES = 4096, 256, 256  # of torchao's AdamW8bit: smaller parameters, or others, have whole moments
+STEP_COUNT = 4  # bytes that AdamW keeps for a parameter beside its moments
 LIVE = 10**9  # the most elements that DeepSpeed's stage 3 keeps gathered by default
 
 
@@ -77,13 +79,21 @@ def state_bytes(plan: Plan, rank: int) -> dict[str, int]:
     """The bytes that `TrainStep.state_bytes` reports on this rank after a step."""
     kept, _ = element_sizes(plan.config.precision)
     shapes = parameter_shapes(plan, rank).values()
-    parameters = kept * sum(math.prod(shape) for shape in shapes)
-    optim = plan.config.optim
-    if optim.name is Optimiser.adamw:
-        optimiser = 2 * parameters + 4 * len(shapes)  # two moments, and a float32 step count for each parameter
-    else:
-        optimiser = parameters if optim.momentum > 0 else 0
+    sizes = [math.prod(shape) for shape in shapes]
+    parameters, optimiser = kept * sum(sizes), sum(optimiser_bytes(plan.config.optim, size, kept) for size in sizes)
     return {"parameters": parameters, "gradients": parameters, "optimiser": optimiser}
+
+
+def optimiser_bytes(optim: OptimConfig, elements: int, kept: int) -> int:
+    """What the optimiser keeps for a rank's part of a parameter, of so many elements of `kept` bytes: for AdamW two
+    moments, and a float32 count of steps. In 8 bits a moment is a code for each element, a float32 scale for each
+    block, and torchao's table of codes."""
+    if optim.name is Optimiser.sgd:
+        return kept * elements if optim.momentum > 0 else 0
+    moment = kept * elements
+    if optim.name is Optimiser.adamw8bit and elements >= LEAST and elements % BLOCK == 0:
+        moment = elements + 4 * (elements // BLOCK) + 4 * NUM_CODES
+    return 2 * moment + STEP_COUNT
 
 
 def num_parameters(model: ModelConfig) -> tuple[int, int]:

@@ -1,9 +1,11 @@
 """All techniques, in the only valid order in which they can be applied.
 
 1. Tensor and expert parallelism decide which part of a weight a rank has, and context parallelism which tokens.
-2. Activation checkpointing wraps the computation that results, so that its backward repeats exactly this.
-3. Compilation wraps both.
-4. Data parallelism comes last: its hooks need the final parameters of each block, and must run outside compiled code.
+   Distillation replaces the loss between the two.
+2. Quantisation-aware training rounds the inputs and the weights of linear layers.
+3. Activation checkpointing wraps the computation that results, so that its backward repeats exactly this.
+4. Compilation wraps both.
+5. Data parallelism comes last: its hooks need the final parameters of each block, and must run outside compiled code.
 
 Pipeline parallelism and DeepSpeed do not change a model: the strategies' `build` uses them. They are in this list for
 their rules and closed forms.
@@ -18,12 +20,14 @@ from train.strategies.compile.technique import COMPILE
 from train.strategies.context.technique import CONTEXT
 from train.strategies.data.technique import DDP, FSDP
 from train.strategies.deepspeed.technique import DEEPSPEED
+from train.strategies.distil.technique import DISTIL
 from train.strategies.expert.technique import EXPERT
 from train.strategies.pipeline.technique import PIPELINE
+from train.strategies.quantise.technique import QUANTISE
 from train.strategies.recompute.technique import RECOMPUTE
 from train.strategies.tensor.technique import TENSOR
 
-TECHNIQUES = (TENSOR, CONTEXT, EXPERT, RECOMPUTE, COMPILE, FSDP, DDP, PIPELINE, DEEPSPEED)
+TECHNIQUES = (TENSOR, DISTIL, CONTEXT, EXPERT, QUANTISE, RECOMPUTE, COMPILE, FSDP, DDP, PIPELINE, DEEPSPEED)
 
 
 def used(plan: Plan) -> tuple[Technique, ...]:

@@ -6,7 +6,7 @@ import io
 import re
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -15,25 +15,28 @@ import matplotlib
 from scripts.comparing import words
 from scripts.comparing.configs import differences
 from scripts.comparing.gate import Group, Row
-from scripts.comparing.pages import head
+from scripts.comparing.pages import compression, head
 from scripts.comparing.pages.pictures import pictures_of
 from scripts.comparing.pages.scripts import STYLES, data, policy, scripts
 from scripts.comparing.pages.style import NOT_DRAWN_WELL, STYLE, TIP, Colours, Picture
 from scripts.comparing.runs import Run
 from scripts.comparing.table import METHOD, Column, best, columns_of, notes_of
+from scripts.compressing.table import Table
 from train.record.run_files import clean
 
 ENVIRONMENT = ("commit", "torch", "python", "device", "platform", "backend", "world_size", "omp_threads", "command")
 TITLE_IN, PANEL_IN = 1.1, 2.4  # the approximate heights of a title with its note, and of a chart with its legend
 
 
-def report(groups: list[Group], argv: list[str]) -> str:
-    """The whole page. `argv`: the arguments of the command that makes it."""
+def report(groups: list[Group], argv: list[str], compressed: Sequence[Table] = ()) -> str:
+    """The whole page. `argv`: the arguments of the command that makes it. `compressed`: the tables of compressed
+    runs."""
     runs = [row.run for group in groups for row in group.rows]
     colours = Colours(groups)
     sections = [_section(group, pictures, i, colours) for i, (group, pictures) in
                 enumerate(zip(groups, pictures_of(groups), strict=True))]  # fmt: skip
-    title = f"{len(runs)} run{'s' if len(runs) > 1 else ''} compared"
+    sections += compression.sections(compressed, _figure)
+    title = f"{len(runs)} run{'s' if len(runs) > 1 else ''} compared" if runs else "Compressed runs"
     parts = scripts()
     return "\n".join(
         [
@@ -44,11 +47,9 @@ def report(groups: list[Group], argv: list[str]) -> str:
             f"<title>Strategy Lab: {title}</title>\n<style>\n{STYLES}</style></head>\n<body>",
             f"<header><p>Strategy Lab</p><h1>{title}</h1>\n{_list(head.facts(groups, argv))}</header>\n<main>",
             *sections,
-            "<section><h2>Environment</h2>",
-            _environment(runs),
-            "</section>\n<section><h2>Configs: what is not the same</h2>",
-            _configs(runs),
-            "</section>\n</main>",
+            *([f"<section><h2>Environment</h2>\n{_environment(runs)}\n</section>"] if runs else []),
+            *([f"<section><h2>Configs: what is not the same</h2>\n{_configs(runs)}\n</section>"] if runs else []),
+            "</main>",
             f"<footer>{escape(METHOD)}</footer>",
             *(f"<script>{part}</script>" for part in parts),
             "</body></html>\n",

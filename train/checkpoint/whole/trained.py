@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from train.data.corpus import Corpus, load_corpus
 from train.model.transformer import CrossEntropy, Transformer, dtypes
 from train.model.weights import global_parameters
 from train.ranks.state import persistent_buffers
-from train.record.run_files import Unreadable
+from train.record.run_files import GIVEN, Unreadable
 from train.record.run_folder import flat, read_config
 
 OF_DATA = ("path", "dtype", "glob", "field")  # where a text is, which a manifest does not say
@@ -34,10 +34,12 @@ LogitsOf = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Trained:
-    """`folder`: the checkpoint. `config`: of the run that saved it, as if one process had trained it."""
+    """`folder`: the checkpoint. `words`: the overrides with which one process would have trained it, and `config` what
+    they compose."""
 
     folder: Path
     manifest: Manifest
+    words: tuple[str, ...]
     config: Config
 
     @property
@@ -59,18 +61,15 @@ class Trained:
 
     def corpus(self) -> Corpus:
         """The text that the run was trained on. Raises BadInput if it is not there, or is another one now."""
-        corpus = load_corpus(self.config)
-        if corpus.sha256 != self.manifest.work.get("data", {}).get("corpus_sha256"):
-            message = f"{corpus.name} is another text than {self.folder} was trained on"
-            raise BadInput(Problem("corpus", message, "put the text back as it was, where the run read it"))
-        return corpus
+        return corpus_of(self.config, self.manifest.work, self.folder)
 
 
 def open_trained(path: Path) -> Trained:
     """The newest good checkpoint of a run, or the checkpoint itself. Raises BadInput."""
     folder = newest(path)
     manifest = Manifest.read(folder)
-    return Trained(folder, manifest, _config(folder, manifest))
+    words = words_of(manifest.work, folder.parent.parent if folder.parent.name == CHECKPOINTS else None)
+    return Trained(folder, manifest, words, config_of(words, folder))
 
 
 def empty_model(config: Config, *, device: str = "cpu", precision: Precision | None = None) -> Transformer:
@@ -112,27 +111,37 @@ def validation_loss(
     return total / number
 
 
-def _config(folder: Path, manifest: Manifest) -> Config:
-    """The config of the run in one process, from the manifest and, for the place of its text, config.yaml. Raises
-    BadInput if they are not of a run of this program."""
-    values = {key: value for key, value in flat(manifest.work).items() if key != DERIVED}
-    if folder.parent.name == CHECKPOINTS:
+def corpus_of(config: Config, work: dict[str, Any], source: Path) -> Corpus:
+    """The text of a config, which must be that of the work. Raises BadInput. `source`: what was trained on it."""
+    corpus = load_corpus(config)
+    if corpus.sha256 != work.get("data", {}).get("corpus_sha256"):
+        message = f"{corpus.name} is another text than {source} was trained on"
+        raise BadInput(Problem("corpus", message, "put the text back as it was, where the run read it"))
+    return corpus
+
+
+def words_of(work: dict[str, Any], run: Path | None) -> tuple[str, ...]:
+    """The overrides with which one process does this work. `run`: the directory whose config.yaml says where the text
+    is. The groups that have no default of their own begin with a preset. Raises BadInput."""
+    own = {group: values for group, values in work.items() if group != GIVEN}  # a trained model is without it
+    values = {key: value for key, value in flat(own).items() if key != DERIVED}
+    if run is not None:
         try:
-            stored = read_config(folder.parent.parent)
+            stored = read_config(run)
         except Unreadable as error:
-            raise BadInput(Problem("config", f"{folder.parent.parent}: {error}", "give another run")) from error
+            raise BadInput(Problem("config", f"{run}: {error}", "give another run")) from error
         values |= {f"data.{name}": stored[f"data.{name}"] for name in OF_DATA if f"data.{name}" in stored}
+    name = {"sgd": "sgd"}.get(str(values.pop("optim.name", "")), "adamw")  # a trained model needs no AdamW in 8 bits
+    return ("strategy=single", f"optim={name}", *(f"{key}={written(value)}" for key, value in values.items()))
+
+
+def config_of(words: Sequence[str], source: Path) -> Config:
+    """The config of these overrides in one process. Raises BadInput if they are not of a run of this program."""
     try:
-        config = cli.configured(["strategy=single", *_words(values)])
+        config = cli.configured(words)
         cli.check(config, 1)
     except BadInput as error:
         said = "; ".join(problem.message for problem in error.problems)
-        message = f"{folder} is no checkpoint of this version of the program: {said}"
-        raise BadInput(Problem("config", message, "give a checkpoint of a run of this version")) from error
+        message = f"{source} was not made by this version of the program: {said}"
+        raise BadInput(Problem("config", message, "give a run of this version")) from error
     return config
-
-
-def _words(values: dict[str, Any]) -> list[str]:
-    """Overrides with these values. The groups that have no default of their own begin with a preset."""
-    name = {"sgd": "sgd"}.get(str(values.get("optim.name")), "adamw")
-    return [f"optim={name}", *(f"{key}={written(value)}" for key, value in values.items())]

@@ -12,6 +12,7 @@ from train.config.fields import LARGE, MAX_STEPS, key, number
 
 class Optimiser(Enum):
     adamw = "adamw"
+    adamw8bit = "adamw8bit"
     sgd = "sgd"
 
 

@@ -89,6 +89,11 @@ class CheckpointConfig:
         "auto continues the run of the same command line that was cut off; never starts a new run; the directory of a "
         "run, or of one of its checkpoints, starts a new run from that state, which the same line then continues.",
     )
+    weights: str | None = key(
+        None,
+        "The initial parameters, instead of drawn ones: the directory of a run, one of its checkpoints, or a folder "
+        "with weights.safetensors; the run starts at step 1 with a new optimiser.",
+    )
 
     def continues(self, run: object) -> str:
         """What continues this run after it was cut off, as a sentence; empty if the run saves nothing."""

@@ -29,6 +29,10 @@ class OnNonfinite(Enum):
     ignore = "ignore"
 
 
+# A class statement cannot have a member whose name begins with a digit.
+Qat = Enum("Qat", {"none": "none", "8da4w": "8da4w"})
+
+
 class CompileMode(Enum):
     default = "default"
     reduce_overhead = "reduce-overhead"
@@ -64,6 +68,27 @@ class TrainConfig:
         OnNonfinite.stop,
         "What happens when the loss or the gradient norm is not finite: the run stops (stop), makes no update in that "
         "step (skip), or goes on (ignore).",
+    )
+    keep_zeros: bool = key(
+        False, "Entries of matrices that are exactly 0 in the parameters from which the run starts stay 0."
+    )
+
+    qat: Qat = key(
+        Qat.none,
+        "Quantisation-aware training: with 8da4w every linear layer computes with int8 activations and int4 weights, "
+        "as after its conversion, while the weights that are trained and saved stay whole.",
+    )
+
+    teacher: str | None = key(
+        None,
+        "The directory of a run, or one of its checkpoints, whose model teaches this one: training also learns its "
+        "probabilities of the next token.",
+    )
+    distil_weight: float = number(
+        0.5, "The share of the teacher's part in the loss; the rest is that of the text.", ge=0, le=1
+    )
+    distil_temperature: float = number(
+        1.0, "What the logits of teacher and student are divided by before they are compared.", gt=0, le=1e3
     )
 
     def validates(self, step: int) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
+from train.config.schema import Optimiser
 
 OFF = "runtime.elastic=false"
 
@@ -44,6 +45,16 @@ def _compiled(plan: Plan) -> str:
     return "is not supported with compile.enabled=true" if plan.config.compile.enabled else ""
 
 
+def _teacher(plan: Plan) -> str:
+    teacher = plan.config.train.teacher
+    return f"is not supported with train.teacher={teacher}" if teacher is not None else ""
+
+
+def _eight_bit(plan: Plan) -> str:
+    eight_bit = plan.config.optim.name is Optimiser.adamw8bit
+    return "is not supported with optim=adamw8bit" if eight_bit else ""
+
+
 def _trackers(plan: Plan) -> str:
     names = ",".join(tracker.value for tracker in plan.config.metrics.trackers)
     return f"is not supported with metrics.trackers=[{names}]" if names else ""
@@ -61,6 +72,16 @@ RULES = (
         "elastic_compile",
         "every change of the ranks would compile all blocks again",
         _refuses(_compiled, "compile.enabled=false"),
+    ),
+    Rule(
+        "elastic_teacher",
+        "every change of the ranks would read the teacher again",
+        _refuses(_teacher, "train.teacher=null"),
+    ),
+    Rule(
+        "elastic_eight_bit",
+        "moments in 8 bits would be rounded once more with every change of the ranks",
+        _refuses(_eight_bit, "optim.name=adamw"),
     ),
     Rule(
         "elastic_trackers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from train.config.groups.run import AUTO, NEVER
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
 
@@ -13,7 +14,9 @@ NAME = re.compile(r"\w[\w.+-]{0,63}")
 
 def _local_places(plan: Plan) -> Finding | None:
     config = plan.config
-    for key, value in (("metrics.dir", config.metrics.dir), ("data.path", config.data.path)):
+    places = {"metrics.dir": config.metrics.dir, "data.path": config.data.path}
+    places |= {"checkpoint.weights": config.checkpoint.weights, "train.teacher": config.train.teacher}
+    for key, value in places.items():
         if value is not None and ADDRESS.match(value):
             message = f"{key}={value} is an address, but only local files can be used"
             fix = (
@@ -34,7 +37,16 @@ def _run_name(plan: Plan) -> Finding | None:
     )
 
 
+def _one_origin(plan: Plan) -> Finding | None:
+    weights, resume = plan.config.checkpoint.weights, plan.config.checkpoint.resume
+    if weights is None or resume in (AUTO, NEVER):
+        return None
+    message = f"checkpoint.weights={weights} and checkpoint.resume={resume} both say where the parameters come from"
+    return Finding(message, ("checkpoint.weights=null", "checkpoint.resume=auto"))
+
+
 RULES = (
     Rule("local_places", "the lab opens files only through the operating system", _local_places),
+    Rule("one_origin", "a run starts from one set of parameters", _one_origin),
     Rule("run_name", "the name of a run's folder in metrics.dir begins with the strategy's name", _run_name),
 )

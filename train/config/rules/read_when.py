@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import PurePath
 
+from train.config.groups.run import AUTO, NEVER
 from train.config.rules.idle import Condition, Table, rules
 from train.config.schema import Config
 
@@ -28,8 +29,9 @@ def _of_data(*sources: str, says: str = "") -> Condition:
     return Condition(("data.source",), lambda source: source in sources, f"is not read by data={{}}{says}", fixes)
 
 
-def _of_optimiser(name: str) -> Condition:
-    return Condition(("optim.name",), lambda chosen: chosen == name, f"is not read by optim={{}}, only by optim={name}")
+def _of_optimiser(*names: str) -> Condition:
+    says = f"is not read by optim={{}}, only by {' and '.join(f'optim={name}' for name in names)}"
+    return Condition(("optim.name",), lambda chosen: chosen in names, says)
 
 
 def _of_balance(name: str) -> Condition:
@@ -64,7 +66,7 @@ READ_WHEN: Table = {
     "data.glob": _of_data("text", "jsonl"),
     "data.field": _of_data("jsonl"),
     "optim.momentum": _of_optimiser("sgd"),
-    **dict.fromkeys(("optim.beta1", "optim.beta2", "optim.eps"), _of_optimiser("adamw")),
+    **dict.fromkeys(("optim.beta1", "optim.beta2", "optim.eps"), _of_optimiser("adamw", "adamw8bit")),
     "optim.min_lr_ratio": Condition(
         ("optim.schedule",),
         lambda schedule: schedule != "constant",
@@ -85,6 +87,15 @@ READ_WHEN: Table = {
             "has no effect with checkpoint.every={}, which saves nothing",
             _to("checkpoint.every=500"),
         ),
+    ),
+    "train.keep_zeros": Condition(
+        ("checkpoint.weights", "checkpoint.resume"),
+        lambda weights, resume: weights is not None or resume not in (AUTO, NEVER),
+        "has no effect with checkpoint.weights={} and checkpoint.resume={}, as parameters that are drawn have no zeros",
+    ),
+    **dict.fromkeys(
+        ("train.distil_weight", "train.distil_temperature"),
+        Condition(("train.teacher",), lambda teacher: teacher is not None, "is not read without train.teacher"),
     ),
     "metrics.trace": Condition(
         ("metrics.profile_every",),

@@ -46,9 +46,9 @@ def shard_input(model: Transformer, args: tuple[Tensor, ...], *, positions: Tens
     return (x[:, positions] if model.embed is not None else x), positions
 
 
-def shard_targets(module: nn.Module, args: tuple[Tensor, ...], *, positions: Tensor) -> tuple[Tensor, Tensor]:
+def shard_targets(module: nn.Module, args: tuple[Tensor, ...], *, positions: Tensor) -> tuple[Tensor, ...]:
     """A hook before the loss: it selects this rank's targets, which were shifted when the sequence was whole."""
-    return args[0], args[1][:, positions]
+    return args[0], args[1][:, positions], *args[2:]
 
 
 class AllGatherKernel(nn.Module):

@@ -8,7 +8,7 @@ from train.config.plan import Plan
 from train.config.rule import Finding, Rule, no_selective_recomputation
 from train.config.rules import idle
 from train.config.rules.idle import Condition
-from train.config.schema import OnNonfinite, Precision
+from train.config.schema import OnNonfinite, Optimiser, Precision, Qat
 from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.pipeline.rules import too_few_layers
 from train.strategies.tensor.rules import BLOCK_RULES
@@ -129,6 +129,32 @@ def nonfinite(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     return Finding(message, ("train.on_nonfinite=stop",))
 
 
+def keep_zeros(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    if not plan.config.train.keep_zeros:
+        return None
+    return Finding(f"train.keep_zeros=true is not supported with strategy={strategy.name}", ("train.keep_zeros=false",))
+
+
+def qat(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    found = plan.config.train.qat
+    if found is Qat.none:
+        return None
+    return Finding(f"train.qat={found.value} is not supported with strategy={strategy.name}", ("train.qat=none",))
+
+
+def teacher(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    found = plan.config.train.teacher
+    if found is None:
+        return None
+    return Finding(f"train.teacher={found} is not supported with strategy={strategy.name}", ("train.teacher=null",))
+
+
+def eight_bit(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    if plan.config.optim.name is not Optimiser.adamw8bit:
+        return None
+    return Finding(f"optim=adamw8bit is not supported with strategy={strategy.name}", ("optim.name=adamw",))
+
+
 RULES = (
     *BLOCK_RULES,
     *idle.rules(READ_BY_DEEPSPEED),
@@ -160,6 +186,10 @@ RULES = (
         of_deepspeed(stage_3_compile),
     ),
     Rule("ds_nonfinite", "DeepSpeed updates the weights before the norm is known", of_deepspeed(nonfinite)),
+    Rule("ds_keep_zeros", "DeepSpeed clips and updates with gradients of its own", of_deepspeed(keep_zeros)),
+    Rule("ds_qat", "rounding is proven in float64 only, which DeepSpeed refuses", of_deepspeed(qat)),
+    Rule("ds_teacher", "DeepSpeed's engines run one model", of_deepspeed(teacher)),
+    Rule("ds_eight_bit", "DeepSpeed cuts moments into flat parts of its own", of_deepspeed(eight_bit)),
     Rule("ds_dense", "DeepSpeed's step does not run the lab's balancing of experts", of_deepspeed(dense)),
     Rule("ds_tied", "the layers of DeepSpeed's pipeline share no weights", of_deepspeed(tied)),
 )

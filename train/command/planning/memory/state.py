@@ -11,24 +11,20 @@ from collections.abc import Mapping
 
 from train.command.planning.memory.stages import Stage
 from train.command.planning.memory.tape import Kinds
-from train.config.schema import Optimiser
 from train.config.shapes import element_sizes, units_by_stage
 from train.config.technique import Rank
 from train.strategies.data.keys import FsdpKeys
+from train.strategies.memory import optimiser_bytes
 
 TOKEN = 8  # bytes of a token's number
-STEP_COUNT = 4  # bytes that AdamW keeps for a parameter beside its moments
 
 
 def between_steps(here: Rank, stages: Mapping[int, Stage]) -> Kinds:
     """Bytes by kind. Gradients are those at the end of a step."""
     plan = here.plan
     strategy, train = plan.config.strategy, plan.config.train
-    parameters, number = parameters_of(here)
-    optim = plan.config.optim
-    moments = 2 if optim.name is Optimiser.adamw else int(optim.momentum > 0)
-    counts = STEP_COUNT * number if optim.name is Optimiser.adamw else 0
-    state = {"parameters": parameters, "gradients": parameters, "optimiser": moments * parameters + counts}
+    parameters, optimiser = parameters_of(here)
+    state = {"parameters": parameters, "gradients": parameters, "optimiser": optimiser}
     if isinstance(strategy, FsdpKeys) and strategy.cpu_offload:
         state = dict.fromkeys(state, 0.0)
     rows = train.global_batch_size // plan.data_ranks
@@ -53,12 +49,13 @@ def copied(here: Rank) -> float:
     return float(kept * math.prod(here.holds("embed.weight", (model.vocab_size, model.dim))))
 
 
-def parameters_of(here: Rank) -> tuple[float, int]:
-    """(bytes, number) of the rank's parameters."""
+def parameters_of(here: Rank) -> tuple[float, float]:
+    """The bytes of the rank's parameters, and of what the optimiser keeps for them."""
     kept, _ = element_sizes(here.plan.config.precision)
-    elements = number = 0
+    elements = optimiser = 0
     for stage, name, shapes in units_by_stage(here.plan, here.place["pp"], first_layers=True):
         times = len(here.plan.layers_of_stages[stage]) if name.startswith("layers.") else 1
-        elements += times * sum(math.prod(here.holds(key, shape)) for key, shape in shapes.items())
-        number += times * len(shapes)
-    return float(kept * elements), number
+        sizes = [math.prod(here.holds(key, shape)) for key, shape in shapes.items()]
+        elements += times * sum(sizes)
+        optimiser += times * sum(optimiser_bytes(here.plan.config.optim, size, kept) for size in sizes)
+    return float(kept * elements), float(optimiser)

@@ -52,7 +52,7 @@ class AdamW:
 
     def first_wrong(self, step: int) -> Finding | None:
         """Moments, buffers or else weights after the first (0) or the last (-1) step."""
-        if "adamw_loss" in self.updates.plan.config.strategy.differs():
+        if "adamw_loss" in self.updates.plan.config.differs():
             return None
         whole = {(one.name, one.kind): one.tensor for one in self.one.held[step]}
         apart = {(one.name, one.kind): error_of_piece(one, whole, few=0) for one in self.moved.held[step]}
@@ -136,7 +136,7 @@ class AdamW:
     def second_step(self, second: Activations) -> Finding | None:
         """The activations of the second step, or else its gradients. They are not compared for a strategy that is
         expected to differ after the first step."""
-        differs = self.updates.plan.config.strategy.differs()
+        differs = self.updates.plan.config.differs()
         if differs.keys() & {"gradients", "adamw_loss"}:
             return None
         return second.first_wrong() or self._second_gradients()

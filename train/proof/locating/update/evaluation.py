@@ -12,7 +12,7 @@ from train.proof.locating.update.updates import Updates
 
 def evaluation(updates: Updates, activations: Activations) -> Finding | None:
     """The first wrong part of an evaluation. `activations`: those of the first validation batch."""
-    if "evaluate" in updates.plan.config.strategy.differs():
+    if "evaluate" in updates.plan.config.differs():
         return None
     verdict = updates.worst("evaluate")
     if verdict is None:

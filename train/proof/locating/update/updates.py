@@ -58,7 +58,7 @@ class Updates:
 
     def _first(self, parts: dict[str, Callable[[], Finding | None]]) -> Finding | None:
         """By column, without those in which the strategy is expected to differ."""
-        expected = self.plan.config.strategy.differs()
+        expected = self.plan.config.differs()
         wanted = (part for column, part in parts.items() if column not in expected)
         return next((finding for part in wanted if (finding := part()) is not None), None)
 

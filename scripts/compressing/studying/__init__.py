@@ -1,0 +1,1 @@
+"""Every method on one model over several seeds: the parts of study.py."""

@@ -1,0 +1,1 @@
+"""Distillation: a trained model teaches another one."""
