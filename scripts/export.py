@@ -9,8 +9,8 @@
     out=FOLDER        where to; if not given, exports/TARGET-QUANT in the folder of RUN
     licence=NAME      for the artefact's metadata; Apache-2.0, the licence of this program, if not given
 
-RUN is the directory of a run of any strategy, whose newest checkpoint is taken, or one of its checkpoints. All numbers
-are float32 where nothing is quantised. The graphs for onnx, executorch, torch_export and aoti take any number of
+RUN is the directory of a run of any strategy, whose newest checkpoint is taken, one of its checkpoints, or a compressed
+run, whose weights are those that it computes with. All numbers are float32 where nothing is quantised. The graphs for onnx, executorch, torch_export and aoti take any number of
 tokens, and the keys and values of earlier ones. Each export is compared with the eager model: logits after 20 prompts,
 after each further token and of whole sequences, and the validation loss. What differs is not written.
 
@@ -69,12 +69,12 @@ def main(argv: list[str]) -> int:
 
 
 def export(path: Path, to: str, quant: str | None, out: Path | None, licence: str) -> int:
+    from scripts.compressing.opened import open_model
     from scripts.exporting.making import make
-    from train.checkpoint.whole.trained import open_trained
 
     target = TARGETS[to]
     quant = quant or target.quants[0]
-    opened = open_trained(path)
+    opened = open_model(path)
     run = path.parent.parent if path.parent.name == CHECKPOINTS else path
     folder = out or run / "exports" / f"{to}-{quant}"
     print("\n".join(lines(folder, make(opened, target, quant, folder, licence))))

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 
+from scripts.compressing.opened import Opened
 from scripts.exporting import bound, checking
 from scripts.exporting.artefact import Artefact, Shape, measured
 from scripts.exporting.running.opened import run
 from scripts.exporting.targets import EXACT, Target, check
-from train.checkpoint.whole.trained import Trained
+from train.checkpoint.whole.trained import empty_model, fill
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
 from train.config.schema import Precision
 from train.data.corpus import Corpus
@@ -29,7 +30,7 @@ class NotWritten(Reported):
     exit_code = EXIT_ENVIRONMENT
 
 
-def make(opened: Trained, target: Target, quant: str, folder: Path, licence: str) -> Artefact:
+def make(opened: Opened, target: Target, quant: str, folder: Path, licence: str) -> Artefact:
     """Write the export into the new folder. Raises BadInput, Differs, and NotWritten for a disk that fails."""
     corpus = opened.corpus()
     check(target, quant, opened.config.model, corpus.is_bytes)
@@ -49,8 +50,9 @@ def make(opened: Trained, target: Target, quant: str, folder: Path, licence: str
     return artefact
 
 
-def _made(opened: Trained, target: Target, quant: str, folder: Path, corpus: Corpus, told: dict[str, str]) -> Artefact:
-    model = opened.model(precision=Precision.float32)
+def _made(opened: Opened, target: Target, quant: str, folder: Path, corpus: Corpus, told: dict[str, str]) -> Artefact:
+    model = empty_model(opened.config, precision=Precision.float32)
+    fill(model, opened.tensors(), str(opened.folder))
     config = model.config
     writer = importlib.import_module(f"scripts.exporting.writing.{target.name}")
     writer.write(model, quant, told, folder / target.file)
@@ -66,7 +68,7 @@ def _made(opened: Trained, target: Target, quant: str, folder: Path, corpus: Cor
     return artefact
 
 
-def facts(opened: Trained, target: Target, corpus: Corpus, licence: str) -> dict[str, str]:
+def facts(opened: Opened, target: Target, corpus: Corpus, licence: str) -> dict[str, str]:
     """What the artefact says about itself, as texts."""
     packages = {name: version(name) for name in ("torch", *target.needs)}
     versions = {"python": platform.python_version(), **packages}

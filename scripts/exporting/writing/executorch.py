@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from scripts.exporting.targets import GROUP
+from scripts.compressing.methods.schemes import torchao_config
 from scripts.exporting.writing.graph import exported, plain_linear, with_linears
 from train.model.transformer import Transformer
 
@@ -32,9 +32,8 @@ def write(model: Transformer, quant: str, facts: dict[str, str], file: Path) -> 
 
 
 def _to_four_bits(model: torch.nn.Module) -> None:
-    from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerGroup, quantize_
+    from torchao.quantization import quantize_
     from torchao.utils import unwrap_tensor_subclass
 
-    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(GROUP))
-    quantize_(model, config)
+    quantize_(model, torchao_config("8da4w"))
     unwrap_tensor_subclass(model)
