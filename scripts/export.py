@@ -10,9 +10,10 @@
     licence=NAME      for the artefact's metadata; Apache-2.0, the licence of this program, if not given
 
 RUN is the directory of a run of any strategy, whose newest checkpoint is taken, one of its checkpoints, or a compressed
-run, whose weights are those that it computes with. All numbers are float32 where nothing is quantised. The graphs for onnx, executorch, torch_export and aoti take any number of
-tokens, and the keys and values of earlier ones. Each export is compared with the eager model: logits after 20 prompts,
-after each further token and of whole sequences, and the validation loss. What differs is not written.
+run, whose weights are those that it computes with. All numbers are float32 where nothing is quantised. The graphs for
+onnx, executorch, torch_export and aoti take any number of tokens, and the keys and values of earlier ones. Each export
+is compared with the eager model: logits after 20 prompts, after each further token and of whole sequences, and the
+validation loss. What differs is not written.
 
 The exit code is 0, 1 if the runtime does not compute the same, 2 for a wrong command line or a model that the target
 does not have, or 3 for a package that is not installed or a disk that fails.

@@ -1,8 +1,8 @@
 """A program of torch.export, whose file is a zip archive that torch reads with pickle in some places.
 
 Those places are refused before torch sees the file: sample inputs, weights and constants that are pickled, and the
-formats of older versions. What is left are plain bytes of tensors and JSON. Of the JSON's names torch makes Python code,
-and it evaluates its expressions, so that those which are more than arithmetic with sizes are refused too.
+formats of older versions. What is left are plain bytes of tensors and JSON. Of the JSON's names torch makes Python
+code, and it evaluates its expressions, so that those which are more than arithmetic with sizes are refused too.
 """
 
 from __future__ import annotations
