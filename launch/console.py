@@ -25,6 +25,8 @@ MODULES = {
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
     "chat": "scripts.chat",
+    "export": "scripts.export",
+    "edge-bench": "scripts.edge_bench",
 }
 HELP = """\
 usage: strategy-lab COMMAND [argument ...]
@@ -38,6 +40,8 @@ usage: strategy-lab COMMAND [argument ...]
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
   chat        lets a trained model continue a text
+  export      makes a file for onnxruntime, ExecuTorch or llama.cpp of a trained model, and compares it there
+  edge-bench  measures such files, each in a fresh process
 
 `strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
 torchrun --nproc_per_node=4 -m train.main strategy=tp

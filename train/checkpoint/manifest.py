@@ -152,11 +152,12 @@ def wrong_files(folder: Path, manifest: Manifest, part: int = 0, parts: int = 1)
     hash. Of `parts` callers, each checks another part of the files. Files are hashed by several threads."""
     names = sorted(manifest.files)[part::parts]
     with ThreadPoolExecutor(max_workers=4) as pool:
-        found = pool.map(lambda name: _wrong_file(folder / name, manifest.files[name]), names)
+        found = pool.map(lambda name: wrong_file(folder / name, manifest.files[name]), names)
         return [sentence for sentence in found if sentence]
 
 
-def _wrong_file(path: Path, expected: File) -> str:
+def wrong_file(path: Path, expected: File) -> str:
+    """What is wrong with a file, in a sentence; empty if it is as it was written."""
     digest = hashlib.sha256()
     try:
         with _opened(path) as file:
