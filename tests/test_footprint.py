@@ -127,7 +127,7 @@ def test_what_a_device_holds_beside_tensors():
 
 
 def test_the_largest_micro_batch_is_the_last_that_fits():
-    words = BASE.replace("train.seq_len=4096", "train.seq_len=8192").split() + ["strategy=single"]
+    words = [*BASE.replace("train.seq_len=4096", "train.seq_len=8192").split(), "strategy=single"]
     most = largest_batch(words)
     job = of_plan(plan_of(" ".join([*words, "nproc=1"])))
     free = job.plan.config.hardware.memory_gib * GiB - reserve(job)
