@@ -58,7 +58,7 @@ def test_every_position_is_that_of_the_whole_forward(model, precision):
 def test_a_step_with_fixed_shapes_is_the_same(model, precision):
     model, tokens = made(*MODELS[model], f"precision={precision}")
     step, position = decode_step(model), 0
-    keys, values = (slots.fill_(1e3) for slots in empty_slots(model, 3, LENGTH))  # of an earlier prompt
+    keys, values = (slots.fill_(1e3) for slots in empty_slots(model, 3, LENGTH))  # what an earlier prompt left
 
     def read(part):
         nonlocal position
@@ -73,9 +73,9 @@ def test_a_step_with_fixed_shapes_is_the_same(model, precision):
 
 def test_a_step_is_exported_for_any_number_of_tokens():
     model, tokens = made(*MODELS["grouped"])
-    step, slots = decode_step(model), empty_slots(model, 3, LENGTH)
+    step, slots = decode_step(model), empty_slots(model, 3, LENGTH + 8)
     count = torch.export.Dim("count", min=1, max=LENGTH)
-    given = (tokens[:, :5], torch.tensor([0]), *slots)
+    given = (tokens[:, :5].contiguous(), torch.tensor([0]), *slots)
     graph = torch.export.export(step, given, dynamic_shapes=({1: count}, None, None, None)).module()
     for number in (1, 2, LENGTH):
         assert error(graph(tokens[:, :number], torch.tensor([0]), *slots)[0], model(tokens[:, :number])) <= 1e-4
