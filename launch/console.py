@@ -25,6 +25,7 @@ MODULES = {
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
     "chat": "scripts.chat",
+    "compress": "scripts.compress",
 }
 HELP = """\
 usage: strategy-lab COMMAND [argument ...]
@@ -38,6 +39,7 @@ usage: strategy-lab COMMAND [argument ...]
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
   chat        lets a trained model continue a text
+  compress    makes a trained model smaller, and measures what that costs and gains
 
 `strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
 torchrun --nproc_per_node=4 -m train.main strategy=tp

@@ -121,10 +121,10 @@ class _FillingKernel(nn.Module):
         return self.cached.attend(self.layer, q, k, v)
 
 
-def decode_step(model: Transformer, slots: int | None = None) -> DecodeStep:
-    """The model as one step of decoding, for `torch.export` and what builds on it. `slots`: how many it will read, as
-    many as the model has positions if not given. The parameters are those of `model`."""
-    return DecodeStep(model, model.config.max_seq_len if slots is None else slots).eval()
+def decode_step(model: Transformer) -> DecodeStep:
+    """The model as one step of decoding, for `torch.export` and what builds on it. The parameters are those of
+    `model`."""
+    return DecodeStep(model).eval()
 
 
 class DecodeStep(nn.Module):
@@ -137,16 +137,15 @@ class DecodeStep(nn.Module):
     Giving back whole slots instead would copy all of them in each step.
     """
 
-    def __init__(self, model: Transformer, slots: int) -> None:
+    def __init__(self, model: Transformer) -> None:
         super().__init__()
-        self.slots = slots
         self.kernels = [_ReadingKernel() for _ in model.layers]
         self.model = with_kernels(model, lambda layer: self.kernels[layer])
 
     def forward(self, tokens_BT: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, ...]:
         count = tokens_BT.shape[1]
         steps_T = torch.arange(count, device=tokens_BT.device)
-        hidden_TS = (torch.arange(self.slots, device=tokens_BT.device) >= position).expand(count, -1)
+        hidden_TS = (torch.arange(keys.shape[3], device=tokens_BT.device) >= position).expand(count, -1)
         hidden = torch.cat((hidden_TS, steps_T > steps_T[:, None]), dim=1)
         for kernel, old_keys, old_values in zip(self.kernels, keys.unbind(), values.unbind(), strict=True):
             kernel.given = old_keys, old_values, hidden
