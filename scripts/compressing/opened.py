@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,23 +36,6 @@ from train.data.corpus import Corpus
 from train.model.transformer import Transformer
 
 
-class Opened(Protocol):
-    """What `Trained` and `Compressed` have in common. `words`: the overrides that compose `config`. `sha256`: of the
-    manifest of the checkpoint, or of compression.json; both have the hashes of the other files."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def words(self) -> tuple[str, ...]: ...
-    @property
-    def config(self) -> Config: ...
-    @property
-    def sha256(self) -> str: ...
-    def tensors(self) -> dict[str, Tensor]: ...
-    def model(self, *, device: str = "cpu", precision: Precision | None = None) -> Transformer: ...
-    def corpus(self) -> Corpus: ...
-
-
 @dataclass(frozen=True)
 class Compressed:
     """A compressed run, which computes in float32. `method`, `weights_sha256`, `work`: as in its record."""
@@ -67,6 +50,10 @@ class Compressed:
     @property
     def sha256(self) -> str:
         return sha256_of(self.folder / COMPRESSION)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"method": self.method}
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors of the file, as packed.py describes them. Raises BadInput if the file is not as it was

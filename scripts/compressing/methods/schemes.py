@@ -67,6 +67,7 @@ def torchao_config(method: str) -> Any:
         Int8DynamicActivationIntxWeightConfig,
         Int8WeightOnlyConfig,
         IntxWeightOnlyConfig,
+        MappingType,
         PerGroup,
     )
 
@@ -74,9 +75,13 @@ def torchao_config(method: str) -> Any:
         return Int8WeightOnlyConfig(set_inductor_config=False)
     if method == "int8_dynamic":
         return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    # the largest weight of a group is on a step; by SYMMETRIC it is between two, where the last bit decides
+    mapping, groups = MappingType.SYMMETRIC_NO_CLIPPING_ERR, PerGroup(GROUP)
     if method == "int4_weight_only":
-        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP))
-    return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(GROUP))
+        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=groups, mapping_type=mapping)
+    return Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4, weight_granularity=groups, weight_mapping_type=mapping
+    )
 
 
 def _torchao(method: str) -> Scheme:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.compressing.making import Making
-from scripts.compressing.opened import Opened
 from scripts.compressing.record import label
 from scripts.compressing.training import Training
 from scripts.compressing.words import DISTIL, METHODS, PRUNE, PRUNE_2_4, QAT, QUANTISES, TRAINED_ON, Task
+from train.checkpoint.whole.trained import Opened
 from train.command.option import Option, name, one_of, positive
 from train.config.fields import MAX_STEPS
 from train.config.problems import BadInput, Problem
