@@ -130,7 +130,9 @@ def test_the_largest_micro_batch_is_the_last_that_fits():
     words = [*BASE.replace("train.seq_len=4096", "train.seq_len=8192").split(), "strategy=single"]
     most = largest_batch(words)
     job = of_plan(plan_of(" ".join([*words, "nproc=1"])))
-    free = job.plan.config.hardware.memory_gib * GiB - reserve(job)
+    memory_gib = job.plan.config.hardware.memory_gib
+    assert memory_gib is not None
+    free = memory_gib * GiB - reserve(job)
     for rows in (most, most + 1):
         line = " ".join([*words, "nproc=1", f"train.micro_batch_size={rows}", f"train.global_batch_size={rows}"])
         assert (said(line).total <= free) == (rows == most)
