@@ -97,6 +97,7 @@ def finish(study: Study, making: Making, control: float | None) -> Record:
     """The record of a task whose training, if it has one, is done."""
     if is_compressed(making.out):
         return Record.read(making.out)
+    making.prepare()
     training = making.training()
     record = making.finish(None if training is None else training.finished(), control)
     study.say(f"{making.out.relative_to(study.folder)}: loss {record.after.loss:.4f} ({record.cost_pct:+.2f} %)")
