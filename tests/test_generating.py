@@ -9,6 +9,7 @@ from scripts.generating.cache import CachedModel, decode_step, empty_slots, writ
 from scripts.generating.generate import Generator, Sampling, choose, generate
 from scripts.generating.timing import drawn
 from train.command import cli
+from train.config.problems import BadInput
 
 LENGTH = 24
 MODELS = {
@@ -148,6 +149,9 @@ def test_draws_follow_the_seed_the_temperature_and_top_k():
         ids = choose(logits, Sampling(temperature, top_k), torch.Generator().manual_seed(0))
         shares = ids.bincount(minlength=4) / len(ids)
         assert error(shares, expected.softmax(-1)) < 0.015
+    assert choose(logits[:1], Sampling(1e-320), torch.Generator()).tolist() == [2]
+    with pytest.raises(BadInput, match="the model's logits are not finite"):
+        choose(logits[:1] * torch.nan, Sampling(), torch.Generator())
 
 
 def test_weights_may_be_stored_in_the_dtype_of_the_computation():
