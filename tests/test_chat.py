@@ -133,8 +133,8 @@ def test_a_terminal_is_answered_until_it_ends(run):
             said = until(ours, "\n> ")
             assert said.startswith("The\n") and len(said) > len("The\n\n> "), said
             os.write(ours, b"\x04")
-            assert process.wait(timeout=60) == 0
-            assert process.stderr.read().decode().count("first token after") == 1
+            errors = process.communicate(timeout=60)[1]
+            assert (process.returncode, errors.count(b"first token after")) == (0, 1)
         finally:
             process.kill()
             os.close(ours)

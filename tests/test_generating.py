@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scripts.generating import cache
+from scripts.generating import cache, timing
 from scripts.generating.answering import store_as_computed
 from scripts.generating.cache import CachedModel, decode_step, empty_slots, write
 from scripts.generating.generate import Generator, Sampling, choose, generate
@@ -170,3 +170,14 @@ def test_every_position_on_a_gpu(model, precision):
     assert not torch.backends.cuda.matmul.allow_tf32
     model, tokens = made(*MODELS[model], f"precision={precision}", device="cuda")
     assert error(in_chunks(CachedModel(model, batch=3), tokens), model(tokens)) <= BOUNDS[precision]
+
+
+def test_the_two_ways_that_are_timed_give_the_same_tokens():
+    model, _ = made("precision=float64")
+    ways = [[int(token) for token in way(model, LENGTH)] for way in timing.WAYS.values()]
+    assert ways[0] == ways[1] and len(ways[0]) == LENGTH and len({*ways[0]}) > 3
+    found = timing.measured(model, 10, turns=2)
+    assert {way: [len(turn) for turn in turns] for way, turns in found.items()} == {
+        way: [10, 10] for way in timing.WAYS
+    }
+    assert all(ms > 0 for turns in found.values() for turn in turns for ms in turn)
