@@ -68,8 +68,10 @@ class Study:
         print(f"[{time.monotonic() - self.begun:6.0f} s] {text}", flush=True)
 
     def parent(self, seed: int, steps: int) -> Training:
-        words = (f"model={self.model}", f"train.seed={seed}", f"train.steps={steps}", f"checkpoint.every={steps}")
-        words += ("strategy=single", "train.seq_len=512", f"train.eval_every={LAST}", *self.everywhere)
+        words = (
+            *("strategy=single", f"model={self.model}", f"train.seed={seed}", "train.seq_len=512"),
+            *(f"train.steps={steps}", f"train.eval_every={LAST}", f"checkpoint.every={steps}", *self.everywhere),
+        )
         return Training(words, 1, self.folder / f"{self.model}-{seed}" / f"parent-{steps}")
 
     @property
