@@ -12,7 +12,7 @@ from scripts import compress
 from scripts.compressing import words
 from scripts.compressing.methods.layers import linear_layers
 from scripts.compressing.methods.schemes import SCHEMES, torchao_config
-from scripts.compressing.opened import open_model
+from scripts.compressing.opened import open_compressed
 from scripts.compressing.packed import CODES, SCALES
 from scripts.compressing.record import COMPRESSION, WEIGHTS, Record
 from train.checkpoint.whole.trained import open_trained, validation_loss
@@ -61,7 +61,7 @@ def copied(compressed, tmp_path):
 @pytest.mark.parametrize("method", SCHEMES)
 def test_a_quantised_model_is_stored_small_and_opened_to_the_bit(method, finished, compressed):
     path = compressed(method)
-    trained, opened, record = open_trained(finished), open_model(path), Record.read(path)
+    trained, opened, record = open_trained(finished), open_compressed(path), Record.read(path)
     model, stored = opened.model(), opened.stored()
     here = trained.model()
     names = [*linear_layers(here)]
@@ -97,7 +97,7 @@ def test_torchao_itself_computes_the_same(finished, compressed):
 
     model = open_trained(finished).model()
     quantize_(model, torchao_config("8da4w"))
-    assert torch.equal(open_model(compressed("8da4w")).model()(TOKENS), model(TOKENS))
+    assert torch.equal(open_compressed(compressed("8da4w")).model()(TOKENS), model(TOKENS))
 
 
 def test_the_memory_is_that_of_codes_and_scales(compressed):
@@ -109,6 +109,22 @@ def test_the_memory_is_that_of_codes_and_scales(compressed):
     assert small / 4 < held["8da4w"] < small / 4 + small / 20 * 2 and small / 8 < held["nf4"] < small / 6
 
 
+@pytest.mark.parametrize("method", ["8da4w", "nf4", "llm_int8"])
+def test_chat_answers_with_a_compressed_model(method, compressed, capsys):
+    from scripts import chat
+
+    words = [str(compressed(method)), "--prompt", "The for ", "--tokens", "5", "--json", "runtime.device=cpu"]
+    assert chat.main(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    opened = open_compressed(compressed(method))
+    assert len(said["tokens"]) == 5 and said["method"] == method and said["sha256"] == opened.sha256
+    if method == "nf4":  # the others round activations, where the last bit may decide
+        tokens, model = [*b"The for "], opened.model()
+        for _ in range(5):
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+        assert said["tokens"] == tokens[8:]
+
+
 def test_a_head_that_is_the_embedding_stays_as_it_is(tmp_path):
     from tests.saved_runs import train
 
@@ -116,18 +132,19 @@ def test_a_head_that_is_the_embedding_stays_as_it_is(tmp_path):
     assert run.returncode == 0, run.stderr
     (path,) = (tmp_path / "runs").iterdir()
     main(path, "method=int8_weight_only", "tokens=2")
-    opened = open_model(tmp_path / "runs" / f"{path.name}-int8_weight_only")
+    opened = open_compressed(tmp_path / "runs" / f"{path.name}-int8_weight_only")
     model = opened.model()
-    assert model.head.weight is model.embed.weight and f"head.weight{CODES}" not in opened.stored()
+    assert model.get_parameter("head.weight") is model.get_parameter("embed.weight")
+    assert f"head.weight{CODES}" not in opened.stored()
     assert yaml.safe_load((opened.folder / "config.yaml").read_text())["model"]["tie_embeddings"] is True
 
 
 def test_a_pruned_model_is_stored_without_its_zeros(finished, tmp_path, capsys):
     main(finished, "method=prune_2_4", "score=wanda", "calibration=4", f"out={tmp_path / 'p'}", "tokens=2", "--json")
     said = json.loads(capsys.readouterr().out)
-    opened = open_model(tmp_path / "p")
-    weight = opened.model().layers["0"].feed_forward.down.weight
-    assert ((weight == 0).unflatten(-1, (-1, 4)).sum(-1) == 2).all()
+    opened = open_compressed(tmp_path / "p")
+    weight = opened.model().get_parameter("layers.0.feed_forward.down.weight")
+    assert (weight.eq(0).unflatten(-1, (-1, 4)).sum(-1) == 2).all()
     assert said["options"] == {"score": "wanda", "calibration": 4}
     assert said["after"]["bytes"] < 0.7 * said["before"]["bytes"]
     assert said["after"]["resident_bytes"] == said["before"]["resident_bytes"], "zeros are kept in memory"
@@ -165,13 +182,13 @@ def test_a_file_of_another_model_is_refused(copied, change, said):
     from scripts.compressing.record import sha256_of
     from train.config.problems import BadInput
 
-    stored = open_model(copied).stored()
+    stored = open_compressed(copied).stored()
     change(stored)
     save_file(stored, copied / WEIGHTS)
     values = json.loads((copied / COMPRESSION).read_text())
     (copied / COMPRESSION).write_text(json.dumps(values | {"weights_sha256": sha256_of(copied / WEIGHTS)}))
     with pytest.raises(BadInput, match=said):
-        open_model(copied).model()
+        open_compressed(copied).model()
 
 
 @pytest.mark.parametrize("argv, said", [

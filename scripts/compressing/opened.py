@@ -53,7 +53,7 @@ class Compressed:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"method": self.method}
+        return {"method": self.method, "precision": Precision.float32.value}
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors of the file, as packed.py describes them. Raises BadInput if the file is not as it was
@@ -105,10 +105,10 @@ class Compressed:
         model = self.model()
         found = {name: value for name, value in self.stored().items() if owner(name) == name}
         for name, layer in linear_layers(model).items():
-            found[name] = self.weight(name, layer)
+            found[name] = self.weight(layer)
         return found
 
-    def weight(self, name: str, layer: nn.Module) -> Tensor:
+    def weight(self, layer: nn.Linear) -> Tensor:
         """The weight [O, I] that a layer of its model computes with."""
         scheme = SCHEMES.get(self.scheme)
         return layer.weight if scheme is None else scheme.dense(layer)
@@ -144,8 +144,11 @@ class Compressed:
 
 def open_model(path: Path) -> Trained | Compressed:
     """The trained model that a path names. Raises BadInput."""
-    if not is_compressed(path):
-        return open_trained(path)
+    return open_compressed(path) if is_compressed(path) else open_trained(path)
+
+
+def open_compressed(path: Path) -> Compressed:
+    """Raises BadInput."""
     record = Record.read(path)
     words = words_of(record.work, path)
     return Compressed(path, record.method, record.weights_sha256, record.work, words, config_of(words, path))

@@ -108,9 +108,10 @@ def _check(prompts: Sequence[Ids], most: int) -> None:
 
 def store_as_computed(model: Transformer) -> None:
     """Store the weights in the dtype in which they are used, so that bf16 does not cast all of them for every token. No
-    result changes."""
+    result changes. Codes of a compressed model stay as they are."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(model.compute_dtype)
+        if parameter.is_floating_point() and parameter.dtype is not model.compute_dtype:
+            parameter.data = parameter.data.to(model.compute_dtype)
 
 
 def answerer_of(trained: Opened, device: str, wanted: Wanted) -> Answerer:
@@ -120,9 +121,9 @@ def answerer_of(trained: Opened, device: str, wanted: Wanted) -> Answerer:
     store_as_computed(model)
     about = {
         "checkpoint": str(trained.folder),
-        **trained.facts,
         "sha256": trained.sha256,
         "precision": trained.config.precision.value,
+        **trained.facts,
         "commit": source_commit(),
         "torch": torch.__version__,
         "device": device_name(runtime.device),
