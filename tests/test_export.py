@@ -155,7 +155,7 @@ def test_a_damaged_or_foreign_artefact_gets_one_sentence(run, tmp_path):
     content = file.read_bytes()
     for wrong, said in (
         (content[:-9], "has .* bytes, and not"),
-        (content[:-1] + b"\1", "another SHA-256"),
+        (content[:-1] + b"\1", "has another SHA-256"),
     ):
         file.write_bytes(wrong)
         with pytest.raises(BadInput, match=f"cannot be loaded: model.safetensors {said}"):
