@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from train.config.problems import BadInput
 from train.model.transformer import Transformer, dtypes
 from train.model.weights import materialise
 
+REPO = Path(__file__).resolve().parent.parent
 FACTS = {"tokenizer", "licence", "commit", "versions", "parent", "parent_sha256"}
 
 
@@ -80,6 +82,7 @@ def test_an_export_computes_what_eager_does_and_says_what_it_is(to, run, capsys)
     first_s, speed = runner.speed(tokens[:5].numpy(), 3)
     assert first_s > 0 and speed > 0
     assert facts_in_the_file(to, folder / made.target.file) >= made.facts.items()
+    assert str(REPO).encode() not in (folder / made.target.file).read_bytes(), "paths of this machine are nobody's"
 
 
 def facts_in_the_file(to, file):
@@ -101,7 +104,9 @@ def test_int8_in_onnxruntime_costs_little_and_is_small(run):
     _, whole = exported(run, "onnx")
     tool.main([str(run), "to=onnx", "quant=int8", f"out={run / 'small'}"])
     small = artefact.read(run / "small")
-    assert small.bytes < 0.4 * whole.bytes, "embedding and norms stay float32, which is much of one layer"
+    model = open_trained(run).model()
+    products = sum(4 * p.numel() for name, p in model.named_parameters() if p.ndim > 1 and name != "embed.weight")
+    assert whole.bytes - small.bytes > 0.7 * products, "embedding and norms stay float32"
     assert small.checks["prompt_error"] > 1e-4, "it is quantised"
     assert small.checks["loss"] == pytest.approx(small.checks["eager_loss"], rel=1e-3)
 
