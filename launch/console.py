@@ -25,6 +25,7 @@ MODULES = {
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
     "chat": "scripts.chat",
+    "compress": "scripts.compress",
     "export": "scripts.export",
     "edge-bench": "scripts.edge_bench",
 }
@@ -40,6 +41,7 @@ usage: strategy-lab COMMAND [argument ...]
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
   chat        lets a trained model continue a text
+  compress    makes a trained model smaller, and measures what that costs and gains
   export      makes a file for onnxruntime, ExecuTorch or llama.cpp of a trained model, and compares it there
   edge-bench  measures such files, each in a fresh process
 

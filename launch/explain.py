@@ -100,6 +100,8 @@ def explained(plan: Plan, found: list[Problem]) -> list[str]:
             lines += ["", *picture(plan)]
         why = unknown_traffic(plan)
         lines += ["", *([f"sent: {why}"] if why else sent(ranks))]
+        if plan.config.train.teacher is not None:
+            lines += ["", "the memory and the messages of train.teacher are not counted"]
     if found:
         lines += ["", "problems", *(f"  {line}" for line in problem_lines(found))]
     return lines

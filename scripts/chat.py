@@ -4,7 +4,8 @@
     python scripts/chat.py runs/tp-tp4-ws4-28cd65 --prompt "The for statement"  one answer
     python scripts/chat.py RUN --prompt A --prompt B --tokens 64 --json         a batch, and a JSON object for each
 
-RUN is the directory of a run of any strategy, whose newest checkpoint is taken, or one of its checkpoints. The model
+RUN is the directory of a run of any strategy, whose newest checkpoint is taken, one of its checkpoints, or a compressed
+run (scripts/compress.py). The model
 was not trained to talk: it continues every prompt by itself, and knows nothing of the prompts before. A model of
 data=tokens or data=synthetic knows ids only, so its prompts are numbers: --prompt "17 4 256". Ctrl-D ends.
 
@@ -95,12 +96,12 @@ def main(argv: list[str]) -> int:
 
 def opened(run: Path, values: dict[str, Any]) -> Answerer:
     """The model of the run, which answers as the options want it. Raises BadInput."""
+    from scripts.compressing.opened import open_model
     from scripts.generating.answering import Wanted, answerer_of
     from scripts.generating.generate import Sampling
-    from train.checkpoint.whole.trained import open_trained
 
     sampling = Sampling(values[TEMPERATURE.name], values[TOP_K.name], values[SEED.name])
-    return answerer_of(open_trained(run), values[DEVICE.name], Wanted(values[TOKENS.name], sampling, values[STOP.name]))
+    return answerer_of(open_model(run), values[DEVICE.name], Wanted(values[TOKENS.name], sampling, values[STOP.name]))
 
 
 def talk(answerer: Answerer, *, as_json: bool) -> int:

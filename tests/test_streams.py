@@ -17,6 +17,7 @@ TOOLS = {
     "-m launch.local --help": 0,
     "train/main.py --cfg job": 0,
     "scripts/benching/points.py list 2": 0,
+    "scripts/chat.py --help": 0,
 }
 
 

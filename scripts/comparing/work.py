@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from scripts.comparing.runs import Run
-from train.record.run_files import Record, clean, is_count, number
+from train.record.run_files import GIVEN, Record, clean, is_count, number
 from train.strategies import memory
 
 SIZES = ("num_layers", "dim", "num_heads", "num_kv_heads", "ffn_dim", "vocab_size")
@@ -41,6 +41,7 @@ def facts_of(run: Run) -> Facts:
         "optimiser": _optimiser(optim),
         "precision": clean(work.get("precision", ""), 20),
         "seed": clean(train.get("seed", ""), 20),
+        "given": ", ".join(f"{clean(key, 20)} {clean(value, 12)}" for key, value in _group(work, GIVEN).items()),
     }
     return {name: words for name, words in facts.items() if words}
 

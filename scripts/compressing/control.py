@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.compressing.making import Making
-from scripts.compressing.opened import Opened, open_model
+from scripts.compressing.opened import open_model
 from scripts.compressing.record import Record, is_compressed
 from scripts.compressing.words import DISTIL, TRAINED_ON, Task, directory
 from train.checkpoint.folder import CHECKPOINTS
+from train.checkpoint.whole.trained import Opened
 from train.config.problems import BadInput, Problem
 
 

@@ -23,13 +23,13 @@ from scripts.compressing.methods.layers import check_columns, check_dense, linea
 from scripts.compressing.methods.prune import prunable, prune
 from scripts.compressing.methods.schemes import SCHEMES
 from scripts.compressing.methods.student import even_layers, student_layers
-from scripts.compressing.opened import Compressed, Opened, need_safetensors
+from scripts.compressing.opened import Compressed, need_safetensors
 from scripts.compressing.packed import sparse
 from scripts.compressing.record import WEIGHTS, Record, label, sha256_of
 from scripts.compressing.training import Training, training_of, words_for
 from scripts.compressing.words import DISTIL, PRUNE_2_4, PRUNES, QAT, TOOL, TRAINED_ON, Task, words_of
 from train.checkpoint.folder import CHECKPOINTS
-from train.checkpoint.whole.trained import config_of, empty_model, fill, open_trained
+from train.checkpoint.whole.trained import Opened, config_of, empty_model, fill, open_trained
 from train.command import as_typed, cli
 from train.command.resources import words_of as command_words
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported

@@ -12,7 +12,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,23 +36,6 @@ from train.data.corpus import Corpus
 from train.model.transformer import Transformer
 
 
-class Opened(Protocol):
-    """What `Trained` and `Compressed` have in common. `words`: the overrides that compose `config`. `sha256`: of the
-    manifest of the checkpoint, or of compression.json; both have the hashes of the other files."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def words(self) -> tuple[str, ...]: ...
-    @property
-    def config(self) -> Config: ...
-    @property
-    def sha256(self) -> str: ...
-    def tensors(self) -> dict[str, Tensor]: ...
-    def model(self, *, device: str = "cpu", precision: Precision | None = None) -> Transformer: ...
-    def corpus(self) -> Corpus: ...
-
-
 @dataclass(frozen=True)
 class Compressed:
     """A compressed run, which computes in float32. `method`, `weights_sha256`, `work`: as in its record."""
@@ -67,6 +50,10 @@ class Compressed:
     @property
     def sha256(self) -> str:
         return sha256_of(self.folder / COMPRESSION)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"method": self.method, "precision": Precision.float32.value}
 
     def stored(self) -> dict[str, Tensor]:
         """The tensors of the file, as packed.py describes them. Raises BadInput if the file is not as it was
@@ -118,10 +105,10 @@ class Compressed:
         model = self.model()
         found = {name: value for name, value in self.stored().items() if owner(name) == name}
         for name, layer in linear_layers(model).items():
-            found[name] = self.weight(name, layer)
+            found[name] = self.weight(layer)
         return found
 
-    def weight(self, name: str, layer: nn.Module) -> Tensor:
+    def weight(self, layer: nn.Linear) -> Tensor:
         """The weight [O, I] that a layer of its model computes with."""
         scheme = SCHEMES.get(self.scheme)
         return layer.weight if scheme is None else scheme.dense(layer)
@@ -157,8 +144,11 @@ class Compressed:
 
 def open_model(path: Path) -> Trained | Compressed:
     """The trained model that a path names. Raises BadInput."""
-    if not is_compressed(path):
-        return open_trained(path)
+    return open_compressed(path) if is_compressed(path) else open_trained(path)
+
+
+def open_compressed(path: Path) -> Compressed:
+    """Raises BadInput."""
     record = Record.read(path)
     words = words_of(record.work, path)
     return Compressed(path, record.method, record.weights_sha256, record.work, words, config_of(words, path))

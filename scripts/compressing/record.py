@@ -96,11 +96,10 @@ class Record:
         """The record of these values. Raises Unreadable."""
         if values.get("format") != FORMAT:
             raise Unreadable(f"{COMPRESSION} is of another version of the format")
-        named = {name: values.get(name) for name in (field.name for field in dataclasses.fields(cls))}
+        named: dict[str, Any] = {field.name: values.get(field.name) for field in dataclasses.fields(cls)}
         check(named, KINDS, COMPRESSION)
-        sides = {name: _side(named[name], name) for name in ("before", "after")}
-        control = named["control"]
-        return cls(**{**named, **sides, "control": None if control is None else float(control)})
+        named |= {name: _side(named[name], name) for name in ("before", "after")}
+        return cls(**named)
 
 
 def label(method: str, options: dict[str, Any]) -> str:
@@ -125,7 +124,7 @@ def shown(value: Any) -> str:
 
 
 def _side(values: dict[str, Any], name: str) -> Side:
-    fields = {field.name: values.get(field.name) for field in dataclasses.fields(Side)}
+    fields: dict[str, Any] = {field.name: values.get(field.name) for field in dataclasses.fields(Side)}
     check(fields, SIDE, f"{COMPRESSION}: {name}")
     return Side(**fields)
 

@@ -131,8 +131,11 @@ def _median(measured: Sequence[Side]) -> Side:
         known = [value for side in measured if (value := getattr(side, figure)) is not None]
         return statistics.median(known) if known else None
 
-    speeds = {figure: median(figure) for figure in ("prefill_tokens_per_s", "decode_tokens_per_s")}
-    return dataclasses.replace(measured[0], **speeds)
+    return dataclasses.replace(
+        measured[0],
+        prefill_tokens_per_s=median("prefill_tokens_per_s"),
+        decode_tokens_per_s=median("decode_tokens_per_s"),
+    )
 
 
 def _with_front(rows: Sequence[Row]) -> tuple[Row, ...]:

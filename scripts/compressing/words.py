@@ -86,7 +86,7 @@ OF_METHODS: dict[Option[Any], tuple[str, ...]] = {  # the options that only some
     KL: (DISTIL,),
     RETRAIN: (*MUST_TRAIN, *MAY_TRAIN),
 }
-OWN = (METHOD, OUT, DEVICE, TOKENS, *OF_METHODS)
+OWN: tuple[Option[Any], ...] = (METHOD, OUT, DEVICE, TOKENS, *OF_METHODS)
 
 
 @dataclass(frozen=True)

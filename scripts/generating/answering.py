@@ -11,7 +11,7 @@ import torch
 
 from scripts.generating.generate import FULL, STOP, Generator, Ids, Row, Sampling, generate
 from scripts.generating.words import Told, Words, words_of
-from train.checkpoint.whole.trained import Trained
+from train.checkpoint.whole.trained import Opened
 from train.config.problems import BadInput, Problem
 from train.config.world import World
 from train.measure.hardware import device_name
@@ -108,21 +108,22 @@ def _check(prompts: Sequence[Ids], most: int) -> None:
 
 def store_as_computed(model: Transformer) -> None:
     """Store the weights in the dtype in which they are used, so that bf16 does not cast all of them for every token. No
-    result changes."""
+    result changes. Codes of a compressed model stay as they are."""
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(model.compute_dtype)
+        if parameter.is_floating_point() and parameter.dtype is not model.compute_dtype:
+            parameter.data = parameter.data.to(model.compute_dtype)
 
 
-def answerer_of(trained: Trained, device: str, wanted: Wanted) -> Answerer:
+def answerer_of(trained: Opened, device: str, wanted: Wanted) -> Answerer:
     """The trained model on a device: auto, cpu or cuda. Raises BadInput if the machine does not have the device."""
     runtime = choose_runtime(replace(trained.config.runtime, device=device), World.single())
     model = trained.model(device=str(runtime.device))
     store_as_computed(model)
     about = {
         "checkpoint": str(trained.folder),
-        "step": trained.manifest.step,
         "sha256": trained.sha256,
         "precision": trained.config.precision.value,
+        **trained.facts,
         "commit": source_commit(),
         "torch": torch.__version__,
         "device": device_name(runtime.device),

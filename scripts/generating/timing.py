@@ -41,7 +41,6 @@ TOKENS: Option[int] = Option("tokens", 256, (TOOL,), *positive(MAX_TOKENS), exam
 TURNS: Option[int] = Option("turns", 3, (TOOL,), *positive(1_000), example="5", help="")
 THREADS: Option[int] = Option("threads", 1, (TOOL,), *positive(1_024), example="2", help="")
 WARM_UP = 8  # tokens
-WAYS = ("cached", "recomputed")
 
 
 def main() -> None:
@@ -87,14 +86,16 @@ def recomputed(model: Transformer, tokens: int) -> Iterator[Tensor]:
         context = torch.cat((context, token[None]), dim=1)
 
 
+WAYS = {"cached": cached, "recomputed": recomputed}
+
+
 def measured(model: Transformer, tokens: int, turns: int) -> dict[str, list[list[float]]]:
     """By way, then by turn: the ms of each token."""
-    ways = {"cached": cached, "recomputed": recomputed}
     clock = Clock(model.rope.device)
 
     def times(way: str, count: int) -> list[float]:
         marks = [clock.mark()]
-        for _ in ways[way](model, count):
+        for _ in WAYS[way](model, count):
             marks.append(clock.mark())
         return [clock.elapsed_ms(start, end) for start, end in pairwise(marks)]
 

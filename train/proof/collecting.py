@@ -61,7 +61,7 @@ def _collect(
     config: Config, mesh: DeviceMesh, corpus: Corpus, phases: Phases, routing: Routing, watch: Watch | None
 ) -> Evidence:
     device, size = own_device(mesh), config.train.global_batch_size
-    rows, weights, teacher = own_rows(mesh, size), open_weights(config), open_teacher(config)
+    rows, initial, teacher = own_rows(mesh, size), open_weights(config), open_teacher(config)
 
     def build(name: Optimiser) -> tuple[TrainStep, Transformer]:
         optim = dataclasses.replace(config.optim, name=name, weight_decay=WEIGHT_DECAY, momentum=0.0)
@@ -71,9 +71,9 @@ def _collect(
             step = config.strategy.build(model, mesh, dataclasses.replace(config, optim=optim, train=train))
             if teacher is not None:
                 teach(step, teacher, mesh, config)
-            if weights is not None:
+            if initial is not None:
                 assert isinstance(step, SavesState)
-                weights.fill(step)
+                initial.fill(step)
             routing.attach(model)
             return step, model
 

@@ -46,9 +46,9 @@ class Scheme:
     package: str
     columns: int
     apply: Callable[[Transformer, Iterable[str]], None]
-    parts: Callable[[nn.Module], Parts]
-    restore: Callable[[nn.Module, Parts], None]
-    dense: Callable[[nn.Module], Tensor]
+    parts: Callable[[Any], Parts]
+    restore: Callable[[Any, Parts], None]
+    dense: Callable[[Any], Tensor]
 
     def check(self, method: str) -> None:
         """Raise BadInput (exit code 3) if the package is not installed."""
@@ -67,6 +67,7 @@ def torchao_config(method: str) -> Any:
         Int8DynamicActivationIntxWeightConfig,
         Int8WeightOnlyConfig,
         IntxWeightOnlyConfig,
+        MappingType,
         PerGroup,
     )
 
@@ -74,9 +75,14 @@ def torchao_config(method: str) -> Any:
         return Int8WeightOnlyConfig(set_inductor_config=False)
     if method == "int8_dynamic":
         return Int8DynamicActivationInt8WeightConfig(set_inductor_config=False)
+    types: Any = torch  # its stubs do not have int4
+    # the largest weight of a group is on a step; by SYMMETRIC it is between two, where the last bit decides
+    mapping, groups = MappingType.SYMMETRIC_NO_CLIPPING_ERR, PerGroup(GROUP)
     if method == "int4_weight_only":
-        return IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP))
-    return Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(GROUP))
+        return IntxWeightOnlyConfig(weight_dtype=types.int4, granularity=groups, mapping_type=mapping)
+    return Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=types.int4, weight_granularity=groups, weight_mapping_type=mapping
+    )
 
 
 def _torchao(method: str) -> Scheme:
@@ -88,14 +94,14 @@ def _torchao(method: str) -> Scheme:
         chosen = {name.removesuffix(".weight") for name in names}
         quantize_(model, torchao_config(method), filter_fn=lambda _, name: name in chosen)
 
-    def parts(layer: nn.Module) -> Parts:
+    def parts(layer: Any) -> Parts:
         weight: Any = layer.weight
         zeros = weight.zero_point
         assert zeros is None or not zeros.any(), "these schemes are symmetric"
         codes = two_in_a_byte(weight.qdata) if four_bits else weight.qdata
         return {CODES: codes, SCALES: weight.scale.float()}
 
-    def restore(layer: nn.Module, parts: Parts) -> None:
+    def restore(layer: Any, parts: Parts) -> None:
         weight: Any = layer.weight
         _copy(weight.qdata, one_in_a_byte(parts[CODES]) if four_bits else parts[CODES])
         _copy(weight.scale, parts[SCALES])
@@ -115,26 +121,27 @@ def _nf4() -> Scheme:
     def apply(model: Transformer, names: Iterable[str]) -> None:
         from bitsandbytes.nn import Linear4bit, Params4bit
 
-        def made(layer: nn.Linear) -> nn.Module:
+        def small(layer: nn.Linear) -> nn.Module:
             sizes = (layer.in_features, layer.out_features)
             new = Linear4bit(*sizes, bias=False, compress_statistics=False, quant_type="nf4", device="meta")
-            new.weight = Params4bit(
+            made: Any = Params4bit(
                 layer.weight.data, compress_statistics=False, quant_type="nf4", blocksize=GROUP, module=new
-            ).to(layer.weight.device)
+            )
+            new.weight = made.to(layer.weight.device)
             # a kernel that rounds to bf16 and puts the codes into another order
             new.support_avx512bf16_for_cpu = False
             return new
 
-        _replaced(model, names, made)
+        _replaced(model, names, small)
 
-    def parts(layer: nn.Module) -> Parts:
+    def parts(layer: Any) -> Parts:
         return {CODES: layer.weight.data.flatten(), SCALES: layer.weight.quant_state.absmax.float()}
 
-    def restore(layer: nn.Module, parts: Parts) -> None:
+    def restore(layer: Any, parts: Parts) -> None:
         _copy(layer.weight.data.view(-1), parts[CODES])
         _copy(layer.weight.quant_state.absmax, parts[SCALES])
 
-    def dense(layer: nn.Module) -> Tensor:
+    def dense(layer: Any) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(layer.weight.data, layer.weight.quant_state).float()
@@ -146,30 +153,31 @@ def _llm_int8() -> Scheme:
     def apply(model: Transformer, names: Iterable[str]) -> None:
         from bitsandbytes.nn import Int8Params, Linear8bitLt
 
-        def made(layer: nn.Linear) -> nn.Module:
+        def small(layer: nn.Linear) -> nn.Module:
             sizes, device = (layer.in_features, layer.out_features), layer.weight.device
             new = Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=LARGE_INPUT, device="meta")
             # it is quantised on its way from the host
-            new.weight = Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
+            made: Any = Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+            new.weight = made.to(device)
             return new
 
-        _replaced(model, names, made)
+        _replaced(model, names, small)
 
-    def numbers(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    def numbers(layer: Any) -> tuple[Tensor, Tensor]:
         """The codes and the largest value of each row, which its first forward moves elsewhere."""
         at: Any = layer.weight if layer.weight.CB is not None else layer.state
         return at.CB, at.SCB
 
-    def parts(layer: nn.Module) -> Parts:
+    def parts(layer: Any) -> Parts:
         codes, largest = numbers(layer)
         return {CODES: codes, SCALES: largest.float()}
 
-    def restore(layer: nn.Module, parts: Parts) -> None:
+    def restore(layer: Any, parts: Parts) -> None:
         codes, largest = numbers(layer)
         _copy(codes, parts[CODES])
         _copy(largest, parts[SCALES])
 
-    def dense(layer: nn.Module) -> Tensor:
+    def dense(layer: Any) -> Tensor:
         codes, largest = numbers(layer)
         return codes.float() * (largest.float() / 127).unsqueeze(1)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts.compressing.making import Making
-from scripts.compressing.opened import Opened
 from scripts.compressing.record import label
 from scripts.compressing.training import Training
 from scripts.compressing.words import DISTIL, METHODS, PRUNE, PRUNE_2_4, QAT, QUANTISES, TRAINED_ON, Task
+from train.checkpoint.whole.trained import Opened
 from train.command.option import Option, name, one_of, positive
 from train.config.fields import MAX_STEPS
 from train.config.problems import BadInput, Problem
@@ -68,8 +68,10 @@ class Study:
         print(f"[{time.monotonic() - self.begun:6.0f} s] {text}", flush=True)
 
     def parent(self, seed: int, steps: int) -> Training:
-        words = (f"model={self.model}", f"train.seed={seed}", f"train.steps={steps}", f"checkpoint.every={steps}")
-        words += ("strategy=single", "train.seq_len=512", f"train.eval_every={LAST}", *self.everywhere)
+        words = (
+            *("strategy=single", f"model={self.model}", f"train.seed={seed}", "train.seq_len=512"),
+            *(f"train.steps={steps}", f"train.eval_every={LAST}", f"checkpoint.every={steps}", *self.everywhere),
+        )
         return Training(words, 1, self.folder / f"{self.model}-{seed}" / f"parent-{steps}")
 
     @property

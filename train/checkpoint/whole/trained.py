@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,25 @@ DERIVED = "data.corpus_sha256"
 LogitsOf = Callable[[Tensor], Tensor]
 
 
+class Opened(Protocol):
+    """A trained model: `Trained` here, and what other tools make of it. `words`: the overrides that compose `config`.
+    `sha256`: of the file that has the hashes of the others. `facts`: what a user is told of it."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def words(self) -> tuple[str, ...]: ...
+    @property
+    def config(self) -> Config: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...
+    def tensors(self) -> dict[str, Tensor]: ...
+    def model(self, *, device: str = "cpu", precision: Precision | None = None) -> Transformer: ...
+    def corpus(self) -> Corpus: ...
+
+
 @dataclass(frozen=True)
 class Trained:
     """`folder`: the checkpoint. `words`: the overrides with which one process would have trained it, and `config` what
@@ -46,6 +65,10 @@ class Trained:
     def sha256(self) -> str:
         """The hash of the manifest, which has the hash of every file."""
         return hashlib.sha256((self.folder / MANIFEST).read_bytes()).hexdigest()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"step": self.manifest.step}
 
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer by its global name, in the host's memory. Raises Damaged."""
