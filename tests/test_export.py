@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from scripts import compress
 from scripts import export as tool
 from scripts.exporting import artefact, checking
 from scripts.exporting.running.opened import open_runner
@@ -109,6 +110,17 @@ def test_int8_in_onnxruntime_costs_little_and_is_small(run):
     assert whole.bytes - small.bytes > 0.7 * products, "embedding and norms stay float32"
     assert small.checks["prompt_error"] > 1e-4, "it is quantised"
     assert small.checks["loss"] == pytest.approx(small.checks["eager_loss"], rel=1e-3)
+
+
+def test_a_compressed_run_is_exported_with_the_weights_that_it_computes_with(run):
+    from safetensors.torch import load_file
+
+    pruned = run / "pruned"
+    assert compress.main([str(run), "method=prune_unstructured", "score=magnitude", f"out={pruned}"]) == 0
+    folder, made = exported(pruned, "safetensors")
+    weight = load_file(folder / made.target.file)["model.layers.0.mlp.up_proj.weight"]
+    assert int((weight == 0).sum()) == weight.numel() // 2
+    assert made.facts["parent"] == str(pruned)
 
 
 def test_what_a_runtime_computes_otherwise_is_not_written(run, capsys, monkeypatch):
