@@ -100,11 +100,8 @@ def main(argv: list[str]) -> int:
         words = [*args.words]
         threads, prompt, tokens, rounds, trust = (option.pop(words) for option in OPTIONS)
         jobs = jobs_of([Path(word) for word in words], threads, prompt + tokens, trust)
-        found = {id(job): [] for job in jobs}
-        for _ in range(rounds):
-            for job in jobs:
-                found[id(job)].append(job.measure(prompt, tokens, trust))
-        rows = [row(job, found[id(job)]) for job in jobs]
+        found = [[job.measure(prompt, tokens, trust) for job in jobs] for _ in range(rounds)]
+        rows = [row(job, [*measured]) for job, measured in zip(jobs, zip(*found, strict=True), strict=True)]
         print("\n".join(map(plain_json.dumps, rows)) if args.json else table(rows))
         if not Counters().packages:
             print("no joules: this machine shows no energy counter of its processor (RAPL)", file=sys.stderr)

@@ -48,7 +48,6 @@ def compare(model: Transformer, runner: Runner, artefact: Artefact, config: Conf
                 seen.add("decode_error", runner.step(int(row[position])), expected[position])
         if not artefact.target.log_probabilities:  # its whole sequences are prompts too
             seen.add("whole_error", runner.logits(rows[:2].numpy()), model(rows[:2]))
-    found = dict(seen.errors) | _losses(model, runner, config, corpus)
     worst = max(seen.errors.values())
     if artefact.quant in EXACT and not worst <= BOUND:
         kind = "log-probabilities" if artefact.target.log_probabilities else "logits"
@@ -56,7 +55,7 @@ def compare(model: Transformer, runner: Runner, artefact: Artefact, config: Conf
             f"{artefact.target.name}: its {kind} are up to {worst:.1e} from those of eager, and the bound is "
             f"{BOUND:.0e}: nothing was written"
         )
-    return found
+    return seen.errors | _losses(model, runner, config, corpus)
 
 
 def decode_speed(runner: Runner, corpus: Corpus) -> tuple[float, float]:

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 
-from scripts.compressing.opened import Opened
 from scripts.exporting import bound, checking
 from scripts.exporting.artefact import Artefact, Shape, measured
 from scripts.exporting.running.opened import run
 from scripts.exporting.targets import EXACT, Target, check
-from train.checkpoint.whole.trained import empty_model, fill
+from train.checkpoint.whole.trained import Opened, empty_model, fill
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
 from train.config.schema import Precision
 from train.data.corpus import Corpus

@@ -14,6 +14,8 @@ import numpy as np
 from scripts.exporting.artefact import Artefact
 from scripts.exporting.running.slots import Array, Full
 
+SPACE = 32  # a token that is a whole letter
+
 
 class Runner:
     def __init__(self, folder: Path, artefact: Artefact, threads: int) -> None:
@@ -39,7 +41,10 @@ class Runner:
     def start(self, prompt_T: Array) -> Array:
         """The log-probabilities V after a prompt."""
         self.read = [int(token) for token in prompt_T]
-        (first,) = self.complete(self.read, 1, n_probs=self.shape.vocab_size)["choices"][0]["logprobs"]["content"]
+        # A byte that begins a longer letter would be held back, and its log-probabilities with it. So a space is drawn;
+        # the log-probabilities are those of the model all the same.
+        words = {"n_probs": self.shape.vocab_size, "logit_bias": [[SPACE, 1e6]]}
+        (first,) = self.complete(self.read, 1, **words)["choices"][0]["logprobs"]["content"]
         found = np.full(self.shape.vocab_size, -np.inf, dtype=np.float32)
         for one in first["top_logprobs"]:
             found[one["id"]] = one["logprob"]

@@ -7,6 +7,7 @@ they multiply to 8 bits as it comes. Embedding and norms stay float32.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,12 +24,13 @@ def write(model: Transformer, quant: str, facts: dict[str, str], file: Path) -> 
     plain = with_linears(model, plain_linear)
     if quant == "8da4w":
         _to_four_bits(plain)
-    program = exported(plain, batched=False)
-    edge = to_edge_transform_and_lower(
-        program, partitioner=[XnnpackPartitioner()], constant_methods={"facts": json.dumps(facts)}
-    )
+    program, methods = exported(plain, batched=False), {"facts": json.dumps(facts)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the compiler's own code
+        edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=methods)
+        made = edge.to_executorch()
     with file.open("wb") as out:
-        edge.to_executorch().write_to_file(out)
+        made.write_to_file(out)
 
 
 def _to_four_bits(model: torch.nn.Module) -> None:

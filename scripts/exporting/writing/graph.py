@@ -29,7 +29,10 @@ def exported(model: Transformer, *, batched: bool) -> ExportedProgram:
     of_slots = {3: Dim("slots", min=1, max=most), **({1: rows[0]} if batched else {})}
     shapes = ({1: Dim("tokens", min=1, max=most), **rows}, None, of_slots, of_slots)
     example = (tokens, torch.zeros(1, dtype=torch.int64), keys, values)
-    return torch.export.export(decode_step(model).eval(), example, dynamic_shapes=shapes)
+    program = torch.export.export(decode_step(model), example, dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # the lines of this program, with the paths of this machine
+    return program
 
 
 def with_linears(model: Transformer, made: Callable[[Tensor], nn.Module]) -> Transformer:

@@ -13,5 +13,5 @@ from train.model.transformer import Transformer
 
 def write(model: Transformer, quant: str, facts: dict[str, str], file: Path) -> None:
     program = exported(model, batched=True)
-    program.example_inputs = None  # type: ignore[assignment]
+    program.example_inputs = None
     torch.export.save(program, file, extra_files={"facts.json": json.dumps(facts)})
