@@ -1,6 +1,9 @@
 """A trained model teaches another one (`train.teacher`), under every layout without a pipeline as on one device."""
 
+import dataclasses
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +13,14 @@ from tests.rows.base import F64, row
 from tests.running import run_rows
 from tests.saved_runs import newest, train
 from tests.test_equivalence import MUST_BE_RED, assert_green, verdicts
+from train.checkpoint.checkpoints import with_given
+from train.checkpoint.resume import Start
 from train.checkpoint.whole.trained import open_trained
 from train.command import cli
 from train.config.plan import Plan
+from train.config.problems import BadInput
+from train.config.world import World
+from train.ranks.side_group import SideGroup
 from train.strategies.distil.divergence import Divergence
 
 WORDS = ("train.distil_weight=0.7", "train.distil_temperature=2.0")
@@ -63,7 +71,7 @@ def test_products_learn_as_one_device(run, tmp_path):
 
 
 @pytest.mark.timeout(200)
-def test_the_validation_loss_is_that_of_the_text_and_a_resumed_run_has_its_teacher(run, tmp_path):
+def test_the_validation_loss_is_that_of_the_text(run, tmp_path):
     words = [
         f"train.teacher={run}",
         "train.distil_weight=1.0",
@@ -74,16 +82,27 @@ def test_the_validation_loss_is_that_of_the_text_and_a_resumed_run_has_its_teach
     result = train(tmp_path, *words, "train.steps=2")
     assert result.returncode == 0, result.stderr
     (taught,) = (tmp_path / "taught").iterdir()
-    lines = [json.loads(line) for line in (taught / "metrics.jsonl").read_text().splitlines()]
     untaught = train(tmp_path, "optim.lr=0", "train.steps=2", "metrics.dir=untaught")
     assert untaught.returncode == 0, untaught.stderr
     (other,) = (tmp_path / "untaught").iterdir()
     summaries = [json.loads((path / "summary.json").read_text()) for path in (taught, other)]
     assert summaries[0]["validation/loss"] == summaries[1]["validation/loss"], "the same weights, which lr=0 keeps"
-    assert summaries[0]["train/loss"] != summaries[1]["train/loss"] and lines
+    assert summaries[0]["train/loss"] != summaries[1]["train/loss"]
     given = {"distil_weight": 1.0, "distil_temperature": 1.0, "teacher_sha256": open_trained(run).sha256}
     assert json.loads((taught / "work.json").read_text())["work"]["given"] == given
     assert open_trained(taught).config.train.teacher is None
+
+
+def test_a_run_that_goes_on_keeps_its_teacher_and_the_hash_of_its_first_weights():
+    given = {"teacher_sha256": "a", "weights_sha256": "w"}
+    start = Start(Path("step-2"), SimpleNamespace(work={"given": given}), run=Path("runs/x"))  # type: ignore[arg-type]
+    config, alone = cli.configured(["checkpoint.weights=gone"]), SideGroup(World.single())
+    same, other = (SimpleNamespace(sha256=sha256, folder=Path("t")) for sha256 in "ab")
+    assert with_given(start, config, same, alone).given == given  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="runs/x had another teacher than t"):
+        with_given(start, config, other, alone)  # type: ignore[arg-type]
+    elsewhere = dataclasses.replace(start, run=None)  # a new run, from another one's state
+    assert with_given(elsewhere, config, None, alone).given == {}
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@
 
     python -m scripts.generating.timing model=small model.vocab_size=256 train.seq_len=512
 
-Two sequences are continued by one token in turns: one with the cache, the other by reading its whole context again for
-every token. The weights are drawn, as their values do not change the time. It prints the time of the last token and that
-of all of them, the ratios (with the cache / without it; the median of the turns, and their range), and one JSON line. It
-takes the overrides of train/main.py that choose the model, its precision and the device.
+Two sequences are continued by one token in turns: one with the cache, the other by reading its whole context again
+for every token. The weights are drawn, as their values do not change the time. It prints the time of the last token
+and that of all of them, the ratios (with the cache / without it; the median of the turns, and their range), and one
+JSON line. It takes the overrides of train/main.py that choose the model, its precision and the device.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def start_of(
         return Start(run=Path(carried.report["run"]), layout=place, carried=carried)
     name = run_name(config, tree, resolve_degrees(config.strategy.mesh_axes(), world.world_size), world.world_size)
     start = find(config, name, lambda: work(config, corpus.sha256), place, side_group)
-    start = _with_given(start, config, teacher, side_group)
+    start = with_given(start, config, teacher, side_group)
     if config.checkpoint.every == 0 or world.rank > 0 or not isinstance(train_step, SavesState):
         return start
     size, root = state_bytes(config, num_parameters, world.world_size), Path(config.metrics.dir)
@@ -68,7 +68,7 @@ def start_of(
     return replace(start, said=(*start.said, f"a checkpoint has {shown_bytes(size)}; {limits}"))
 
 
-def _with_given(start: Start, config: Config, teacher: Trained | None, side_group: SideGroup) -> Start:
+def with_given(start: Start, config: Config, teacher: Trained | None, side_group: SideGroup) -> Start:
     """The start with what the run is given beside its text: its teacher, and the initial parameters if it starts at
     step 1. A run that goes on in its directory keeps the hash of those from which it has started, and must have the
     same teacher. Collective. Raises BadInput."""
