@@ -22,6 +22,8 @@ MODULES = {
     "sweep": "launch.sweep",
     "doctor": "launch.doctor",
     "node": "launch.node",
+    "slurm": "launch.slurm",
+    "kubernetes": "launch.kubernetes",
     "verify": "scripts.verify",
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
@@ -35,6 +37,8 @@ usage: strategy-lab COMMAND [argument ...]
   sweep       runs every combination of several values, one after another, and compares the runs
   doctor      examines this machine, and says what stops or slows a run, and what to do
   node        starts one machine's part of a run on several machines
+  slurm       submits a run, or a sweep as an array of jobs, to Slurm
+  kubernetes  prints what runs the lab on Kubernetes, as YAML
   verify      proves that a strategy computes the same as one device
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
