@@ -22,6 +22,7 @@ from tests.started import MARK, REPO
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 LIMIT_S = 240
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
 CONF = """\
 ClusterName=lab
 SlurmctldHost={host}(127.0.0.1)
@@ -46,7 +47,7 @@ SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
-SlurmdTimeout=10
+SlurmdTimeout=20
 KillWait=30
 GresTypes=gpu
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=2 Gres=gpu:1
@@ -165,16 +166,24 @@ class Cluster:
         return [one for one in self.processes() if "SLURM_JOB_ID" in environment(one)]
 
     def at_once(self, number):
-        """Let a job that was put back into the queue start now. Slurm makes it wait for two minutes."""
-        self.until(lambda: self.job(number).get("Reason") == "BeginTime")
-        self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
+        """Let a job that was put back into the queue start now. Often Slurm makes it wait for two minutes."""
+
+        def again():
+            found = self.job(number)
+            waits, goes_on = found.get("Reason") == "BeginTime", found.get("JobState") in ("RUNNING", *ENDED)
+            return found if found.get("Restarts", "0") != "0" and (waits or goes_on) else None
+
+        if self.until(again)["JobState"] == "PENDING":
+            self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def wait(self, number, *states):
         """Wait until the job is in one of these states, and return what is known of it."""
 
         def reached():
             found = self.job(number)
-            return found if found.get("JobState") in states else None
+            state = found.get("JobState")
+            assert state in states or state not in ENDED, f"job {number} is {state}: {found}"
+            return found if state in states else None
 
         return self.until(reached)
 

@@ -9,12 +9,12 @@ import pytest
 
 from launch import slurm as launcher
 from tests.faults import LINE, TEXT, Run, losses_of, newest_step, run_in
-from tests.slurm_cluster import job_env
+from tests.slurm_cluster import ENDED, job_env
 from tests.started import REPO
 from train.command.process.exits import SIGNALS
 
 slow = pytest.mark.slow
-STEPS, EVERY = 300, 25  # long enough for what happens in between
+STEPS, EVERY = 200, 20  # long enough for what happens in between
 LONGER = [*LINE, f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "train.eval_every=100"]
 
 
@@ -77,8 +77,8 @@ def test_without_slurm_the_answer_names_dry_run(monkeypatch, capsys):
 def submitted(slurm, folder, *words):
     """Submit by launch.slurm, as a user does. Returns the number of the job."""
     (folder / "text.txt").write_text(TEXT)
-    words = [sys.executable, "-m", "launch.slurm", *words]
-    code, out, err = slurm.run(*words, cwd=folder, env=job_env())
+    line = [sys.executable, "-m", "launch.slurm", *words]
+    code, out, err = slurm.run(*line, cwd=folder, env=job_env())
     assert code == 0, err
     return int(out.split()[-1])
 
@@ -95,7 +95,7 @@ def trains(folder):
 
 def ended(slurm, folder, number, state="COMPLETED"):
     """What is known of the job when it has ended in this state. Nothing of it is left on the nodes."""
-    found = slurm.wait(number, "COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
+    found = slurm.wait(number, *ENDED)
     assert found["JobState"] == state, output(folder, number)
     slurm.until(lambda: slurm.idle())
     return found
@@ -141,7 +141,7 @@ def test_a_job_trains_the_curve_of_one_machine_and_goes_on_after_usr1(slurm, job
     for start in (0, 1):
         logs = tmp_path / f"slurm-{number}" / f"start-{start}"
         assert sorted(path.name for path in logs.iterdir()) == ["rank-0.err", "rank-0.out", "rank-1.err", "rank-1.out"]
-    assert "step 300/300" in (logs / "rank-0.out").read_text() and (logs / "rank-1.out").read_text() == ""
+    assert f"step {STEPS}/{STEPS}" in (logs / "rank-0.out").read_text() and (logs / "rank-1.out").read_text() == ""
 
 
 @slow

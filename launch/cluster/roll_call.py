@@ -147,7 +147,8 @@ async def _receive(caller: Caller, reader: asyncio.StreamReader, writer: asyncio
         return
     caller.join(number, name, facts)
     gone = asyncio.ensure_future(reader.read(1))
-    await asyncio.wait({gone, caller.answer}, return_when=asyncio.FIRST_COMPLETED)
+    either: set[asyncio.Future[Any]] = {gone, caller.answer}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not caller.answer.done():
         del caller.joined[number], caller.facts[name]
         return

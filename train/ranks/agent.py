@@ -86,8 +86,7 @@ class _Agent(LocalElasticAgent):
 
     def __init__(self, *args: Any, observer: Observer, restarts_done: int, logs: str, **kwargs: Any) -> None:
         if logs:
-            # one space, as torch would put a prefix of its own in the place of an empty one
-            kwargs |= {"logs_specs": _LogOfEachRank(Path(logs)), "log_line_prefix_template": " "}
+            kwargs |= {"logs_specs": _LogOfEachRank(Path(logs)), "log_line_prefix_template": "${rank}: "}
         super().__init__(*args, **kwargs)
         self._observer = observer
         self._remaining_restarts -= restarts_done
