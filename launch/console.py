@@ -21,6 +21,9 @@ MODULES = {
     "plan": "launch.plan",
     "sweep": "launch.sweep",
     "doctor": "launch.doctor",
+    "node": "launch.node",
+    "slurm": "launch.slurm",
+    "kubernetes": "launch.kubernetes",
     "verify": "scripts.verify",
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
@@ -37,6 +40,9 @@ usage: strategy-lab COMMAND [argument ...]
   plan        finds the fastest layout of a model on so many devices that fits in their memory, and starts nothing
   sweep       runs every combination of several values, one after another, and compares the runs
   doctor      examines this machine, and says what stops or slows a run, and what to do
+  node        starts one machine's part of a run on several machines
+  slurm       submits a run, or a sweep as an array of jobs, to Slurm
+  kubernetes  prints what runs the lab on Kubernetes, as YAML
   verify      proves that a strategy computes the same as one device
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
@@ -45,7 +51,7 @@ usage: strategy-lab COMMAND [argument ...]
   export      makes a file for onnxruntime, ExecuTorch or llama.cpp of a trained model, and compares it there
   edge-bench  measures such files, each in a fresh process
 
-`strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
+`strategy-lab COMMAND --help` lists the arguments of a command. torchrun itself starts a run too:
 torchrun --nproc_per_node=4 -m train.main strategy=tp
 """
 

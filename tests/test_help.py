@@ -9,18 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from launch import doctor, explain, local, sweep
+from launch import doctor, explain, kubernetes, local, node, slurm, sweep
 from scripts import soak, verify, write_configuration
+from tests.wrong_options import SWITCHES, WRONG
 from train import main as training
 from train.command import cli, options
 from train.command.help import described
+from train.command.launching import nodes
 from train.command.schemas import SCHEMAS
 from train.config.problems import BadInput
 
 REPO = Path(__file__).resolve().parent.parent
 LOCAL, EXPLAIN, SWEEP, VERIFY = options.LOCAL, options.EXPLAIN, options.SWEEP, options.VERIFY
 DOCTOR, SOAK = options.DOCTOR, options.SOAK
-TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, "train/main.py")
+ON_NODE, SLURM, KUBERNETES = nodes.ON_NODE, nodes.SLURM, nodes.KUBERNETES
+TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, ON_NODE, SLURM, KUBERNETES, "train/main.py")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +38,8 @@ def answer(tool, line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [tool, *words])
     mains: dict[str, Callable[[], object]] = {LOCAL: local.main, EXPLAIN: explain.main, "train/main.py": training.main}
     mains |= {DOCTOR: doctor.main, SWEEP: lambda: sweep.main(words), VERIFY: lambda: verified(words)}
-    mains[SOAK] = lambda: soak.main(words)
+    mains |= {SOAK: lambda: soak.main(words), ON_NODE: node.main}
+    mains |= {SLURM: lambda: slurm.main(words), KUBERNETES: lambda: kubernetes.main(words)}
     with pytest.raises(SystemExit) as ended:
         mains[tool]()
     said = capsys.readouterr()
@@ -103,7 +107,7 @@ def test_help_tells_a_given_value_from_the_preset_s(monkeypatch, capsys):
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
-    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY, SOAK) else "strategy=pp"
+    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY, SOAK, SLURM) else "strategy=pp"
     code, out, err = answer(tool, f"-h {several}", monkeypatch, capsys)
     assert (code, err) == (0, "")
     assert "strategy=pp: How the work" in out
@@ -128,7 +132,7 @@ def test_a_bad_override_beside_help_has_its_usual_message(tool, line, says, monk
     assert says in err and err.count("nothing was trained") == 1
 
 
-@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY, SOAK])
+@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY, SOAK, SLURM])
 def test_a_bad_value_among_several_has_its_usual_message(tool, monkeypatch, capsys):
     code, out, err = answer(tool, "strategy=dp,foo --help", monkeypatch, capsys)
     assert (code, out) == (2, "") and "strategy=foo does not name a preset" in err
@@ -188,30 +192,6 @@ def test_an_option_of_another_tool_is_told_where_it_belongs(tool, option, monkey
     assert (code, out) == (2, "")
     assert f"{option.name} is an option of {option.tools[0]}" in err and f"{tool} does not take it" in err
     assert ("--nproc_per_node=N" in err) == (option is options.NPROC)
-
-
-NUMBERS = ("x", "0", "-1", "1.5", "", "1e3", "٣", "9" * 5000)
-WRONG = {
-    "nproc": NUMBERS,
-    "port": (*NUMBERS, "70000"),
-    "restarts": (*(text for text in NUMBERS if text != "0"), "00", "10001"),
-    "max_micro_batch_size": NUMBERS,
-    "steps": NUMBERS,
-    "minutes": ("x", "0", "-1", "", "1e3", "1,2", "٣", "9" * 5000),
-    "mtbf_s": ("x", "0", "-1", "", "1e3", "60,", "60,0", "٣", "9" * 5000),
-    "limit_s": (*NUMBERS, "3601"),
-    "batch": ("x", "", "Micro"),
-    "top": (*NUMBERS, "201"),
-    "tokens": ("x", "0", "-1", "", "1e99", "٣", "9" * 5000),
-    "check": ("x", "-1", "1.5", "", "21", "٣", "9" * 5000),
-    "price": ("x", "0", "-1", "", "1e99", "٣", "9" * 5000),
-    "budget_s": NUMBERS,
-    "profile": ("", "a/b", "..", "a b", "x" * 70),
-    "baseline": ("", "a/b", "..", "a b"),
-    "folder": ("", "a\nb", "x" * 2000),
-    "plot": ("", "a.jpg", "png", "x" * 2000 + ".png"),
-}
-SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid"), ("yes", "", "1", "True"))
 
 
 @pytest.mark.parametrize(

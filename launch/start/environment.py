@@ -1,7 +1,8 @@
 """The command line and the environment with which launchers start torchrun on this machine.
 
 A local run needs no host name: its ranks connect at 127.0.0.1. Variables from another launch are left out with a note:
-`RANK`, `WORLD_SIZE` and the like, and `PET_*`, which would override torchrun's arguments.
+`RANK`, `WORLD_SIZE` and the like, and `PET_*`, which would override torchrun's arguments. nodes.py has the command line
+of one of several machines.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from launch.start.nodes import Node
 from train.command.process.exits import SIGNALS
 from train.command.resources import INSTALLED, ROOT, path_of
 from train.config.world import AGENT, LAUNCH, LOCK, NEEDED, PLACE, ROLL, RUN_FILE
@@ -40,20 +42,25 @@ def left_behind(env: Mapping[str, str]) -> list[str]:
     return sorted(name for name in env if name.startswith("PET_") or name in SET_BY_TORCHRUN)
 
 
-def local_environment(nproc: int, env: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """(the environment for a run on this machine, made from `env`; notes for the user about what was changed)."""
-    ignored = left_behind(env)
+def local_environment(nproc: int, env: Mapping[str, str], node: Node | None = None) -> tuple[dict[str, str], list[str]]:
+    """(the environment for a run on this machine, made from `env`; notes for the user about what was changed).
+
+    `node`: which of several machines this is; its `nproc` processes are a part of the run.
+    """
+    ignored, kind = left_behind(env), "a local launch" if node is None else "this launch"
     kept = {name: value for name, value in env.items() if name not in ignored and name not in OWN}
-    notes = [f"ignored, as a local launch sets its own values: {', '.join(ignored)}"] if ignored else []
-    waits, note = _name_servers(kept)
-    notes += [note] if note else []
+    notes = [f"ignored, as {kind} sets its own values: {', '.join(ignored)}"] if ignored else []
+    connect = node.environment if node else loopback()
+    if node is None:
+        waits, note = _name_servers(kept)
+        connect, notes = connect | waits, notes + ([note] if note else [])
     own = {
         # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
         "PET_LOG_DIR": os.devnull,
         LAUNCH: uuid.uuid4().hex,
         "PET_SIGNALS_TO_HANDLE": ",".join(one.name for one in SIGNALS),
     }
-    return {"OMP_NUM_THREADS": threads(nproc)} | loopback() | waits | kept | own, notes
+    return {"OMP_NUM_THREADS": threads(nproc)} | connect | kept | own, notes
 
 
 def torchrun_line(overrides: Sequence[str], nproc: int, *, port: int | None = None, restarts: int = 0) -> list[str]:

@@ -19,10 +19,10 @@ from scripts.exporting.artefact import Artefact, Shape, measured
 from scripts.exporting.running.opened import run
 from scripts.exporting.targets import EXACT, Target, check
 from train.checkpoint.whole.trained import Opened, empty_model, fill
+from train.command.resources import source_commit
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
 from train.config.schema import Precision
 from train.data.corpus import Corpus
-from train.record.run_dir import source_commit
 
 
 class NotWritten(Reported):

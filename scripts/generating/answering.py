@@ -12,12 +12,12 @@ import torch
 from scripts.generating.generate import FULL, STOP, Generator, Ids, Row, Sampling, generate
 from scripts.generating.words import Told, Words, words_of
 from train.checkpoint.whole.trained import Opened
+from train.command.resources import source_commit
 from train.config.problems import BadInput, Problem
 from train.config.world import World
 from train.measure.hardware import device_name
 from train.model.transformer import Transformer
 from train.ranks.distributed import choose_runtime
-from train.record.run_dir import source_commit
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.museum.base import Exhibit
 from tests.running import run_rows
-from train.measure.hardware import source_commit
+from train.command.resources import source_commit
 from train.proof.comparison import Verdict
 from train.proof.locating.finding import Finding
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from train.command import measuring_options
+from train.command.launching import nodes
+from train.command.launching.nodes import KUBERNETES, ON_NODE, SLURM
 from train.command.option import TRUE_OR_FALSE, Option, amount, count, one_of, positive, times
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
 
@@ -33,10 +35,11 @@ def named(name: str) -> Option[Any] | None:
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK, ON_NODE, SLURM, KUBERNETES),
     *positive(MAX_RANKS),
     example="4",
-    help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
+    help="The number of processes, of all machines together; launch.explain, launch.sweep and launch.slurm take "
+    "several, as nproc=2,4.",
 )
 PORT: Option[int | None] = Option(
     "port",
@@ -58,7 +61,7 @@ RESTARTS: Option[int] = Option(
 FORCE: Option[bool] = Option(
     "force",
     False,
-    (LOCAL, SWEEP, VERIFY),
+    (LOCAL, SWEEP, VERIFY, ON_NODE),
     *TRUE_OR_FALSE,
     example="true",
     help="Runs are started even if they do not fit in memory.",
@@ -85,7 +88,7 @@ MAX_MICRO_BATCH_SIZE: Option[int | None] = Option(
 SKIP_INVALID: Option[bool] = Option(
     "skip_invalid",
     False,
-    (SWEEP,),
+    (SWEEP, SLURM),
     *TRUE_OR_FALSE,
     example="true",
     help="Points that cannot be run are left out, and the others are run.",
@@ -199,5 +202,6 @@ OPTIONS: tuple[Option[Any], ...] = (
     TOKENS,
     PRICE,
     CHECK,
+    *nodes.OPTIONS,
     *measuring_options.OPTIONS,
 )

@@ -1,16 +1,13 @@
-"""A device: its clock, and its published figures. An unknown device has none of these: they are not guessed. And the
-commit of the source, without which no figure can be interpreted."""
+"""A device: its clock, and its published figures. An unknown device has none of these: they are not guessed."""
 
 from __future__ import annotations
 
-import subprocess
 import time
 from typing import Any
 
 import torch
 
 from train.command.planning.hardware import published
-from train.command.resources import ROOT
 from train.config.schema import Config, HardwareConfig
 
 
@@ -51,19 +48,3 @@ def hardware_of(config: Config, device: torch.device) -> HardwareConfig:
 def peak_tflops(config: Config, device: torch.device) -> float | None:
     """The dense peak for the run's precision in TFLOP/s, or None if unknown."""
     return hardware_of(config, device).peak_tflops.get(config.precision.value)
-
-
-def source_commit() -> str:
-    """The commit of this source tree, with + if files have changed since. It is empty if the program's folder is not
-    the root of a git repository: a repository around it, for example around a virtual environment, has other commits.
-    """
-    if not (ROOT / ".git").exists():
-        return ""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return run.stdout.strip()

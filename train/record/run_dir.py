@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from train.command import as_typed
 from train.command.as_typed import Typed
 from train.command.process.life import Living, alone_in, refuse_living
-from train.command.resources import words_of
+from train.command.resources import source_commit, words_of
 from train.config import plain_json
 from train.config.groups.run import NEVER
 from train.config.problems import unusable
@@ -31,7 +31,7 @@ from train.config.schema import Config, Qat, TrainConfig
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.energy import open_meter
-from train.measure.hardware import device_name, source_commit
+from train.measure.hardware import device_name
 from train.ranks.distributed import Runtime
 from train.record.run_files import GIVEN, write_whole
 from train.record.run_folder import hash_of

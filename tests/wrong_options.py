@@ -1,0 +1,35 @@
+"""Wrong values of every option (tests/test_help.py)."""
+
+NUMBERS = ("x", "0", "-1", "1.5", "", "1e3", "٣", "9" * 5000)
+WRONG = {
+    "nproc": NUMBERS,
+    "port": (*NUMBERS, "70000"),
+    "restarts": (*(text for text in NUMBERS if text != "0"), "00", "10001"),
+    "max_micro_batch_size": NUMBERS,
+    "steps": NUMBERS,
+    "minutes": ("x", "0", "-1", "", "1e3", "1,2", "٣", "9" * 5000),
+    "mtbf_s": ("x", "0", "-1", "", "1e3", "60,", "60,0", "٣", "9" * 5000),
+    "limit_s": (*NUMBERS, "3601"),
+    "batch": ("x", "", "Micro"),
+    "top": (*NUMBERS, "201"),
+    "tokens": ("x", "0", "-1", "", "1e99", "٣", "9" * 5000),
+    "check": ("x", "-1", "1.5", "", "21", "٣", "9" * 5000),
+    "price": ("x", "0", "-1", "", "1e99", "٣", "9" * 5000),
+    "budget_s": NUMBERS,
+    "profile": ("", "a/b", "..", "a b", "x" * 70),
+    "baseline": ("", "a/b", "..", "a b"),
+    "folder": ("", "a\nb", "x" * 2000),
+    "plot": ("", "a.jpg", "png", "x" * 2000 + ".png"),
+    "nodes": (*NUMBERS, "16385"),
+    "node": (*(text for text in NUMBERS if text != "0"), "00", "16385"),
+    "head": ("", "a", "a:0", "a:65536", ":1", "a b:1", "a:1:1", "[a:1", "-a:1"),
+    "join_s": (*NUMBERS, "86401"),
+    "logs": ("", "a\nb", "x" * 2000),
+    "gpus_per_node": (*(text for text in NUMBERS if text != "0"), "65"),
+    "sbatch": ("", "time", "'--time=1", "x" * 2000),
+    "form": ("", "Job", "pod"),
+    "image": ("", "a\nb", "x" * 2000),
+    "job_name": ("", "A", "-a", "a-", "a.b", "1a", "x" * 41),
+    "claim": ("", "a/b", "..", "a b"),
+}
+SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid", "dry_run"), ("yes", "", "1", "True"))
