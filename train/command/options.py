@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from train.command import measuring_options
+from train.command.launching import netlab
+from train.command.launching.netlab import NETLAB
 from train.command.option import TRUE_OR_FALSE, Option, amount, count, one_of, positive, times
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
 
@@ -33,7 +35,7 @@ def named(name: str) -> Option[Any] | None:
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK, NETLAB),
     *positive(MAX_RANKS),
     example="4",
     help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
@@ -58,7 +60,7 @@ RESTARTS: Option[int] = Option(
 FORCE: Option[bool] = Option(
     "force",
     False,
-    (LOCAL, SWEEP, VERIFY),
+    (LOCAL, SWEEP, VERIFY, NETLAB),
     *TRUE_OR_FALSE,
     example="true",
     help="Runs are started even if they do not fit in memory.",
@@ -93,7 +95,7 @@ SKIP_INVALID: Option[bool] = Option(
 FRESH: Option[bool] = Option(
     "fresh",
     False,
-    (SWEEP,),
+    (SWEEP, NETLAB),
     *TRUE_OR_FALSE,
     example="true",
     help="The results of an earlier start of the same command are not used; without this, that sweep is continued.",
@@ -199,5 +201,6 @@ OPTIONS: tuple[Option[Any], ...] = (
     TOKENS,
     PRICE,
     CHECK,
+    *netlab.OPTIONS,
     *measuring_options.OPTIONS,
 )

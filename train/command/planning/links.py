@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from train.command.planning.constants import Constants
 from train.config.groups.hardware import HardwareConfig
 from train.config.plan import Plan
 from train.config.strategy import MESH_AXES
 from train.config.traffic import degree_of
+
+if TYPE_CHECKING:
+    from train.command.planning.quantities import Message
 
 US = 1e-6
 
@@ -51,6 +55,10 @@ class Network:
     call: float
     link_step: float
     node_step: float
+
+    def known(self, message: Message) -> float | None:
+        """The time of all calls of a message in a step, where this network knows it better than a profile."""
+        return None
 
     def seconds(self, op: str, calls: int, size: float, group: Group) -> float:
         """The time of `calls` operations over a group with `size` bytes in all, by nccl-tests' convention."""

@@ -1,0 +1,187 @@
+"""torchrun's agents of one run, one on each host, watched until all have ended; and faults that happen meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.emulating.cluster import NIC, STORE_PORT, Cluster, cut
+from launch.emulating.namespaces import Network
+from launch.emulating.record import MARK
+from launch.start.agent import Order
+from launch.start.environment import SHORT_LOOKUP, local_environment
+from launch.start.nodes import Meeting, nodes_line
+from launch.start.torchrun import end_at_once, start_agent
+from train.command.launching.network import Fault
+from train.config.world import RUN_FILE
+
+POLL_S = 0.1
+LATE_S = 45.0  # after one agent has failed: torchrun gives its ranks 30 s to end
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An agent on a host, with `ranks` processes. `place`: None if it is the host's only one; else its own number."""
+
+    node: int
+    ranks: int
+    place: int | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. `hosts`: of each rank. `timeout_s`: runtime.timeout_s."""
+
+    overrides: tuple[str, ...]
+    hosts: tuple[int, ...]
+    program: str = "train/main.py"
+    timeout_s: float = 300.0
+    join_s: int = 60
+    fault: Fault | None = None
+
+    @property
+    def agents(self) -> list[Agent]:
+        """One for each host if its ranks follow each other, as torchrun numbers them; else one for each rank."""
+        if [*self.hosts] == sorted(self.hosts):
+            return [Agent(node, self.hosts.count(node)) for node in dict.fromkeys(self.hosts)]
+        return [Agent(node, 1, place) for place, node in enumerate(self.hosts)]
+
+
+@dataclass
+class Outcome:
+    """`codes`: the exit code of each agent's ranks. `first`: the number of the agent that failed first. `sent`: for
+    each host, the bytes that its link carried away from it and to it."""
+
+    codes: list[int] = field(default_factory=list)
+    first: int | None = None
+    sent: dict[int, tuple[int, int]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def exit_code(self) -> int:
+        return 0 if self.first is None else self.codes[self.first]
+
+
+def lines_of(job: Job, cluster: Cluster, name: str) -> list[tuple[Agent, list[str]]]:
+    """torchrun's arguments for each agent. `name`: another one for each run."""
+    agents = job.agents
+    meeting = Meeting(len(agents), cluster.address(agents[0].node), STORE_PORT, name, job.join_s)
+    return [
+        (
+            agent,
+            nodes_line(
+                job.overrides,
+                agent.ranks,
+                meeting,
+                first=number == 0,
+                address=cluster.address(agent.node, agent.place),
+                program=job.program,
+            ),
+        )
+        for number, agent in enumerate(agents)
+    ]
+
+
+def environment(per_node: int, nproc: int, mark: str) -> dict[str, str]:
+    """The environment of an agent: gloo takes the host's interface, and no name server is waited for. The processes of
+    all hosts share the cores of this machine."""
+    env, _ = local_environment(nproc, {**SHORT_LOOKUP, **os.environ})
+    return env | {"GLOO_SOCKET_IFNAME": NIC, MARK: mark}
+
+
+def run(job: Job, net: Network, mark: str, logs: Path, run_file: Path) -> Outcome:
+    """Run it on the hosts of an emulated cluster, with a log for each agent. Call it from the main thread.
+
+    All its processes have ended afterwards, also after an exception, which ctrl-C raises.
+    """
+    cluster, outcome, began = net.cluster, Outcome(), time.monotonic()
+    env = environment(cluster.per_node, cluster.nproc, mark) | {RUN_FILE: str(run_file.resolve())}
+    before = net.sent()
+    with ExitStack() as opened:
+        watched = _Watched(job, net, run_file)
+        opened.callback(watched.end)
+        for agent, line in lines_of(job, cluster, uuid.uuid4().hex[:12]):
+            log = opened.enter_context((logs / f"{len(watched.agents)}.log").open("w"))
+            watched.start(agent, line, env, log)
+        outcome.codes, outcome.first = watched.wait()
+    after = net.sent()
+    outcome.sent = {node: (after[node][0] - sent, after[node][1] - got) for node, (sent, got) in before.items()}
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+class _Watched:
+    """The agents of a run while it is going on."""
+
+    def __init__(self, job: Job, net: Network, run_file: Path) -> None:
+        self.job, self.net, self.run_file = job, net, run_file
+        self.agents: list[tuple[Agent, subprocess.Popen[bytes]]] = []
+        self._later: list[tuple[float, Agent, list[str], Mapping[str, str], object]] = []
+        self._up_at: float | None = None
+        self._happened = False
+
+    def start(self, agent: Agent, line: Sequence[str], env: Mapping[str, str], log: object) -> None:
+        if agent.place is not None:
+            address = self.net.cluster.address(agent.node, agent.place)
+            self.net.do([(agent.node, [f"ip addr replace {address}/16 dev {NIC}"])])
+        prefix, fault = self.net.enter(agent.node), self.job.fault
+        if fault and fault.kind == "late" and fault.node == agent.node:
+            prefix = ["sh", "-c", f'sleep {fault.seconds:g} && exec "$@"', "late", *prefix]
+        order = Order(os.getpid(), timeout_s=self.job.timeout_s)
+        self.agents.append((agent, start_agent(order, line, env, output=log, prefix=prefix)))  # type: ignore[arg-type]
+
+    def wait(self) -> tuple[list[int], int | None]:
+        """Wait for all: (their exit codes, the first that failed). Some time after a failure the others are ended."""
+        first, deadline = None, float("inf")
+        while True:
+            self._fault()
+            codes = [process.poll() for _, process in self.agents]
+            if first is None and (failed := [i for i, code in enumerate(codes) if code]):
+                first, deadline = failed[0], time.monotonic() + self.job.timeout_s + LATE_S
+            if None not in codes:
+                return [code if code >= 0 else 128 - code for code in codes if code is not None], first
+            if time.monotonic() > deadline:
+                self.end()
+            time.sleep(POLL_S)
+
+    def end(self) -> None:
+        """Ask those that are left to end, then end them."""
+        left = [process for _, process in self.agents if process.poll() is None]
+        for process in left:
+            process.terminate()
+        deadline = time.monotonic() + 5.0
+        for process in left:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0.0))
+            end_at_once(process)
+
+    def _fault(self) -> None:
+        """Let the fault happen when its step has been logged, and end it when its time is over."""
+        fault = self.job.fault
+        if self._up_at is not None and time.monotonic() > self._up_at and fault:
+            self.net.do([cut(fault.node, up=True)])
+            self._up_at = None
+        if self._happened or fault is None or fault.step is None or self._step() < fault.step:
+            return
+        self._happened = True
+        self.net.do([cut(fault.node)])
+        if fault.kind == "kill":  # as when a machine loses its power: the others hear nothing of it
+            for agent, process in self.agents:
+                if agent.node == fault.node:
+                    end_at_once(process)
+        elif fault.seconds is not None:
+            self._up_at = time.monotonic() + fault.seconds
+
+    def _step(self) -> int:
+        """The last step that the run has logged; 0 before the first."""
+        with contextlib.suppress(OSError):
+            path = Path(self.run_file.read_text().strip()) / "metrics.jsonl"
+            return path.read_bytes().count(b'"train/loss"')
+        return 0

@@ -1,0 +1,228 @@
+"""What launch.netlab does on an emulated cluster that exists: measures its links, predicts, runs, and writes it down.
+
+<folder>/unshaped.json         messages without shapers
+<folder>/computation.yaml      the profile of the computation, with all processes at work
+<folder>/<speed>/links.json    messages on the shaped links
+<folder>/netlab.json           the cluster, and for each run its prediction, its folder, and the bytes of each link
+<folder>/<speed>/points/       a log for each host, and the state of the runs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launch.checking.records import predicted
+from launch.emulating import jobs
+from launch.emulating.agents import Job, Outcome, run
+from launch.emulating.cluster import PAYLOAD
+from launch.emulating.namespaces import Network, refuse
+from launch.emulating.placement import crossing_axes
+from launch.emulating.predicting import Measured, Prediction, prediction
+from launch.emulating.task import Point, Task, speed_name
+from launch.start.torchrun import last_words
+from launch.sweeping.points import Entry, State
+from train.command.launching.network import shown_rate
+from train.command.planning.hardware import load
+from train.config import plain_json
+from train.config.groups.hardware import HardwareConfig
+from train.config.problems import EXIT_STOPPED, Reported
+from train.record.run_files import number, read_json, write_whole
+from train.record.run_folder import DONE, FAILED, RUNNING
+
+RESULTS = "netlab.json"
+
+
+class NotMeasured(Reported):
+    """A measurement that everything else needs has failed."""
+
+    exit_code = EXIT_STOPPED
+
+
+@dataclass
+class Lab:
+    """`net`: the cluster. `mark`: of its record. `speeds`: as asked, or as the preset gives them."""
+
+    task: Task
+    net: Network
+    mark: str
+    unshaped: Measured = field(default_factory=lambda: Measured({}))
+    links: dict[float | None, Measured] = field(default_factory=dict)
+    speeds: tuple[float | None, ...] = ()
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def measure(self) -> None:
+        """Messages without shapers, then on the links of every speed. Raises BadInput for a speed that is not
+        reached."""
+        task = self.task
+        print(f"hosts: {task.cluster.nodes}, processes: {task.cluster.nproc}; measuring the links", flush=True)
+        self.unshaped = self._messages(*jobs.unshaped_of(task))
+        self.speeds = task.speeds if task.preset is None else self._scaled()
+        check_speeds(self.unshaped, task, self.speeds)
+        for speed in self.speeds:
+            self.links[speed] = self.unshaped
+            if speed is not None or self.net.cluster.intra is not None:
+                self.shape(speed)
+                self.links[speed] = self._messages(*jobs.links_of(task, speed))
+        self._save()
+
+    def shape(self, speed: float | None) -> None:
+        self.net.do(self.net.cluster.unshapes())
+        self.net.do(self.net.cluster.shapes(speed))
+
+    def predict(self, hardware: HardwareConfig) -> None:
+        """The prediction of every run, written before the first of them starts."""
+        for speed in self.speeds:
+            for point in self.task.points:
+                found = prediction(
+                    point.plan,
+                    hardware,
+                    point.hosts,
+                    math.inf if speed is None else speed,
+                    self.net.cluster.intra,
+                    self.links[speed],
+                    self.unshaped,
+                )
+                self.rows.append(_row(point, speed, found))
+        self._save()
+
+    def run_all(self) -> int:
+        """Run every point at every speed that has not been run before; return the exit code of the first that
+        failed."""
+        code = 0
+        for speed in self.speeds:
+            self.shape(speed)
+            state = self._state(speed)
+            for entry, point in zip(state.entries, self.task.points, strict=True):
+                row = next(r for r in self.rows if (r["label"], r["inter"]) == (point.label, speed))
+                if entry.status != DONE:
+                    outcome = self._run(state, entry, point, speed)
+                    row |= {"exit_code": outcome.exit_code, "sent": outcome.sent, "seconds": outcome.seconds}
+                    code = code or outcome.exit_code
+                row |= {"status": entry.status, "run_dir": entry.run_dir}
+                print(_said(row, entry), flush=True)
+                self._save()
+        return code
+
+    def computation(self) -> HardwareConfig:
+        """The profile of the computation: that of `hardware=`, or measured here with all processes at once."""
+        plan = self.task.points[0].plan
+        given = plan.config.hardware
+        if given.measured:
+            return given
+        path = self.task.folder / f"{jobs.COMPUTATION}.yaml"
+        if self.task.fresh or not path.exists():
+            print(f"measuring the computation, for about {jobs.COMPUTING_S} s", flush=True)
+            self._measured(jobs.computation(self.task), self.task.folder / jobs.COMPUTATION)
+        return load(path)
+
+    def _scaled(self) -> tuple[float | None, ...]:
+        preset, cluster = self.task.preset, self.net.cluster
+        assert preset is not None
+        rates = self.computation().matmul_tflops
+        precision = self.task.points[0].plan.config.precision.value
+        inter, intra = preset.scaled(rates[precision], cluster.per_node)
+        reached = self.unshaped.rate("all_reduce", cluster.nproc) or math.inf
+        kept = intra if cluster.per_node > 1 and intra < reached / PAYLOAD else None
+        self.net.cluster = dataclasses.replace(cluster, intra=kept)
+        inside = shown_rate(kept) if kept else "unshaped, as this machine is not faster"
+        print(f"preset {preset.name}: inter={shown_rate(inter)}, inside a host {inside}", flush=True)
+        return (inter,)
+
+    def _messages(self, file: Path, sizes: Sequence[int]) -> Measured:
+        self._measured(jobs.messages(self.task, file, sizes), file.with_suffix(""))
+        return Measured.of((read_json(file) or {})["rows"])
+
+    def _measured(self, job: Job, logs: Path) -> None:
+        """Run a program on all hosts. Raises NotMeasured with its last words if it fails."""
+        logs.mkdir(parents=True, exist_ok=True)
+        outcome = run(job, self.net, self.mark, logs, logs / "run")
+        if outcome.first is not None:
+            said = "\n".join(f"    {line}" for line in last_words(logs / f"{outcome.first}.log"))
+            raise NotMeasured(f"{job.program} failed with exit code {outcome.exit_code}:\n{said}")
+
+    def _state(self, speed: float | None) -> State:
+        task = self.task
+        folder = task.folder_of(speed) / "points"
+        entries = [Entry(p.label, [*p.overrides], p.plan.world_size, f"{i}.log") for i, p in enumerate(task.points)]
+        state = State(folder, "global", "", entries)
+        folder.mkdir(parents=True, exist_ok=True)
+        state.forget() if task.fresh else state.resume()
+        return state
+
+    def _run(self, state: State, entry: Entry, point: Point, speed: float | None) -> Outcome:
+        task = self.task
+        print(f"{speed_name(speed)} {point.label} ...", flush=True)
+        entry.discard(state.folder, but_saved=True)
+        entry.status, entry.run_dir, entry.exit_code = RUNNING, None, None
+        (state.folder / entry.run_file).unlink(missing_ok=True)
+        state.save()
+        logs = state.folder / Path(entry.log).stem
+        logs.mkdir(exist_ok=True)
+        job = jobs.training(task, point, speed)
+        outcome = run(job, self.net, self.mark, logs, state.folder / entry.run_file)
+        entry.exit_code, entry.seconds = outcome.exit_code, outcome.seconds
+        entry.settle(state.folder)
+        if entry.status != DONE:
+            entry.status = FAILED
+        state.save()
+        if outcome.first is not None:
+            node = job.agents[outcome.first].node
+            print(f"host {node} failed first, exit code {outcome.exit_code}; its last lines:", flush=True)
+            print("\n".join(f"    {line}" for line in last_words(logs / f"{outcome.first}.log")), flush=True)
+        return outcome
+
+    def _save(self) -> None:
+        task, cluster = self.task, self.net.cluster
+        values = {
+            "line": [*task.line],
+            "cluster": dataclasses.asdict(cluster),
+            "unshaped_mbit": (self.unshaped.rate("all_reduce", cluster.nproc) or 0.0) / PAYLOAD / 1e6,
+            "preset": None if task.preset is None else dataclasses.asdict(task.preset),
+            "links": [[speed, *row] for speed, found in self.links.items() for row in found.rows_again()],
+            "rows": self.rows,
+        }
+        write_whole(task.folder / RESULTS, plain_json.dumps(values, indent=2) + "\n")
+
+
+def check_speeds(unshaped: Measured, task: Task, speeds: Sequence[float | None]) -> None:
+    """Raise BadInput (exit code 3) for a speed that the links do not reach without a shaper."""
+    cluster = task.cluster
+    for name, asked, ranks in (
+        ("inter", max((speed for speed in speeds if speed), default=None), cluster.nproc),
+        ("intra", cluster.intra, cluster.per_node if cluster.per_node > 1 else cluster.nproc),
+    ):
+        payload = unshaped.rate("all_reduce", ranks) or unshaped.rate("all_reduce", cluster.nproc)
+        if asked and payload and asked * PAYLOAD > payload:
+            reached = shown_rate(float(f"{payload / PAYLOAD:.3g}"))
+            message = f"{name}={shown_rate(asked)} is faster than this machine itself, which reaches {reached} unshaped"
+            raise refuse("netlab_speed", message, f"use {name}={reached} or less, or fewer hosts and processes")
+
+
+def _row(point: Point, speed: float | None, found: Prediction) -> dict[str, Any]:
+    degrees = {axis: degree for axis, degree in point.plan.degrees.items() if degree > 1}
+    return {
+        "label": point.label,
+        "strategy": point.plan.config.strategy.name,
+        "inter": speed,
+        "order": [*point.order],
+        "hosts": [*point.hosts],
+        "crossing": crossing_axes(point.plan.degrees, point.hosts),
+        "degrees": degrees,
+        "predicted_at": time.time(),
+        "predicted_ms": 1e3 * found.time.total,
+        "predicted_parts_ms": predicted(found.time),
+        "predicted_sent": found.sent,
+        "predicted_messages": found.messages,
+    }
+
+
+def _said(row: dict[str, Any], entry: Entry) -> str:
+    speed = number((entry.summary() or {}).get("perf/step_ms"))
+    head = f"{speed_name(row['inter'])} {row['label']}: {row['predicted_ms']:,.1f} ms a step predicted"
+    return f"{head}, {entry.status}" if speed is None else f"{head}, {speed:,.1f} ms measured"

@@ -1,0 +1,152 @@
+"""The command line of launch.netlab, read and checked before a process is started."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.emulating.cluster import Cluster
+from launch.emulating.placement import full_order, hosts_of_ranks
+from launch.emulating.presets import Preset, preset_named
+from launch.sweep import saving
+from launch.sweeping.grid import Checked, InvalidPoints, check_all, expand
+from train.command import cli, options
+from train.command.launching import netlab
+from train.command.launching.network import Fault, Order, shown_rate
+from train.command.overrides import with_quotes
+from train.config.plan import Plan
+from train.config.problems import BadInput, Problem
+
+MOST_RANKS = 128  # processes: their addresses have room for some more
+UNSHAPED = "unshaped"
+DEVICE = "runtime.device="
+PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # a path that needs no quotes
+
+
+@dataclass(frozen=True)
+class Point:
+    """A run at each speed. `overrides`: without the folder of its runs. `order`: of its axes, from inside a host
+    outward. `hosts`: of its ranks."""
+
+    label: str
+    overrides: tuple[str, ...]
+    plan: Plan
+    order: Order
+    hosts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Task:
+    """`speeds`: rates of the hosts' links in bit/s; None for unshaped. `line`: as typed."""
+
+    cluster: Cluster
+    points: tuple[Point, ...]
+    speeds: tuple[float | None, ...]
+    preset: Preset | None
+    fault: Fault | None
+    join_s: int
+    links: bool
+    fresh: bool
+    dry_run: bool
+    folder: Path
+    line: tuple[str, ...]
+
+    def folder_of(self, speed: float | None) -> Path:
+        """The folder of the runs at this speed."""
+        return self.folder / speed_name(speed)
+
+    def words(self, point: Point, speed: float | None) -> tuple[str, ...]:
+        """The overrides of a run."""
+        folder = str(self.folder_of(speed))
+        return (*point.overrides, f"metrics.dir={folder if PLAIN.fullmatch(folder) else with_quotes(folder)}")
+
+
+def speed_name(speed: float | None) -> str:
+    return UNSHAPED if speed is None else shown_rate(speed)
+
+
+def read(argv: Sequence[str], description: str) -> Task:
+    """Raises BadInput, with all problems of the runs, and exits after --help."""
+    line, argv = tuple(argv), [*argv]
+    nodes, intra, speeds = (one.pop(argv) for one in (netlab.NODES, netlab.INTRA, netlab.INTER))
+    delay, loss, fault = (one.pop(argv) for one in (netlab.DELAY, netlab.LOSS, netlab.FAULT))
+    orders, preset, join_s = (one.pop(argv) for one in (netlab.ORDER, netlab.PRESET, netlab.JOIN_S))
+    links, dry_run = netlab.LINKS.pop(argv), netlab.DRY_RUN.pop(argv)
+    fresh, force = options.FRESH.pop(argv), options.FORCE.pop(argv)
+    parser = cli.parser(netlab.NETLAB, description)
+    args = parser.parse_intermixed_args(argv)
+    found = expand(args.overrides)
+    if args.help:
+        cli.show_help(parser, [point.overrides for point in found])
+    nproc = found[0].nproc if any(word.startswith("nproc=") for word in argv) else nodes
+    if len({point.nproc for point in found}) > 1:
+        raise BadInput(
+            Problem("nodes", "nproc has several values, but there is one cluster", "give one value of nproc")
+        )
+    _check(nodes, nproc, preset, speeds, intra, fault)
+    for word in argv:
+        if word.startswith(DEVICE) and word not in (f"{DEVICE}auto", f"{DEVICE}cpu"):
+            message = f"{word}, but the hosts of an emulated cluster share the CPU"
+            raise BadInput(Problem("netlab_device", message, f"leave {word} out"))
+    words = [*(word for word in args.overrides if not word.startswith("nproc=")), f"nproc={nproc}"]
+    slow = ((fault.node, fault.rate),) if fault and fault.kind == "slow" and fault.rate else ()
+    cluster = Cluster(nodes, nproc, intra, delay, loss, slow)
+    checked = check_all(parser, expand(words), "global", force=force)
+    if any(one.problems for one in checked):
+        raise InvalidPoints(checked, "global")
+    points = [point for one in checked for point in _points(one, orders, nodes)]
+    return Task(
+        cluster,
+        tuple(points),
+        speeds or (None,),
+        preset_named(preset) if preset else None,
+        fault,
+        join_s,
+        links,
+        fresh,
+        dry_run,
+        _folder(points, cluster),
+        line,
+    )
+
+
+def _check(
+    nodes: int, nproc: int, preset: str | None, speeds: object, intra: float | None, fault: Fault | None
+) -> None:
+    problems = []
+    if nproc % nodes or nproc > MOST_RANKS:
+        message = f"nproc={nproc} on nodes={nodes}: the hosts must have equally many processes, at most {MOST_RANKS}"
+        problems.append(Problem("nodes", message, f"use nproc={nodes * max(min(nproc, MOST_RANKS) // nodes, 1)}"))
+    if preset and (speeds or intra):
+        message = f"preset={preset} sets inter and intra, but one of them is given too"
+        problems.append(Problem("preset", message, "leave one of them out"))
+    if fault and fault.node >= nodes:
+        message = f"fault={fault} names host {fault.node}, but the hosts are 0 to {nodes - 1}"
+        problems.append(Problem("fault", message, f"use one of them, or nodes={fault.node + 1}"))
+    if problems:
+        raise BadInput(*problems)
+
+
+def _points(one: Checked, orders: Sequence[Order] | None, nodes: int) -> list[Point]:
+    assert one.plan is not None
+    kept = [word for word in one.point.overrides if not word.startswith(("metrics.dir=", DEVICE))]
+    overrides = (*kept, *saving(kept), f"{DEVICE}cpu")
+    found = []
+    for given in orders or (None,):
+        order = full_order(given, one.plan.degrees)
+        label = one.point.label if given is None else f"{one.point.label} order={'.'.join(order)}"
+        hosts = hosts_of_ranks(one.plan.degrees, order, nodes)
+        found.append(Point(label, overrides, one.plan, order, tuple(hosts)))
+    return found
+
+
+def _folder(points: Sequence[Point], cluster: Cluster) -> Path:
+    """The same for the same runs on the same hosts, at whatever speeds and with whatever faults."""
+    told = [[*point.overrides, *map(str, point.hosts)] for point in points]
+    links = [cluster.nodes, cluster.intra, cluster.delay_ms, cluster.loss_pct]
+    digest = hashlib.sha256(json.dumps([sorted(told), links]).encode()).hexdigest()[:6]
+    return Path(points[0].plan.config.metrics.dir) / f"netlab-{digest}"

@@ -1,0 +1,1 @@
+"""The options of the launchers of several hosts. Torch is not imported."""
