@@ -12,6 +12,7 @@ run that failed, 2 for a wrong command line, and 3 if this machine cannot emulat
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import signal
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> int:
 def finish(task: Task, code: int) -> int:
     """Show the comparison, and return the exit code."""
     line = [path_of("scripts/compare_links.py"), str(task.folder)]
+    if importlib.util.find_spec("matplotlib") is not None:
+        line += ["--html", str(task.folder / "report.html"), "--png", str(task.folder / "links.png")]
     print(shlex.join(["python", *line]), flush=True)
     shown = subprocess.run([sys.executable, *line], check=False)
     return code or shown.returncode

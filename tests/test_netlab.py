@@ -95,10 +95,11 @@ def test_dry_run_prints_every_command_and_starts_nothing(capsys, monkeypatch, tm
         (["nodes=2", "inter=fast"], "inter=fast is not valid: inter must be rates such as 100mbit"),
         (["nodes=2", "runtime.device=cuda"], "the hosts of an emulated cluster share the CPU"),
         (["nodes=2", "nproc=2,4"], "nproc has several values, but there is one cluster"),
-        (["nodes=2", "strategy=pp", "train.global_batch_size=3"], "train.global_batch_size"),
+        (["nodes=2", "strategy=tp", "strategy.tp=4"], "strategy.tp=4"),
     ],
 )
-def test_what_is_refused(words, said, capsys):
+def test_what_is_refused(words, said, capsys, monkeypatch):
+    monkeypatch.setattr(netlab, "rights", lambda: pytest.fail("something is started"))
     with pytest.raises(SystemExit) as ended:
         netlab.main(words)
     assert ended.value.code in (2, 3) and said in capsys.readouterr().err

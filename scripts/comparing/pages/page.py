@@ -42,7 +42,7 @@ def report(groups: list[Group], argv: list[str]) -> str:
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             f"<title>Strategy Lab: {title}</title>\n<style>\n{STYLES}</style></head>\n<body>",
-            f"<header><p>Strategy Lab</p><h1>{title}</h1>\n{_list(head.facts(groups, argv))}</header>\n<main>",
+            f"<header><p>Strategy Lab</p><h1>{title}</h1>\n{facts_list(head.facts(groups, argv))}</header>\n<main>",
             *sections,
             "<section><h2>Environment</h2>",
             _environment(runs),
@@ -163,7 +163,7 @@ def _configs(runs: list[Run]) -> str:
 
 def _matrix(facts: dict[str, list[Any]], runs: list[Run]) -> str:
     same = {name: values[0] for name, values in facts.items() if all(value == values[0] for value in values)}
-    common = _list(same) if same else ""
+    common = facts_list(same) if same else ""
     if len(same) == len(facts):
         return common or "<p>No difference.</p>"
     works = {run.work_hash for run in runs}
@@ -178,7 +178,7 @@ def _matrix(facts: dict[str, list[Any]], runs: list[Run]) -> str:
     return f'{common}<div class="scroll" tabindex="0">{table}</div>'
 
 
-def _list(facts: Mapping[str, Any]) -> str:
+def facts_list(facts: Mapping[str, Any]) -> str:
     lines = [f"<dt>{escape(name)}</dt><dd>{_shown(value)}</dd>" for name, value in facts.items()]
     return f"<dl>{''.join(lines)}</dl>"
 
