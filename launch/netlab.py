@@ -80,7 +80,7 @@ def dry_lines(task: Task) -> Iterator[str]:
 
     def torchrun(what: str, job: Job) -> Iterator[str]:
         yield f"# {what}"
-        for agent, line in lines_of(job, cluster, "NAME"):
+        for agent, line in lines_of(job, cluster):
             yield shlex.join([*way.enter(names[agent.node]), "torchrun", *line])
 
     yield "# the namespaces of the bridge and of the hosts, each held by a process that ends with launch.netlab"
@@ -88,8 +88,9 @@ def dry_lines(task: Task) -> Iterator[str]:
     yield from (shlex.join([*way.enter(BRIDGE_PID), "unshare", "--net", "cat"]) for _ in names)
     yield from inside(cluster.makes())
     env = environment(cluster.per_node, cluster.nproc, "")
-    told = " ".join(f"{name}={env[name]}" for name in ("GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS"))
-    yield f"# torchrun has {told} in its environment; NAME is another one for each run"
+    env |= {"PET_RDZV_CONF": f"timeout={task.join_s}"}
+    told = " ".join(f"{name}={env[name]}" for name in ("GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "PET_RDZV_CONF"))
+    yield f"# torchrun has {told} in its environment"
     yield from torchrun("messages without shapers", jobs.messages(task, *jobs.unshaped_of(task)))
     if task.preset:
         yield f"# preset={task.preset.name}: rates follow from the measured speed of this machine; here, none is shaped"

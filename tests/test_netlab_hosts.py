@@ -168,7 +168,7 @@ def test_delays_are_refused_without_netem_by_name(monkeypatch, capsys):
     from launch import netlab
 
     monkeypatch.setattr(netlab, "rights", lambda: Rights(rootless=False))
-    monkeypatch.setattr(netlab, "has_netem", lambda found: False)
+    monkeypatch.setattr(netlab, "has_netem", lambda found, *limit: False)
     monkeypatch.setattr(netlab, "clean_up", lambda: [])
     with pytest.raises(SystemExit) as ended:
         netlab.main(["nodes=2", "delay=1ms", "strategy=dp"])

@@ -6,18 +6,18 @@ import contextlib
 import os
 import subprocess
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from launch.emulating.cluster import NIC, STORE_PORT, Cluster, cut
 from launch.emulating.namespaces import Network
 from launch.emulating.record import MARK
 from launch.start.agent import Order
 from launch.start.environment import SHORT_LOOKUP, local_environment
-from launch.start.nodes import Meeting, nodes_line
+from launch.start.nodes import Node, nodes_line
 from launch.start.torchrun import end_at_once, start_agent
 from train.command.launching.network import Fault
 from train.config.world import RUN_FILE
@@ -28,11 +28,10 @@ LATE_S = 45.0  # after one agent has failed: torchrun gives its ranks 30 s to en
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent on a host, with `ranks` processes. `place`: None if it is the host's only one; else its own number."""
+    """An agent on a host, with `ranks` processes."""
 
     node: int
     ranks: int
-    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Job:
         """One for each host if its ranks follow each other, as torchrun numbers them; else one for each rank."""
         if [*self.hosts] == sorted(self.hosts):
             return [Agent(node, self.hosts.count(node)) for node in dict.fromkeys(self.hosts)]
-        return [Agent(node, 1, place) for place, node in enumerate(self.hosts)]
+        return [Agent(node, 1) for node in self.hosts]
 
 
 @dataclass
@@ -69,23 +68,21 @@ class Outcome:
         return 0 if self.first is None else self.codes[self.first]
 
 
-def lines_of(job: Job, cluster: Cluster, name: str) -> list[tuple[Agent, list[str]]]:
-    """torchrun's arguments for each agent. `name`: another one for each run."""
+def nodes_of(job: Job, cluster: Cluster) -> list[Node]:
+    """What each agent is told of the others."""
     agents = job.agents
-    meeting = Meeting(len(agents), cluster.address(agents[0].node), STORE_PORT, name, job.join_s)
+    head = cluster.address(agents[0].node)
     return [
-        (
-            agent,
-            nodes_line(
-                job.overrides,
-                agent.ranks,
-                meeting,
-                first=number == 0,
-                address=cluster.address(agent.node, agent.place),
-                program=job.program,
-            ),
-        )
+        Node(number, len(agents), head, STORE_PORT, cluster.address(agent.node), job.join_s)
         for number, agent in enumerate(agents)
+    ]
+
+
+def lines_of(job: Job, cluster: Cluster) -> list[tuple[Agent, list[str]]]:
+    """torchrun's arguments for each agent."""
+    return [
+        (agent, nodes_line(job.overrides, agent.ranks, node, program=job.program))
+        for agent, node in zip(job.agents, nodes_of(job, cluster), strict=True)
     ]
 
 
@@ -107,9 +104,9 @@ def run(job: Job, net: Network, mark: str, logs: Path, run_file: Path) -> Outcom
     with ExitStack() as opened:
         watched = _Watched(job, net, run_file)
         opened.callback(watched.end)
-        for agent, line in lines_of(job, cluster, uuid.uuid4().hex[:12]):
-            log = opened.enter_context((logs / f"{len(watched.agents)}.log").open("w"))
-            watched.start(agent, line, env, log)
+        for number, (agent, line) in enumerate(lines_of(job, cluster)):
+            log = opened.enter_context((logs / f"{number}.log").open("w"))
+            watched.start(agent, line, env | nodes_of(job, cluster)[number].environment, log)
         outcome.codes, outcome.first = watched.wait()
     after = net.sent()
     outcome.sent = {node: (after[node][0] - sent, after[node][1] - got) for node, (sent, got) in before.items()}
@@ -123,19 +120,15 @@ class _Watched:
     def __init__(self, job: Job, net: Network, run_file: Path) -> None:
         self.job, self.net, self.run_file = job, net, run_file
         self.agents: list[tuple[Agent, subprocess.Popen[bytes]]] = []
-        self._later: list[tuple[float, Agent, list[str], Mapping[str, str], object]] = []
         self._up_at: float | None = None
         self._happened = False
 
-    def start(self, agent: Agent, line: Sequence[str], env: Mapping[str, str], log: object) -> None:
-        if agent.place is not None:
-            address = self.net.cluster.address(agent.node, agent.place)
-            self.net.do([(agent.node, [f"ip addr replace {address}/16 dev {NIC}"])])
+    def start(self, agent: Agent, line: Sequence[str], env: Mapping[str, str], log: IO[str]) -> None:
         prefix, fault = self.net.enter(agent.node), self.job.fault
         if fault and fault.kind == "late" and fault.node == agent.node:
             prefix = ["sh", "-c", f'sleep {fault.seconds:g} && exec "$@"', "late", *prefix]
         order = Order(os.getpid(), timeout_s=self.job.timeout_s)
-        self.agents.append((agent, start_agent(order, line, env, output=log, prefix=prefix)))  # type: ignore[arg-type]
+        self.agents.append((agent, start_agent(order, line, env, output=log, prefix=prefix)))
 
     def wait(self) -> tuple[list[int], int | None]:
         """Wait for all: (their exit codes, the first that failed). Some time after a failure the others are ended."""

@@ -13,7 +13,7 @@ from train.command.launching.network import shown_rate
 
 NIC, BRIDGE, PORT = "eth0", "br0", "port"
 NET = "10.77.0"
-FIRST = 101  # the last number of the first host's address; with three digits, texts are in the order of numbers
+FIRST = 101  # the last number of the first host's address
 STORE_PORT = 29400
 PAYLOAD = 1448 / 1514  # of a full Ethernet frame, what TCP carries with time stamps
 LO_PAYLOAD = 65483 / 65549  # of a full packet of the loopback
@@ -40,9 +40,8 @@ class Cluster:
     def per_node(self) -> int:
         return self.nproc // self.nodes
 
-    def address(self, node: int, place: int | None = None) -> str:
-        """The address of a host, or its further one for the process at a place in it (see `agents`)."""
-        return f"{NET}.{FIRST + node}" if place is None else f"10.77.{1 + place}.{FIRST + node}"
+    def address(self, node: int) -> str:
+        return f"{NET}.{FIRST + node}"
 
     def makes(self) -> list[tuple[int, list[str]]]:
         """(namespace, its commands), in order, which make the bridge and the links. `{0}` stands for the id of the
@@ -52,7 +51,7 @@ class Cluster:
             veth = f"ip link add {PORT}{node} type veth peer name {NIC} netns {{{node}}}"
             steps[0][1].extend([veth, f"ip link set {PORT}{node} master {BRIDGE} up"])
         for node in range(self.nodes):
-            steps.append((node, ["ip link set lo up", f"ip addr add {self.address(node)}/16 dev {NIC}"]))
+            steps.append((node, ["ip link set lo up", f"ip addr add {self.address(node)}/24 dev {NIC}"]))
             steps[-1][1].append(f"ip link set {NIC} addrgenmode none up")
         return steps
 

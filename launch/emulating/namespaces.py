@@ -50,7 +50,7 @@ class Rights:
         return ["nsenter", f"--target={pid}", *user, "--net"]
 
 
-def rights() -> Rights:
+def rights(limit_s: float = LIMIT_S) -> Rights:
     """Raises BadInput (exit code 3) if a tool is missing or neither way is allowed."""
     if missing := [name for name in TOOLS if shutil.which(name) is None]:
         package = TOOLS[missing[0]]
@@ -59,7 +59,7 @@ def rights() -> Rights:
     for found in (Rights(rootless=False), Rights(rootless=True)):
         # the shaper is tried too: a namespace of a kernel without it is of no use
         script = "ip link set lo up && tc qdisc add dev lo root tbf rate 1gbit burst 100kb limit 1mb"
-        done = subprocess.run([*found.unshare, "sh", "-c", script], capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run([*found.unshare, "sh", "-c", script], capture_output=True, text=True, timeout=limit_s)
         if done.returncode == 0:
             return found
         said = " ".join(done.stderr.split())
@@ -69,10 +69,10 @@ def rights() -> Rights:
     raise refuse("netlab_rights", f"this user may not make network namespaces ({said})", ALLOW)
 
 
-def has_netem(found: Rights) -> bool:
+def has_netem(found: Rights, limit_s: float = LIMIT_S) -> bool:
     """Whether the kernel can delay and lose packets."""
     script = "ip link set lo up && tc qdisc add dev lo root netem delay 1ms"
-    return subprocess.run([*found.unshare, "sh", "-c", script], capture_output=True, timeout=LIMIT_S).returncode == 0
+    return subprocess.run([*found.unshare, "sh", "-c", script], capture_output=True, timeout=limit_s).returncode == 0
 
 
 class Network:

@@ -21,7 +21,7 @@ from train.command.overrides import with_quotes
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 
-MOST_RANKS = 128  # processes: their addresses have room for some more
+MOST_RANKS = 128  # processes, each of at least 0.2 GiB
 UNSHAPED = "unshaped"
 DEVICE = "runtime.device="
 PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # a path that needs no quotes

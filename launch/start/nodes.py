@@ -1,4 +1,4 @@
-"""torchrun's arguments for a run on several hosts, which meet at a store on the first of them (its c10d rendezvous)."""
+"""torchrun's arguments for a run on several hosts, which meet at a store on the first of them."""
 
 from __future__ import annotations
 
@@ -9,39 +9,27 @@ from train.command.resources import path_of
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """How `nodes` hosts find each other: at `host`:`port`, which is on the first of them, within `join_s` seconds.
-    `name`: the same text on all of them, and another one for each run."""
+class Node:
+    """One of several hosts whose ranks are one world. `number`: from 0 on; ranks are numbered from host to host.
+    `head`, `port`: where host 0 has torchrun's store. `address`: at which the others reach this host. `join_s`: how
+    long torchrun waits for the others."""
 
-    nodes: int
-    host: str
+    number: int
+    count: int
+    head: str
     port: int
-    name: str
+    address: str
     join_s: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"PET_RDZV_CONF": f"timeout={self.join_s}"}
 
 
 def nodes_line(
-    overrides: Sequence[str],
-    nproc_per_node: int,
-    meeting: Meeting,
-    *,
-    first: bool,
-    address: str | None = None,
-    program: str = "train/main.py",
+    overrides: Sequence[str], nproc_per_node: int, node: Node, *, program: str = "train/main.py"
 ) -> list[str]:
-    """torchrun's arguments on one of the hosts. `first`: whether this one has the store; torchrun would otherwise look
-    up names to find out. `address`: of this host; ranks are numbered in the order of these texts. `program`: of this
-    source tree, which every rank runs."""
-    join_s = meeting.join_s
-    conf = {"is_host": str(first).lower(), "join_timeout": join_s, "read_timeout": join_s, "last_call_timeout": 1}
-    return [
-        f"--nnodes={meeting.nodes}",
-        f"--nproc_per_node={nproc_per_node}",
-        "--rdzv_backend=c10d",
-        f"--rdzv_endpoint={meeting.host}:{meeting.port}",
-        f"--rdzv_id={meeting.name}",
-        f"--rdzv_conf={','.join(f'{name}={value}' for name, value in conf.items())}",
-        *([f"--local_addr={address}"] if address else []),
-        path_of(program),
-        *overrides,
-    ]
+    """torchrun's arguments on one of the hosts. `program`: of this source tree, which every rank runs."""
+    where = [f"--nnodes={node.count}", f"--node_rank={node.number}"]
+    where += [f"--master_addr={node.head}", f"--master_port={node.port}", f"--local_addr={node.address}"]
+    return [*where, f"--nproc_per_node={nproc_per_node}", path_of(program), *overrides]
