@@ -3,7 +3,8 @@
 Each host is a network namespace of this machine, with one torchrun agent and real gloo traffic over links that are
 shaped to the given rates. Takes every override that train/main.py takes, with several values as launch.sweep does, and
 the options that --help shows. The links are measured first, then every run is predicted, then run at each speed, and at
-the end the prediction, the measurement and the bytes of each link stand side by side.
+the end the prediction, the measurement and the bytes of each link stand side by side. If something happens to a host
+(fault=…), nothing is measured or predicted, as times say nothing then.
 
 It needs Linux, and root or user namespaces. Everything it makes ends with it; what a killed one has left is ended by
 the next start, and by launch.doctor. The same line continues what was interrupted. The exit code is that of the first
@@ -50,12 +51,12 @@ def main(argv: list[str]) -> int:
             raise refuse("netem", NETEM, NETEM_FIX)
         with sweep_lock(task.folder), recorded() as record, network(task.cluster, found, record) as net:
             lab = Lab(task, net, record.mark)
-            lab.measure()
-            code = 0
-            if not task.links:
+            if not task.disturbed:
+                lab.measure()
+            if not (task.links or task.disturbed):
                 lab.predict(lab.computation())
-                code = lab.run_all()
-    return finish(task, code)
+            code = 0 if task.links else lab.run_all()
+    return code if task.disturbed else finish(task, code)
 
 
 def finish(task: Task, code: int) -> int:
@@ -91,16 +92,16 @@ def dry_lines(task: Task) -> Iterator[str]:
     env |= {"PET_RDZV_CONF": f"timeout={task.join_s}"}
     told = " ".join(f"{name}={env[name]}" for name in ("GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "PET_RDZV_CONF"))
     yield f"# torchrun has {told} in its environment"
-    yield from torchrun("messages without shapers", jobs.messages(task, *jobs.unshaped_of(task)))
     if task.preset:
         yield f"# preset={task.preset.name}: rates follow from the measured speed of this machine; here, none is shaped"
-    for speed in task.speeds:
-        yield from inside(cluster.shapes(speed))
-        yield from torchrun(f"messages, {speed_name(speed)}", jobs.messages(task, *jobs.links_of(task, speed)))
-    if task.links:
-        return
-    yield from torchrun("the computation", jobs.computation(task))
-    for speed in task.speeds:
+    if not task.disturbed:
+        yield from torchrun("messages without shapers", jobs.messages(task, *jobs.unshaped_of(task)))
+        for speed in task.speeds:
+            yield from inside(cluster.shapes(speed))
+            yield from torchrun(f"messages, {speed_name(speed)}", jobs.messages(task, *jobs.links_of(task, speed)))
+    if not (task.links or task.disturbed):
+        yield from torchrun("the computation", jobs.computation(task))
+    for speed in () if task.links else task.speeds:
         yield from inside(cluster.shapes(speed))
         for point in task.points:
             fault = f", fault={task.fault}" if task.fault else ""

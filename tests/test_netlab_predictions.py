@@ -79,16 +79,16 @@ def test_a_slower_link_adds_its_bytes_and_nothing_to_the_computation(strategy):
 
 
 def test_the_gradients_of_ddp_are_sent_once_and_a_model_of_one_bucket_hides_nothing():
-    plan = planned("strategy=dp", 2)
+    plan = planned("strategy=dp train.micro_batch_size=4", 2)
     found = predicted(plan, [0, 1], 25e6)
     gradients = 4 * 1_542_272
     assert sum(found.sent.values()) == pytest.approx(gradients, rel=1e-3)
     least = gradients * 8 / 25e6 / PAYLOAD
     assert sum(found.time.exposed.values()) == pytest.approx(least, rel=0.1)
-    small = dataclasses.replace(plan.config.strategy, bucket_mb=0.5)
+    small = dataclasses.replace(plan.config.strategy, bucket_mb=1.0)
     several = dataclasses.replace(plan, config=dataclasses.replace(plan.config, strategy=small))
     whole, parts = (sum(predicted(one, [0, 1], 250e6).time.exposed.values()) for one in (plan, several))
-    assert parts < 0.9 * whole, "the first buckets run beside the backward"
+    assert parts < 0.95 * whole, "the first buckets run beside the backward"
 
 
 def test_the_other_order_moves_the_bytes_of_tp_to_the_slow_link():

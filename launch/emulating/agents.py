@@ -137,7 +137,9 @@ class _Watched:
             self._fault()
             codes = [process.poll() for _, process in self.agents]
             if first is None and (failed := [i for i, code in enumerate(codes) if code]):
-                first, deadline = failed[0], time.monotonic() + self.job.timeout_s + LATE_S
+                late = self.job.fault is not None and self.job.fault.kind == "late"
+                # a host that is not there yet has nobody left to join
+                first, deadline = failed[0], time.monotonic() + (0 if late else self.job.timeout_s) + LATE_S
             if None not in codes:
                 return [code if code >= 0 else 128 - code for code in codes if code is not None], first
             if time.monotonic() > deadline:

@@ -95,18 +95,19 @@ class Lab:
         """Run every point at every speed that has not been run before; return the exit code of the first that
         failed."""
         code = 0
-        for speed in self.speeds:
+        for speed in self.speeds or self.task.speeds:
             self.shape(speed)
             state = self._state(speed)
             for entry, point in zip(state.entries, self.task.points, strict=True):
-                row = next(r for r in self.rows if (r["label"], r["inter"]) == (point.label, speed))
+                row = next((r for r in self.rows if (r["label"], r["inter"]) == (point.label, speed)), {})
                 if entry.status != DONE:
                     outcome = self._run(state, entry, point, speed)
                     row |= {"exit_code": outcome.exit_code, "sent": outcome.sent, "seconds": outcome.seconds}
                     code = code or outcome.exit_code
                 row |= {"status": entry.status, "run_dir": entry.run_dir}
-                print(_said(row, entry), flush=True)
-                self._save()
+                print(f"{speed_name(speed)} {point.label}: {_said(row, entry)}", flush=True)
+                if self.rows:
+                    self._save()
         return code
 
     def computation(self) -> HardwareConfig:
@@ -223,6 +224,7 @@ def _row(point: Point, speed: float | None, found: Prediction) -> dict[str, Any]
 
 
 def _said(row: dict[str, Any], entry: Entry) -> str:
-    speed = number((entry.summary() or {}).get("perf/step_ms"))
-    head = f"{speed_name(row['inter'])} {row['label']}: {row['predicted_ms']:,.1f} ms a step predicted"
-    return f"{head}, {entry.status}" if speed is None else f"{head}, {speed:,.1f} ms measured"
+    measured = number((entry.summary() or {}).get("perf/step_ms"))
+    said = [] if measured is None else [f"{measured:,.1f} ms a step measured"]
+    said += [f"{row['predicted_ms']:,.1f} ms predicted"] if "predicted_ms" in row else []
+    return ", ".join([entry.status, *said])

@@ -55,6 +55,12 @@ class Task:
     folder: Path
     line: tuple[str, ...]
 
+    @property
+    def disturbed(self) -> bool:
+        """Whether something happens to a host, so that times say nothing. Links that are slow in one direction are
+        none of this."""
+        return self.fault is not None and self.fault.kind != "slow"
+
     def folder_of(self, speed: float | None) -> Path:
         """The folder of the runs at this speed."""
         return self.folder / speed_name(speed)
