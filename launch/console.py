@@ -22,6 +22,7 @@ MODULES = {
     "sweep": "launch.sweep",
     "netlab": "launch.netlab",
     "doctor": "launch.doctor",
+    "node": "launch.node",
     "verify": "scripts.verify",
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
@@ -35,11 +36,12 @@ usage: strategy-lab COMMAND [argument ...]
   sweep       runs every combination of several values, one after another, and compares the runs
   netlab      trains on hosts that this machine emulates, with links of the given speeds, and compares the strategies
   doctor      examines this machine, and says what stops or slows a run, and what to do
+  node        starts one machine's part of a run on several machines
   verify      proves that a strategy computes the same as one device
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved
 
-`strategy-lab COMMAND --help` lists the arguments of a command. In a cluster, start a run with torchrun:
+`strategy-lab COMMAND --help` lists the arguments of a command. torchrun itself starts a run too:
 torchrun --nproc_per_node=4 -m train.main strategy=tp
 """
 

@@ -3,8 +3,9 @@
 Prints the mesh, what each rank holds and the memory that there is, a pipeline's schedule, what each rank sends per
 optimiser step, and every problem. Takes every override that train/main.py takes, and the options that --help shows.
 With several values, as strategy=dp,fsdp or nproc=4,8 (Hydra's grammar, as in launch.sweep), it prints one line per
-combination. hardware=NAME chooses the device whose memory is compared; without it, this is the machine's memory. If
-there is a problem, the exit code is 2 or 3, and only what is still known is printed.
+combination. hardware=NAME chooses the device whose memory is compared; without it, this is the machine's memory. With
+nodes=2 it says which axes of the mesh stay inside a machine, and which cross. If there is a problem, the exit code is 2
+or 3, and only what is still known is printed.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import math
 import sys
 from collections.abc import Sequence
 
+from launch.cluster.size import Size
 from launch.describe.description import degrees, holdings, mesh, parameters, sent, total_sent
 from launch.describe.memory import Capacity, Ranks, gib, machine, named_device, shortage
+from launch.describe.nodes import crossing
 from launch.describe.schedule import picture, step_bubble
 from launch.local import check_folder, check_text
 from launch.start.device import laid_out
 from launch.sweeping.grid import Point, expand
 from train.command import cli, options
+from train.command.launching.nodes import NODES
 from train.command.planning import auto
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
@@ -40,10 +44,14 @@ OF_THE_MACHINE = {"memory", "extra", "metrics_dir"}
 def main() -> None:
     with reported_once(World.single()):
         parser = cli.parser(options.EXPLAIN, __doc__ or "")
-        args = parser.parse_intermixed_args(sys.argv[1:])
+        argv = sys.argv[1:]
+        nodes = NODES.pop(argv)
+        args = parser.parse_intermixed_args(argv)
         points = expand(args.overrides)
         if args.help:
             cli.show_help(parser, [auto.stood_in(point.overrides) for point in points])
+        for point in points:
+            Size(nodes, point.nproc)
         flags = [*(["--cfg", args.cfg] if args.cfg else []), *(["--multirun"] if args.multirun else [])]
         chosen = [laid_out(point.overrides, point.nproc) for point in points]
         plans = [
@@ -51,7 +59,7 @@ def main() -> None:
             for (words, _), point in zip(chosen, points, strict=True)
         ]
         found = [problems(plan.config, plan.world_size) for plan in plans]
-        lines = explained(plans[0], found[0]) if len(plans) == 1 else side_by_side(points, plans, found)
+        lines = explained(plans[0], found[0], nodes) if len(plans) == 1 else side_by_side(points, plans, found)
         print("\n".join([*(line for _, said in chosen for line in said), *lines]))
     if codes := [problem.exit_code for each in found for problem in each]:
         raise SystemExit(min(codes))
@@ -80,7 +88,7 @@ def can_say(plan: Plan, found: list[Problem]) -> bool:
     return unknown_needs(plan) is None and not of_the_layout - OF_THE_MACHINE
 
 
-def explained(plan: Plan, found: list[Problem]) -> list[str]:
+def explained(plan: Plan, found: list[Problem], nodes: int = 1) -> list[str]:
     strategy, model, ranks = plan.config.strategy, plan.config.model, Ranks(plan)
     lines = [f"strategy {strategy.name} on {plan.world_size} process(es), model {model.name}"]
     if not any(problem.rule.startswith("range of") for problem in found):
@@ -91,6 +99,7 @@ def explained(plan: Plan, found: list[Problem]) -> list[str]:
         lines += ["", "expected to differ from one device", *(f"  {name}: {why}" for name, why in differs.items())]
     if math.prod(plan.degrees.values()) == plan.world_size:
         lines += ["", "mesh", mesh(plan)]
+        lines += ["", *crossing(plan, nodes)] if nodes > 1 else []
     if can_say(plan, found):
         lines += ["", *holdings(ranks)]
     elif why := unknown_needs(plan):

@@ -20,6 +20,7 @@ from launch.start.environment import local_environment, torchrun_line
 from launch.start.folder import obstacle
 from launch.start.foreground import run_here
 from train.command import cli, options
+from train.command.launching import nodes
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.streams import lasting
 from train.command.validate import completed
@@ -35,17 +36,20 @@ def main() -> None:
     with reported_once(World.single()):
         argv = sys.argv[1:]
         nproc, port, force = options.NPROC.pop(argv), options.PORT.pop(argv), options.FORCE.pop(argv)
-        restarts = options.RESTARTS.pop(argv)
+        restarts, dry_run = options.RESTARTS.pop(argv), nodes.DRY_RUN.pop(argv)
         # with strategy=auto the ranks choose: here one layout that fits is enough to check the rest
         parser = cli.parser(options.LOCAL, __doc__ or "")
         config = cli.parse(parser, laid_out(argv, nproc, kept=1)[0])[0]
         cli.check(config, nproc)
+        line = torchrun_line(parser.parse_intermixed_args(argv).overrides, nproc, port=port, restarts=restarts)
+        if dry_run:
+            print(shlex.join(["torchrun", *line]), flush=True)
+            return
         check_text(config, nproc)
         check_machine(config, nproc, port)
         if not force:
             check_memory(config, nproc)
         make_folder(config.metrics.dir)
-    line = torchrun_line(parser.parse_intermixed_args(argv).overrides, nproc, port=port, restarts=restarts)
     env, notes = local_environment(nproc, os.environ)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
     print(shlex.join(["torchrun", *line]), flush=True)

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 
 from launch.emulating import jobs
-from launch.emulating.agents import Job, environment, lines_of
+from launch.emulating.agents import Job, environment, lines_of, nodes_of
 from launch.emulating.lab import Lab
 from launch.emulating.namespaces import Rights, Steps, has_netem, network, refuse, rights
 from launch.emulating.record import clean_up, recorded
@@ -88,8 +88,8 @@ def dry_lines(task: Task) -> Iterator[str]:
     yield shlex.join([*way.unshare, "cat"])
     yield from (shlex.join([*way.enter(BRIDGE_PID), "unshare", "--net", "cat"]) for _ in names)
     yield from inside(cluster.makes())
-    env = environment(cluster.per_node, cluster.nproc, "")
-    env |= {"PET_RDZV_CONF": f"timeout={task.join_s}"}
+    (first, *_) = nodes_of(jobs.messages(task, *jobs.unshaped_of(task)), cluster)
+    env = environment(first, cluster.nproc, "")
     told = " ".join(f"{name}={env[name]}" for name in ("GLOO_SOCKET_IFNAME", "OMP_NUM_THREADS", "PET_RDZV_CONF"))
     yield f"# torchrun has {told} in its environment"
     if task.preset:

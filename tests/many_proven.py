@@ -22,7 +22,7 @@ from scripts.verifying.report import Answer, share_of_bound
 from tests.drawn import Drawn
 from tests.proven import configs, row_of, with_deepspeed
 from tests.running import run_rows
-from train.record.run_dir import source_commit
+from train.command.resources import source_commit
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "build" / "many_proven.jsonl"

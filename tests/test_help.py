@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from launch import doctor, explain, local, sweep
+from launch import doctor, explain, local, node, sweep
 from scripts import soak, verify, write_configuration
 from train import main as training
 from train.command import cli, options
 from train.command.help import described
+from train.command.launching import nodes
 from train.command.schemas import SCHEMAS
 from train.config.problems import BadInput
 
 REPO = Path(__file__).resolve().parent.parent
 LOCAL, EXPLAIN, SWEEP, VERIFY = options.LOCAL, options.EXPLAIN, options.SWEEP, options.VERIFY
-DOCTOR, SOAK = options.DOCTOR, options.SOAK
-TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, "train/main.py")
+DOCTOR, SOAK, ON_NODE = options.DOCTOR, options.SOAK, nodes.ON_NODE
+TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, ON_NODE, "train/main.py")
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def answer(tool, line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [tool, *words])
     mains: dict[str, Callable[[], object]] = {LOCAL: local.main, EXPLAIN: explain.main, "train/main.py": training.main}
     mains |= {DOCTOR: doctor.main, SWEEP: lambda: sweep.main(words), VERIFY: lambda: verified(words)}
-    mains[SOAK] = lambda: soak.main(words)
+    mains |= {SOAK: lambda: soak.main(words), ON_NODE: node.main}
     with pytest.raises(SystemExit) as ended:
         mains[tool]()
     said = capsys.readouterr()
@@ -210,8 +211,19 @@ WRONG = {
     "baseline": ("", "a/b", "..", "a b"),
     "folder": ("", "a\nb", "x" * 2000),
     "plot": ("", "a.jpg", "png", "x" * 2000 + ".png"),
+    "nodes": (*NUMBERS, "16385"),
+    "node": (*(text for text in NUMBERS if text != "0"), "00", "16385"),
+    "head": ("", "a", "a:0", "a:65536", ":1", "a b:1", "a:1:1", "[a:1", "-a:1"),
+    "join_s": (*NUMBERS, "86401"),
+    "logs": ("", "a\nb", "x" * 2000),
+    "gpus_per_node": (*(text for text in NUMBERS if text != "0"), "65"),
+    "sbatch": ("", "time", "'--time=1", "x" * 2000),
+    "form": ("", "Job", "pod"),
+    "image": ("", "a\nb", "x" * 2000),
+    "job_name": ("", "A", "-a", "a-", "a.b", "1a", "x" * 41),
+    "claim": ("", "a/b", "..", "a b"),
 }
-SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid"), ("yes", "", "1", "True"))
+SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid", "dry_run"), ("yes", "", "1", "True"))
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,13 @@ def test_dry_run_prints_every_command_and_starts_nothing(capsys, monkeypatch, tm
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nodes=2", "nproc=3"], "nproc=3 on nodes=2: the hosts must have equally many processes"),
+        (["nodes=2", "nproc=3"], "nproc=3 is not divisible by nodes=2"),
         (["nodes=2", "fault=kill:2@5"], "fault=kill:2@5 names host 2, but the hosts are 0 to 1"),
         (["nodes=2", "preset=h100_ib400", "inter=1mbit"], "preset=h100_ib400 sets inter and intra"),
         (["nodes=2", "preset=h100"], "preset=h100 is not known: use preset=a100_eth100"),
         (["nodes=2", "inter=fast"], "inter=fast is not valid: inter must be rates such as 100mbit"),
         (["nodes=2", "runtime.device=cuda"], "the hosts of an emulated cluster share the CPU"),
-        (["nodes=2", "nproc=2,4"], "nproc has several values, but there is one cluster"),
+        (["nodes=2", "nproc=2,4"], "nproc=2,4 is not valid"),
         (["nodes=2", "strategy=tp", "strategy.tp=4"], "tp 4 needs 4 processes, but there are 2"),
     ],
 )

@@ -140,13 +140,16 @@ def _fitting(plan: Plan, line: str, capacity: Capacity) -> str:
     return line if Ranks(there).fit(capacity) else ""
 
 
-def check_memory(config: Config, nproc: int) -> None:
+def check_memory(config: Config, nproc: int, nodes: int = 1) -> None:
     """Raise BadInput (exit code 3) if the state of all ranks does not fit on this machine or its devices. It imports
-    torch if the state is not small, to find the device."""
+    torch if the state is not small, to find the device. `nodes`: the number of machines like this one."""
     plan = Plan(config, nproc)
     if unknown_needs(plan) or Ranks(plan).together <= SMALL:
         return
-    problem = shortage(Ranks(plan), capacity_here(config, nproc))
+    capacity = capacity_here(config, nproc // nodes)
+    if capacity.shared and nodes > 1:
+        capacity = Capacity(f"{nodes} machines like this one together", capacity.bytes * nodes, shared=True)
+    problem = shortage(Ranks(plan), capacity)
     if problem is not None:
         raise BadInput(dataclasses.replace(problem, fix=f"{problem.fix}; force=true starts it nevertheless"))
 

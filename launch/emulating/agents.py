@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,11 +17,10 @@ from launch.emulating.cluster import NIC, STORE_PORT, Cluster, cut
 from launch.emulating.namespaces import Network
 from launch.emulating.record import MARK
 from launch.start.agent import Order
-from launch.start.environment import SHORT_LOOKUP, local_environment
-from launch.start.nodes import Node, nodes_line
+from launch.start.environment import SHORT_LOOKUP, Node, local_environment, torchrun_line
 from launch.start.torchrun import end_at_once, start_agent
 from train.command.launching.network import Fault
-from train.config.world import RUN_FILE
+from train.config.world import LAUNCH, RUN_FILE
 
 POLL_S = 0.1
 LATE_S = 45.0  # after one agent has failed: torchrun gives its ranks 30 s to end
@@ -73,7 +73,7 @@ def nodes_of(job: Job, cluster: Cluster) -> list[Node]:
     agents = job.agents
     head = cluster.address(agents[0].node)
     return [
-        Node(number, len(agents), head, STORE_PORT, cluster.address(agent.node), job.join_s)
+        Node(number, len(agents), head, STORE_PORT, cluster.address(agent.node), NIC, job.join_s)
         for number, agent in enumerate(agents)
     ]
 
@@ -81,16 +81,16 @@ def nodes_of(job: Job, cluster: Cluster) -> list[Node]:
 def lines_of(job: Job, cluster: Cluster) -> list[tuple[Agent, list[str]]]:
     """torchrun's arguments for each agent."""
     return [
-        (agent, nodes_line(job.overrides, agent.ranks, node, program=job.program))
+        (agent, torchrun_line(job.overrides, agent.ranks, node=node, program=job.program))
         for agent, node in zip(job.agents, nodes_of(job, cluster), strict=True)
     ]
 
 
-def environment(per_node: int, nproc: int, mark: str) -> dict[str, str]:
-    """The environment of an agent: gloo takes the host's interface, and no name server is waited for. The processes of
-    all hosts share the cores of this machine."""
-    env, _ = local_environment(nproc, {**SHORT_LOOKUP, **os.environ})
-    return env | {"GLOO_SOCKET_IFNAME": NIC, MARK: mark}
+def environment(node: Node, nproc: int, mark: str) -> dict[str, str]:
+    """The environment of an agent: no name server is waited for, as a host reaches none. The processes of all hosts,
+    `nproc` in number, share the cores of this machine."""
+    env, _ = local_environment(nproc, {**SHORT_LOOKUP, **os.environ}, node)
+    return env | {"GLOO_SOCKET_IFNAME": node.interface, MARK: mark}
 
 
 def run(job: Job, net: Network, mark: str, logs: Path, run_file: Path) -> Outcome:
@@ -99,14 +99,16 @@ def run(job: Job, net: Network, mark: str, logs: Path, run_file: Path) -> Outcom
     All its processes have ended afterwards, also after an exception, which ctrl-C raises.
     """
     cluster, outcome, began = net.cluster, Outcome(), time.monotonic()
-    env = environment(cluster.per_node, cluster.nproc, mark) | {RUN_FILE: str(run_file.resolve())}
+    nodes = nodes_of(job, cluster)
+    # what tells ranks that they are of one start must be the same on all hosts
+    shared = {RUN_FILE: str(run_file.resolve()), LAUNCH: uuid.uuid4().hex}
     before = net.sent()
     with ExitStack() as opened:
         watched = _Watched(job, net, run_file)
         opened.callback(watched.end)
         for number, (agent, line) in enumerate(lines_of(job, cluster)):
             log = opened.enter_context((logs / f"{number}.log").open("w"))
-            watched.start(agent, line, env | nodes_of(job, cluster)[number].environment, log)
+            watched.start(agent, line, environment(nodes[number], cluster.nproc, mark) | shared, log)
         outcome.codes, outcome.first = watched.wait()
     after = net.sent()
     outcome.sent = {node: (after[node][0] - sent, after[node][1] - got) for node, (sent, got) in before.items()}

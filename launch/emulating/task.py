@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.cluster.size import Size, popped_size
 from launch.emulating.cluster import Cluster
 from launch.emulating.placement import full_order, hosts_of_ranks
 from launch.emulating.presets import Preset, preset_named
@@ -17,11 +18,13 @@ from launch.sweeping.grid import Checked, InvalidPoints, check_all, expand
 from train.command import cli, options
 from train.command.launching import netlab
 from train.command.launching.network import Fault, Order, shown_rate
+from train.command.launching.nodes import DRY_RUN, JOIN_S, NETLAB, NODES
 from train.command.overrides import with_quotes
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 
-MOST_RANKS = 128  # processes, each of at least 0.2 GiB
+USUAL_NODES = 2
+MOST_HOSTS, MOST_RANKS = 64, 128  # processes of torchrun and of ranks have at least 0.2 GiB each
 UNSHAPED = "unshaped"
 DEVICE = "runtime.device="
 PLAIN = re.compile(r"[\w./-]+", re.ASCII)  # a path that needs no quotes
@@ -78,33 +81,30 @@ def speed_name(speed: float | None) -> str:
 def read(argv: Sequence[str], description: str) -> Task:
     """Raises BadInput, with all problems of the runs, and exits after --help."""
     line, argv = tuple(argv), [*argv]
-    nodes, intra, speeds = (one.pop(argv) for one in (netlab.NODES, netlab.INTRA, netlab.INTER))
+    given = any(word.startswith(f"{NODES.name}=") for word in argv)
+    nodes, intra, speeds = (one.pop(argv) for one in (NODES, netlab.INTRA, netlab.INTER))
+    size = popped_size(argv, nodes if given else USUAL_NODES)
     delay, loss, fault = (one.pop(argv) for one in (netlab.DELAY, netlab.LOSS, netlab.FAULT))
-    orders, preset, join_s = (one.pop(argv) for one in (netlab.ORDER, netlab.PRESET, netlab.JOIN_S))
-    links, dry_run = netlab.LINKS.pop(argv), netlab.DRY_RUN.pop(argv)
+    orders, preset, join_s = (one.pop(argv) for one in (netlab.ORDER, netlab.PRESET, JOIN_S))
+    links, dry_run = netlab.LINKS.pop(argv), DRY_RUN.pop(argv)
     fresh, force = options.FRESH.pop(argv), options.FORCE.pop(argv)
-    parser = cli.parser(netlab.NETLAB, description)
+    parser = cli.parser(NETLAB, description)
     args = parser.parse_intermixed_args(argv)
     found = expand(args.overrides)
     if args.help:
         cli.show_help(parser, [point.overrides for point in found])
-    nproc = found[0].nproc if any(word.startswith("nproc=") for word in argv) else nodes
-    if len({point.nproc for point in found}) > 1:
-        raise BadInput(
-            Problem("nodes", "nproc has several values, but there is one cluster", "give one value of nproc")
-        )
-    _check(nodes, nproc, preset, speeds, intra, fault)
+    _check(size, preset, speeds, intra, fault)
     for word in argv:
         if word.startswith(DEVICE) and word not in (f"{DEVICE}auto", f"{DEVICE}cpu"):
             message = f"{word}, but the hosts of an emulated cluster share the CPU"
             raise BadInput(Problem("netlab_device", message, f"leave {word} out"))
-    words = [*(word for word in args.overrides if not word.startswith("nproc=")), f"nproc={nproc}"]
+    words = [*args.overrides, f"nproc={size.nproc}"]
     slow = ((fault.node, fault.rate),) if fault and fault.kind == "slow" and fault.rate else ()
-    cluster = Cluster(nodes, nproc, intra, delay, loss, slow)
+    cluster = Cluster(size.nodes, size.nproc, intra, delay, loss, slow)
     checked = check_all(parser, expand(words), "global", force=force)
     if any(one.problems for one in checked):
         raise InvalidPoints(checked, "global")
-    points = [point for one in checked for point in _points(one, orders, nodes)]
+    points = [point for one in checked for point in _points(one, orders, size.nodes)]
     return Task(
         cluster,
         tuple(points),
@@ -120,18 +120,16 @@ def read(argv: Sequence[str], description: str) -> Task:
     )
 
 
-def _check(
-    nodes: int, nproc: int, preset: str | None, speeds: object, intra: float | None, fault: Fault | None
-) -> None:
+def _check(size: Size, preset: str | None, speeds: object, intra: float | None, fault: Fault | None) -> None:
     problems = []
-    if nproc % nodes or nproc > MOST_RANKS:
-        message = f"nproc={nproc} on nodes={nodes}: the hosts must have equally many processes, at most {MOST_RANKS}"
-        problems.append(Problem("nodes", message, f"use nproc={nodes * max(min(nproc, MOST_RANKS) // nodes, 1)}"))
+    if size.nodes > MOST_HOSTS or size.nproc > MOST_RANKS:
+        message = f"nodes={size.nodes} and nproc={size.nproc} are more than one machine can emulate"
+        problems.append(Problem("nodes", message, f"use at most nodes={MOST_HOSTS} and nproc={MOST_RANKS}"))
     if preset and (speeds or intra):
         message = f"preset={preset} sets inter and intra, but one of them is given too"
         problems.append(Problem("preset", message, "leave one of them out"))
-    if fault and fault.node >= nodes:
-        message = f"fault={fault} names host {fault.node}, but the hosts are 0 to {nodes - 1}"
+    if fault and fault.node >= size.nodes:
+        message = f"fault={fault} names host {fault.node}, but the hosts are 0 to {size.nodes - 1}"
         problems.append(Problem("fault", message, f"use one of them, or nodes={fault.node + 1}"))
     if problems:
         raise BadInput(*problems)

@@ -28,6 +28,7 @@ class Order:
     timeout_s: float | None = None  # runtime.timeout_s
     restarts_done: int = 0  # by a torchrun that was killed
     count: int | None = None  # the descriptor of a pipe to which a byte is written for each restart
+    logs: str = ""  # a folder with the output of each rank
 
     def __str__(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -48,7 +49,7 @@ def main(order: Order, line: list[str]) -> int:
 
         watch = Watch(order.timeout_s, order.count)
         watch.start()
-        ended_by = run_torchrun(line, watch, order.restarts_done)
+        ended_by = run_torchrun(line, watch, order.restarts_done, order.logs)
     for number in SIGNALS:  # all has ended: torchrun's handlers would only print a traceback
         signal.signal(number, signal.SIG_IGN)
     return watch.exit_code(ended_by)

@@ -19,17 +19,20 @@ from train.command.process.exits import SIGNALS
 SHOW_CURSOR = "\x1b[?25h"
 
 
-def run_here(line: Sequence[str], env: Mapping[str, str], *, restarts: int, timeout_s: float) -> int:
+def run_here(
+    line: Sequence[str], env: Mapping[str, str], *, timeout_s: float, restarts: int = 0, logs: str | None = None
+) -> int:
     """Run torchrun with the arguments `line`. Returns 0 if all ranks succeeded, else the exit code of the rank that was
     the cause of its end, which is 128 + n after signal n.
 
     `restarts`: how often it may start its ranks again; if torchrun itself is killed, another one goes on with what is
-    left of them. `timeout_s`: how long a rank may be stopped while others wait for it.
+    left of them. `timeout_s`: how long a rank may be stopped while others wait for it. `logs`: a folder that gets the
+    output of each rank.
     """
     forwarder, done = _Forwarder(), 0
     with forwarder.installed():
         while True:
-            order = Order(os.getpid(), timeout_s=timeout_s, restarts_done=done)
+            order = Order(os.getpid(), timeout_s=timeout_s, restarts_done=done, logs=logs or "")
             code, restarted = _run(forwarder, order, line, env)
             done += restarted
             if code >= 0 or forwarder.last is not None:

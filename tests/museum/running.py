@@ -10,9 +10,9 @@ from typing import Any
 
 from tests.museum.base import Exhibit
 from tests.running import run_rows
+from train.command.resources import source_commit
 from train.proof.comparison import Verdict
 from train.proof.locating.finding import Finding
-from train.record.run_dir import source_commit
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = ROOT / "build" / "museum.jsonl"

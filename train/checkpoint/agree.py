@@ -6,18 +6,16 @@ torchrun starts the same line on every machine, but the line, the text and the i
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from train.config.problems import BadInput, Problem
-from train.config.rules.idle import written
+from train.command.process.disagreement import disagreements
+from train.command.resources import source_commit
+from train.config.problems import BadInput
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.ranks.side_group import SideGroup
-from train.record.run_dir import source_commit
 from train.record.run_folder import flat
 
 FIX = "start all ranks with the same command line, the same text and the same installation"
@@ -36,16 +34,7 @@ def agreed(tree: DictConfig, corpus: Corpus, world: World) -> SideGroup:
     own |= {"the text's length": len(corpus.training) + len(corpus.validation)}
     if world.local_rank == 0 and world.world_size > world.local_world_size:  # once on each of several machines
         own |= {"the text's SHA-256": corpus.sha256, "the source's commit": source_commit()}
-    by_rank: list[Mapping[str, Any]] = side_group.exchange_json(own)
-    problems = []
-    for key in sorted({key for values in by_rank for key in values}):
-        ranks: dict[str, list[int]] = {}
-        for rank, values in enumerate(by_rank):
-            if key in values:
-                ranks.setdefault(written(values[key]), []).append(rank)
-        if len(ranks) > 1:
-            shown = "; ".join(f"{value} on ranks {', '.join(map(str, who))}" for value, who in ranks.items())
-            problems.append(Problem("disagree", f"ranks have different values of {key}: {shown}", FIX))
-    if problems:
+    by_rank = {str(rank): values for rank, values in enumerate(side_group.exchange_json(own))}
+    if problems := disagreements(by_rank, "ranks", FIX):
         raise BadInput(*problems)
     return side_group

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from train.command import measuring_options
-from train.command.launching import netlab
+from train.command.launching import netlab, nodes
 from train.command.launching.netlab import NETLAB
+from train.command.launching.nodes import KUBERNETES, ON_NODE, SLURM
 from train.command.option import TRUE_OR_FALSE, Option, amount, count, one_of, positive, times
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
 
@@ -35,10 +36,11 @@ def named(name: str) -> Option[Any] | None:
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK, NETLAB),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK, ON_NODE, SLURM, KUBERNETES, NETLAB),
     *positive(MAX_RANKS),
     example="4",
-    help="The number of processes; launch.explain and launch.sweep take several, as nproc=2,4.",
+    help="The number of processes, of all machines together; launch.explain, launch.sweep and launch.slurm take "
+    "several, as nproc=2,4.",
 )
 PORT: Option[int | None] = Option(
     "port",
@@ -60,7 +62,7 @@ RESTARTS: Option[int] = Option(
 FORCE: Option[bool] = Option(
     "force",
     False,
-    (LOCAL, SWEEP, VERIFY, NETLAB),
+    (LOCAL, SWEEP, VERIFY, ON_NODE, NETLAB),
     *TRUE_OR_FALSE,
     example="true",
     help="Runs are started even if they do not fit in memory.",
@@ -87,7 +89,7 @@ MAX_MICRO_BATCH_SIZE: Option[int | None] = Option(
 SKIP_INVALID: Option[bool] = Option(
     "skip_invalid",
     False,
-    (SWEEP,),
+    (SWEEP, SLURM),
     *TRUE_OR_FALSE,
     example="true",
     help="Points that cannot be run are left out, and the others are run.",
@@ -201,6 +203,7 @@ OPTIONS: tuple[Option[Any], ...] = (
     TOKENS,
     PRICE,
     CHECK,
+    *nodes.OPTIONS,
     *netlab.OPTIONS,
     *measuring_options.OPTIONS,
 )

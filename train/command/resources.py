@@ -6,6 +6,7 @@ In a wheel the folder `configs` is `train/configs`, as another installed package
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 TRAIN = Path(__file__).resolve().parents[1]
@@ -24,3 +25,19 @@ def words_of(script: str) -> list[str]:
     """The words for a script after `python` or `torchrun` in a command line that is recorded: its path in the source
     tree, or `-m` and its module if the program is installed. Neither contains a path of this machine."""
     return ["-m", script.removesuffix(".py").replace("/", ".")] if INSTALLED else [script]
+
+
+def source_commit() -> str:
+    """The commit of this source tree, with + if files have changed since. It is empty if the program's folder is not
+    the root of a git repository: a repository around it, for example around a virtual environment, has other commits.
+    """
+    if not (ROOT / ".git").exists():
+        return ""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, timeout=5, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return run.stdout.strip()

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from signal import Signals
 from subprocess import Popen
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, LogsDest, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher import api as launcher
 
@@ -34,18 +35,19 @@ class Observer(Protocol):
         less than `allowed`."""
 
 
-def run_torchrun(line: Sequence[str], observer: Observer, restarts_done: int = 0) -> Signals | None:
+def run_torchrun(line: Sequence[str], observer: Observer, restarts_done: int = 0, logs: str = "") -> Signals | None:
     """Run torchrun with these arguments, from the main thread. Returns the signal that ended it, after all ranks had
     this signal too; None if none did. Raises BadInput (exit code 3) if torchrun's store cannot be opened.
 
-    `restarts_done`: how many of the restarts that --max_restarts allows have been used by an earlier torchrun.
+    `restarts_done`: how many of the restarts that --max_restarts allows have been used by an earlier torchrun. `logs`:
+    a folder in which each rank of this machine has its output too.
     """
     if "LOGLEVEL" not in os.environ:  # which asks for torchrun's own messages
         logger = logging.getLogger("torch.distributed.elastic")
         logger.addHandler(logging.NullHandler())
         logger.propagate = False
     # torch makes its agent itself, and has no other way to give it another one (torch 2.11 to 2.13)
-    agent = partial(_Agent, observer=observer, restarts_done=restarts_done)
+    agent = partial(_Agent, observer=observer, restarts_done=restarts_done, logs=logs)
     launcher.LocalElasticAgent = agent  # type: ignore[misc, assignment]
     try:
         torchrun.run(torchrun.parse_args(line))
@@ -60,10 +62,32 @@ def run_torchrun(line: Sequence[str], observer: Observer, restarts_done: int = 0
     return None
 
 
+class _LogOfEachRank(DefaultLogsSpecs):
+    """rank-3.out and rank-3.err in a folder, by the number of the rank in the world. torchrun's own folders have random
+    names, and number the ranks of each machine from 0 on."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(os.devnull)
+        self._folder = folder
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        found = super().reify(envs)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for local_rank, env in envs.items():
+            start = "" if env["TORCHELASTIC_RESTART_COUNT"] == "0" else f".restart-{env['TORCHELASTIC_RESTART_COUNT']}"
+            name = str(self._folder / f"rank-{env['RANK']}{start}")
+            found.stdouts[local_rank] = found.tee_stdouts[local_rank] = f"{name}.out"
+            found.stderrs[local_rank] = found.tee_stderrs[local_rank] = f"{name}.err"
+        return found
+
+
 class _Agent(LocalElasticAgent):
     """It uses private parts of torch's agent (torch 2.11 to 2.13): the processes, and the number of restarts left."""
 
-    def __init__(self, *args: Any, observer: Observer, restarts_done: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, observer: Observer, restarts_done: int, logs: str, **kwargs: Any) -> None:
+        if logs:
+            # one space, as torch would put a prefix of its own in the place of an empty one
+            kwargs |= {"logs_specs": _LogOfEachRank(Path(logs)), "log_line_prefix_template": " "}
         super().__init__(*args, **kwargs)
         self._observer = observer
         self._remaining_restarts -= restarts_done

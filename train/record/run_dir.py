@@ -8,7 +8,6 @@ import json
 import platform
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from train.command import as_typed
 from train.command.as_typed import Typed
 from train.command.process.life import Living, alone_in, refuse_living
-from train.command.resources import ROOT, words_of
+from train.command.resources import source_commit, words_of
 from train.config import plain_json
 from train.config.groups.run import NEVER
 from train.config.problems import unusable
@@ -215,22 +214,6 @@ def environment(device: torch.device, backend: str, world_size: int) -> dict[str
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     write_whole(path / "summary.json", plain_json.dumps(summary, indent=2) + "\n")
-
-
-def source_commit() -> str:
-    """The commit of this source tree, with + if files have changed since. It is empty if the program's folder is not
-    the root of a git repository: a repository around it, for example around a virtual environment, has other commits.
-    """
-    if not (ROOT / ".git").exists():
-        return ""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=10", "--dirty=+", "--exclude=*"],
-            cwd=ROOT, capture_output=True, text=True, timeout=5, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return run.stdout.strip()
 
 
 def _plain(value: Any) -> Any:

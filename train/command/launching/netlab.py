@@ -5,19 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from train.command.launching.network import Fault, Order, fault, milliseconds, orders, percent, rate, rates
-from train.command.option import TRUE_OR_FALSE, Option, name, positive
+from train.command.launching.nodes import NETLAB
+from train.command.option import TRUE_OR_FALSE, Option, name
 
-NETLAB = "python -m launch.netlab"
-MOST_NODES = 64  # hosts: each has a process of torchrun, of 0.2 GiB
-
-NODES: Option[int] = Option(
-    "nodes",
-    2,
-    (NETLAB,),
-    *positive(MOST_NODES),
-    example="2",
-    help="The number of hosts, each a network namespace; nproc is the number of processes of all of them together.",
-)
 INTER: Option[tuple[float, ...] | None] = Option(
     "inter",
     None,
@@ -98,20 +88,4 @@ LINKS: Option[bool] = Option(
     example="true",
     help="Only the links are measured, by messages of several sizes, and compared with what they can carry at most.",
 )
-JOIN_S: Option[int] = Option(
-    "join_s",
-    60,
-    (NETLAB,),
-    *positive(3600),
-    example="120",
-    help="How long hosts wait for each other at the start, in seconds.",
-)
-DRY_RUN: Option[bool] = Option(
-    "dry_run",
-    False,
-    (NETLAB,),
-    *TRUE_OR_FALSE,
-    example="true",
-    help="Print what would be run, and run nothing.",
-)
-OPTIONS: tuple[Option[Any], ...] = (NODES, INTER, INTRA, DELAY, LOSS, ORDER, PRESET, FAULT, LINKS, JOIN_S, DRY_RUN)
+OPTIONS: tuple[Option[Any], ...] = (INTER, INTRA, DELAY, LOSS, ORDER, PRESET, FAULT, LINKS)
