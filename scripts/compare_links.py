@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
             command = shlex.join(["python", *words_of("scripts/compare_links.py"), *argv])
             if args.html:
                 write_whole(Path(args.html).resolve(), page.report(results, command))
-            if args.png:
+            if args.png and results.rows:
                 page.save(results, Path(args.png))
 
 

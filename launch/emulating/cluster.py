@@ -19,7 +19,7 @@ PAYLOAD = 1448 / 1514  # of a full Ethernet frame, what TCP carries with time st
 LO_PAYLOAD = 65483 / 65549  # of a full packet of the loopback
 # A shaper lets this many seconds' worth of bytes through at once: as few as the kernel's timer allows. A queue of some
 # megabytes drops nothing of what TCP has under way.
-BURST_S, LEAST_BURST, QUEUE = 0.0005, 16 * 2**10, 8 * 2**20
+BURST_S, LEAST_BURST, QUEUE = 0.001, 16 * 2**10, 8 * 2**20
 LO_BURST = 2**17  # a packet of the loopback has 64 KiB
 SWITCH = -1  # the namespace of the bridge, where a host's number is asked for
 
