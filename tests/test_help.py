@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launch import doctor, explain, local, node, sweep
+from launch import doctor, explain, local, netlab, node, sweep
 from scripts import soak, verify, write_configuration
+from tests.wrong_options import SWITCHES, WRONG
 from train import main as training
 from train.command import cli, options
 from train.command.help import described
@@ -20,8 +21,8 @@ from train.config.problems import BadInput
 
 REPO = Path(__file__).resolve().parent.parent
 LOCAL, EXPLAIN, SWEEP, VERIFY = options.LOCAL, options.EXPLAIN, options.SWEEP, options.VERIFY
-DOCTOR, SOAK, ON_NODE = options.DOCTOR, options.SOAK, nodes.ON_NODE
-TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, ON_NODE, "train/main.py")
+DOCTOR, SOAK, ON_NODE, NETLAB = options.DOCTOR, options.SOAK, nodes.ON_NODE, nodes.NETLAB
+TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, ON_NODE, NETLAB, "train/main.py")
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def answer(tool, line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [tool, *words])
     mains: dict[str, Callable[[], object]] = {LOCAL: local.main, EXPLAIN: explain.main, "train/main.py": training.main}
     mains |= {DOCTOR: doctor.main, SWEEP: lambda: sweep.main(words), VERIFY: lambda: verified(words)}
-    mains |= {SOAK: lambda: soak.main(words), ON_NODE: node.main}
+    mains |= {SOAK: lambda: soak.main(words), ON_NODE: node.main, NETLAB: lambda: netlab.main(words)}
     with pytest.raises(SystemExit) as ended:
         mains[tool]()
     said = capsys.readouterr()
@@ -104,13 +105,13 @@ def test_help_tells_a_given_value_from_the_preset_s(monkeypatch, capsys):
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
-    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY, SOAK) else "strategy=pp"
+    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY, SOAK, NETLAB) else "strategy=pp"
     code, out, err = answer(tool, f"-h {several}", monkeypatch, capsys)
     assert (code, err) == (0, "")
     assert "strategy=pp: How the work" in out
     for one in options.OPTIONS:
         assert (f"\n  {one.name}=" in out) == (tool in one.tools), one.name
-    assert ("--cfg job" in out) == (tool != SWEEP), "which refuses it"
+    assert ("--cfg job" in out) == (tool not in (SWEEP, NETLAB)), "which refuse it"
     assert ("--json" in out, "--html FILE" in out) == (tool == DOCTOR, tool == VERIFY)
 
 
@@ -129,7 +130,7 @@ def test_a_bad_override_beside_help_has_its_usual_message(tool, line, says, monk
     assert says in err and err.count("nothing was trained") == 1
 
 
-@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY, SOAK])
+@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY, SOAK, NETLAB])
 def test_a_bad_value_among_several_has_its_usual_message(tool, monkeypatch, capsys):
     code, out, err = answer(tool, "strategy=dp,foo --help", monkeypatch, capsys)
     assert (code, out) == (2, "") and "strategy=foo does not name a preset" in err
@@ -189,41 +190,6 @@ def test_an_option_of_another_tool_is_told_where_it_belongs(tool, option, monkey
     assert (code, out) == (2, "")
     assert f"{option.name} is an option of {option.tools[0]}" in err and f"{tool} does not take it" in err
     assert ("--nproc_per_node=N" in err) == (option is options.NPROC)
-
-
-NUMBERS = ("x", "0", "-1", "1.5", "", "1e3", "٣", "9" * 5000)
-WRONG = {
-    "nproc": NUMBERS,
-    "port": (*NUMBERS, "70000"),
-    "restarts": (*(text for text in NUMBERS if text != "0"), "00", "10001"),
-    "max_micro_batch_size": NUMBERS,
-    "steps": NUMBERS,
-    "minutes": ("x", "0", "-1", "", "1e3", "1,2", "٣", "9" * 5000),
-    "mtbf_s": ("x", "0", "-1", "", "1e3", "60,", "60,0", "٣", "9" * 5000),
-    "limit_s": (*NUMBERS, "3601"),
-    "batch": ("x", "", "Micro"),
-    "top": (*NUMBERS, "201"),
-    "tokens": ("x", "0", "-1", "", "1e99", "٣", "9" * 5000),
-    "check": ("x", "-1", "1.5", "", "21", "٣", "9" * 5000),
-    "price": ("x", "0", "-1", "", "1e99", "٣", "9" * 5000),
-    "budget_s": NUMBERS,
-    "profile": ("", "a/b", "..", "a b", "x" * 70),
-    "baseline": ("", "a/b", "..", "a b"),
-    "folder": ("", "a\nb", "x" * 2000),
-    "plot": ("", "a.jpg", "png", "x" * 2000 + ".png"),
-    "nodes": (*NUMBERS, "16385"),
-    "node": (*(text for text in NUMBERS if text != "0"), "00", "16385"),
-    "head": ("", "a", "a:0", "a:65536", ":1", "a b:1", "a:1:1", "[a:1", "-a:1"),
-    "join_s": (*NUMBERS, "86401"),
-    "logs": ("", "a\nb", "x" * 2000),
-    "gpus_per_node": (*(text for text in NUMBERS if text != "0"), "65"),
-    "sbatch": ("", "time", "'--time=1", "x" * 2000),
-    "form": ("", "Job", "pod"),
-    "image": ("", "a\nb", "x" * 2000),
-    "job_name": ("", "A", "-a", "a-", "a.b", "1a", "x" * 41),
-    "claim": ("", "a/b", "..", "a b"),
-}
-SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid", "dry_run"), ("yes", "", "1", "True"))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def read(argv: Sequence[str], description: str) -> Task:
     found = expand(args.overrides)
     if args.help:
         cli.show_help(parser, [point.overrides for point in found])
+    if args.cfg:
+        raise BadInput(Problem("cfg", "--cfg prints one config, but here are several", "use launch.local --cfg job"))
     _check(size, preset, speeds, intra, fault)
     for word in argv:
         if word.startswith(DEVICE) and word not in (f"{DEVICE}auto", f"{DEVICE}cpu"):
