@@ -23,6 +23,8 @@ MODULES = {
     "netlab": "launch.netlab",
     "doctor": "launch.doctor",
     "node": "launch.node",
+    "slurm": "launch.slurm",
+    "kubernetes": "launch.kubernetes",
     "verify": "scripts.verify",
     "compare": "scripts.compare",
     "checkpoint": "scripts.checkpoint",
@@ -37,6 +39,8 @@ usage: strategy-lab COMMAND [argument ...]
   netlab      trains on hosts that this machine emulates, with links of the given speeds, and compares the strategies
   doctor      examines this machine, and says what stops or slows a run, and what to do
   node        starts one machine's part of a run on several machines
+  slurm       submits a run, or a sweep as an array of jobs, to Slurm
+  kubernetes  prints what runs the lab on Kubernetes, as YAML
   verify      proves that a strategy computes the same as one device
   compare     shows runs in one table, and whether their losses are equal
   checkpoint  inspects, verifies, compares and exports what runs have saved

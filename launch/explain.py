@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from launch.cluster.size import Size
 from launch.describe.description import degrees, holdings, mesh, parameters, sent, total_sent
 from launch.describe.memory import Capacity, Ranks, gib, machine, named_device, shortage
-from launch.describe.nodes import crossing
+from launch.describe.nodes import across, crossing, listed
 from launch.describe.schedule import picture, step_bubble
 from launch.local import check_folder, check_text
 from launch.start.device import laid_out
@@ -59,7 +59,7 @@ def main() -> None:
             for (words, _), point in zip(chosen, points, strict=True)
         ]
         found = [problems(plan.config, plan.world_size) for plan in plans]
-        lines = explained(plans[0], found[0], nodes) if len(plans) == 1 else side_by_side(points, plans, found)
+        lines = explained(plans[0], found[0], nodes) if len(plans) == 1 else side_by_side(points, plans, found, nodes)
         print("\n".join([*(line for _, said in chosen for line in said), *lines]))
     if codes := [problem.exit_code for each in found for problem in each]:
         raise SystemExit(min(codes))
@@ -114,7 +114,9 @@ def explained(plan: Plan, found: list[Problem], nodes: int = 1) -> list[str]:
     return lines
 
 
-def side_by_side(points: Sequence[Point], plans: Sequence[Plan], found: Sequence[list[Problem]]) -> list[str]:
+def side_by_side(
+    points: Sequence[Point], plans: Sequence[Plan], found: Sequence[list[Problem]], nodes: int = 1
+) -> list[str]:
     """A table with one line per point, for the rank that needs the most memory and the rank that sends most."""
     head = ["", "degrees", "parameters", "gradients", "optimiser", "together", "whole in a step", "fits"]
     rows = [[*head, "sent MiB", "bubble %"]]
@@ -129,6 +131,10 @@ def side_by_side(points: Sequence[Point], plans: Sequence[Plan], found: Sequence
     ]
     capacity = {named.where if (named := named_device(plan.config)) else here.where for plan in plans}
     lines.insert(0, f"GiB of the rank that holds the most; fits: in the memory of {', '.join(sorted(capacity))}")
+    if nodes > 1:
+        lines += ["", f"axes across {nodes} nodes"]
+        pairs = [(point, plan) for point, plan, wrong in zip(points, plans, found, strict=True) if not wrong]
+        lines += [f"  {point.label}: {listed(plan, across(plan, nodes))}" for point, plan in pairs]
     for point, wrong in zip(points, found, strict=True):
         if wrong:
             lines += [

@@ -11,6 +11,7 @@ started, else that of this machine's ranks.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import shlex
@@ -28,8 +29,9 @@ from launch.describe.memory import check_memory
 from launch.describe.nodes import warnings
 from launch.local import check_machine, check_text, make_folder
 from launch.start.device import laid_out
-from launch.start.environment import Node, local_environment, torchrun_line
+from launch.start.environment import local_environment
 from launch.start.foreground import run_here
+from launch.start.nodes import Node, nodes_line
 from train.command import as_typed, cli, options
 from train.command.launching import nodes
 from train.command.process.exits import leave_on_interrupt, reported_once
@@ -54,7 +56,7 @@ def main() -> None:
             print(warning, file=sys.stderr, flush=True)
         overrides = parser.parse_intermixed_args(argv).overrides
         if dry_run:
-            print(shlex.join(["torchrun", *torchrun_line(overrides, size.per_node, node=node)]), flush=True)
+            print(shlex.join(["torchrun", *nodes_line(overrides, size.per_node, node)]), flush=True)
             return
         check_text(config, size.nproc)
         check_machine(config, size.per_node, None)
@@ -65,7 +67,7 @@ def main() -> None:
     node = connected(node)
     env, notes = local_environment(size.per_node, os.environ, node)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr, flush=True)
-    line = torchrun_line(overrides, size.per_node, node=node)
+    line = nodes_line(overrides, size.per_node, node)
     print(shlex.join(["torchrun", *line]), flush=True)
     sys.exit(run_here(line, env | {LAUNCH: launch}, timeout_s=config.runtime.timeout_s, logs=logs))
 
@@ -104,7 +106,7 @@ def connected(node: Node) -> Node:
     names = [
         name for name, ones in psutil.net_if_addrs().items() if any(_plain(one.address) == address for one in ones)
     ]
-    return Node(node.number, node.count, node.head, node.port, address, names[0] if names else "", node.join_s)
+    return dataclasses.replace(node, address=address, interface=names[0] if names else "")
 
 
 def _plain(address: str) -> str:
@@ -113,9 +115,10 @@ def _plain(address: str) -> str:
 
 def facts(tree: DictConfig, count: int, nproc: int) -> dict[str, Any]:
     """What must be equal on all machines, by key. A value from the environment may be private: its hash is compared."""
-    own: dict[str, Any] = flat(OmegaConf.to_container(tree, resolve=True, enum_to_str=True))
+    values = OmegaConf.to_container(tree, resolve=True, enum_to_str=True)
     for typed in as_typed.from_environment(tree):
-        own = {key: value for key, value in own.items() if key != typed.key} | {typed.key: typed.digest}
+        as_typed.put(values, typed.path, typed.digest)
+    own: dict[str, Any] = flat(values)
     own |= {"nodes": count, "nproc": nproc, "python": platform.python_version(), "torch": version("torch")}
     return own | {"the source's commit": source_commit()}
 

@@ -4,7 +4,7 @@ with `--clock`, how long the tests took."""
 import torch
 
 torch.set_num_threads(1)
-pytest_plugins = ["tests.saved_runs", "tests.faults"]  # fixtures of several files
+pytest_plugins = ["tests.saved_runs", "tests.faults", "tests.slurm_cluster"]  # fixtures of several files
 
 
 def pytest_addoption(parser):

@@ -45,6 +45,9 @@ def test_explain_says_which_axis_crosses_and_warns_of_tp(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "2 nodes of 4 process(es): node 0 has ranks 0-3, and so on" in said
     assert "inside a node  dp_shard 2, tp 2\n  across nodes   pp 2\n" in said and "warning" not in said
+    monkeypatch.setattr(sys, "argv", ["", "strategy=tp,dp", "nproc=4", "nodes=2", "train.global_batch_size=8"])
+    explain.main()
+    assert "axes across 2 nodes\n  tp: tp 4\n  dp: dp_replicate 4\n" in capsys.readouterr().out
     (warning,) = warnings(plan("strategy=fsdp_tp strategy.tp=8", 16), 4)
     assert warning == (
         "warning: strategy.tp=8 crosses nodes of 4 process(es), so that every layer waits for the network: "

@@ -11,7 +11,8 @@ import pytest
 
 from launch import node as launcher
 from launch.cluster.roll_call import PROGRAM, roll_call
-from launch.start.environment import Node, local_environment, torchrun_line
+from launch.start.environment import local_environment
+from launch.start.nodes import Node, nodes_line
 from train.command import cli
 from train.config.problems import BadInput
 
@@ -162,7 +163,7 @@ def test_the_facts_have_the_config_the_versions_and_no_secret(monkeypatch):
 def test_torchrun_of_a_node():
     node = launcher.connected(Node(1, 2, "127.0.0.1", 29500, join_s=7))
     assert (node.address, node.interface) == ("127.0.0.1", "lo")
-    line = torchrun_line(["strategy=tp"], 4, node=node)
+    line = nodes_line(["strategy=tp"], 4, node)
     how = (
         "--nnodes=2 --node_rank=1 --master_addr=127.0.0.1 --master_port=29500 --local_addr=127.0.0.1 --nproc_per_node=4"
     )

@@ -1,4 +1,4 @@
-"""Wrong values of every option of the tools, each of which must be refused (tests/test_help.py)."""
+"""Wrong values of every option (tests/test_help.py)."""
 
 NUMBERS = ("x", "0", "-1", "1.5", "", "1e3", "٣", "9" * 5000)
 WRONG = {

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch.start.environment import Node
+from launch.start.nodes import Node
 from train.command.process.disagreement import disagreements
 from train.config.problems import EXIT_ENVIRONMENT, EXIT_INPUT, BadInput, Problem
 

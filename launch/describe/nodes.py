@@ -22,14 +22,17 @@ def crosses(plan: Plan, axis: str, per_node: int) -> bool:
     return any(first // per_node != (first + span) // per_node for first in firsts)
 
 
+def across(plan: Plan, nodes: int) -> list[str]:
+    """The axes that cross machines, from the outermost."""
+    return [one for one in MESH_AXES if plan.degrees[one] > 1 and crosses(plan, one, plan.world_size // nodes)]
+
+
 def crossing(plan: Plan, nodes: int) -> list[str]:
     """Lines for launch.explain: the axes inside a machine, and those that cross."""
-    per_node = plan.world_size // nodes
-    used = [axis for axis in MESH_AXES if plan.degrees[axis] > 1]
-    across = [axis for axis in used if crosses(plan, axis, per_node)]
-    inside = [axis for axis in used if axis not in across]
+    per_node, over = plan.world_size // nodes, across(plan, nodes)
+    inside = [axis for axis in MESH_AXES if plan.degrees[axis] > 1 and axis not in over]
     lines = [f"{nodes:,} nodes of {per_node:,} process(es): node 0 has ranks 0-{per_node - 1}, and so on"]
-    lines += [f"  inside a node  {_listed(plan, inside)}", f"  across nodes   {_listed(plan, across)}"]
+    lines += [f"  inside a node  {listed(plan, inside)}", f"  across nodes   {listed(plan, over)}"]
     if plan.ep > 1:
         lines.append(f"  the all-to-all of experts (ep {plan.ep}) is over ranks of dp_shard and cp")
     return [*lines, *(f"  {line}" for line in warnings(plan, nodes))]
@@ -56,5 +59,5 @@ def _smaller(plan: Plan, axis: str, per_node: int) -> str:
     return f"use {other}" if per_node > 1 else f"use more processes on each node, or a strategy without {axis}"
 
 
-def _listed(plan: Plan, axes: list[str]) -> str:
+def listed(plan: Plan, axes: list[str]) -> str:
     return ", ".join(f"{axis} {plan.degrees[axis]}" for axis in axes) or "none"

@@ -17,7 +17,8 @@ from launch.emulating.cluster import NIC, STORE_PORT, Cluster, cut
 from launch.emulating.namespaces import Network
 from launch.emulating.record import MARK
 from launch.start.agent import Order
-from launch.start.environment import SHORT_LOOKUP, Node, local_environment, torchrun_line
+from launch.start.environment import SHORT_LOOKUP, local_environment
+from launch.start.nodes import Node, nodes_line
 from launch.start.torchrun import end_at_once, start_agent
 from train.command.launching.network import Fault
 from train.config.world import LAUNCH, RUN_FILE
@@ -73,7 +74,7 @@ def nodes_of(job: Job, cluster: Cluster) -> list[Node]:
     agents = job.agents
     head = cluster.address(agents[0].node)
     return [
-        Node(number, len(agents), head, STORE_PORT, cluster.address(agent.node), NIC, job.join_s)
+        Node(number, len(agents), head, STORE_PORT, cluster.address(agent.node), job.join_s, NIC)
         for number, agent in enumerate(agents)
     ]
 
@@ -81,7 +82,7 @@ def nodes_of(job: Job, cluster: Cluster) -> list[Node]:
 def lines_of(job: Job, cluster: Cluster) -> list[tuple[Agent, list[str]]]:
     """torchrun's arguments for each agent."""
     return [
-        (agent, torchrun_line(job.overrides, agent.ranks, node=node, program=job.program))
+        (agent, nodes_line(job.overrides, agent.ranks, node, program=job.program))
         for agent, node in zip(job.agents, nodes_of(job, cluster), strict=True)
     ]
 

@@ -1,8 +1,8 @@
-"""The command line and the environment with which launchers start torchrun on this machine, alone or as one of several.
+"""The command line and the environment with which launchers start torchrun on this machine.
 
-A local run needs no host name: its ranks connect at 127.0.0.1. Of several machines, each uses the address at which the
-others reach it. Variables from another launch are left out with a note: `RANK`, `WORLD_SIZE` and the like, and `PET_*`,
-which would override torchrun's arguments.
+A local run needs no host name: its ranks connect at 127.0.0.1. Variables from another launch are left out with a note:
+`RANK`, `WORLD_SIZE` and the like, and `PET_*`, which would override torchrun's arguments. nodes.py has the command line
+of one of several machines.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from launch.start.nodes import Node
 from train.command.process.exits import SIGNALS
 from train.command.resources import INSTALLED, ROOT, path_of
 from train.config.world import AGENT, LAUNCH, LOCK, NEEDED, PLACE, ROLL, RUN_FILE
@@ -30,21 +30,6 @@ SHORT_LOOKUP = {"RES_OPTIONS": "timeout:1 attempts:1"}  # glibc's resolver other
 SET_BY_TORCHRUN = {*PLACE, *NEEDED, "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE", "ROLE_NAME"} | {
     f"TORCHELASTIC_{name}" for name in ("RUN_ID", "RESTART_COUNT", "MAX_RESTARTS", "USE_AGENT_STORE", "ERROR_FILE")
 }
-
-
-@dataclass(frozen=True)
-class Node:
-    """One of several machines whose ranks are one world. `number`: from 0 on; ranks are numbered from machine to
-    machine. `head`, `port`: where machine 0 has torchrun's store. `address`, `interface`: at which the others reach
-    this machine; empty if torch is to find them. `join_s`: how long torchrun waits for the others."""
-
-    number: int
-    count: int
-    head: str
-    port: int
-    address: str = ""
-    interface: str = ""
-    join_s: int = 60
 
 
 def threads(nproc: int) -> str:
@@ -65,13 +50,10 @@ def local_environment(nproc: int, env: Mapping[str, str], node: Node | None = No
     ignored, kind = left_behind(env), "a local launch" if node is None else "this launch"
     kept = {name: value for name, value in env.items() if name not in ignored and name not in OWN}
     notes = [f"ignored, as {kind} sets its own values: {', '.join(ignored)}"] if ignored else []
+    connect = node.environment if node else loopback()
     if node is None:
         waits, note = _name_servers(kept)
-        notes += [note] if note else []
-        connect = loopback() | waits
-    else:
-        connect = {"PET_RDZV_CONF": f"timeout={node.join_s}"}
-        connect |= {"GLOO_SOCKET_IFNAME": node.interface} if node.interface else {}
+        connect, notes = connect | waits, notes + ([note] if note else [])
     own = {
         # otherwise torchrun makes a folder for error files in the temporary directory and leaves it there
         "PET_LOG_DIR": os.devnull,
@@ -81,28 +63,12 @@ def local_environment(nproc: int, env: Mapping[str, str], node: Node | None = No
     return {"OMP_NUM_THREADS": threads(nproc)} | connect | kept | own, notes
 
 
-def torchrun_line(
-    overrides: Sequence[str],
-    nproc: int,
-    *,
-    port: int | None = None,
-    restarts: int = 0,
-    node: Node | None = None,
-    program: str = "train/main.py",
-) -> list[str]:
-    """torchrun's arguments for one run on this machine, with its address, so that no host name is looked up.
-
-    `nproc`: the number of processes on this machine. `node`: which of several machines it is; its port counts then.
-    `program`: of this source tree, which every rank runs.
-    """
-    if node is None:
-        where = ["--standalone" if port is None else f"--master_port={port}", "--local_addr=127.0.0.1"]
-    else:
-        where = [f"--nnodes={node.count}", f"--node_rank={node.number}"]
-        where += [f"--master_addr={node.head}", f"--master_port={node.port}"]
-        where += [f"--local_addr={node.address}"] if node.address else []
+def torchrun_line(overrides: Sequence[str], nproc: int, *, port: int | None = None, restarts: int = 0) -> list[str]:
+    """torchrun's arguments for one run on this machine, with its address, so that no host name is looked up."""
+    where = "--standalone" if port is None else f"--master_port={port}"
     again = [f"--max_restarts={restarts}"] if restarts else []
-    return [*where, f"--nproc_per_node={nproc}", *again, path_of(program), *overrides]
+    how = [where, "--local_addr=127.0.0.1", f"--nproc_per_node={nproc}", *again]
+    return [*how, path_of("train/main.py"), *overrides]
 
 
 def source_path() -> dict[str, str]:
