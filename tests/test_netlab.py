@@ -91,6 +91,10 @@ def test_dry_run_prints_every_command_and_starts_nothing(capsys, monkeypatch, tm
         (["nodes=2", "nproc=3"], "nproc=3 is not divisible by nodes=2"),
         (["nodes=2", "fault=kill:2@5"], "fault=kill:2@5 names host 2, but the hosts are 0 to 1"),
         (["nodes=2", "preset=h100_ib400", "inter=1mbit"], "preset=h100_ib400 sets inter and intra"),
+        (
+            ["nodes=2", "preset=h100_ib400", "fault=late:1:5s"],
+            "needs a measurement, which fault=late:1:5s",
+        ),
         (["nodes=2", "preset=h100"], "preset=h100 is not known: use preset=a100_eth100"),
         (["nodes=2", "inter=fast"], "inter=fast is not valid: inter must be rates such as 100mbit"),
         (["nodes=2", "runtime.device=cuda"], "the hosts of an emulated cluster share the CPU"),

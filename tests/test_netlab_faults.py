@@ -136,6 +136,17 @@ def test_a_host_that_sends_slower_than_it_receives(tmp_path, undisturbed):
     assert not with_variable(MARK, owner.mark)
 
 
+def test_launch_netlab_itself_is_killed(start, undisturbed):
+    """Its processes end with it, or at the next start; and the next start goes on."""
+    run = start("fault=late:1:0.1s")
+    run.until(lambda: [*run.folder.glob(f"runs/netlab-*/{SPEED}/dp-*/metrics.jsonl")] and losses_of(run.run())[5:])
+    run.process.kill()
+    run.process.wait()
+    record.clean_up()
+    is_gone(run)
+    continued(start, run.run(), undisturbed)
+
+
 def test_delays_and_losses(start, undisturbed):
     needs_netem()
     run = start(CALM, "delay=1ms", "loss=1%")

@@ -153,8 +153,10 @@ def test_where_namespaces_are_not_allowed_the_fix_is_said(monkeypatch, tmp_path)
     for name in ("ip", "tc", "nsenter", "sh", "unshare"):
         (tmp_path / name).write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2; exit 1\n")
         (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    from launch.emulating import namespaces
     from launch.emulating.namespaces import rights
+
+    monkeypatch.setattr(namespaces, "surroundings", lambda: {"PATH": str(tmp_path)})
 
     with pytest.raises(BadInput, match=r"Operation not permitted.*run it as root, or allow user namespaces") as refused:
         rights()

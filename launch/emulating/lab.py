@@ -29,6 +29,7 @@ from launch.start.torchrun import last_words
 from launch.sweeping.points import Entry, State
 from train.command.launching.network import shown_rate
 from train.command.planning.hardware import load
+from train.command.planning.profile import lacking
 from train.config import plain_json
 from train.config.groups.hardware import HardwareConfig
 from train.config.problems import EXIT_STOPPED, Reported
@@ -55,6 +56,11 @@ class Lab:
     links: dict[float | None, Measured] = field(default_factory=dict)
     speeds: tuple[float | None, ...] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
+    before: dict[str, Any] = field(default_factory=dict)  # what an earlier start has written
+
+    def __post_init__(self) -> None:
+        path = self.task.folder / RESULTS
+        self.before = {} if self.task.fresh else read_json(path) or {}
 
     def measure(self) -> None:
         """Messages without shapers, then on the links of every speed. Raises BadInput for a speed that is not
@@ -76,9 +82,14 @@ class Lab:
         self.net.do(self.net.cluster.shapes(speed))
 
     def predict(self, hardware: HardwareConfig) -> None:
-        """The prediction of every run, written before the first of them starts."""
+        """The prediction of every run, written before the first of them starts. A run that is done keeps its own."""
+        known = {(row["label"], row["inter"]): row for row in self.before.get("rows", [])}
         for speed in self.speeds:
             for point in self.task.points:
+                row = known.get((point.label, speed), {})
+                if row.get("status") == DONE:
+                    self.rows.append(row)
+                    continue
                 found = prediction(
                     point.plan,
                     hardware,
@@ -120,14 +131,18 @@ class Lab:
         if self.task.fresh or not path.exists():
             print(f"measuring the computation, for about {jobs.COMPUTING_S} s", flush=True)
             self._measured(jobs.computation(self.task), self.task.folder / jobs.COMPUTATION)
-        return load(path)
+        found = load(path)
+        if missing := lacking(found, plan.config.precision.value):
+            fix = "end other programs and use fresh=true, or give a profile by hardware=measured/NAME"
+            raise NotMeasured(f"{path} has no {', '.join(missing)}, as the time for it was too short: {fix}")
+        return found
 
     def _scaled(self) -> tuple[float | None, ...]:
         preset, cluster = self.task.preset, self.net.cluster
         assert preset is not None
         rates = self.computation().matmul_tflops
         precision = self.task.points[0].plan.config.precision.value
-        inter, intra = preset.scaled(rates[precision], cluster.per_node)
+        inter, intra = (float(f"{rate:.3g}") for rate in preset.scaled(rates[precision], cluster.per_node))
         reached = self.unshaped.rate("all_reduce", cluster.nproc) or math.inf
         kept = intra if cluster.per_node > 1 and intra < reached / PAYLOAD else None
         self.net.cluster = dataclasses.replace(cluster, intra=kept)
@@ -179,14 +194,18 @@ class Lab:
         return outcome
 
     def _save(self) -> None:
+        """Write it down, with what an earlier start found at other speeds."""
         task, cluster = self.task, self.net.cluster
+        speeds = {*self.speeds}
+        rows = [row for row in self.before.get("rows", []) if row["inter"] not in speeds]
+        links = [row for row in self.before.get("links", []) if row[0] not in speeds]
         values = {
             "line": [*task.line],
             "cluster": dataclasses.asdict(cluster),
             "unshaped_mbit": (self.unshaped.rate("all_reduce", cluster.nproc) or 0.0) / PAYLOAD / 1e6,
             "preset": None if task.preset is None else dataclasses.asdict(task.preset),
-            "links": [[speed, *row] for speed, found in self.links.items() for row in found.rows_again()],
-            "rows": self.rows,
+            "links": links + [[speed, *row] for speed, found in self.links.items() for row in found.rows_again()],
+            "rows": rows + self.rows,
         }
         write_whole(task.folder / RESULTS, plain_json.dumps(values, indent=2) + "\n")
 

@@ -29,6 +29,11 @@ ALLOW = (
 )
 
 
+def surroundings() -> dict[str, str]:
+    """The environment for the tools, which a user's PATH may lack."""
+    return os.environ | {"PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])}
+
+
 def refuse(rule: str, message: str, fix: str) -> BadInput:
     return BadInput(Problem(rule, message, fix, exit_code=EXIT_ENVIRONMENT))
 
@@ -52,14 +57,15 @@ class Rights:
 
 def rights(limit_s: float = LIMIT_S) -> Rights:
     """Raises BadInput (exit code 3) if a tool is missing or neither way is allowed."""
-    if missing := [name for name in TOOLS if shutil.which(name) is None]:
+    env = surroundings()
+    if missing := [name for name in TOOLS if shutil.which(name, path=env["PATH"]) is None]:
         package = TOOLS[missing[0]]
         raise refuse("netlab_tools", f"{missing[0]} is not installed", f"install {package} (apt install {package})")
     said = ""
     for found in (Rights(rootless=False), Rights(rootless=True)):
         # the shaper is tried too: a namespace of a kernel without it is of no use
         script = "ip link set lo up && tc qdisc add dev lo root tbf rate 1gbit burst 100kb limit 1mb"
-        done = subprocess.run([*found.unshare, "sh", "-c", script], capture_output=True, text=True, timeout=limit_s)
+        done = _shell(found.unshare, script, limit_s)
         if done.returncode == 0:
             return found
         said = " ".join(done.stderr.split())
@@ -72,7 +78,12 @@ def rights(limit_s: float = LIMIT_S) -> Rights:
 def has_netem(found: Rights, limit_s: float = LIMIT_S) -> bool:
     """Whether the kernel can delay and lose packets."""
     script = "ip link set lo up && tc qdisc add dev lo root netem delay 1ms"
-    return subprocess.run([*found.unshare, "sh", "-c", script], capture_output=True, timeout=limit_s).returncode == 0
+    return _shell(found.unshare, script, limit_s).returncode == 0
+
+
+def _shell(enter: Sequence[str], script: str, limit_s: float) -> subprocess.CompletedProcess[str]:
+    line = [*enter, "sh", "-c", script]
+    return subprocess.run(line, capture_output=True, text=True, timeout=limit_s, env=surroundings())
 
 
 class Network:
@@ -88,7 +99,7 @@ class Network:
         """Run commands in their namespaces. Raises BadInput (exit code 3) if one fails."""
         for node, lines in steps:
             script = "\n".join(["set -e", *(line.format(*self._hosts()) for line in lines)])
-            done = subprocess.run([*self.enter(node), "sh", "-c", script], capture_output=True, text=True)
+            done = _shell(self.enter(node), script, LIMIT_S)
             if done.returncode:
                 said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
                 raise refuse(
@@ -97,8 +108,7 @@ class Network:
 
     def sent(self) -> dict[int, tuple[int, int]]:
         """For each host, the bytes that it has sent over its link and received from it, headers included."""
-        line = [*self.enter(SWITCH), "ip", "-json", "-statistics", "link", "show"]
-        done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=LIMIT_S)
+        done = _shell(self.enter(SWITCH), "ip -json -statistics link show", LIMIT_S)
         found = {one["ifname"]: one["stats64"] for one in json.loads(done.stdout)}
         return {
             node: (found[f"port{node}"]["rx"]["bytes"], found[f"port{node}"]["tx"]["bytes"])
@@ -113,7 +123,7 @@ class Network:
 def network(cluster: Cluster, found: Rights, record: Record) -> Iterator[Network]:
     """The hosts and links of a cluster, unshaped. They do not outlive the context, nor this process."""
     with ExitStack() as held:
-        env = os.environ | {MARK: record.mark}
+        env = surroundings() | {MARK: record.mark}
         pids = {SWITCH: held.enter_context(_holder([*found.unshare], env))}
         made = Network(cluster, found, pids)
         for node in range(cluster.nodes):

@@ -130,6 +130,9 @@ def _check(size: Size, preset: str | None, speeds: object, intra: float | None, 
     if preset and (speeds or intra):
         message = f"preset={preset} sets inter and intra, but one of them is given too"
         problems.append(Problem("preset", message, "leave one of them out"))
+    if preset and fault:
+        message = f"preset={preset} needs a measurement, which fault={fault} would disturb"
+        problems.append(Problem("preset", message, "give inter and intra, or leave one of them out"))
     if fault and fault.node >= size.nodes:
         message = f"fault={fault} names host {fault.node}, but the hosts are 0 to {size.nodes - 1}"
         problems.append(Problem("fault", message, f"use one of them, or nodes={fault.node + 1}"))
