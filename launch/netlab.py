@@ -61,10 +61,10 @@ def main(argv: list[str]) -> int:
 
 def finish(task: Task, code: int) -> int:
     """Show the comparison, and return the exit code."""
-    line = [path_of("scripts/compare_links.py"), str(task.folder)]
+    line = [path_of("scripts/compare.py"), str(task.folder)]
     if importlib.util.find_spec("matplotlib") is not None:
         line += ["--html", str(task.folder / "report.html")]
-        line += [] if task.links else ["--png", str(task.folder / "links.png")]
+        line += [] if task.links else ["--png", str(task.folder)]
     print(shlex.join(["python", *line]), flush=True)
     shown = subprocess.run([sys.executable, *line], check=False)
     return code or shown.returncode

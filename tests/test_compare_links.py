@@ -1,14 +1,16 @@
-"""What scripts/compare_links.py says of predictions and measurements: orders, crossing points, limits, bytes."""
+"""What scripts/compare.py says of launch.netlab's predictions and measurements: orders, crossings, limits, bytes."""
 
 import dataclasses
 import re
 
 import pytest
 
-from scripts.compare_links import main
+from scripts import compare
 from scripts.comparing.links import words
 from scripts.comparing.links.page import report, save
 from scripts.comparing.links.reading import Message, Results, Row, crossings, pairs
+from scripts.comparing.links.show import is_netlab, show
+from train.config.problems import BadInput
 
 TIMES = {  # measured and predicted ms at 25, 100 and 400 Mbit/s: tp is slower than pp on slow links only
     "tp": ((800.0, 200.0, 50.0), (900.0, 180.0, 55.0)),
@@ -66,18 +68,20 @@ def test_tables_and_the_page(tmp_path):
     lines = words.table(results(), markdown=True)
     assert lines[1].startswith("|---|---|---|---:") and len(lines) == 2 + 9
     assert "93.3%" in words.messages(results())[1]
-    page = report(results(), "python scripts/compare_links.py FOLDER")
+    page = report(results(), "python scripts/compare.py FOLDER")
     assert page.count("<svg") == 1 and not re.search(r"(?:src|href)=.?http", page)
     assert "9 pairs" in page and "tp and pp are equally fast at 200 Mbit/s (measured)" in page
     save(results(), tmp_path / "links.png")
     assert (tmp_path / "links.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_folder_without_results_is_refused(tmp_path, capsys):
-    for text in (None, "{}", '{"cluster": {"nodes": "x"}}'):
-        if text:
-            (tmp_path / "netlab.json").write_text(text)
-        with pytest.raises(SystemExit) as ended:
-            main([str(tmp_path)])
-        said = capsys.readouterr().err
-        assert ended.value.code == 2 and "is not one that launch.netlab wrote" in said and "Traceback" not in said
+def test_a_folder_with_other_results_is_refused(tmp_path):
+    args = compare.parser().parse_args([str(tmp_path)])
+    assert not is_netlab(tmp_path)
+    for text in ("{}", '{"cluster": {"nodes": "x"}}', "["):
+        (tmp_path / "netlab.json").write_text(text)
+        assert is_netlab(tmp_path)
+        with pytest.raises(BadInput, match=r"netlab.json is not .*: run launch.netlab again"):
+            show(tmp_path, args)
+    with pytest.raises(BadInput, match="leave --csv and --json out"):
+        show(tmp_path, compare.parser().parse_args([str(tmp_path), "--json"]))

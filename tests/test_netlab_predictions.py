@@ -8,9 +8,8 @@ import pytest
 from launch.emulating.cluster import PAYLOAD
 from launch.emulating.predicting import Emulated, Measured, prediction
 from tests.plans import plan_of
-from train.command.planning.links import Group
+from train.command.planning.links import Group, edge_bytes
 from train.command.planning.quantities import Message
-from train.command.planning.wire import edge_bytes
 from train.config.strategy import MESH_AXES
 
 MiB = 2**20

@@ -18,7 +18,7 @@ COMPUTATION = "computation"  # the name of the profile
 def messages(task: Task, out: Path, sizes: Sequence[int]) -> Job:
     """Messages of these sizes between all processes; rows as JSON in the file `out`."""
     words = (f"sizes={','.join(map(str, sizes))}", f"ops={OPS}", "device=cpu", f"budget_s={BUDGET_S}", f"out={out}")
-    return Job(words, _in_turn(task), "scripts/bench_links.py", join_s=task.join_s)
+    return Job(words, _in_turn(task), "scripts/calibrating/links.py", join_s=task.join_s)
 
 
 def computation(task: Task) -> Job:

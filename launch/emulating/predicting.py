@@ -19,12 +19,11 @@ from launch.emulating.placement import edges_of, pairs_of
 from train.command.planning import constants
 from train.command.planning.constants import Constants
 from train.command.planning.job import of_plan
-from train.command.planning.links import Network
+from train.command.planning.links import Network, edge_bytes
 from train.command.planning.profile import OPS
 from train.command.planning.quantities import Message, quantities
 from train.command.planning.search.replay import Replays
 from train.command.planning.step_time import StepTime
-from train.command.planning.wire import edge_bytes
 from train.config.groups.hardware import HardwareConfig
 from train.config.plan import Plan
 from train.config.strategy import MESH_AXES
@@ -32,7 +31,7 @@ from train.strategies.data.keys import DdpKeys
 from train.strategies.memory import state_bytes
 
 MiB = 2**20
-Rows = Sequence[Sequence[object]]  # of scripts/bench_links.py: operation, ranks, bytes, microseconds
+Rows = Sequence[Sequence[object]]  # of scripts/calibrating/links.py: operation, ranks, bytes, microseconds
 
 
 @dataclass(frozen=True)

@@ -90,3 +90,18 @@ def network(hardware: HardwareConfig, c: Constants) -> Network:
         link_step=(hardware.link_latency_us or 0.0) * US,
         node_step=(hardware.node_latency_us or 0.0) * US,
     )
+
+
+# What gloo puts on the wire. It has no reduce_scatter of its own: torch makes an all_reduce of the whole tensor and
+# keeps a part (torch 2.11 to 2.13).
+RINGS = {"all_reduce": 2, "reduce_scatter": 2, "all_gather": 1}  # how often a tensor goes round, but for one part of it
+
+
+def edge_bytes(op: str, ranks: int, size: float) -> float:
+    """Bytes over one edge, in one direction. `size`: by nccl-tests' convention, the whole tensor; of a `send`, what one
+    rank sends. Of an `all_to_all`, what a rank sends to each of the others."""
+    if op == "send" or ranks < 2:
+        return float(size)
+    if op == "all_to_all":
+        return size / ranks
+    return RINGS.get(op, 1) * (ranks - 1) / ranks * size

@@ -1,4 +1,4 @@
-"""Measure messages between ranks: torchrun --nproc_per_node=2 scripts/bench_links.py sizes=4096,4194304
+"""Measure messages between ranks: torchrun --nproc_per_node=2 scripts/calibrating/links.py sizes=4096,4194304
 
 Every collective of each size in bytes, in groups of every power of two of neighbouring ranks and in the whole world.
 All groups of one size send at the same time. It prints microseconds, medians of many, from the slowest rank, and the
@@ -19,8 +19,8 @@ import torch
 
 from scripts.calibrating.messages import Groups, message_rows
 from scripts.calibrating.timing import Stopwatch
+from train.command.planning.links import edge_bytes
 from train.command.planning.profile import OPS
-from train.command.planning.wire import edge_bytes
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
