@@ -41,9 +41,14 @@ def test_bytes_of_an_edge_of_a_ring_of_four(op, edges):
     assert edge_bytes(op, 4, 1000.0) == 1000 * edges
 
 
+def emulated(degrees, hosts, inter=math.inf, intra=math.inf):
+    none = (0.0, 0.0, 0.0, 0.0, 0.0)
+    return Emulated(*none, degrees=degrees, hosts=hosts, inter=inter, intra=intra, measured=LINK)
+
+
 def test_a_message_is_its_latency_and_its_bytes_over_the_busiest_link():
     hosts = [0, 1, 2, 3]
-    net = Emulated(*5 * [0.0], degrees=ONE_AXIS | {"dp_replicate": 4}, hosts=hosts, inter=8e6, measured=LINK)
+    net = emulated(ONE_AXIS | {"dp_replicate": 4}, hosts, inter=8e6)
     found = net.known(message("all_reduce", "dp_replicate", MiB, 4, calls=3))
     assert found == pytest.approx(3 * LATENCY_S + 1.5 * MiB / 1e6)
     all_to_all = net.known(message("all_to_all", "dp_replicate", MiB, 4))
@@ -52,11 +57,7 @@ def test_a_message_is_its_latency_and_its_bytes_over_the_busiest_link():
 
 
 def test_groups_of_a_host_share_its_link_and_what_stays_inside_does_not_use_it():
-    shared = {"degrees": TWO_BY_TWO, "inter": 8e6, "intra": 80e6, "measured": LINK}
-    usual, other = (
-        Emulated(*5 * [0.0], hosts=[0, 0, 1, 1], **shared),
-        Emulated(*5 * [0.0], hosts=[0, 1, 0, 1], **shared),
-    )
+    usual, other = (emulated(TWO_BY_TWO, hosts, 8e6, 80e6) for hosts in ([0, 0, 1, 1], [0, 1, 0, 1]))
     tp = message("all_reduce", "tp", MiB, 2)
     assert usual.loads(tp) == (0.0, 2 * MiB), "both edges of a ring of two are inside"
     assert other.loads(tp) == (2 * MiB, 0.0), "two groups over one link"

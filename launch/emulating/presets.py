@@ -40,5 +40,5 @@ def preset_named(name: str) -> Preset:
     if name not in known:
         raise BadInput(Problem("preset", f"preset={name} is not known", f"use preset={'|'.join(sorted(known))}"))
     values = known[name]
-    rates = (float(values[key]) for key in ("tflops", "inter_gbit", "intra_gbit"))
-    return Preset(name, *rates, source=str(values["source"]))
+    tflops, inter, intra = (float(values[key]) for key in ("tflops", "inter_gbit", "intra_gbit"))
+    return Preset(name, tflops, inter, intra, str(values["source"]))

@@ -82,11 +82,12 @@ def read(argv: Sequence[str], description: str) -> Task:
     """Raises BadInput, with all problems of the runs, and exits after --help."""
     line, argv = tuple(argv), [*argv]
     given = any(word.startswith(f"{NODES.name}=") for word in argv)
-    nodes, intra, speeds = (one.pop(argv) for one in (NODES, netlab.INTRA, netlab.INTER))
+    nodes = NODES.pop(argv)
     size = popped_size(argv, nodes if given else USUAL_NODES)
-    delay, loss, fault = (one.pop(argv) for one in (netlab.DELAY, netlab.LOSS, netlab.FAULT))
-    orders, preset, join_s = (one.pop(argv) for one in (netlab.ORDER, netlab.PRESET, JOIN_S))
-    links, dry_run = netlab.LINKS.pop(argv), DRY_RUN.pop(argv)
+    inter, intra = netlab.INTER.pop(argv), netlab.INTRA.pop(argv)
+    delay, loss = netlab.DELAY.pop(argv), netlab.LOSS.pop(argv)
+    orders, preset, fault = netlab.ORDER.pop(argv), netlab.PRESET.pop(argv), netlab.FAULT.pop(argv)
+    join_s, links, dry_run = JOIN_S.pop(argv), netlab.LINKS.pop(argv), DRY_RUN.pop(argv)
     fresh, force = options.FRESH.pop(argv), options.FORCE.pop(argv)
     parser = cli.parser(NETLAB, description)
     args = parser.parse_intermixed_args(argv)
@@ -95,7 +96,7 @@ def read(argv: Sequence[str], description: str) -> Task:
         cli.show_help(parser, [point.overrides for point in found])
     if args.cfg:
         raise BadInput(Problem("cfg", "--cfg prints one config, but here are several", "use launch.local --cfg job"))
-    _check(size, preset, speeds, intra, fault)
+    _check(size, preset, inter, intra, fault)
     for word in argv:
         if word.startswith(DEVICE) and word not in (f"{DEVICE}auto", f"{DEVICE}cpu"):
             message = f"{word}, but the hosts of an emulated cluster share the CPU"
@@ -110,7 +111,7 @@ def read(argv: Sequence[str], description: str) -> Task:
     return Task(
         cluster,
         tuple(points),
-        speeds or (None,),
+        inter or (None,),
         preset_named(preset) if preset else None,
         fault,
         join_s,

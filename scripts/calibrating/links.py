@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -67,20 +68,20 @@ def main(argv: Sequence[str]) -> None:
 
 def read(argv: Sequence[str]) -> Task:
     """Raises BadInput for a wrong word."""
-    values: dict[str, object] = {}
+    readers: dict[str, Callable[[str], object]] = {
+        "sizes": lambda text: tuple(_whole(part, MOST_BYTES) for part in text.split(",")),
+        "ops": lambda text: tuple(text.split(",")),
+        "budget_s": lambda text: _whole(text, MOST_S),
+        "device": str,
+        "out": str,
+    }
+    values: dict[str, Any] = {}
     for word in argv:
         key, _, text = word.partition("=")
-        readers: dict[str, Callable[[], object]] = {
-            "sizes": lambda text=text: tuple(_whole(part, MOST_BYTES) for part in text.split(",")),
-            "ops": lambda text=text: tuple(text.split(",")),
-            "budget_s": lambda text=text: _whole(text, MOST_S),
-            "device": lambda text=text: text,
-            "out": lambda text=text: text,
-        }
         if key not in readers:
             raise BadInput(Problem("word", f"{word} is not known", f"use {', '.join(f'{one}=' for one in readers)}"))
-        values[key] = readers[key]()
-    task = Task(**values)  # type: ignore[arg-type]
+        values[key] = readers[key](text)
+    task = Task(**values)
     if unknown := [op for op in task.ops if op not in OPS]:
         raise BadInput(Problem("ops", f"ops={unknown[0]} is not an operation", f"use {', '.join(OPS)}"))
     return task
