@@ -21,7 +21,7 @@ netlab() {
 steps=(train.steps=16 train.eval_every=0 train.eval_batches=1 train.global_batch_size=32 train.micro_batch_size=8)
 
 case $table in
-  links) netlab nodes=2 nproc=2 inter=100mbit,1gbit links=true ;;
+  links) netlab nodes=4 nproc=4 inter=100mbit,1gbit links=true ;;
   speeds) netlab nodes=2 nproc=2 inter=25mbit,100mbit,250mbit,1gbit strategy=dp,fsdp,tp,pp "${steps[@]}" ;;
   placement) netlab nodes=2 nproc=4 inter=100mbit intra=1gbit strategy=tp_pp order=tp.pp,pp.tp "${steps[@]}" ;;
   presets) for name in h100_ib400 a100_eth100 desktops_1gbe; do

@@ -54,6 +54,9 @@ def test_a_message_is_its_latency_and_its_bytes_over_the_busiest_link():
     all_to_all = net.known(message("all_to_all", "dp_replicate", MiB, 4))
     assert all_to_all == pytest.approx(LATENCY_S + 0.75 * MiB / 1e6), "a part for each of the three others"
     assert net.known(message("all_reduce", "tp", MiB, 1)) == 0.0
+    two = emulated(ONE_AXIS | {"dp_shard": 2}, [0, 1], inter=8e6)
+    gathered = two.known(message("all_gather", "dp_shard", MiB, 2))
+    assert gathered == pytest.approx(LATENCY_S + 1.5 * 0.5 * MiB / 1e6), "one of its halves waits for the other way"
 
 
 def test_groups_of_a_host_share_its_link_and_what_stays_inside_does_not_use_it():
@@ -74,8 +77,8 @@ def test_a_slower_link_adds_its_bytes_and_nothing_to_the_computation(strategy):
     assert slow.sent == fast.sent and slow.time.total > fast.time.total
     if strategy in ("fsdp", "tp"):  # every message is waited for
         added = sum(slow.time.exposed.values()) - sum(fast.time.exposed.values())
-        difference = sum(slow.sent.values()) * 8 * (1 / 25e6 - 1 / 1e9) / PAYLOAD
-        assert added == pytest.approx(difference, rel=1e-4)
+        least = sum(slow.sent.values()) * 8 * (1 / 25e6 - 1 / 1e9) / PAYLOAD
+        assert least < added < 1.5 * least, "an all-gather between two ranks takes half as long again"
 
 
 def test_the_gradients_of_ddp_are_sent_once_and_a_model_of_one_bucket_hides_nothing():

@@ -19,7 +19,7 @@ from launch.emulating.placement import edges_of, pairs_of
 from train.command.planning import constants
 from train.command.planning.constants import Constants
 from train.command.planning.job import of_plan
-from train.command.planning.links import Network, edge_bytes
+from train.command.planning.links import Network, edge_bytes, in_turn
 from train.command.planning.profile import OPS
 from train.command.planning.quantities import Message, quantities
 from train.command.planning.search.replay import Replays
@@ -80,9 +80,9 @@ class Emulated(Network):
         ranks = message.group.size
         if ranks < 2 or not message.calls:
             return 0.0
-        return message.calls * self.measured.latency(message.op, ranks) + max(
-            8 * bytes_ / rate for bytes_, rate in zip(self.loads(message), (self.inter, self.intra), strict=True)
-        )
+        out, inside = self.loads(message)
+        longest = max(8 * out / self.inter, 8 * inside / self.intra)
+        return message.calls * self.measured.latency(message.op, ranks) + longest * in_turn(message.op, ranks)
 
     def loads(self, message: Message) -> tuple[float, float]:
         """The bytes that a message of a step sends out of the busiest host, and inside the busiest one."""

@@ -60,9 +60,10 @@ def _runs(
 
     def shift() -> None:
         """Send to the next rank, and receive from the one before, as a pipeline and a ring do."""
+        # gloo asks for what it receives behind what it sends to the same rank, so the order decides on two ranks
         ops = [
-            dist.P2POp(dist.isend, whole, group=group, group_peer=(rank + 1) % ranks),
             dist.P2POp(dist.irecv, other, group=group, group_peer=(rank - 1) % ranks),
+            dist.P2POp(dist.isend, whole, group=group, group_peer=(rank + 1) % ranks),
         ]
         for work in dist.batch_isend_irecv(ops):
             work.wait()

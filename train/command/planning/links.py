@@ -95,6 +95,9 @@ def network(hardware: HardwareConfig, c: Constants) -> Network:
 # What gloo puts on the wire. It has no reduce_scatter of its own: torch makes an all_reduce of the whole tensor and
 # keeps a part (torch 2.11 to 2.13).
 RINGS = {"all_reduce": 2, "reduce_scatter": 2, "all_gather": 1}  # how often a tensor goes round, but for one part of it
+# Between two ranks, gloo asks for what it receives behind what it sends to the same rank, so that a part of the two
+# directions comes in turn: of an all_gather's halves one, of an all_to_all everything.
+IN_TURN = {"all_gather": 1.5, "all_to_all": 2.0}
 
 
 def edge_bytes(op: str, ranks: int, size: float) -> float:
@@ -105,3 +108,8 @@ def edge_bytes(op: str, ranks: int, size: float) -> float:
     if op == "all_to_all":
         return size / ranks
     return RINGS.get(op, 1) * (ranks - 1) / ranks * size
+
+
+def in_turn(op: str, ranks: int) -> float:
+    """How many times as long as on a link that carries both directions at once."""
+    return IN_TURN.get(op, 1.0) if ranks == 2 else 1.0
