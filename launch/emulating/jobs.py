@@ -11,7 +11,7 @@ from launch.emulating.task import Point, Task
 LATENCY, LARGE = 4096, 2**22  # bytes of the messages that are measured
 LINK_SIZES = (LATENCY, LARGE, 2**24)  # under links=true
 OPS = "all_reduce,reduce_scatter,all_gather,all_to_all,send"
-BUDGET_S, COMPUTING_S = 60, 60  # for the messages of one speed; for the profile
+BUDGET_S, COMPUTING_S = 300, 60  # for the messages of one speed; for the profile
 COMPUTATION = "computation"  # the name of the profile
 
 

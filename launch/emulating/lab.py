@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.checking.records import predicted
 from launch.emulating import jobs
 from launch.emulating.agents import Job, Outcome, run
 from launch.emulating.cluster import PAYLOAD
 from launch.emulating.namespaces import Network, refuse
-from launch.emulating.placement import crossing_axes
-from launch.emulating.predicting import Measured, Prediction, prediction
+from launch.emulating.predicting import Measured, prediction
+from launch.emulating.rows import row_of, said
 from launch.emulating.task import Point, Task, speed_name
 from launch.start.torchrun import last_words
 from launch.sweeping.points import Entry, State
@@ -33,7 +31,7 @@ from train.command.planning.profile import lacking
 from train.config import plain_json
 from train.config.groups.hardware import HardwareConfig
 from train.config.problems import EXIT_STOPPED, Reported
-from train.record.run_files import number, read_json, write_whole
+from train.record.run_files import read_json, write_whole
 from train.record.run_folder import DONE, FAILED, RUNNING
 
 RESULTS = "netlab.json"
@@ -99,7 +97,7 @@ class Lab:
                     self.links[speed],
                     self.unshaped,
                 )
-                self.rows.append(_row(point, speed, found))
+                self.rows.append(row_of(point, speed, found))
         self._save()
 
     def run_all(self) -> int:
@@ -116,7 +114,7 @@ class Lab:
                     row |= {"exit_code": outcome.exit_code, "sent": outcome.sent, "seconds": outcome.seconds}
                     code = code or outcome.exit_code
                 row |= {"status": entry.status, "run_dir": entry.run_dir}
-                print(f"{speed_name(speed)} {point.label}: {_said(row, entry)}", flush=True)
+                print(f"{speed_name(speed)} {point.label}: {said(row, entry)}", flush=True)
                 if self.rows:
                     self._save()
         return code
@@ -152,7 +150,10 @@ class Lab:
 
     def _messages(self, file: Path, sizes: Sequence[int]) -> Measured:
         self._measured(jobs.messages(self.task, file, sizes), file.with_suffix(""))
-        return Measured.of((read_json(file) or {})["rows"])
+        found = read_json(file) or {}
+        if found["left_out"]:
+            raise NotMeasured(f"{file}: there was no time for {', '.join(found['left_out'])}: end other programs")
+        return Measured.of(found["rows"])
 
     def _measured(self, job: Job, logs: Path) -> None:
         """Run a program on all hosts. Raises NotMeasured with its last words if it fails."""
@@ -222,28 +223,3 @@ def check_speeds(unshaped: Measured, task: Task, speeds: Sequence[float | None])
             reached = shown_rate(float(f"{payload / PAYLOAD:.3g}"))
             message = f"{name}={shown_rate(asked)} is faster than this machine itself, which reaches {reached} unshaped"
             raise refuse("netlab_speed", message, f"use {name}={reached} or less, or fewer hosts and processes")
-
-
-def _row(point: Point, speed: float | None, found: Prediction) -> dict[str, Any]:
-    degrees = {axis: degree for axis, degree in point.plan.degrees.items() if degree > 1}
-    return {
-        "label": point.label,
-        "strategy": point.plan.config.strategy.name,
-        "inter": speed,
-        "order": [*point.order],
-        "hosts": [*point.hosts],
-        "crossing": crossing_axes(point.plan.degrees, point.hosts),
-        "degrees": degrees,
-        "predicted_at": time.time(),
-        "predicted_ms": 1e3 * found.time.total,
-        "predicted_parts_ms": predicted(found.time),
-        "predicted_sent": found.sent,
-        "predicted_messages": found.messages,
-    }
-
-
-def _said(row: dict[str, Any], entry: Entry) -> str:
-    measured = number((entry.summary() or {}).get("perf/step_ms"))
-    said = [] if measured is None else [f"{measured:,.1f} ms a step measured"]
-    said += [f"{row['predicted_ms']:,.1f} ms predicted"] if "predicted_ms" in row else []
-    return ", ".join([entry.status, *said])

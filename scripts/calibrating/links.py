@@ -59,11 +59,15 @@ def main(argv: Sequence[str]) -> None:
         config = RuntimeConfig(device=task.device, timeout_s=max(300.0, float(task.budget_s)))
         runtime = choose_runtime(config, world)
         with process_group(runtime, world, config.timeout_s):
-            rows = measured(task, world, runtime.device)
+            rows, left_out = measured(task, world, runtime.device)
         if world.rank == 0:
             print("\n".join(lines(rows)), flush=True)
+            if left_out:
+                print(f"left out, as budget_s={task.budget_s} was used up: {'; '.join(left_out)}", flush=True)
             if task.out:
-                write_whole(Path(task.out), dumps({"world_size": world.world_size, "rows": rows}) + "\n")
+                write_whole(
+                    Path(task.out), dumps({"world_size": world.world_size, "rows": rows, "left_out": left_out}) + "\n"
+                )
 
 
 def read(argv: Sequence[str]) -> Task:
@@ -94,11 +98,13 @@ def _whole(text: str, most: int) -> int:
     raise BadInput(Problem("number", message, "use sizes=4096,4194304 budget_s=60, for example"))
 
 
-def measured(task: Task, world: World, device: torch.device) -> list[list[object]]:
-    """[operation, ranks, bytes, microseconds]. Collective."""
+def measured(task: Task, world: World, device: torch.device) -> tuple[list[list[object]], list[str]]:
+    """([operation, ranks, bytes, microseconds], what was left out). Collective."""
     watch = Stopwatch(device, SideGroup(world), task.budget_s)
     groups = Groups(world.world_size, world.rank)
-    return [[op, *row] for op in task.ops for row in message_rows(watch, groups, op, "float32", sorted(task.sizes))]
+    ops, sizes = task.ops, sorted(task.sizes)
+    rows = [[op, *row] for op in ops for row in message_rows(watch, groups, op, "float32", sizes)]
+    return rows, watch.left_out
 
 
 def lines(rows: Sequence[Sequence[object]]) -> list[str]:
