@@ -17,8 +17,8 @@ netlab() {
   "${PYTHON:-python}" -m launch.netlab "$@" "metrics.dir=${FOLDER:-runs/bench_netlab}" ${dry[@]+"${dry[@]}"} ${more[@]+"${more[@]}"}
 }
 
-# 16 steps, of which step 10 is recorded; two microbatches of 8 sequences on each of two hosts
-steps=(train.steps=16 train.eval_every=0 train.eval_batches=1 train.global_batch_size=32 train.micro_batch_size=8)
+# 12 steps, of which step 10 is recorded; a microbatch of 8 sequences on each of two hosts, two in a pipeline
+steps=(train.steps=12 train.eval_every=0 train.eval_batches=1 train.global_batch_size=16 train.micro_batch_size=8)
 
 case $table in
   links) netlab nodes=4 nproc=4 inter=100mbit,1gbit links=true ;;
