@@ -27,6 +27,7 @@ def row_of(point: Point, speed: float | None, found: Prediction) -> dict[str, An
         "predicted_at": time.time(),
         "predicted_ms": 1e3 * found.time.total,
         "predicted_parts_ms": predicted(found.time),
+        "predicted_bubble_ms": 1e3 * found.time.bubble,
         "predicted_sent": found.sent,
         "predicted_messages": found.messages,
     }

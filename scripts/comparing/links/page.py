@@ -7,6 +7,7 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from scripts.comparing.links import words
 from scripts.comparing.links.reading import Results, crossings
@@ -50,6 +51,8 @@ def picture(results: Results) -> Picture:
         marks = sorted({(speed or results.unshaped) / 1e6 for speed in results.speeds})
         axes.set_xticks(marks, [f"{mark:,.4g}" for mark in marks])
         axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
         axes.set_xlabel("Mbit/s of each host's link")
         axes.set_ylabel("steps/s")
         axes.grid(color="0.5", alpha=0.25)

@@ -110,7 +110,10 @@ def _row(values: dict[str, Any]) -> Row:
     facts = read_folder(Path(values["run_dir"]))
     steps = sum("train/loss" in record for record in facts.records)
     own = sum(run.parts.get(part, 0.0) for part in COMPUTED)
-    messages = sum(ms for part, ms in parts.items() if part not in COMPUTED)
+    # while a stage waits in the bubble, others compute: as long as this run did
+    bubble = float(values["predicted_bubble_ms"])
+    computed = bubble * run.parts.get("compute", 0.0) / parts["compute"] if bubble else 0.0
+    messages = sum(ms for part, ms in parts.items() if part not in COMPUTED) - bubble + computed
     counted = [max(map(float, both)) for both in values.get("sent", {}).values()]
     return Row(
         *(found.label, found.strategy, found.inter, found.crossing, found.status),
