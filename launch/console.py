@@ -20,6 +20,7 @@ MODULES = {
     "explain": "launch.explain",
     "plan": "launch.plan",
     "sweep": "launch.sweep",
+    "netlab": "launch.netlab",
     "doctor": "launch.doctor",
     "node": "launch.node",
     "slurm": "launch.slurm",
@@ -39,6 +40,7 @@ usage: strategy-lab COMMAND [argument ...]
   explain     shows what a run would do and hold, and every problem in its config, and starts nothing
   plan        finds the fastest layout of a model on so many devices that fits in their memory, and starts nothing
   sweep       runs every combination of several values, one after another, and compares the runs
+  netlab      trains on hosts that this machine emulates, with links of the given speeds, and compares the strategies
   doctor      examines this machine, and says what stops or slows a run, and what to do
   node        starts one machine's part of a run on several machines
   slurm       submits a run, or a sweep as an array of jobs, to Slurm

@@ -5,8 +5,9 @@ launch left in the environment, cores, memory, disks, the name of the machine, t
 of two processes. Each finding is ok, a warning or an error, and comes with its fix.
 
 Takes every override that train/main.py takes, and reads metrics.dir and runtime.* of them. The exit code is 3 if
-something stops a run, 2 if the command line is wrong, and 0 otherwise. Nothing stays behind. What does not answer in
-time is given up, so that the doctor ends within limit_s: an error, or a warning if two ranks had too little time.
+something stops a run, 2 if the command line is wrong, and 0 otherwise. Nothing stays behind, also not of a
+launch.netlab that was killed. What does not answer in time is given up, so that the doctor ends within limit_s: an
+error, or a warning if two ranks had too little time.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ def examine(task: Task, env: Mapping[str, str], deadline: float) -> Iterator[Fin
         yield from guarded(variables.SUBJECT, lambda: variables.judge(env, interfaces))
         yield from guarded("machine", lambda: machine.judge(machine.here(), task.nproc, env))
         yield from guarded("connections", names.connection)
+        yield from guarded("emulated hosts", _emulated)
         for subject, judge in judges:
             yield from guarded(subject, partial(judge, deadline))
 
@@ -119,6 +121,12 @@ def examine(task: Task, env: Mapping[str, str], deadline: float) -> Iterator[Fin
 def _packages(env: Mapping[str, str]) -> list[Finding]:
     needs = packages.required()
     return packages.judge(needs, packages.installed(needs, env))
+
+
+def _emulated() -> list[Finding]:
+    from launch.examine import emulated  # it needs packages whose absence is a finding
+
+    return emulated.judge()
 
 
 def _folders(task: Task, env: Mapping[str, str], running: ExitStack) -> Judge:

@@ -2,8 +2,8 @@
 
 It takes run directories (finished, killed or still running) and folders of them. Runs of the same work are in one
 table, which says whether their losses are equal. Other runs are in tables of their own, whose headings say what
-differs. Compressed runs (scripts/compress.py) are in tables after those. The exit code is 2 if there is nothing to
-compare.
+differs. Compressed runs (scripts/compress.py) are in tables after those. A folder netlab-… of launch.netlab is shown by the
+speed of its links, with what was predicted. The exit code is 2 if there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -16,14 +16,23 @@ from typing import NoReturn
 from scripts.comparing import table, words
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import Group, groups_of
+from scripts.comparing.links.show import is_netlab, show
 from scripts.compressing import table as small
+from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
+from train.config.world import World
 from train.record.run_files import clean, write_whole
 
 
 def main() -> None:
     lasting()
     args = parser().parse_args()
+    netlabs = [Path(path) for path in args.runs if is_netlab(Path(path))]
+    if netlabs:
+        with reported_once(World.single(), trains=False):
+            for folder in netlabs:
+                show(folder, args)
+        return
     search = Search([Path(path) for path in args.runs])
     print("".join(f"compare: {line}\n" for line in search.notes), end="", file=sys.stderr)
     compressed, unread = small.read_all(search.compressed)

@@ -163,7 +163,7 @@ def test_a_machine_in_good_order(tmp_path):
     found = {one["subject"]: one for one in answer["findings"]}
     assert found.keys() == {
         "packages", "environment", "cores", "threads", "memory", "open files", "run directory", "temporary files",
-        "/dev/shm", "host name", "connections", "torch", "backends", "devices", "all-reduce",
+        "/dev/shm", "host name", "connections", "emulated hosts", "torch", "backends", "devices", "all-reduce",
     }  # fmt: skip
     assert all(
         one["level"] in ("ok", "warning") and bool(one["fix"]) == (one["level"] != "ok") for one in found.values()

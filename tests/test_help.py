@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import doctor, explain, kubernetes, local, node, slurm, sweep
+from launch import doctor, explain, kubernetes, local, netlab, node, slurm, sweep
 from scripts import soak, verify, write_configuration
 from tests.wrong_options import SWITCHES, WRONG
 from train import main as training
@@ -22,8 +22,8 @@ from train.config.problems import BadInput
 REPO = Path(__file__).resolve().parent.parent
 LOCAL, EXPLAIN, SWEEP, VERIFY = options.LOCAL, options.EXPLAIN, options.SWEEP, options.VERIFY
 DOCTOR, SOAK = options.DOCTOR, options.SOAK
-ON_NODE, SLURM, KUBERNETES = nodes.ON_NODE, nodes.SLURM, nodes.KUBERNETES
-TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, ON_NODE, SLURM, KUBERNETES, "train/main.py")
+ON_NODE, SLURM, KUBERNETES, NETLAB = nodes.ON_NODE, nodes.SLURM, nodes.KUBERNETES, nodes.NETLAB
+TOOLS = (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, SOAK, ON_NODE, SLURM, KUBERNETES, NETLAB, "train/main.py")
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def answer(tool, line, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [tool, *words])
     mains: dict[str, Callable[[], object]] = {LOCAL: local.main, EXPLAIN: explain.main, "train/main.py": training.main}
     mains |= {DOCTOR: doctor.main, SWEEP: lambda: sweep.main(words), VERIFY: lambda: verified(words)}
-    mains |= {SOAK: lambda: soak.main(words), ON_NODE: node.main}
+    mains |= {SOAK: lambda: soak.main(words), ON_NODE: node.main, NETLAB: lambda: netlab.main(words)}
     mains |= {SLURM: lambda: slurm.main(words), KUBERNETES: lambda: kubernetes.main(words)}
     with pytest.raises(SystemExit) as ended:
         mains[tool]()
@@ -107,13 +107,13 @@ def test_help_tells_a_given_value_from_the_preset_s(monkeypatch, capsys):
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_shows_its_own_options(tool, monkeypatch, capsys):
-    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY, SOAK, SLURM) else "strategy=pp"
+    several = "strategy=pp,tp" if tool in (EXPLAIN, SWEEP, VERIFY, SOAK, SLURM, NETLAB) else "strategy=pp"
     code, out, err = answer(tool, f"-h {several}", monkeypatch, capsys)
     assert (code, err) == (0, "")
     assert "strategy=pp: How the work" in out
     for one in options.OPTIONS:
         assert (f"\n  {one.name}=" in out) == (tool in one.tools), one.name
-    assert ("--cfg job" in out) == (tool != SWEEP), "which refuses it"
+    assert ("--cfg job" in out) == (tool not in (SWEEP, NETLAB)), "which refuse it"
     assert ("--json" in out, "--html FILE" in out) == (tool == DOCTOR, tool == VERIFY)
 
 
@@ -132,7 +132,7 @@ def test_a_bad_override_beside_help_has_its_usual_message(tool, line, says, monk
     assert says in err and err.count("nothing was trained") == 1
 
 
-@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY, SOAK, SLURM])
+@pytest.mark.parametrize("tool", [EXPLAIN, SWEEP, VERIFY, SOAK, SLURM, NETLAB])
 def test_a_bad_value_among_several_has_its_usual_message(tool, monkeypatch, capsys):
     code, out, err = answer(tool, "strategy=dp,foo --help", monkeypatch, capsys)
     assert (code, out) == (2, "") and "strategy=foo does not name a preset" in err

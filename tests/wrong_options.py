@@ -31,5 +31,12 @@ WRONG = {
     "image": ("", "a\nb", "x" * 2000),
     "job_name": ("", "A", "-a", "a-", "a.b", "1a", "x" * 41),
     "claim": ("", "a/b", "..", "a b"),
+    "inter": ("", "100", "1mbit,", "1mbit,1mbit", "0mbit", "-1mbit", "1e3mbit", "٣mbit", "9" * 5000 + "gbit"),
+    "intra": ("", "100", "1mbit,2mbit", "2GB", "9" * 5000 + "gbit"),
+    "delay": ("", "1", "0ms", "-1ms", "1s", "9" * 5000 + "ms"),
+    "loss": ("", "x", "0%", "51%", "-1%", "9" * 5000),
+    "order": ("", "x", "tp,", "tp.tp", "tp.xy", "tp," * 5000),
+    "preset": ("", "a/b", "..", "a b"),
+    "fault": ("", "down:1", "kill:x@3", "late:1", "late:1:0s", "slow:1:5s", "down:1@0", "down:" + "1" * 5000),
 }
-SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid", "dry_run"), ("yes", "", "1", "True"))
+SWITCHES = dict.fromkeys(("force", "fresh", "locate", "skip_invalid", "dry_run", "links"), ("yes", "", "1", "True"))

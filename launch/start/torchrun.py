@@ -30,16 +30,21 @@ Start = Callable[[Sequence[str], int, Path, Path], int]
 
 
 def start_agent(
-    order: Order, line: Sequence[str], env: Mapping[str, str], *, output: IO[str] | None = None
+    order: Order,
+    line: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    output: IO[str] | None = None,
+    prefix: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start torchrun with the arguments `line`, in a process that ends with this one. Call it from the main thread.
 
     It is in a session of its own, so that ctrl-C in a terminal reaches only this process, which then tells torchrun.
     Signals that arrive meanwhile are delivered when the new process can handle them. `output`: a file; None for this
-    process's own streams.
+    process's own streams. `prefix`: a command that becomes torchrun, such as one that enters another namespace.
     """
     # -P: a module in the working directory, for example somebody's train.py, must not replace one of this program
-    command = [sys.executable, "-P", "-m", "launch.start.agent", str(order), *line]
+    command = [*prefix, sys.executable, "-P", "-m", "launch.start.agent", str(order), *line]
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the new process inherits it
     try:
         return subprocess.Popen(

@@ -6,7 +6,7 @@ tensor, which all_gather has afterwards, and reduce_scatter before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -35,11 +35,13 @@ class Groups:
                     self.own[size] = group
 
 
-def message_rows(watch: Stopwatch, groups: Groups, op: str, precision: str) -> Iterator[Row]:
-    """[ranks, bytes, microseconds] of one collective, from the slowest rank."""
+def message_rows(
+    watch: Stopwatch, groups: Groups, op: str, precision: str, sizes: Sequence[int] | None = None
+) -> Iterator[Row]:
+    """[ranks, bytes, microseconds] of one collective, from the slowest rank. `sizes`: None for those of a profile."""
     dtype = compute_dtype(precision)
     for ranks, group in groups.own.items():
-        for size in SIZES if watch.device.type == "cpu" else GPU_SIZES:
+        for size in sizes or (SIZES if watch.device.type == "cpu" else GPU_SIZES):
             name = f"{op} of {size} bytes over {ranks} ranks, {precision}"
             elements = max(size // dtype.itemsize // ranks, 1) * ranks
             run = _runs(elements, dtype, watch.device, group)[op]
@@ -58,9 +60,10 @@ def _runs(
 
     def shift() -> None:
         """Send to the next rank, and receive from the one before, as a pipeline and a ring do."""
+        # gloo asks for what it receives behind what it sends to the same rank, so the order decides on two ranks
         ops = [
-            dist.P2POp(dist.isend, whole, group=group, group_peer=(rank + 1) % ranks),
             dist.P2POp(dist.irecv, other, group=group, group_peer=(rank - 1) % ranks),
+            dist.P2POp(dist.isend, whole, group=group, group_peer=(rank + 1) % ranks),
         ]
         for work in dist.batch_isend_irecv(ops):
             work.wait()

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from train.command import measuring_options
-from train.command.launching import nodes
+from train.command.launching import netlab, nodes
+from train.command.launching.netlab import NETLAB
 from train.command.launching.nodes import KUBERNETES, ON_NODE, SLURM
 from train.command.option import TRUE_OR_FALSE, Option, amount, count, one_of, positive, times
 from train.config.fields import MAX_RANKS, MAX_SEQUENCES, MAX_STEPS
@@ -35,7 +36,7 @@ def named(name: str) -> Option[Any] | None:
 NPROC: Option[int] = Option(
     "nproc",
     1,
-    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK, ON_NODE, SLURM, KUBERNETES),
+    (LOCAL, EXPLAIN, SWEEP, VERIFY, DOCTOR, PLAN, SOAK, ON_NODE, SLURM, KUBERNETES, NETLAB),
     *positive(MAX_RANKS),
     example="4",
     help="The number of processes, of all machines together; launch.explain, launch.sweep and launch.slurm take "
@@ -61,7 +62,7 @@ RESTARTS: Option[int] = Option(
 FORCE: Option[bool] = Option(
     "force",
     False,
-    (LOCAL, SWEEP, VERIFY, ON_NODE),
+    (LOCAL, SWEEP, VERIFY, ON_NODE, NETLAB),
     *TRUE_OR_FALSE,
     example="true",
     help="Runs are started even if they do not fit in memory.",
@@ -96,7 +97,7 @@ SKIP_INVALID: Option[bool] = Option(
 FRESH: Option[bool] = Option(
     "fresh",
     False,
-    (SWEEP,),
+    (SWEEP, NETLAB),
     *TRUE_OR_FALSE,
     example="true",
     help="The results of an earlier start of the same command are not used; without this, that sweep is continued.",
@@ -203,5 +204,6 @@ OPTIONS: tuple[Option[Any], ...] = (
     PRICE,
     CHECK,
     *nodes.OPTIONS,
+    *netlab.OPTIONS,
     *measuring_options.OPTIONS,
 )

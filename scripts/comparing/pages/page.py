@@ -45,7 +45,7 @@ def report(groups: list[Group], argv: list[str], compressed: Sequence[Table] = (
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             '<meta name="color-scheme" content="light dark">',
             f"<title>Strategy Lab: {title}</title>\n<style>\n{STYLES}</style></head>\n<body>",
-            f"<header><p>Strategy Lab</p><h1>{title}</h1>\n{_list(head.facts(groups, argv))}</header>\n<main>",
+            f"<header><p>Strategy Lab</p><h1>{title}</h1>\n{facts_list(head.facts(groups, argv))}</header>\n<main>",
             *sections,
             *([f"<section><h2>Environment</h2>\n{_environment(runs)}\n</section>"] if runs else []),
             *([f"<section><h2>Configs: what is not the same</h2>\n{_configs(runs)}\n</section>"] if runs else []),
@@ -164,7 +164,7 @@ def _configs(runs: list[Run]) -> str:
 
 def _matrix(facts: dict[str, list[Any]], runs: list[Run]) -> str:
     same = {name: values[0] for name, values in facts.items() if all(value == values[0] for value in values)}
-    common = _list(same) if same else ""
+    common = facts_list(same) if same else ""
     if len(same) == len(facts):
         return common or "<p>No difference.</p>"
     works = {run.work_hash for run in runs}
@@ -179,7 +179,7 @@ def _matrix(facts: dict[str, list[Any]], runs: list[Run]) -> str:
     return f'{common}<div class="scroll" tabindex="0">{table}</div>'
 
 
-def _list(facts: Mapping[str, Any]) -> str:
+def facts_list(facts: Mapping[str, Any]) -> str:
     lines = [f"<dt>{escape(name)}</dt><dd>{_shown(value)}</dd>" for name, value in facts.items()]
     return f"<dl>{''.join(lines)}</dl>"
 

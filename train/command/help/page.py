@@ -41,7 +41,7 @@ def text(tool: str, description: str, overrides: list[str], tree: DictConfig, de
             (f"{one.name}=N", f" (default: {one.unset})") if one.unset else (f"{one.name}={one.shown_default}", "")
         )
         lines += _entry(left, one.must + unset, one.help, width)
-    flags = [HELP] if tool == options.SWEEP else [CFG, HELP]  # a sweep has several configs
+    flags = [HELP] if tool in (options.SWEEP, options.NETLAB) else [CFG, HELP]  # they have several configs
     for flag in [*OWN.get(tool, []), *flags]:
         lines += _entry(*flag, width)
     lines += ["", "Overrides"]

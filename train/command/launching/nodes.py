@@ -9,7 +9,7 @@ from typing import Any
 from train.command.option import TRUE_OR_FALSE, Option, count, name, one_of, positive, text
 
 ON_NODE, SLURM = "python -m launch.node", "python -m launch.slurm"
-KUBERNETES = "python -m launch.kubernetes"
+KUBERNETES, NETLAB = "python -m launch.kubernetes", "python -m launch.netlab"
 MOST_NODES = 16_384
 MOST_GPUS = 64
 
@@ -37,10 +37,11 @@ def dns_name(text: str) -> str | None:
 NODES: Option[int] = Option(
     "nodes",
     1,
-    ("python -m launch.explain", ON_NODE, SLURM, KUBERNETES),
+    ("python -m launch.explain", ON_NODE, SLURM, KUBERNETES, NETLAB),
     *positive(MOST_NODES),
     example="2",
-    help="The number of machines, which share the processes of nproc equally.",
+    help="The number of machines, which share the processes of nproc equally; launch.netlab emulates 2 of them "
+    "if it is not given.",
 )
 NODE: Option[int] = Option(
     "node",
@@ -63,7 +64,7 @@ HEAD: Option[tuple[str, int] | None] = Option(
 JOIN_S: Option[int] = Option(
     "join_s",
     60,
-    (ON_NODE, SLURM, KUBERNETES),
+    (ON_NODE, SLURM, KUBERNETES, NETLAB),
     *positive(86_400),
     example="300",
     help="How long machines wait for each other at the start, in seconds.",
@@ -81,7 +82,7 @@ LOGS: Option[str | None] = Option(
 DRY_RUN: Option[bool] = Option(
     "dry_run",
     False,
-    ("python -m launch.local", ON_NODE, SLURM, KUBERNETES),
+    ("python -m launch.local", ON_NODE, SLURM, KUBERNETES, NETLAB),
     *TRUE_OR_FALSE,
     example="true",
     help="Print what would be run, and run nothing.",

@@ -40,7 +40,7 @@ def _matching(folder: Path, device: str) -> Iterator[HardwareConfig]:
     for path in sorted(folder.glob("*.yaml")):
         match = yaml.load(path.read_text(encoding="utf-8"), Loader=LOADER).get("match")
         if match is not None and device.endswith(match):
-            yield _load(path)
+            yield load(path)
 
 
 def replaced(found: HardwareConfig, given: HardwareConfig) -> HardwareConfig:
@@ -52,10 +52,10 @@ def replaced(found: HardwareConfig, given: HardwareConfig) -> HardwareConfig:
 
 
 def file_named(name: str) -> HardwareConfig:
-    return _load(FOLDER / f"{name}.yaml")
+    return load(FOLDER / f"{name}.yaml")
 
 
-def _load(path: Path) -> HardwareConfig:
+def load(path: Path) -> HardwareConfig:
     values = cast(DictConfig, OmegaConf.load(path))
     del values["defaults"]
     hardware = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(HardwareConfig), values))

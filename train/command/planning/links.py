@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from train.command.planning.constants import Constants
 from train.config.groups.hardware import HardwareConfig
 from train.config.plan import Plan
 from train.config.strategy import MESH_AXES
 from train.config.traffic import degree_of
+
+if TYPE_CHECKING:
+    from train.command.planning.quantities import Message
 
 US = 1e-6
 
@@ -52,6 +56,10 @@ class Network:
     link_step: float
     node_step: float
 
+    def known(self, message: Message) -> float | None:
+        """The time of all calls of a message in a step, where this network knows it better than a profile."""
+        return None
+
     def seconds(self, op: str, calls: int, size: float, group: Group) -> float:
         """The time of `calls` operations over a group with `size` bytes in all, by nccl-tests' convention."""
         n, inside, domains = group.size, group.inside, group.domains
@@ -82,3 +90,26 @@ def network(hardware: HardwareConfig, c: Constants) -> Network:
         link_step=(hardware.link_latency_us or 0.0) * US,
         node_step=(hardware.node_latency_us or 0.0) * US,
     )
+
+
+# What gloo puts on the wire. It has no reduce_scatter of its own: torch makes an all_reduce of the whole tensor and
+# keeps a part (torch 2.11 to 2.13).
+RINGS = {"all_reduce": 2, "reduce_scatter": 2, "all_gather": 1}  # how often a tensor goes round, but for one part of it
+# Between two ranks, gloo asks for what it receives behind what it sends to the same rank, so that a part of the two
+# directions comes in turn: of an all_gather's halves one, of an all_to_all everything.
+IN_TURN = {"all_gather": 1.5, "all_to_all": 2.0}
+
+
+def edge_bytes(op: str, ranks: int, size: float) -> float:
+    """Bytes over one edge, in one direction. `size`: by nccl-tests' convention, the whole tensor; of a `send`, what one
+    rank sends. Of an `all_to_all`, what a rank sends to each of the others."""
+    if op == "send" or ranks < 2:
+        return float(size)
+    if op == "all_to_all":
+        return size / ranks
+    return RINGS.get(op, 1) * (ranks - 1) / ranks * size
+
+
+def in_turn(op: str, ranks: int) -> float:
+    """How many times as long as on a link that carries both directions at once."""
+    return IN_TURN.get(op, 1.0) if ranks == 2 else 1.0

@@ -82,9 +82,10 @@ def closed_bubble(q: Quantities, order: list[StageTime]) -> float:
     return (sum(each) - max(each)) / q.chunks * q.job.bubble_share
 
 
-def step_time(q: Quantities, c: Constants, bubble_of: Bubble = closed_bubble) -> StepTime:
+def step_time(q: Quantities, c: Constants, bubble_of: Bubble = closed_bubble, net: Network | None = None) -> StepTime:
+    """`net`: None for the network of the hardware file."""
     plan, hardware = q.job.plan, q.job.plan.config.hardware
-    net, m = network(hardware, c), q.microbatches
+    net, m = net or network(hardware, c), q.microbatches
     layer = layer_time(q, c)
     times = [stage_time(q, stage, layer, net, c) for stage in q.kinds]
     order = [times[kind] for kind in q.places]
@@ -179,6 +180,8 @@ def stage_time(
 
 def message_seconds(message: Message, q: Quantities, net: Network) -> float:
     """The time of all calls of a message in a step: as measured between as many ranks, else by the data sheet."""
+    if (known := net.known(message)) is not None:
+        return known
     profile, calls = q.profile, message.calls
     if profile is not None and calls and message.group.domains == 1:
         precision = "float32" if message.of_data and message.op != "all_gather" else profile.precision

@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from train.command.planning.constants import Constants
+from train.command.planning.links import Network
 from train.command.planning.quantities import Quantities
 from train.command.planning.step_time import StageTime, StepTime, head_time, layer_time, step_time
 from train.strategies.pipeline.placement import SCHEDULES, rank_of_stage
@@ -27,10 +28,10 @@ class Replays:
 
     bubbles: dict[Hashable, float] = field(default_factory=dict)
 
-    def step_time(self, q: Quantities, c: Constants) -> StepTime:
+    def step_time(self, q: Quantities, c: Constants, net: Network | None = None) -> StepTime:
         """The time of a step with the replayed bubble; without a pipeline, as `step_time`."""
         if q.job.plan.degrees["pp"] == 1:
-            return step_time(q, c)
+            return step_time(q, c, net=net)
         shares = stage_shares(q, c)
 
         def bubble(q: Quantities, order: list[StageTime]) -> float:
@@ -40,7 +41,7 @@ class Replays:
                 self.bubbles[key] = _bubble(q, order, shares)
             return self.bubbles[key]
 
-        return step_time(q, c, bubble)
+        return step_time(q, c, bubble, net)
 
 
 def _bubble(q: Quantities, order: list[StageTime], shares: list[float]) -> float:

@@ -1,0 +1,160 @@
+"""What happens to hosts and links of an emulated cluster costs no step: the same line goes on, as after other faults.
+
+The invariants are those of tests/test_faults.py, which tests/faults.py checks: a verified checkpoint, the undisturbed
+curve to the last bit (so no sample twice), each step once, the exit code with its reason, and nothing left behind.
+"""
+
+import re
+import time
+
+import pytest
+
+from launch.emulating import record
+from launch.emulating.record import MARK
+from launch.start.alive import with_variable
+from tests import started as programs
+from tests.faults import LINE, TEXT, is_saved, is_whole, losses_of
+from tests.hosts import allowed, needs_netem
+from tests.started import Started
+from train.checkpoint.folder import complete
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+CALM = "fault=late:1:0.1s"  # a host that is hardly late: with any fault, nothing is measured before
+SPEED = "20mbit"  # at which a step takes a quarter of a second
+
+
+class Netlab(Started):
+    """launch.netlab with two hosts of one rank in `folder`."""
+
+    def __init__(self, folder, fault, *words):
+        (folder / "text.txt").write_text(TEXT)
+        line = [word for word in LINE if not word.startswith("runtime.device=")]
+        super().__init__(folder, ["-m", "launch.netlab", "nodes=2", f"inter={SPEED}", fault, *line, *words])
+
+    def run(self):
+        (path,) = self.folder.glob(f"runs/netlab-*/{SPEED}/dp-*")
+        return path
+
+    def log(self, host):
+        (path,) = self.folder.glob(f"runs/netlab-*/{SPEED}/points/0/{host}.log")
+        return path.read_text()
+
+
+@pytest.fixture
+def start(tmp_path):
+    allowed()
+    started = []
+
+    def begin(fault, *words):
+        started.append(Netlab(tmp_path, fault, *words))
+        return started[-1]
+
+    yield begin
+    for one in started:
+        one.kill()
+
+
+def is_gone(run):
+    """No process, record, namespace or link of it is left: hosts and links live as long as processes in them."""
+    assert not [path for path in record.folder().glob("*.json") if f'"pid": {run.process.pid},' in path.read_text()]
+    assert not with_variable(programs.MARK, run.mark)
+
+
+def continued(start, run, undisturbed):
+    """The same line, without the fault, goes on to the end."""
+    is_saved(run)
+    again = start(CALM)
+    code, said = again.end()
+    assert (code, said) == (0, ""), again.out()
+    assert "continuing runs/" in again.log(0)
+    is_whole(run, undisturbed)
+    is_gone(again)
+
+
+def test_a_link_that_is_down_for_seconds_costs_only_time(start, undisturbed):
+    run = start("fault=down:1:3s@6")
+    code, said = run.end()
+    assert (code, said) == (0, ""), run.out()
+    is_whole(run.run(), undisturbed)
+    is_gone(run)
+
+
+def test_a_link_that_stays_down_ends_the_run_within_the_time_out(start, undisturbed):
+    run = start("fault=down:1@6", "runtime.timeout_s=10")
+    code, _ = run.end()
+    assert code == 5, run.out()
+    said = (
+        r"host \d failed first, exit code 5; its last lines:\n( .*\n)*    rank \d waited longer than runtime.timeout_s"
+    )
+    assert re.search(said, run.out()), run.out()
+    assert "Traceback" not in run.out() + run.log(0) + run.log(1)
+    is_gone(run)
+    continued(lambda fault: start(fault, "runtime.timeout_s=10"), run.run(), undisturbed)
+
+
+def test_a_host_that_loses_its_power(start, undisturbed):
+    run = start("fault=kill:1@6", "runtime.timeout_s=10")
+    code, _ = run.end()
+    assert code == 137 and "host 1 failed first, exit code 137" in run.out(), run.out()
+    assert re.search(r"rank 0 .*", run.log(0)) and "Traceback" not in run.log(0), run.log(0)
+    is_gone(run)
+    continued(lambda fault: start(fault, "runtime.timeout_s=10"), run.run(), undisturbed)
+
+
+def test_a_host_that_comes_late_is_waited_for(start, undisturbed):
+    run = start("fault=late:1:5s")
+    code, said = run.end()
+    assert (code, said) == (0, ""), run.out()
+    is_whole(run.run(), undisturbed)
+    is_gone(run)
+
+
+def test_a_host_that_comes_too_late_is_not(start, tmp_path):
+    began = time.monotonic()
+    run = start("fault=late:1:300s", "join_s=5")
+    code, _ = run.end()
+    assert code and "host 0 failed first" in run.out() and time.monotonic() - began < 200, run.out()
+    assert not [*tmp_path.glob(f"runs/netlab-*/{SPEED}/dp-*")]
+    is_gone(run)
+
+
+def test_a_host_that_sends_slower_than_it_receives(tmp_path, undisturbed):
+    from launch.emulating.agents import Job
+    from launch.emulating.agents import run as run_job
+    from launch.emulating.cluster import Cluster
+    from launch.emulating.namespaces import network
+
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = [word.replace("data.path=", f"data.path={tmp_path}/") for word in LINE]
+    with record.recorded() as owner, network(Cluster(2, 2, slow=((1, 8e6),)), allowed(), owner) as net:
+        net.do(net.cluster.shapes(20e6))
+        outcome = run_job(
+            Job((*words, f"metrics.dir={tmp_path}/runs"), (0, 1)), net, owner.mark, tmp_path, tmp_path / "r"
+        )
+        assert outcome.exit_code == 0, (tmp_path / "0.log").read_text()
+        sent = [both[0] for both in outcome.sent.values()]
+        assert 0.8 < sent[0] / sent[1] < 1.25, "both hosts send equally much, however long it takes"
+    (path,) = (tmp_path / "runs").iterdir()
+    assert [numbers for _, numbers in losses_of(path)] == [numbers for _, numbers in undisturbed]
+    assert not with_variable(MARK, owner.mark)
+
+
+def test_launch_netlab_itself_is_killed(start, undisturbed):
+    """Its processes end with it, or at the next start; and the next start goes on."""
+    run = start("fault=late:1:0.1s")
+    run.until(lambda: [*run.folder.glob(f"runs/netlab-*/{SPEED}/dp-*/metrics.jsonl")] and losses_of(run.run())[5:])
+    run.process.kill()
+    run.process.wait()
+    record.clean_up()
+    is_gone(run)
+    continued(start, run.run(), undisturbed)
+
+
+def test_delays_and_losses(start, undisturbed):
+    needs_netem()
+    run = start(CALM, "delay=1ms", "loss=1%")
+    code, said = run.end()
+    assert (code, said) == (0, ""), run.out()
+    is_whole(run.run(), undisturbed)
+    assert complete(run.run())
+    is_gone(run)
