@@ -2,8 +2,8 @@
 
 It takes run directories (finished, killed or still running) and folders of them. Runs of the same work are in one
 table, which says whether their losses are equal. Other runs are in tables of their own, whose headings say what
-differs. Compressed runs (scripts/compress.py) are in tables after those. A folder netlab-… of launch.netlab is shown by the
-speed of its links, with what was predicted. The exit code is 2 if there is nothing to compare.
+differs. Compressed runs (scripts/compress.py) are in tables after those. A folder netlab-… of launch.netlab is shown by
+the speed of its links, with what was predicted. The exit code is 2 if there is nothing to compare.
 """
 
 from __future__ import annotations
