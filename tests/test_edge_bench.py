@@ -25,7 +25,12 @@ def test_each_artefact_is_measured_in_turns(run, capsys, monkeypatch):
         assert tool.main([str(run), "to=onnx", f"quant={folder.name.partition('-')[2]}"]) == 0
     order = []
     measure = edge_bench.Job.measure
-    monkeypatch.setattr(edge_bench.Job, "measure", lambda job, *of: order.append(job.folder) or measure(job, *of))
+
+    def noted(job, *words):
+        order.append(job.folder)
+        return measure(job, *words)
+
+    monkeypatch.setattr(edge_bench.Job, "measure", noted)
     capsys.readouterr()
     words = ["threads=1", "prompt=4", "tokens=6", "rounds=2"]
     assert edge_bench.main([*map(str, folders), *words, "--json"]) == 0

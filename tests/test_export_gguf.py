@@ -5,6 +5,7 @@ import pytest
 from scripts import export as tool
 from scripts.exporting import artefact, checking
 from scripts.exporting.making import make
+from scripts.exporting.running.gguf import Runner
 from scripts.exporting.running.opened import open_runner
 from scripts.exporting.targets import GGUF
 from scripts.exporting.writing import gguf as writing
@@ -18,6 +19,7 @@ def test_log_probabilities_are_those_of_eager_and_texts_are_bytes(run):
     assert tool.main([str(run), "to=gguf"]) == 0
     folder = run / "exports" / "gguf-F32"
     made, runner = open_runner(folder)
+    assert isinstance(runner, Runner)
     assert made.checks["prompt_error"] < 1e-4 and made.checks["decode_error"] < 1e-4
     assert made.checks["loss"] == pytest.approx(made.checks["eager_loss"], abs=1e-4)
     text = "a b é"

@@ -64,10 +64,10 @@ class Runner:
         timings = self.complete(prompt, count + 1)["timings"]
         return first_s, 1e3 * (timings["predicted_n"] - 1) / timings["predicted_ms"]
 
-    def complete(self, prompt: list[int], count: int, **more: Any) -> Any:
+    def complete(self, prompt: str | list[int], count: int, **more: Any) -> Any:
         """The server's answer with the `count` most likely tokens after a prompt. They need positions too, so that a
         prompt has one token less than the model has positions."""
-        end = len(prompt) + count
+        end = len(prompt.encode() if isinstance(prompt, str) else prompt) + count
         if end > self.shape.max_seq_len:
             raise Full(f"the model has {self.shape.max_seq_len} positions, and {end} tokens have no room in them")
         words = {"prompt": prompt, "n_predict": count, "temperature": 0, "ignore_eos": True, "cache_prompt": True}
