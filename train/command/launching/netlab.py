@@ -14,7 +14,7 @@ INTER: Option[tuple[float, ...] | None] = Option(
     (NETLAB,),
     "rates such as 100mbit or 1gbit",
     rates,
-    example="25mbit,100mbit",
+    example="100mbit",
     help="The rate of the link of each host, in each direction; every strategy runs at each of several rates.",
     unset="unshaped",
 )
@@ -54,7 +54,7 @@ ORDER: Option[tuple[Order, ...] | None] = Option(
     (NETLAB,),
     "axes from inside a host outward, as tp.pp",
     orders,
-    example="tp.pp,pp.tp",
+    example="tp.pp",
     help="Which axes of the mesh are inside a host, and which go across; each strategy runs in each of several orders.",
     unset="tp, cp, the data axes, then pp",
 )
