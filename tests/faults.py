@@ -24,6 +24,8 @@ LINE = [
     *("model.dropout=0.1", "data=text", "data.path=text.txt", "train.seq_len=32", "train.eval_every=10"),
     *("train.eval_batches=1", f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "metrics.profile_every=0"),
 ]
+LONG_STEPS, LONG_EVERY = 200, 20  # without planted faults: long enough for a signal to come in between
+LONG_LINE = [*LINE, f"train.steps={LONG_STEPS}", f"checkpoint.every={LONG_EVERY}", "train.eval_every=100"]
 MAIN = REPO / "tests" / "faulty_main.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local_addr=127.0.0.1", "--nproc_per_node=2"]
 
@@ -70,6 +72,19 @@ def undisturbed(tmp_path_factory):
     code, said = Run(folder).end()
     assert (code, said) == (0, "")
     return losses_of(run_in(folder))
+
+
+@pytest.fixture(scope="session")
+def undisturbed_long(tmp_path_factory):
+    """The same of a longer run."""
+    folder = tmp_path_factory.mktemp("undisturbed_long")
+    assert Run(folder, line=LONG_LINE).end() == (0, "")
+    return losses_of(run_in(folder))
+
+
+def has_saved(folder):
+    """The complete checkpoints of the runs in the folder."""
+    return [*(folder / "runs").glob("*/checkpoints/step-*/manifest.json")]
 
 
 class Disk:

@@ -49,9 +49,8 @@ SchedulerParameters=sched_interval=1,batch_sched_delay=0
 ReturnToService=2
 SlurmdTimeout=20
 KillWait=30
-GresTypes=gpu
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=2 Gres=gpu:1
-NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_2} CPUs=2 Gres=gpu:1
+NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_1} CPUs=2
+NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port_2} CPUs=2
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -92,7 +91,6 @@ class Cluster:
         ports = dict(zip(("port", "port_1", "port_2"), free_ports(3), strict=True))
         conf = CONF.format(host=socket.gethostname(), folder=self.folder, **ports)
         (self.folder / "slurm.conf").write_text(conf)
-        (self.folder / "gres.conf").write_text("NodeName=n[1-2] Name=gpu File=/dev/null\n")
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     @property

@@ -8,7 +8,18 @@ import pytest
 from launch import explain, local, node
 from launch.cluster.size import Size
 from launch.describe.nodes import crosses, crossing, warnings
-from tests.faults import LINE, TEXT, is_saved, life_of, losses_of, newest_step, run_in
+from tests.faults import (
+    LONG_EVERY,
+    LONG_LINE,
+    LONG_STEPS,
+    TEXT,
+    has_saved,
+    is_saved,
+    life_of,
+    losses_of,
+    newest_step,
+    run_in,
+)
 from tests.started import Started
 from train.command import cli
 from train.config.plan import Plan
@@ -108,30 +119,30 @@ def test_dry_run_prints_the_line_and_starts_nothing(monkeypatch, capsys, tmp_pat
 def start(folder, number, port, *words):
     (folder / "text.txt").write_text(TEXT)
     where = [f"nodes=2 node={number} nproc=2 head=127.0.0.1:{port} join_s=200 logs=logs".split()]
-    return Started(folder, ["-m", "launch.node", *where[0], *LINE, *words])
+    return Started(folder, ["-m", "launch.node", *where[0], *LONG_LINE, *words])
 
 
 @slow
 @pytest.mark.timeout(300)
-def test_two_nodes_train_the_curve_of_one_machine(undisturbed, tmp_path):
+def test_two_nodes_train_the_curve_of_one_machine(undisturbed_long, tmp_path):
     """After a signal to one node both save and leave, and the same two lines go on."""
     port = node.free_port()
     for asked in (True, False):
         both = [start(tmp_path, number, port) for number in random.Random(port).sample(range(2), 2)]
         if asked:
-            both[0].until(lambda: [*(tmp_path / "runs").glob("*/metrics.jsonl")])
+            both[0].until(lambda: has_saved(tmp_path))
             both[0].process.terminate()
         ended = [one.end() for one in both]
         assert [code for code, _ in ended] == [75, 75] if asked else [0, 0], ended
         said = "".join(one.out() + text for one, (_, text) in zip(both, ended, strict=True))
         assert said.count("all nodes have joined: 0 (") == 1 and said.count("torchrun --nnodes=2 --node_rank=") == 2
         assert said.count("checkpoint saved at step") == asked, said
-        is_saved(run_in(tmp_path))
+        is_saved(run_in(tmp_path), LONG_EVERY)
     run = run_in(tmp_path)
-    assert losses_of(run) == undisturbed and newest_step(run) == 24 and life_of(run).state == "finished"
+    assert losses_of(run) == undisturbed_long and newest_step(run) == LONG_STEPS and life_of(run).state == "finished"
     logs = {path.name: path.read_text() for path in (tmp_path / "logs").iterdir()}
     assert sorted(logs) == ["rank-0.err", "rank-0.out", "rank-1.err", "rank-1.out"]
-    assert "step 24/24" in logs["rank-0.out"] and "step" not in logs["rank-1.out"]
+    assert f"step {LONG_STEPS}/{LONG_STEPS}" in logs["rank-0.out"] and "step" not in logs["rank-1.out"]
 
 
 @slow
@@ -139,7 +150,7 @@ def test_two_nodes_train_the_curve_of_one_machine(undisturbed, tmp_path):
 def test_a_lost_node_ends_the_others_with_a_reason(tmp_path):
     port = node.free_port()
     zero, one = (start(tmp_path, number, port) for number in range(2))
-    zero.until(lambda: [*(tmp_path / "runs").glob("*/metrics.jsonl")])
+    zero.until(lambda: has_saved(tmp_path))
     one.kill()
     code, said = zero.end()
     assert code == 5 and "rank 0 lost the connection to another rank, which has ended" in said

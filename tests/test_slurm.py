@@ -8,14 +8,12 @@ import time
 import pytest
 
 from launch import slurm as launcher
-from tests.faults import LINE, TEXT, Run, losses_of, newest_step, run_in
+from tests.faults import LINE, LONG_EVERY, LONG_LINE, LONG_STEPS, TEXT, has_saved, losses_of, newest_step, run_in
 from tests.slurm_cluster import ENDED, job_env
 from tests.started import REPO
 from train.command.process.exits import SIGNALS
 
 slow = pytest.mark.slow
-STEPS, EVERY = 200, 20  # long enough for what happens in between
-LONGER = [*LINE, f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "train.eval_every=100"]
 
 
 def shown(capsys, *words):
@@ -88,11 +86,6 @@ def output(folder, number):
     return file.read_text() if file.exists() else ""
 
 
-def trains(folder):
-    """Whether a checkpoint was saved."""
-    return [*(folder / "runs").glob("*/checkpoints/step-*/manifest.json")]
-
-
 def ended(slurm, folder, number, state="COMPLETED"):
     """What is known of the job when it has ended in this state. Nothing of it is left on the nodes."""
     found = slurm.wait(number, *ENDED)
@@ -101,21 +94,13 @@ def ended(slurm, folder, number, state="COMPLETED"):
     return found
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The losses by step of a run on one machine that nothing disturbs."""
-    folder = tmp_path_factory.mktemp("whole")
-    assert Run(folder, line=LONGER).end() == (0, "")
-    return losses_of(run_in(folder))
-
-
 @pytest.fixture
 def job(slurm, tmp_path):
     """Submits a job on two nodes, and cancels it at the end of the test."""
     numbers = []
 
     def submit(*words):
-        numbers.append(submitted(slurm, tmp_path, "nodes=2", "nproc=2", "join_s=200", *LONGER, *words))
+        numbers.append(submitted(slurm, tmp_path, "nodes=2", "nproc=2", "join_s=200", *LONG_LINE, *words))
         return numbers[-1]
 
     yield submit
@@ -126,50 +111,51 @@ def job(slurm, tmp_path):
 
 @slow
 @pytest.mark.timeout(400)
-def test_a_job_trains_the_curve_of_one_machine_and_goes_on_after_usr1(slurm, job, whole, tmp_path):
+def test_a_job_trains_the_curve_of_one_machine_and_goes_on_after_usr1(slurm, job, undisturbed_long, tmp_path):
     """USR1 goes to the batch script alone, as before the end of the time: the job is queued again, and goes on."""
-    number = job("sbatch=--gpus-per-node=1")
-    slurm.until(lambda: trains(tmp_path))
+    number = job()
+    slurm.until(lambda: has_saved(tmp_path))
     slurm.run("scancel", "--batch", "--signal=USR1", str(number))
     slurm.at_once(number)
     found = ended(slurm, tmp_path, number)
     said = output(tmp_path, number)
-    assert found["Restarts"] == "1" and losses_of(run_in(tmp_path)) == whole, said
+    assert found["Restarts"] == "1" and losses_of(run_in(tmp_path)) == undisturbed_long, said
     assert "SIGUSR1 ended the run" in said and "is put back into the queue" in said and "continuing runs/" in said
-    assert newest_step(run_in(tmp_path)) == STEPS
+    assert newest_step(run_in(tmp_path)) == LONG_STEPS
     assert said.count(f"--master_addr=127.0.0.1 --master_port={10000 + number % 20000} ") == 4, "2 nodes, 2 starts"
     for start in (0, 1):
         logs = tmp_path / f"slurm-{number}" / f"start-{start}"
         assert sorted(path.name for path in logs.iterdir()) == ["rank-0.err", "rank-0.out", "rank-1.err", "rank-1.out"]
-    assert f"step {STEPS}/{STEPS}" in (logs / "rank-0.out").read_text() and (logs / "rank-1.out").read_text() == ""
+    assert f"step {LONG_STEPS}/{LONG_STEPS}" in (logs / "rank-0.out").read_text()
+    assert (logs / "rank-1.out").read_text() == "", "one rank speaks for all"
 
 
 @slow
 @pytest.mark.timeout(400)
-def test_a_node_that_goes_down_is_left_and_the_job_goes_on(slurm, job, whole, tmp_path):
+def test_a_node_that_goes_down_is_left_and_the_job_goes_on(slurm, job, undisturbed_long, tmp_path):
     number = job()
-    slurm.until(lambda: trains(tmp_path))
+    slurm.until(lambda: has_saved(tmp_path))
     slurm.power_off("n2")
     slurm.wait(number, "PENDING")
     slurm.until(lambda: slurm.state("n2") == "DOWN")
     slurm.boot("n2")
     slurm.at_once(number)
     found = ended(slurm, tmp_path, number)
-    assert found["Restarts"] == "1" and losses_of(run_in(tmp_path)) == whole, output(tmp_path, number)
+    assert found["Restarts"] == "1" and losses_of(run_in(tmp_path)) == undisturbed_long, output(tmp_path, number)
 
 
 @slow
 @pytest.mark.timeout(200)
 def test_scancel_leaves_nothing_and_does_not_queue_the_job_again(slurm, job, tmp_path):
     number = job("train.steps=100000")
-    slurm.until(lambda: trains(tmp_path))
+    slurm.until(lambda: has_saved(tmp_path))
     slurm.run("scancel", str(number))
     found = ended(slurm, tmp_path, number, "CANCELLED")
     assert found["Restarts"] == "0" and slurm.of_jobs() == []
     time.sleep(1)
     assert slurm.job(number)["JobState"] == "CANCELLED"
     said, run = output(tmp_path, number), run_in(tmp_path)
-    assert "SIGTERM ended the run" in said and newest_step(run) >= EVERY and not [*run.rglob("*.tmp-*")]
+    assert "SIGTERM ended the run" in said and newest_step(run) >= LONG_EVERY and not [*run.rglob("*.tmp-*")]
 
 
 @slow
