@@ -22,9 +22,11 @@ The exit code is 0, or 2 for a wrong command line, run or prompt, or 3 for a dev
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +124,9 @@ def typed() -> Iterator[str]:
         return
     sys.stdin.reconfigure(errors="surrogateescape")  # bytes that are no UTF-8 are tokens like others
     by_hand = sys.stdin.isatty() and sys.stdout.isatty()
+    if by_hand:
+        with suppress(ImportError):  # some builds of Python do not have it
+            importlib.import_module("readline")  # `input` then edits lines, and remembers them
     while True:
         try:
             line = input("> " if by_hand else "")

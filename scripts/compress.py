@@ -105,6 +105,7 @@ def compress(args: argparse.Namespace) -> int:
 
 def lines(record: Record) -> list[str]:
     before, after = record.before, record.after
+    share = 100 * after.bytes / before.bytes
     control = "" if record.control is None else f"; the parent trained on by as many steps: {record.control:.4f}"
     speeds = {
         name: (getattr(before, f"{name}_tokens_per_s"), getattr(after, f"{name}_tokens_per_s"))
@@ -113,7 +114,7 @@ def lines(record: Record) -> list[str]:
     return [
         f"  validation loss  {before.loss:.4f} -> {after.loss:.4f} on {record.tokens:,} tokens{control}",
         f"  cost             {record.cost_pct:+.2f} %",
-        f"  bytes on disk    {_bytes(before.bytes)} -> {_bytes(after.bytes)} ({after.bytes / before.bytes:.1%})",
+        f"  bytes on disk    {_bytes(before.bytes)} -> {_bytes(after.bytes)} ({share:.1f} %)",
         f"  memory           {_bytes(before.resident_bytes)} -> {_bytes(after.resident_bytes)}",
         *(f"  {name:<16} {old:,.0f} -> {new:,.0f} tokens/s" for name, (old, new) in speeds.items() if old and new),
     ]

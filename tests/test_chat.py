@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import random
+import select
 import subprocess
 import sys
 
@@ -119,20 +120,33 @@ def test_runs_without_a_good_checkpoint(run, tmp_path, capsys):
         assert (code, said.out, said.err.count("\n")) == (2, "", 1) and says in said.err
 
 
+@pytest.mark.timeout(100)
 def test_a_terminal_is_answered_until_it_ends(run):
     ours, theirs = pty.openpty()
     command = [sys.executable, str(REPO / "scripts" / "chat.py"), str(run), "--tokens", "4"]
-    process = subprocess.Popen(command, env=ENV, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
-    os.close(theirs)
+    env = ENV | {"TERM": "dumb"}  # without codes of colours and of pasted text
+    with subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE) as process:
+        os.close(theirs)
+        try:
+            until(ours, "> ")
+            os.write(ours, b"The\n")
+            said = until(ours, "\n> ")
+            assert said.startswith("The\n") and len(said) > len("The\n\n> "), said
+            os.write(ours, b"\x04")
+            errors = process.communicate(timeout=60)[1]
+            assert (process.returncode, errors.count(b"first token after")) == (0, 1)
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def until(terminal, end):
+    """What the program prints next, up to this end."""
     said = ""
-    for typed in ("The\n", "\x04"):
-        while not said.endswith("> "):
-            said += os.read(ours, 1000).decode()
-        os.write(ours, typed.encode())
-        said += "" if typed == "\x04" else os.read(ours, 1).decode()
-    assert process.wait(timeout=60) == 0
-    assert process.stderr.read().decode().count("first token after") == 1
-    os.close(ours)
+    while not said.endswith(end):
+        assert select.select([terminal], [], [], 80)[0], f"only {said!r} has come"
+        said += os.read(terminal, 1000).decode().replace("\r\n", "\n")
+    return said
 
 
 @pytest.mark.slow

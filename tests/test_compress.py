@@ -109,6 +109,22 @@ def test_the_memory_is_that_of_codes_and_scales(compressed):
     assert small / 4 < held["8da4w"] < small / 4 + small / 20 * 2 and small / 8 < held["nf4"] < small / 6
 
 
+@pytest.mark.parametrize("method", ["8da4w", "nf4", "llm_int8"])
+def test_chat_answers_with_a_compressed_model(method, compressed, capsys):
+    from scripts import chat
+
+    words = [str(compressed(method)), "--prompt", "The for ", "--tokens", "5", "--json", "runtime.device=cpu"]
+    assert chat.main(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    opened = open_compressed(compressed(method))
+    assert len(said["tokens"]) == 5 and said["method"] == method and said["sha256"] == opened.sha256
+    if method == "nf4":  # the others round activations, where the last bit may decide
+        tokens, model = [*b"The for "], opened.model()
+        for _ in range(5):
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+        assert said["tokens"] == tokens[8:]
+
+
 def test_a_head_that_is_the_embedding_stays_as_it_is(tmp_path):
     from tests.saved_runs import train
 

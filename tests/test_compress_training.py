@@ -77,6 +77,7 @@ def test_a_study_goes_on_and_judges_itself(tmp_path, monkeypatch, capfd):
     from scripts.compressing import study
 
     monkeypatch.setattr(plan, "LAST", 5)
+    monkeypatch.setattr("scripts.compressing.studying.trainings.LEAST_FALL", 0.5)
     monkeypatch.setattr("scripts.compressing.studying.trainings.LAST", 5)
     words = [
         "model=tiny",

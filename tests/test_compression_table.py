@@ -118,10 +118,10 @@ def study(*, qat=1.0, post=3.0, pruned=0.5, student=2.4, spread=0.0):
 
 def test_the_bars_are_judged_where_a_cost_is_above_its_spread():
     int8, qat, pruned, student = bars.verdicts(study())
-    assert int8.endswith("+0.050 % of loss at 25.0% of the bytes: reached (0.1 %, 30 %)")
-    assert qat.endswith("reached (half)") and pruned.endswith("reached (1 %)") and "closes 60%: reached" in student
+    assert int8.endswith("+0.050 % of loss at 25.0 % of the bytes: reached (0.1 %, 30 %)")
+    assert qat.endswith("reached (half)") and pruned.endswith("reached (1 %)") and "closes 60 %: reached" in student
     _, qat, pruned, student = bars.verdicts(study(qat=1.6, pruned=1.1, student=2.6))
-    assert qat.endswith("missed (half)") and pruned.endswith("missed (1 %)") and "closes 40%: missed" in student
+    assert qat.endswith("missed (half)") and pruned.endswith("missed (1 %)") and "closes 40 %: missed" in student
     _, qat, pruned, _ = bars.verdicts(study(spread=4.0))
     assert "no measurable loss" in qat and "no measurable loss" in pruned
     assert bars.verdicts([]) == []

@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from scripts.generating import cache
+from scripts.generating import cache, timing
 from scripts.generating.answering import store_as_computed
 from scripts.generating.cache import CachedModel, decode_step, empty_slots, write
 from scripts.generating.generate import Generator, Sampling, choose, generate
 from scripts.generating.timing import drawn
 from train.command import cli
+from train.config.problems import BadInput
 
 LENGTH = 24
 MODELS = {
@@ -148,6 +149,9 @@ def test_draws_follow_the_seed_the_temperature_and_top_k():
         ids = choose(logits, Sampling(temperature, top_k), torch.Generator().manual_seed(0))
         shares = ids.bincount(minlength=4) / len(ids)
         assert error(shares, expected.softmax(-1)) < 0.015
+    assert choose(logits[:1], Sampling(1e-320), torch.Generator()).tolist() == [2]
+    with pytest.raises(BadInput, match="the model's logits are not finite"):
+        choose(logits[:1] * torch.nan, Sampling(), torch.Generator())
 
 
 def test_weights_may_be_stored_in_the_dtype_of_the_computation():
@@ -166,3 +170,14 @@ def test_every_position_on_a_gpu(model, precision):
     assert not torch.backends.cuda.matmul.allow_tf32
     model, tokens = made(*MODELS[model], f"precision={precision}", device="cuda")
     assert error(in_chunks(CachedModel(model, batch=3), tokens), model(tokens)) <= BOUNDS[precision]
+
+
+def test_the_two_ways_that_are_timed_give_the_same_tokens():
+    model, _ = made("precision=float64")
+    ways = [[int(token) for token in way(model, LENGTH)] for way in timing.WAYS.values()]
+    assert ways[0] == ways[1] and len(ways[0]) == LENGTH and len({*ways[0]}) > 3
+    found = timing.measured(model, 10, turns=2)
+    assert {way: [len(turn) for turn in turns] for way, turns in found.items()} == {
+        way: [10, 10] for way in timing.WAYS
+    }
+    assert all(ms > 0 for turns in found.values() for turn in turns for ms in turn)

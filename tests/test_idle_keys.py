@@ -42,6 +42,11 @@ REFUSED = {
     "compile.mode=reduce_overhead": ("compile.mode", "compile.enabled=true"),
     "metrics.trace=true metrics.profile_every=0": ("metrics.trace", "metrics.profile_every=500"),
     "metrics.memory_snapshot=true runtime.device=cpu": ("metrics.memory_snapshot", "runtime.device=auto"),
+    "train.keep_zeros=true": ("train.keep_zeros", "train.keep_zeros=false"),
+    "train.distil_weight=0.3 train.distil_temperature=2": (
+        "train.distil_weight train.distil_temperature",
+        "train.distil_weight=0.5 train.distil_temperature=1.0",
+    ),
     "hardware.match=H300": ("hardware.match", "hardware.match=null"),
     "strategy=ds_zero1 strategy.whole_below=1000": ("strategy.whole_below", "strategy.whole_below=0"),
     "strategy=zero2 strategy.reshard_after_forward=false": ("strategy.reshard_after_forward", "strategy.zero_stage=3"),
@@ -66,6 +71,9 @@ VALID = [
     "compile.enabled=true compile.mode=reduce_overhead",
     "metrics.trace=true train.steps=2",  # the last step is recorded
     "metrics.memory_snapshot=true",
+    "checkpoint.weights=x train.keep_zeros=true train.teacher=y train.distil_weight=0.3",
+    "checkpoint.resume=x train.keep_zeros=true",
+    "optim=adamw8bit optim.beta1=0.8",
     "data=jsonl data.source=text data.path=x",
 ]
 HYDRA = {

@@ -20,10 +20,13 @@ def converted(weight: torch.Tensor) -> nn.Module:
         quantization = pytest.importorskip("torchao.quantization")
         granularity = pytest.importorskip("torchao.quantization.granularity")
         mapping = pytest.importorskip("torchao.quantization.quant_primitives").MappingType.SYMMETRIC_NO_CLIPPING_ERR
-    layer = nn.Sequential(nn.Linear(weight.shape[1], weight.shape[0], bias=False))
-    layer[0].weight.data.copy_(weight)
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    linear.weight.data.copy_(weight)
+    layer = nn.Sequential(linear)
     config = quantization.Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=torch.int4, weight_granularity=granularity.PerGroup(32), weight_mapping_type=mapping
+        weight_dtype=torch.int4,  # type: ignore[attr-defined]
+        weight_granularity=granularity.PerGroup(32),
+        weight_mapping_type=mapping,
     )
     quantization.quantize_(layer, config)
     return layer

@@ -18,6 +18,7 @@ TOOLS = {
     "train/main.py --cfg job": 0,
     "scripts/benching/points.py list 2": 0,
     "scripts/chat.py --help": 0,
+    "scripts/compress.py --help": 0,
 }
 
 

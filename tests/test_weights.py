@@ -102,7 +102,7 @@ ROWS = {
     "tp": ("strategy=tp",),
     "cp": ("strategy=cp", "strategy.cp_method=ring"),
     "pp": ("strategy=pp",),
-    "zbv": ("strategy=pp", "strategy.schedule=zbv_zero_bubble", "strategy.dp_replicate=1"),
+    "zbv": ("strategy=pp", "strategy.schedule=zbv_zero_bubble", "strategy.dp_shard=1"),
 }
 
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from scripts.compressing.making import Making
 from scripts.compressing.opened import open_model
 from scripts.compressing.record import Record, is_compressed
 from scripts.compressing.words import DISTIL, TRAINED_ON, Task, directory
 from train.checkpoint.folder import CHECKPOINTS
 from train.checkpoint.whole.trained import Opened
-from train.config.problems import BadInput, Problem
+from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 
 
 def compress(task: Task) -> tuple[Path, Record]:
     """Do the task, and give the new directory and its record. Call it from the main thread. Raises BadInput and other
     errors that are `Reported`."""
+    check_device(task.device)
     making = making_of(task, open_model(task.run))
     making.check()
     if is_compressed(making.out):
@@ -29,6 +32,13 @@ def compress(task: Task) -> tuple[Path, Record]:
     making.prepare()
     run = None if training is None else training.run()
     return making.out, making.finish(run, control)
+
+
+def check_device(name: str) -> None:
+    """Raise BadInput (exit code 3) if this machine does not have the device."""
+    if name == "cuda" and not torch.cuda.is_available():
+        message = f"device={name}, but torch finds no such device here"
+        raise BadInput(Problem("device", message, "use device=cpu", exit_code=EXIT_ENVIRONMENT))
 
 
 def making_of(task: Task, parent: Opened) -> Making:

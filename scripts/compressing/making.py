@@ -74,9 +74,6 @@ class Making:
         """Raise BadInput for what cannot be done."""
         method = self.task.method
         need_safetensors(f"method={method}")
-        if self.task.device != "cpu" and not torch.cuda.is_available():
-            message = f"device={self.task.device}, but torch sees no such device"
-            raise BadInput(Problem("device", message, "use device=cpu", exit_code=EXIT_ENVIRONMENT))
         allowed = () if method == DISTIL else (DISTIL, TRAINED_ON)  # a teacher is a run or a checkpoint
         if isinstance(self.parent, Compressed) and self.parent.method not in allowed:
             message = (
@@ -96,8 +93,10 @@ class Making:
         if not task.steps:
             return None
         own = []
-        if not (task.method == DISTIL and task.options["init"] == "scratch"):
+        if self.changes_start:
             own += [f"checkpoint.weights={self.out / START}"]
+        elif task.method != DISTIL:
+            own += [f"checkpoint.weights={self.parent.folder}"]
         if task.method in PRUNES:
             own += ["train.keep_zeros=true"]
         if task.method == QAT:
@@ -107,6 +106,12 @@ class Making:
         whole = task.method == DISTIL
         words = words_for(self.words, task.steps, task.overrides, own, whole_rate=whole, nproc=task.nproc)
         return training_of(words, task.nproc, self.out)
+
+    @property
+    def changes_start(self) -> bool:
+        """Whether its training starts from other weights than the parent's or drawn ones."""
+        method = self.task.method
+        return method in PRUNES or (method == DISTIL and self.task.options["init"] == "teacher")
 
     def start(self) -> dict[str, Tensor]:
         """The weights before any training."""
@@ -125,10 +130,10 @@ class Making:
         return tensors | {name: layer.weight.cpu() for name, layer in prunable(model).items()}
 
     def prepare(self) -> None:
-        """Make the new directory, with the weights from which its training starts."""
+        """Make the new directory, with the weights from which its training starts, if they are its own."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            if self.training() is not None and not (self.out / START / WEIGHTS).is_file():
+            if self.task.steps and self.changes_start and not (self.out / START / WEIGHTS).is_file():
                 (self.out / START).mkdir(exist_ok=True)
                 save(self.start(), self.out / START / WEIGHTS, {})
         except OSError as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scripts.generating.cache import CachedModel
-from train.model.numerics import upcast
+from train.config.problems import BadInput, Problem
 from train.model.transformer import Transformer
 
 Ids = Sequence[int]
@@ -67,14 +67,20 @@ class Generator:
 
 
 def choose(logits_BV: Tensor, sampling: Sampling, random: torch.Generator) -> Tensor:
-    """The next token of each row, int64 B. It is drawn on the CPU, so that a seed means the same on every device."""
+    """The next token of each row, int64 B. It is drawn on the CPU, so that a seed means the same on every device.
+    Raises BadInput if a logit is NaN or infinite."""
+    logits_BV = logits_BV.cpu().double()
+    if not bool(logits_BV.isfinite().all()):
+        message = "the model's logits are not finite, so it cannot choose a token"
+        raise BadInput(Problem("finite", message, "use an earlier checkpoint, or another run"))
     if sampling.temperature == 0:
-        return logits_BV.argmax(-1).cpu()
-    scaled = upcast(logits_BV).cpu() / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < scaled.shape[-1]:
-        best, where = scaled.topk(sampling.top_k)
+        return logits_BV.argmax(-1)
+    # The largest becomes 0, so that no temperature makes it infinite.
+    scaled_BV = (logits_BV - logits_BV.amax(-1, keepdim=True)) / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scaled_BV.shape[-1]:
+        best, where = scaled_BV.topk(sampling.top_k)
         return where.gather(-1, torch.multinomial(best.softmax(-1), 1, generator=random))[:, 0]
-    return torch.multinomial(scaled.softmax(-1), 1, generator=random)[:, 0]
+    return torch.multinomial(scaled_BV.softmax(-1), 1, generator=random)[:, 0]
 
 
 # Why a row has ended: it has as many tokens as were asked for, the text to stop at, or the model has no position left.

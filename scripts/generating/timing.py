@@ -2,10 +2,10 @@
 
     python -m scripts.generating.timing model=small model.vocab_size=256 train.seq_len=512
 
-One sequence is continued token by token, once with the cache and once by reading its whole context again for every
-token, in turns. The weights are drawn, as their values do not change the time. It prints the time of the last token and
-that of all of them, the ratios (with the cache / without it; the median of the turns, and their range), and one JSON
-line. It takes the overrides of train/main.py that choose the model, its precision and the device.
+Two sequences are continued by one token in turns: one with the cache, the other by reading its whole context again
+for every token. The weights are drawn, as their values do not change the time. It prints the time of the last token
+and that of all of them, the ratios (with the cache / without it; the median of the turns, and their range), and one
+JSON line. It takes the overrides of train/main.py that choose the model, its precision and the device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -90,22 +89,21 @@ WAYS = {"cached": cached, "recomputed": recomputed}
 
 
 def measured(model: Transformer, tokens: int, turns: int) -> dict[str, list[list[float]]]:
-    """By way, then by turn: the ms of each token."""
+    """By way, then by turn: the ms of each token. The ways take turns at every token, so that whatever else the machine
+    does slows both."""
     clock = Clock(model.rope.device)
-
-    def times(way: str, count: int) -> list[float]:
-        marks = [clock.mark()]
-        for _ in WAYS[way](model, count):
-            marks.append(clock.mark())
-        return [clock.elapsed_ms(start, end) for start, end in pairwise(marks)]
-
-    for way in WAYS:
-        times(way, min(WARM_UP, tokens))
     found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-    for _ in range(turns):
-        for way in WAYS:
-            found[way].append(times(way, tokens))
-    return found
+    for count in (min(WARM_UP, tokens), *[tokens] * turns):
+        runs = {way: run(model, count) for way, run in WAYS.items()}
+        marks: dict[str, list[tuple[Any, Any]]] = {way: [] for way in WAYS}
+        for _ in range(count):
+            for way, run in runs.items():
+                start = clock.mark()
+                next(run)
+                marks[way].append((start, clock.mark()))
+        for way, pairs in marks.items():
+            found[way].append([clock.elapsed_ms(start, end) for start, end in pairs])
+    return {way: times[1:] for way, times in found.items()}
 
 
 def report(config: Config, runtime: Runtime, found: dict[str, list[list[float]]]) -> list[str]:

@@ -66,8 +66,8 @@ def teach(train_step: TrainStep, teacher: Trained, mesh: DeviceMesh, config: Con
     own = replace(config, model=teacher.config.model, train=without_options(config.train))
     if problems := cli.problems(own, mesh.size()):
         said = "; ".join(problem.message for problem in problems)
-        message = f"train.teacher={config.train.teacher} cannot be run as its student: {said}"
-        raise BadInput(Problem("teacher", message, "use another strategy, or another teacher"))
+        message = f"train.teacher={config.train.teacher} cannot run as this run does: with the teacher's model, {said}"
+        raise BadInput(Problem("teacher", message, "use other values for this run, or another teacher"))
     model = Transformer(own.model, **dtypes(config.precision))
     wrapped = apply_techniques(model, mesh, own)
     pieces = pieces_of(global_parameters(model, own.model), model)

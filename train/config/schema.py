@@ -84,7 +84,8 @@ class Config:
         the strategy, and of the optimiser."""
         found = self.strategy.differs()
         if self.optim.name is Optimiser.adamw8bit:
-            found = dict.fromkeys(("adamw_loss", "evaluate", "routing", "router_bias"), EIGHT_BITS) | found
+            columns = ("adamw_loss", "evaluate", *(("routing", "router_bias") if self.model.num_experts else ()))
+            found = dict.fromkeys(columns, EIGHT_BITS) | found
         return found
 
 

@@ -65,7 +65,7 @@ def picture(table: Table) -> Picture:
             colour = RED if row.label == PARENT else BLUE if row.front else GREY
             losses = [side.loss for side in row.sides]
             axes.vlines(x, min(losses), max(losses), color=colour, linewidth=1.2)
-            (point,) = axes.plot(x, y, "o", color=colour, zorder=2)
+            (point,) = axes.plot(x, y, "o", color=colour, zorder=3 if row.front else 2)
             point.set_gid(f"{TIP}{row.label}: {x:,.2f} MiB, loss {y:.4f}")
         axes.set(xscale="log", xlabel="MiB on the disk", ylabel="validation loss")
         axes.xaxis.set_major_locator(MaxNLocator(6))
@@ -98,7 +98,7 @@ def _title(table: Table) -> str:
     """What the smallest model on the front costs."""
     last = min((row for row in table.rows if row.front), key=lambda row: row.mean("bytes") or 0.0)
     whole = next(row for row in table.rows if row.label == PARENT)
-    size = f"{last.ratio('bytes') or 0.0:.1%} of the parent's bytes"
+    size = f"{100 * (last.ratio('bytes') or 0.0):.1f} % of the parent's bytes"
     return (
         f"The smallest, {last.label}, has {size}, and a loss of {last.mean('loss'):.4f}, not {whole.mean('loss'):.4f}."
     )

@@ -56,7 +56,8 @@ def _int8(of: _Found) -> str | None:
     cost = max(record.cost_pct for record in found.values())
     size = max(record.after.bytes / record.before.bytes for record in found.values())
     good = cost <= INT8_COST_PCT and size <= INT8_BYTES
-    return f"int8_weight_only: at most {cost:+.3f} % of loss at {size:.1%} of the bytes: {_met(good)} (0.1 %, 30 %)"
+    head = f"int8_weight_only: at most {cost:+.3f} % of loss at {100 * size:.1f} % of the bytes"
+    return f"{head}: {_met(good)} (0.1 %, 30 %)"
 
 
 def _qat(of: _Found) -> str | None:
@@ -94,7 +95,7 @@ def _student(of: _Found) -> str | None:
     for (init, kl), found in known.items():
         shares = [(control[seed].after.loss - one.after.loss) / (control[seed].after.loss - one.before.loss)
                   for seed, one in found.items()]  # fmt: skip
-        lines.append((_mean(shares), f"init={init} kl={str(kl).lower()} closes {_mean(shares):.0%}"))
+        lines.append((_mean(shares), f"init={init} kl={str(kl).lower()} closes {100 * _mean(shares):.0f} %"))
     head = f"{DISTIL}: a gap of {_mean(gaps):.4f} between control and teacher; {'; '.join(text for _, text in lines)}"
     good = _met(max(lines)[0] >= CLOSED) if _measurable(gaps) else "the gap is not above its spread"
     return f"{head}: {good} (50 %)"

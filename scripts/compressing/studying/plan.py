@@ -1,4 +1,4 @@
-"""What a study does: its command line, its parents, and the tasks of each."""
+"""What a study does: its command line, its parents, and the tasks of each. Torch is not imported."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.compressing.making import Making
-from scripts.compressing.record import label
 from scripts.compressing.training import Training
 from scripts.compressing.words import DISTIL, METHODS, PRUNE, PRUNE_2_4, QAT, QUANTISES, TRAINED_ON, Task
-from train.checkpoint.whole.trained import Opened
 from train.command.option import Option, name, one_of, positive
 from train.config.fields import MAX_STEPS
 from train.config.problems import BadInput, Problem
@@ -100,12 +97,6 @@ class Study:
         groups = ("model", "data", "optim")
         others = (word for word in self.everywhere if word.partition("=")[0].split(".")[0] not in groups)
         return ("train.eval_every=0", *others)
-
-    def making(self, task: Task, parent: Opened, seed: int, of: str = PARENT) -> Making:
-        slug = label(task.method, task.options).replace(" ", "-").replace("=", "-")
-        return Making(
-            task, parent, self.folder / f"{self.model}-{seed}" / (slug if of == PARENT else f"{slug}-of-{of}")
-        )
 
 
 def read(argv: Sequence[str]) -> Study:

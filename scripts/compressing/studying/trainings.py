@@ -1,4 +1,4 @@
-"""The trainings of a study: processes of train/main.py, several at once."""
+"""The trainings of a study: processes of train/main.py, several at once. Torch is not imported."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.fsdp import FSDPModule
 
 from train.config.fields import IGNORE_INDEX
+from train.config.problems import BadInput, Problem
 from train.config.technique import Target
 from train.strategies.distil.divergence import Divergence
 
@@ -61,7 +62,9 @@ class Distilled(nn.Module):
     def ask(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """A hook before the student: the teacher computes the same tokens, unless this is an evaluation."""
         if torch.is_grad_enabled():
-            assert self.teacher is not None, "train/checkpoint/teacher.py gives a student its teacher"
+            if self.teacher is None:  # a benchmark builds a strategy without it
+                message = "train.teacher is read in training and in proofs only"
+                raise BadInput(Problem("teacher", message, "leave train.teacher out"))
             self.taught = self.teacher(args[0])
 
     def answer(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
