@@ -5,7 +5,7 @@
 #   DRY_RUN=1 …   print the commands and start nothing
 #
 # Each turn measures a profile, then trains each strategy; the table at the end has every turn's runs beside the
-# prediction from the profile of the same turn. Nothing else may run meanwhile. Ten minutes for two turns.
+# prediction from the profile of the same turn. Nothing else may run meanwhile. A turn takes about eight minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1

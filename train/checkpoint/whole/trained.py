@@ -118,9 +118,7 @@ def fill(model: Transformer, tensors: dict[str, Tensor], source: str) -> None:
         here.copy_(there)
 
 
-def validation_loss(
-    logits_of: Callable[[Tensor], Tensor], config: Config, corpus: Corpus, device: str = "cpu"
-) -> float:
+def validation_loss(logits_of: LogitsOf, config: Config, corpus: Corpus, device: str = "cpu") -> float:
     """The mean loss per valid token on the run's own validation batches. `logits_of`: tokens BT -> logits BTV."""
     count, size, loss = config.train.eval_batches, config.train.global_batch_size, CrossEntropy()
     total = number = 0.0
