@@ -94,7 +94,7 @@ def programs(wheel, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_wheel_holds_what_the_program_reads_and_nothing_else(wheel):
-    files = [path.relative_to(REPO) for name in (*PACKAGES, "configs") for path in (REPO / name).rglob("*.*")
+    files = [path.relative_to(REPO) for name in (*PACKAGES, "configs") for path in (REPO / name).rglob("*")
              if path.is_file() and path.suffix not in {*OF_THE_REPOSITORY, ".pyc"}]  # fmt: skip
     expected = {f"train/{file}" if file.parts[0] == "configs" else str(file) for file in files}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}

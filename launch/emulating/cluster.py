@@ -21,6 +21,7 @@ LO_PAYLOAD = 65483 / 65549  # of a full packet of the loopback
 # megabytes drops nothing of what TCP has under way.
 BURST_S, LEAST_BURST, QUEUE = 0.001, 16 * 2**10, 8 * 2**20
 LO_BURST = 2**17  # a packet of the loopback has 64 KiB
+RESULTS = "netlab.json"  # what launch.netlab writes about a cluster and its runs
 SWITCH = -1  # the namespace of the bridge, where a host's number is asked for
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from launch.emulating import jobs
 from launch.emulating.agents import Job, Outcome, run
-from launch.emulating.cluster import PAYLOAD
+from launch.emulating.cluster import PAYLOAD, RESULTS
 from launch.emulating.namespaces import Network, refuse
 from launch.emulating.predicting import Measured, prediction
 from launch.emulating.rows import row_of, said
@@ -33,8 +33,6 @@ from train.config.groups.hardware import HardwareConfig
 from train.config.problems import EXIT_STOPPED, Reported
 from train.record.run_files import read_json, write_whole
 from train.record.run_folder import DONE, FAILED, RUNNING
-
-RESULTS = "netlab.json"
 
 
 class NotMeasured(Reported):

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.checking import records
-from launch.emulating.cluster import PAYLOAD
-from launch.emulating.lab import RESULTS
+from launch.emulating.cluster import PAYLOAD, RESULTS
 from train.command.planning.links import edge_bytes
 from train.record.run_files import Unreadable, number, read_json
 from train.record.run_folder import read_folder

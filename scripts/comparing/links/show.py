@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from launch.emulating.lab import RESULTS
+from launch.emulating.cluster import RESULTS
 from scripts.comparing.links import words
 from scripts.comparing.links.reading import read
 from train.command.resources import words_of
