@@ -74,6 +74,7 @@ def train(copy, nproc, folder, *overrides):
     return out, losses, json.loads((path / "summary.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_proof_says_what_the_page_says(copy):
     # one world: strategy.dp_shard=2 is what zero2_tp comes to anyway
@@ -115,6 +116,7 @@ def test_a_wrong_line_is_told_as_the_page_says(copy, right, wrong):
     assert ERROR.sub("", sentence) in ERROR.sub("", page), sentence
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_it_trains_and_its_limit_is_one_device(copy):
     out, losses, summary = train(copy, 2, "apart", "strategy=diloco", "strategy.inner_steps=4")

@@ -15,11 +15,9 @@ FUSED = ("symm_mem.fused_all_gather_matmul.default", "symm_mem.fused_matmul_redu
 PLAIN = ("_c10d_functional.all_gather_into_tensor.default", "_c10d_functional.reduce_scatter_tensor.default")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    ("async_tp", "used", "unused"),
-    [("true", FUSED, PLAIN), pytest.param("false", PLAIN, FUSED, marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize(("async_tp", "used", "unused"), [("true", FUSED, PLAIN), ("false", PLAIN, FUSED)])
 def test_collectives_are_fused_with_products(async_tp, used, unused):
     command = [sys.executable, "-m", "tests.fused_worker", f"strategy.async_tp={async_tp}"]
     run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=100)

@@ -172,6 +172,7 @@ def test_help_and_config_come_from_one_rank(flag, key, tmp_path):
     assert run.stdout.count(key) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_divergence_stops_the_run_in_words(tmp_path):
     run = torchrun(

@@ -29,6 +29,7 @@ def measured(tmp_path_factory):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_powersgd_starts_at_its_step(measured):
     assert len(measured["before"]) == 2

@@ -125,6 +125,7 @@ def test_chat_answers_with_a_compressed_model(method, compressed, capsys):
         assert said["tokens"] == tokens[8:]
 
 
+@pytest.mark.slow
 def test_a_head_that_is_the_embedding_stays_as_it_is(tmp_path):
     from tests.saved_runs import train
 

@@ -60,15 +60,9 @@ def test_more_engines_equal_one_device(row, table):
 
 
 @needs_deepspeed
+@pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(
-    ("stage", "shards"),
-    [
-        pytest.param(1, (1, 1, 2), marks=pytest.mark.slow),
-        pytest.param(2, (1, 2, 2), marks=pytest.mark.slow),
-        (3, (2, 2, 2)),
-    ],
-)
+@pytest.mark.parametrize(("stage", "shards"), [(1, (1, 1, 2)), (2, (1, 2, 2)), (3, (2, 2, 2))])
 def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
     """Rajbhandari et al. 2020, figure 1, without the mixed precision: parameters, gradients, optimiser state."""
     steps = ("train.steps=2", "train.seq_len=16", "train.eval_batches=1")

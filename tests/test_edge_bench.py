@@ -18,6 +18,7 @@ from train.checkpoint.whole.trained import open_trained
 REPO = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_each_artefact_is_measured_in_turns(run, capsys, monkeypatch):
     folders = [run / "exports" / name for name in ("onnx-none", "onnx-int8")]

@@ -101,6 +101,7 @@ def facts_in_the_file(to, file):
     return json.loads(files["facts.json"]).items()
 
 
+@pytest.mark.slow
 def test_int8_in_onnxruntime_costs_little_and_is_small(run):
     _, whole = exported(run, "onnx")
     tool.main([str(run), "to=onnx", "quant=int8", f"out={run / 'small'}"])

@@ -178,6 +178,7 @@ def test_an_empty_recording_is_all_other():
     assert sizes["other"] == 10 and sum(sizes.values()) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_a_run_logs_a_recorded_step(tmp_path):
     """Two ranks of a pipeline, recorded at the tenth step."""

@@ -55,6 +55,7 @@ def test_every_layout_is_valid_and_its_words_compose_it(line):
         assert config.train.activation_checkpointing is layout.recomputation
 
 
+@pytest.mark.slow
 def test_processes_compute_the_same_to_the_last_bit():
     """As every rank chooses for itself under strategy=auto: an order of a set must not decide a sum."""
     code = "from tests.searches import seconds; print(seconds())"
