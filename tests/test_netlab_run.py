@@ -37,8 +37,7 @@ def test_predicted_then_run_then_compared(tmp_path):
         assert row["predicted_ms"] > 0 and row["crossing"] == (["dp_replicate"] if row["label"] == "dp" else ["tp"])
         # the interface counts every byte: those of the steps, headers, the validation and the start
         predicted = STEPS * sum(row["predicted_sent"].values())
-        # tp's reduce-scatters put fewer bytes on the wire than predicted: 1.44 MiB a step were counted for 1.88
-        assert all(0.7 * predicted < both[0] < 2 * predicted + 2**20 for both in row["sent"].values()), row
+        assert all(predicted < both[0] < 2 * predicted + 2**20 for both in row["sent"].values()), row
     assert {(op, ranks) for _, op, ranks, *_ in found["links"]} >= {("all_reduce", 2), ("send", 2)}
     assert (folder / "report.html").read_text().count("<svg") == 1 and (folder / "links.png").stat().st_size > 0
     assert "pairs of runs at the same speed" in out

@@ -125,6 +125,7 @@ class _Watched:
         self.agents: list[tuple[Agent, subprocess.Popen[bytes]]] = []
         self._up_at: float | None = None
         self._happened = False
+        self._began = time.monotonic()
 
     def start(self, agent: Agent, line: Sequence[str], env: Mapping[str, str], log: IO[str]) -> None:
         prefix, fault = self.net.enter(agent.node), self.job.fault
@@ -140,14 +141,18 @@ class _Watched:
             self._fault()
             codes = [process.poll() for _, process in self.agents]
             if first is None and (failed := [i for i, code in enumerate(codes) if code]):
-                late = self.job.fault is not None and self.job.fault.kind == "late"
-                # a host that is not there yet has nobody left to join
-                first, deadline = failed[0], time.monotonic() + (0 if late else self.job.timeout_s) + LATE_S
+                first, now = failed[0], time.monotonic()
+                # a host that has not started yet has nobody left to join
+                deadline = now if self._is_late(now) else now + self.job.timeout_s + LATE_S
             if None not in codes:
                 return [code if code >= 0 else 128 - code for code in codes if code is not None], first
             if time.monotonic() > deadline:
                 self.end()
             time.sleep(POLL_S)
+
+    def _is_late(self, now: float) -> bool:
+        fault = self.job.fault
+        return fault is not None and fault.kind == "late" and now < self._began + (fault.seconds or 0.0)
 
     def end(self) -> None:
         """Ask those that are left to end, then end them."""

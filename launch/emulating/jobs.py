@@ -8,8 +8,8 @@ from pathlib import Path
 from launch.emulating.agents import Job
 from launch.emulating.task import Point, Task
 
-LATENCY, LARGE = 4096, 2**22  # bytes of the messages that are measured
-LINK_SIZES = (LATENCY, LARGE, 2**24)  # under links=true
+LATENCY, MEDIUM, LARGE = 4096, 2**19, 2**22  # bytes of the messages that are measured
+LINK_SIZES = (LATENCY, MEDIUM, LARGE, 2**24)  # under links=true
 OPS = "all_reduce,reduce_scatter,all_gather,all_to_all,send"
 BUDGET_S, COMPUTING_S = 300, 60  # for the messages of one speed; for the profile
 COMPUTATION = "computation"  # the name of the profile
@@ -39,7 +39,7 @@ def training(task: Task, point: Point, speed: float | None) -> Job:
 
 def links_of(task: Task, speed: float | None) -> tuple[Path, tuple[int, ...]]:
     """(The file for the messages at a speed, their sizes)."""
-    return task.folder_of(speed) / "links.json", LINK_SIZES if task.links else (LATENCY,)
+    return task.folder_of(speed) / "links.json", LINK_SIZES if task.links else (LATENCY, MEDIUM)
 
 
 def unshaped_of(task: Task) -> tuple[Path, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """The planner's prediction for an emulated cluster: its cost model, with the links of this cluster for its network.
 
-    a message    its calls x the latency measured on this link + bytes over the busiest edge / the link's payload rate
+    a message    its calls x the latency measured on this link + bytes over the busiest edge / the link's payload rate,
+                 which is longer where gloo does not send in both directions at once
     computation  from a profile that scripts/matmul.py measured with as many processes at once
 
 What is hidden differs from an accelerator: FSDP's messages are waited for at once; a receiver of a pipeline starts a
@@ -31,6 +32,8 @@ from train.strategies.data.keys import DdpKeys
 from train.strategies.memory import state_bytes
 
 MiB = 2**20
+# The lab's own gather and reduce-scatter of activations are all-to-alls on gloo (train/ranks/collectives.py).
+EXCHANGED, EXCHANGING = ("all_gather", "reduce_scatter"), ("tp", "cp")
 Rows = Sequence[Sequence[object]]  # of scripts/calibrating/links.py: operation, ranks, bytes, microseconds
 
 
@@ -60,10 +63,26 @@ class Measured:
         times = self.rows[op, min(sizes, key=lambda n: (abs(n - ranks), n))]
         return times[min(times)]
 
+    def in_turn(self, op: str, ranks: int, rate: float) -> float:
+        """How many times as long a message takes as its bytes need at `rate` bit/s, by the largest that was measured;
+        1 with more ranks than two, whose neighbours are different ranks. Where only the latency was measured, the
+        factor of large messages."""
+        times = self.rows.get((op, ranks), {})
+        if ranks != 2 or len(times) < 2:
+            return in_turn(op, ranks)
+        seconds = times[max(times)] - times[min(times)]
+        return max(seconds * rate / (8 * edge_bytes(op, ranks, max(times) - min(times))), 1.0)
+
     def rate(self, op: str, ranks: int) -> float | None:
         """Bit/s of an edge with the largest message; None if none was measured in groups of this size."""
         times = self.rows.get((op, ranks))
         return 8 * edge_bytes(op, ranks, max(times)) / times[max(times)] if times else None
+
+
+def operation(message: Message) -> str:
+    """What gloo runs for it."""
+    exchanged = message.op in EXCHANGED and message.axis in EXCHANGING and not message.of_data
+    return "all_to_all" if exchanged else message.op
 
 
 @dataclass(frozen=True)
@@ -80,17 +99,20 @@ class Emulated(Network):
         ranks = message.group.size
         if ranks < 2 or not message.calls:
             return 0.0
-        out, inside = self.loads(message)
+        op, (out, inside) = operation(message), self.loads(message)
         longest = max(8 * out / self.inter, 8 * inside / self.intra)
-        return message.calls * self.measured.latency(message.op, ranks) + longest * in_turn(message.op, ranks)
+        alone = len({*self.hosts}) == len(self.hosts)  # so that the messages were measured between hosts
+        slower = self.measured.in_turn(op, ranks, self.inter) if alone else in_turn(op, ranks)
+        return message.calls * self.measured.latency(op, ranks) + longest * slower
 
     def loads(self, message: Message) -> tuple[float, float]:
         """The bytes that a message of a step sends out of the busiest host, and inside the busiest one."""
         axes = [axis for axis in message.axis.split(".") if axis in MESH_AXES] or [*self._folded(message.axis)]
-        spread = pairs_of if message.op == "all_to_all" else edges_of
-        options = {"closed": False} if message.op == "send" else {}
+        op = operation(message)
+        spread = pairs_of if op == "all_to_all" else edges_of
+        options = {"closed": False} if op == "send" else {}
         edges = spread(self.degrees, axes, self.hosts, **options)
-        each = edge_bytes(message.op, message.group.size, message.bytes)
+        each = edge_bytes(op, message.group.size, message.bytes)
         return edges.out * each, edges.inside * each
 
     def _folded(self, axis: str) -> tuple[str, ...]:
