@@ -120,6 +120,7 @@ def test_a_resumed_run_keeps_its_layout(tmp_path, monkeypatch, capsys):
     assert planned([*words, "--help"], world)[0] == auto.STANDS_IN
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_run_with_auto(tmp_path):
     line = [sys.executable, "-m", "launch.local", "nproc=2", auto.WORD, "train.steps=2", "train.eval_every=0",

@@ -38,6 +38,7 @@ def test_powersgd_starts_at_its_step(measured):
     assert measured["each"][0] > 0.1, "nothing was left out: it did not compress"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 def test_error_feedback_brings_the_running_sum_back(measured):
     means = measured["running_mean"]

@@ -122,6 +122,7 @@ class Page(HTMLParser):
             self.cells[self.open[-1][1]][-1] += data
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_of_a_wrong_strategy_the_command_prints_the_place_and_writes_a_page(tmp_path):
     file = tmp_path / "page.html"

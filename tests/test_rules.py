@@ -123,6 +123,7 @@ def test_what_is_valid_equals_one_device(size, number, tmp_path):
         assert_green(results[row.name])
 
 
+@pytest.mark.slow
 def test_pairwise_rows_cover_every_pair_that_the_rules_allow():
     table = [tuple(line.split()) for line in pairwise.TABLE.strip().splitlines()]
     covered = set().union(*map(pairwise.pairs, table))

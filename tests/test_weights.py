@@ -128,6 +128,7 @@ def test_engines_start_from_the_parameters_too(tmp_path):
         assert_green(results[one.name])
 
 
+@pytest.mark.slow
 def test_what_is_no_source_is_said_once(run, tmp_path):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
