@@ -95,7 +95,8 @@ def test_a_slower_link_adds_its_bytes_and_nothing_to_the_computation(strategy):
     if strategy in ("fsdp", "tp"):  # every message is waited for
         added = sum(slow.time.exposed.values()) - sum(fast.time.exposed.values())
         least = sum(slow.sent.values()) * 8 * (1 / 25e6 - 1 / 1e9) / PAYLOAD
-        assert least < added < 2.1 * least, "between two ranks a part of an exchange waits for the other way"
+        longest = {"fsdp": 1.5, "tp": 2.0}[strategy]  # a half of an all-gather waits for the other way, or an exchange
+        assert least < added < longest * least
 
 
 def test_the_gradients_of_ddp_are_sent_once_and_a_model_of_one_bucket_hides_nothing():
