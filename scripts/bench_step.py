@@ -30,7 +30,7 @@ from train.command.process.exits import reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
 from train.config import plain_json
-from train.config.schema import Config, Precision
+from train.config.schema import Config
 from train.config.world import World
 from train.data.corpus import load_corpus
 from train.measure.hardware import Clock
@@ -64,7 +64,7 @@ def bare_loop(config: Config, device: torch.device, next_batch: Callable[[int], 
             layer.compile()
         model.loss.compile()
     optimiser = torch.optim.AdamW(model.parameters(), lr=config.optim.lr, fused=True)
-    low = config.precision is Precision.bf16
+    low = config.precision.casts
     num_tokens = config.train.global_batch_size * config.train.seq_len
 
     def step(index: int) -> None:

@@ -79,7 +79,7 @@ def lines(place: Place, plan: Plan, *, wrong: bool) -> Iterator[str]:
     if place.search.unseen:
         first, *others = place.search.unseen
         yield f"not recorded: {first}" + (f" and {len(others)} more" if others else "")
-    if plan.config.precision is Precision.bf16:
-        yield "in bf16 only the first step is searched"
+    if plan.config.precision.casts:
+        yield f"in {plan.config.precision.value} only the first step is searched"
     if plan.config.compile.enabled:
         yield "inside compiled blocks nothing is recorded: use compile.enabled=false"

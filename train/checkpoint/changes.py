@@ -31,7 +31,7 @@ REASONS = {
     "optim": "the optimiser's state in the checkpoint is of another kind",
     "precision": "the checkpoint's weights are of another type",
 }
-FLOAT32 = ("float32", "bf16")  # precisions whose weights and optimiser state are float32
+FLOAT32 = ("float32", "bf16", "fp8")  # precisions whose weights and optimiser state are float32
 
 
 def allowed_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:

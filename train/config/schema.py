@@ -20,6 +20,7 @@ from train.config.groups.train import (
     ActivationCheckpointing,
     CompileConfig,
     CompileMode,
+    Fp8Scaling,
     OnNonfinite,
     Precision,
     Qat,
@@ -42,6 +43,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DataSource",
+    "Fp8Scaling",
     "HardwareConfig",
     "LrSchedule",
     "MetricsConfig",
@@ -72,7 +74,8 @@ class Config:
     train: TrainConfig = key(TrainConfig, "The training itself: steps, batches, validation, memory.")
     precision: Precision = key(
         Precision.float32,
-        "The type of numbers; bf16 computes in bfloat16, and keeps parameters, gradients and sums in float32.",
+        "The type of numbers; bf16 computes in bfloat16, and keeps parameters, gradients and sums in float32; fp8 also "
+        "multiplies in 8 bits.",
     )
     compile: CompileConfig = key(CompileConfig, "Compilation by torch.compile.")
     runtime: RuntimeConfig = key(RuntimeConfig, "The device and the communication backend.")

@@ -121,4 +121,4 @@ def folded_place(plan: Plan, place: dict[str, int]) -> tuple[int, int]:
 def element_sizes(precision: Precision) -> tuple[int, int]:
     """(bytes per element of a parameter, bytes per element of an activation)."""
     kept = 8 if precision is Precision.float64 else 4
-    return kept, 2 if precision is Precision.bf16 else kept
+    return kept, 2 if precision.casts else kept

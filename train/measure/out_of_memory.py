@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem, Reported
-from train.config.schema import ActivationCheckpointing, Config, Precision
+from train.config.schema import ActivationCheckpointing, Config
 from train.config.strategy import TrainStep
 from train.measure.peak import storages
 from train.measure.results import GiB
@@ -107,7 +107,7 @@ def remedies(config: Config, *, built: bool) -> list[str]:
         found.append(f"train.micro_batch_size={train.micro_batch_size // 2}")
     if train.activation_checkpointing is not ActivationCheckpointing.full:
         found.append("train.activation_checkpointing=full")
-    if config.precision is not Precision.bf16:
+    if not config.precision.casts:
         found.append("precision=bf16")
     if "dp_shard" not in axes and "cp" not in axes:
         found.append("strategy=fsdp (on more processes)")

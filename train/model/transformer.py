@@ -28,7 +28,7 @@ from train.model.spans import span
 def dtypes(precision: Precision) -> dict[str, torch.dtype]:
     """The dtype in which weights are stored, and the dtype of the computation."""
     param = torch.float64 if precision is Precision.float64 else torch.float32
-    return {"param_dtype": param, "compute_dtype": torch.bfloat16 if precision is Precision.bf16 else param}
+    return {"param_dtype": param, "compute_dtype": torch.bfloat16 if precision.casts else param}
 
 
 class Linear(nn.Linear):

@@ -29,7 +29,7 @@ from torch import Tensor
 from train.config.schema import Precision
 
 # bf16 rounds with a relative error of 2^-8; sums of rounded terms in another order differ by a few of these errors
-BOUNDS = {Precision.float64: 1e-9, Precision.float32: 1e-5, Precision.bf16: 3e-2}
+BOUNDS = {Precision.float64: 1e-9, Precision.float32: 1e-5, Precision.bf16: 3e-2, Precision.fp8: 1.0}
 # A tensor that is smaller than this part of the global gradient norm is rounding noise: its error is relative to the
 # norm.
 NEGLIGIBLE = 1e-6

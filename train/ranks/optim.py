@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from train.config.schema import LrSchedule, OptimConfig, Optimiser
 from train.ranks.gradients import local
+from train.ranks.quiet import quiet_torchao
 from train.ranks.state import Piece, in_memory
 
 
@@ -32,8 +32,7 @@ def build_optimiser(parameters: dict[str, nn.Parameter], config: OptimConfig) ->
     kind: Any = torch.optim.AdamW
     options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
     if config.name is Optimiser.adamw8bit:
-        for name in ("torchao", "torch.utils._pytree"):  # torchao 0.18 says that it has kernels of other devices too
-            logging.getLogger(name).setLevel(logging.ERROR)
+        quiet_torchao()
         from train.ranks.eight_bit import EightBitAdamW
 
         return EightBitAdamW(groups, **options)

@@ -27,7 +27,7 @@ from train.command.resources import source_commit, words_of
 from train.config import plain_json
 from train.config.groups.run import NEVER
 from train.config.problems import unusable
-from train.config.schema import Config, Qat, TrainConfig
+from train.config.schema import Config, Precision, Qat
 from train.config.world import World
 from train.data.corpus import Corpus
 from train.measure.energy import open_meter
@@ -113,16 +113,19 @@ def work(config: Config, corpus_sha256: str, given: Mapping[str, str] = NOTHING)
         "precision": config.precision,
         "train": train,
     }
-    if more := {**options_of(config.train), **given}:
+    if more := {**options_of(config), **given}:
         values[GIVEN] = more
     plain: dict[str, Any] = json.loads(json.dumps(values, default=_plain))
     return plain
 
 
-def options_of(train: TrainConfig) -> dict[str, Any]:
+def options_of(config: Config) -> dict[str, Any]:
     """The keys under `train` that decide the numbers and that few runs have, if they do not have their defaults."""
+    train = config.train
     values = {"keep_zeros": train.keep_zeros, "qat": train.qat}
-    found = {name: value for name, value in values.items() if value not in (False, Qat.none)}
+    found: dict[str, Any] = {name: value for name, value in values.items() if value not in (False, Qat.none)}
+    if config.precision is Precision.fp8:
+        found["fp8_scaling"] = train.fp8_scaling
     taught = {"distil_weight": train.distil_weight, "distil_temperature": train.distil_temperature}
     return found if train.teacher is None else found | taught
 

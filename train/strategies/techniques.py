@@ -2,7 +2,7 @@
 
 1. Tensor and expert parallelism decide which part of a weight a rank has, and context parallelism which tokens.
    Distillation replaces the loss between the two.
-2. Quantisation-aware training rounds the inputs and the weights of linear layers.
+2. Quantisation-aware training rounds the inputs and the weights of linear layers, and so do products in 8 bits.
 3. Activation checkpointing wraps the computation that results, so that its backward repeats exactly this.
 4. Compilation wraps both.
 5. Data parallelism comes last: its hooks need the final parameters of each block, and must run outside compiled code.
@@ -22,12 +22,13 @@ from train.strategies.data.technique import DDP, FSDP
 from train.strategies.deepspeed.technique import DEEPSPEED
 from train.strategies.distil.technique import DISTIL
 from train.strategies.expert.technique import EXPERT
+from train.strategies.float8.technique import FLOAT8
 from train.strategies.pipeline.technique import PIPELINE
 from train.strategies.quantise.technique import QUANTISE
 from train.strategies.recompute.technique import RECOMPUTE
 from train.strategies.tensor.technique import TENSOR
 
-TECHNIQUES = (TENSOR, DISTIL, CONTEXT, EXPERT, QUANTISE, RECOMPUTE, COMPILE, FSDP, DDP, PIPELINE, DEEPSPEED)
+TECHNIQUES = (TENSOR, DISTIL, CONTEXT, EXPERT, QUANTISE, FLOAT8, RECOMPUTE, COMPILE, FSDP, DDP, PIPELINE, DEEPSPEED)
 
 
 def used(plan: Plan) -> tuple[Technique, ...]:

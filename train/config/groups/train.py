@@ -10,11 +10,18 @@ from train.config.fields import LARGE, MAX_INT64, MAX_SEQUENCES, MAX_STEPS, MAX_
 
 class Precision(Enum):
     """The types of numbers. Parameters, gradients and optimiser state are float64 under `float64`, otherwise float32.
-    `bf16` casts weights and activations to bfloat16 for computing, and keeps reductions in float32."""
+    `bf16` casts weights and activations to bfloat16 for computing, and keeps reductions in float32. `fp8` is `bf16`
+    with products of 8-bit numbers in the linear layers of the blocks."""
 
     float64 = "float64"
     float32 = "float32"
     bf16 = "bf16"
+    fp8 = "fp8"
+
+    @property
+    def casts(self) -> bool:
+        """Whether weights and activations are cast to bfloat16 where they are used."""
+        return self in (Precision.bf16, Precision.fp8)
 
 
 class ActivationCheckpointing(Enum):
@@ -27,6 +34,11 @@ class OnNonfinite(Enum):
     stop = "stop"
     skip = "skip"
     ignore = "ignore"
+
+
+class Fp8Scaling(Enum):
+    tensorwise = "tensorwise"
+    rowwise = "rowwise"
 
 
 # A class statement cannot have a member whose name begins with a digit.
@@ -77,6 +89,12 @@ class TrainConfig:
         Qat.none,
         "Quantisation-aware training: with 8da4w every linear layer computes with int8 activations and int4 weights, "
         "as after its conversion, while the weights that are trained and saved stay whole.",
+    )
+
+    fp8_scaling: Fp8Scaling = key(
+        Fp8Scaling.tensorwise,
+        "The numbers that share a scale under precision=fp8: those of a matrix (tensorwise) or those of a row "
+        "(rowwise), which loses less and is slower.",
     )
 
     teacher: str | None = key(

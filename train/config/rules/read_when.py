@@ -93,6 +93,12 @@ READ_WHEN: Table = {
         lambda weights, resume: weights is not None or resume not in (AUTO, NEVER),
         "has no effect with checkpoint.weights={} and checkpoint.resume={}, as parameters that are drawn have no zeros",
     ),
+    "train.fp8_scaling": Condition(
+        ("precision",),
+        lambda precision: precision == "fp8",
+        "is not read with precision={}",
+        _to("precision=fp8"),
+    ),
     **dict.fromkeys(
         ("train.distil_weight", "train.distil_temperature"),
         Condition(("train.teacher",), lambda teacher: teacher is not None, "is not read without train.teacher"),

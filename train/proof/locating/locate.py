@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from train.config.plan import Plan
-from train.config.schema import Precision
 from train.proof.collecting import Watch
 from train.proof.comparison import Evidence
 from train.proof.locating.activations import Activations
@@ -61,7 +60,7 @@ def locate(plan: Plan, found: Path, right: Path, moved: Path) -> Search:
         yield updates.sums()
         yield adamw.wrong_copies()
         yield updates.step()
-        if plan.config.precision is not Precision.bf16:  # there, rounding would explain almost any error in later steps
+        if not plan.config.precision.casts:  # there, rounding would explain almost any error in later steps
             yield said(adamw.first_wrong(0), "after the first AdamW step")
             yield evaluation(updates, activations_of(plan, "evaluated", run, one, other, updates.lossy))
             second = activations_of(plan, "second", run, one, other, updates.lossy)

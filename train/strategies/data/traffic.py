@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import cache
 
 from train.config.plan import Plan
-from train.config.schema import Precision
 from train.config.shapes import Shape, Shapes, element_sizes, is_expert, units_by_stage
 from train.config.technique import Rank
 from train.config.traffic import Traffic, degree_of, joined
@@ -46,7 +45,7 @@ def fsdp_unit(rank: Rank, name: str, shapes: Shapes, axis: str, gathers: int, *,
     sums = 1 if plan.config.strategy.reduces_once() else plan.num_microbatches
     why = "forward and backward" if freed else "forward"
     yield Traffic(axis, "all_gather", gathers, gathers * elements * gathered, f"{name}: {why}")
-    reduced = 4 if plan.config.precision is Precision.bf16 else kept
+    reduced = 4 if plan.config.precision.casts else kept
     yield Traffic(axis, "reduce_scatter", sums, sums * elements * reduced, f"{name}: gradients")
     if "dp_replicate" in plan.axes:
         part = elements // degree_of(plan, axis)

@@ -19,10 +19,10 @@ def of_deepspeed(check: Callable[[Plan, DeepSpeed], Finding | None]) -> Callable
 
 
 def precision(plan: Plan, strategy: DeepSpeed) -> Finding | None:
-    refused = {Precision.float64} if strategy.tp is None else {Precision.float64, Precision.bf16}
+    refused = {Precision.float64, Precision.fp8} | (set() if strategy.tp is None else {Precision.bf16})
     if (found := plan.config.precision) not in refused:
         return None
-    where = f"strategy={strategy.name}" if found is Precision.float64 else f"DeepSpeed's strategy.tp={strategy.tp}"
+    where = f"DeepSpeed's strategy.tp={strategy.tp}" if found is Precision.bf16 else f"strategy={strategy.name}"
     return Finding(f"precision={found.value} is not supported with {where}", ("precision=float32", "strategy.tp=null"))
 
 
@@ -161,7 +161,8 @@ RULES = (
     Rule("layers_and_stages", "every stage needs a layer", too_few_layers),
     Rule(
         "ds_precision",
-        "DeepSpeed keeps float32 weights and refuses float64; its tensor-parallel layers do not cast them to bf16",
+        "DeepSpeed keeps float32 weights and refuses float64; its tensor-parallel layers do not cast them to bf16; "
+        "products in 8 bits are not proven with it",
         of_deepspeed(precision),
     ),
     Rule(

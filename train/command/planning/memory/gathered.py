@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from train.config.schema import Precision
 from train.config.shapes import Shapes, element_sizes, units_by_stage
 from train.config.technique import Rank
 from train.strategies.data.split import padded
@@ -131,7 +130,7 @@ def unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:
     precision = rank.plan.config.precision
     kept, used = element_sizes(precision)
     size = kept if name.startswith("embed") else used
-    reduced = 4 if precision is Precision.bf16 else kept
+    reduced = 4 if precision.casts else kept
     total = NOTHING
     for key, shape in shapes.items():
         elements, part = padded(rank, key, shape), math.prod(rank.holds(key, shape))
