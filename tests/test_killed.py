@@ -86,30 +86,6 @@ def test_a_sweep_that_is_asked_to_quit_leaves_no_rank_and_the_same_line_one_fold
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_sweep_continues_a_point_that_has_saved(started, tmp_path):
-    words = [*ENDLESS, "train.steps=300", "checkpoint.every=20"]
-    line = ["-m", "launch.sweep", "strategy=dp", *words]
-    first = started(*line)
-    run = trains(tmp_path, "dp-*")
-    deadline = time.monotonic() + PATIENCE_S
-    while not (run / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    family = psutil.Process(first.pid).children(recursive=True)
-    first.kill()
-    assert gone(family)
-    assert not (run / "summary.json").exists(), "it was killed too late"
-    again = started(*line)
-    assert again.wait(PATIENCE_S) == 0, (tmp_path / "output").read_text()
-    assert [path.name for path in (tmp_path / "runs").glob("dp-*")] == [run.name]
-    steps = [
-        json.loads(text)["step"] for text in (run / "metrics.jsonl").read_text().splitlines() if "train/loss" in text
-    ]
-    assert steps == [*range(1, 301)]
-    assert json.loads((run / "summary.json").read_text())["continued_after_step"] >= 20
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_ranks_end_with_the_torchrun_of_a_sweep_which_goes_on(started, tmp_path):
     """That of the first point is killed, and that of the second gets a signal which it does not know."""
     sweep = started("-m", "launch.sweep", "strategy=dp,fsdp", *ENDLESS)
