@@ -57,9 +57,13 @@ class Row:
 
     @property
     def _shape(self) -> tuple[str, ...]:
-        """As few layers and sequences as the layout needs. `options` may set others."""
+        """As few layers and sequences as the layout needs. `options` may set others. A pipeline has four microbatches,
+        and at least as many as a schedule with two stages on a rank has stages."""
         plan = Plan(configured(auto.stood_in([*BASE, *without_figures(self.strategy)])), self.size)
-        return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={4 if self.size < 4 else 8}"
+        batch = 4 if self.size < 4 else 8
+        if "pp" in plan.axes:
+            batch = min(batch, plan.data_ranks * max(4, 2 * plan.degrees["pp"]))
+        return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={batch}"
 
 
 @cache

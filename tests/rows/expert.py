@@ -42,5 +42,4 @@ SLOW_ROWS: list[Row] = [
     row(4, "strategy=ep", options=ROUNDED),
     # recomputed in backwards that run in another order than the forwards
     row(4, "strategy=tp_pp", "strategy.schedule=looped_bfs", "train.activation_checkpointing=full", options=LONGER),
-    row(8, "strategy=moe_3d", options=LONGER),
 ]

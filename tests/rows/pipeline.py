@@ -32,7 +32,6 @@ ROWS = [
     row(2, "strategy=pp", options=(F64, TIED), bug="tied_gradients_not_summed"),
 ]
 SLOW_ROWS = [
-    row(4, "strategy=pp", options=(F32,)),
     row(2, "strategy=pp", options=(F32, COMPILED)),
     *(scheduled(2, name, options=(F32, COMPILED)) for name in ("gpipe", "interleaved_1f1b", "looped_bfs")),
     *(scheduled(2, name, options=(F64, CHECKPOINTED)) for name in ("gpipe", *VIRTUAL)),
