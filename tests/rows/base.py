@@ -14,7 +14,7 @@ COMPOSED = ("strategy", "model", "data", "optim", "hardware", "train.seq_len")  
 NUM_MICROBATCHES = 2  # where there is no pipeline: enough to go wrong between the first and the last
 F32, F64, BF16 = "precision=float32", "precision=float64", "precision=bf16"
 TIED = "model.tie_embeddings=true"
-COMPILED = "compile.enabled=true"
+COMPILED = "compile.enabled=true"  # of the strategy alone: its reference on one device is not compiled
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ ROWS: list[Row] = [
 ]
 # the experts' uneven splits break the graph: what is compiled is the rest of the block
 SLOW_ROWS: list[Row] = [
-    row(2, "strategy=ep", options=(*BIAS, COMPILED)),
+    row(2, "strategy=ep", COMPILED, options=BIAS),
     row(4, "strategy=ep", "strategy.cp=2", options=AUX),
     row(2, "strategy=cp", options=ROUNDED),
     row(4, "strategy=ep", options=ROUNDED),
