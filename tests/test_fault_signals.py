@@ -32,10 +32,10 @@ def signalled(run, number, *, twice=False, rank=None):
 def test_a_signal_to_the_launcher_saves(start, undisturbed, tmp_path):
     """After each, the same line continues the run, until it gets the next. Restarts are not used for this. A second INT
     does not wait for a save."""
-    for number in (TERM, INT, USR1, "INT twice"):
+    for number, twice in [(TERM, False), (INT, False), (USR1, False), (INT, True)]:
         run = start("waits", restarts=3)
         run.waits()
-        if number == "INT twice":
+        if twice:
             assert signalled(run, INT, twice=True) == (130, "")
             continue
         code, said = signalled(run, number)
