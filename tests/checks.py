@@ -87,6 +87,18 @@ def waits(config: Config, mesh: DeviceMesh) -> dict:
     return {"groups": len(groups), "waits": sorted(waits)}
 
 
+def held(config: Config, mesh: DeviceMesh) -> dict:
+    """The bytes of state on each rank after two steps, by kind: what a run logs as `memory_by_rank/`."""
+    size = config.train.global_batch_size
+    step = config.strategy.build(Transformer(config.model, **dtypes(config.precision)), mesh, config)
+    corpus = load_corpus(config)
+    for i in (1, 2):
+        step(*corpus.batch(i, size, own_rows(mesh, size)), lr=1e-3)
+    ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(ranks, step.state_bytes())
+    return {"held": ranks}
+
+
 def evaluation(config: Config, mesh: DeviceMesh) -> dict:
     """The loss of one batch, evaluated several times, each time after a step that changes nothing."""
     size = config.train.global_batch_size

@@ -46,6 +46,10 @@ class Run(Started):
         self.faults.mkdir(exist_ok=True)
         (self.faults / GO).touch()
 
+    def stays(self):
+        """Let those that have not come so far wait in a step again."""
+        (self.faults / GO).unlink()
+
     def waits(self, times=1):
         """Wait until a rank waits in a step, after so many starts of the ranks. There is a checkpoint by then."""
         self.until(lambda: len([*self.faults.glob(f"{WAITING}*")]) >= times)

@@ -163,13 +163,13 @@ class Cluster:
         """What runs as a part of a job."""
         return [one for one in self.processes() if "SLURM_JOB_ID" in environment(one)]
 
-    def at_once(self, number):
+    def at_once(self, number, restarts=1):
         """Let a job that was put back into the queue start now. Often Slurm makes it wait for two minutes."""
 
         def again():
             found = self.job(number)
             waits, goes_on = found.get("Reason") == "BeginTime", found.get("JobState") in ("RUNNING", *ENDED)
-            return found if found.get("Restarts", "0") != "0" and (waits or goes_on) else None
+            return found if found.get("Restarts") == str(restarts) and (waits or goes_on) else None
 
         if self.until(again)["JobState"] == "PENDING":
             self.run("scontrol", "update", f"JobId={number}", "StartTime=now")

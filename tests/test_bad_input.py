@@ -147,7 +147,6 @@ def torchrun(*arguments, nproc, cwd):
     ("line", "code", "says", "fix"),
     [
         ("strategy=foo", 2, "strategy=foo does not name a preset", "strategy=3d|"),
-        ("strategy.tp=3 train.steps=0", 2, "train.steps=0 is out of range", ">= 1"),
         ("-m strategy=dp", 2, "-m/--multirun", "one torchrun per run"),
         ("runtime.device=teapot", 3, "no teapot device", "runtime.device=auto"),
     ],
@@ -170,17 +169,6 @@ def test_help_and_config_come_from_one_rank(flag, key, tmp_path):
     run = torchrun(flag, nproc=2, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert run.stdout.count(key) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(120)
-def test_divergence_stops_the_run_in_words(tmp_path):
-    run = torchrun(
-        "strategy=dp", "optim=sgd", "optim.lr=1e30", "train.steps=9", "model.num_layers=1", nproc=2, cwd=tmp_path
-    )
-    assert run.returncode == 1
-    assert run.stderr.count("train.on_nonfinite=ignore") == 1
-    assert "Traceback" not in run.stderr.split("ChildFailedError")[0].split("torch/distributed/elastic")[0]
 
 
 @pytest.mark.timeout(60)

@@ -20,7 +20,7 @@ def test_what_a_hook_loses_is_bounded_as_stated():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    options = [f"strategy.powersgd_rank={RANK}", "strategy.powersgd_start_step=2", "train.steps=102"]
+    options = [f"strategy.powersgd_rank={RANK}", "strategy.powersgd_start_step=2", "train.steps=52"]
     overrides = [*BASE, "strategy=dp", "strategy.comm_hook=powersgd", *options, "model.num_layers=1"]
     overrides += ["train.global_batch_size=2", F64]
     check = job("CHECK:powersgd", overrides)
@@ -42,6 +42,6 @@ def test_powersgd_starts_at_its_step(measured):
 @pytest.mark.timeout(180)
 def test_error_feedback_brings_the_running_sum_back(measured):
     means = measured["running_mean"]
-    print("running mean, relative error after 10, 40, 100 steps:", means[9], means[39], means[-1])
+    print("running mean, relative error after 10, 30, 50 steps:", means[9], means[29], means[-1])
     assert means[-1] < 0.25 * means[0]
     assert means[-1] < 0.25 * min(measured["each"]), "no single step came as near as the sum did"

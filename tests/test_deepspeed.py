@@ -16,6 +16,7 @@ from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput
 
 KINDS = ("parameters", "gradients", "optimiser")
+SHARDS = {1: (1, 1, 2), 2: (1, 2, 2), 3: (2, 2, 2)}  # by ZeRO's stage: of each kind, over two ranks
 INSTALLED = importlib.util.find_spec("deepspeed") is not None
 needs_deepspeed = pytest.mark.skipif(not INSTALLED, reason='pip install "strategy-lab[deepspeed]"')
 
@@ -62,35 +63,52 @@ def test_more_engines_equal_one_device(row, table):
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(("stage", "shards"), [(1, (1, 1, 2)), (2, (1, 2, 2)), (3, (2, 2, 2))])
-def test_each_stage_shards_one_thing_more(stage, shards, tmp_path):
+def test_each_stage_shards_one_thing_more(tmp_path):
     """Rajbhandari et al. 2020, figure 1, without the mixed precision: parameters, gradients, optimiser state."""
-    steps = ("train.steps=2", "train.seq_len=16", "train.eval_batches=1")
-    out, path = launch(tmp_path, 2, f"strategy=ds_zero{stage}", *steps)
-    assert "DeepSpeed" not in out and "deepspeed" not in out and "Warning" not in out
-    step, whole = steps_of(path)[0][-1], held_by_rank("dp", 1)[0]
-    totals = (whole, whole, 3 * whole)  # two moments, and the copy of its part of the weights that a rank updates
-    # partitions are padded, and stage 2 may hold the whole gradient of a parameter that its bounds cut
-    padding = 4096, 4 * 352 * 128, 4096
-    for rank in range(2):
-        for kind, total, parts, spare in zip(KINDS, totals, shards, padding, strict=True):
-            held = step[f"memory_by_rank/{kind}_mib/rank_{rank}"] * MiB
-            assert abs(held - total / parts) <= spare, kind
+    words = [F32, "train.seq_len=16", "train.micro_batch_size=1", "runtime.device=cpu"]
+    jobs = [job(f"CHECK:held {stage}", [*words, f"strategy=ds_zero{stage}"]) for stage in SHARDS]
+    found = run_jobs(tmp_path, jobs, size=2, timeout_s=150)
+    for one, stage in zip(jobs, SHARDS, strict=True):
+        assert "error" not in found[one.name], found[one.name]["error"]
+        are_shards(found[one.name]["held"], stage)
 
 
 @needs_deepspeed
 @pytest.mark.slow
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize(("checkpointing", "per_layer"), [("none", 7), ("full", 9)])
-def test_autotp_sends_what_is_said_and_replicas_stay_equal(checkpointing, per_layer, tmp_path):
-    words = ["strategy=ds_autotp", F32, "model.dropout=0.1", f"train.activation_checkpointing={checkpointing}"]
-    check = job("CHECK:autotp", [*BASE, *words, "runtime.device=cpu", "runtime.timeout_s=60"])
-    result = run_jobs(tmp_path, [check], size=2, timeout_s=150)[check.name]
-    assert "error" not in result, result["error"]
-    calls = 2 * 8 * per_layer  # layers, microbatches of one row of 16 tokens, 128 wide, float32
-    assert result["sent"] == {"tp/all_reduce": [calls + 2, calls * 16 * 128 * 4 + 8]}  # and the norm, and overflow
-    assert result["drift"] == 0.0
-    assert result["cut"] == 2 * 7
+def test_a_run_logs_the_shards_and_prints_nothing_of_the_engine(tmp_path):
+    steps = ("train.steps=2", "train.seq_len=16", "train.eval_batches=1")
+    out, path = launch(tmp_path, 2, "strategy=ds_zero3", *steps)
+    assert "DeepSpeed" not in out and "deepspeed" not in out and "Warning" not in out
+    step = steps_of(path)[0][-1]
+    are_shards([{kind: step[f"memory_by_rank/{kind}_mib/rank_{rank}"] * MiB for kind in KINDS} for rank in (0, 1)], 3)
+
+
+def are_shards(held, stage: int) -> None:
+    whole = held_by_rank("dp", 1)[0]
+    totals = (whole, whole, 3 * whole)  # two moments, and the copy of its part of the weights that a rank updates
+    # partitions are padded, and stage 2 may hold the whole gradient of a parameter that its bounds cut
+    padding = 4096, 4 * 352 * 128, 4096
+    for found in held:
+        for kind, total, parts, spare in zip(KINDS, totals, SHARDS[stage], padding, strict=True):
+            assert abs(found[kind] - total / parts) <= spare, kind
+
+
+@needs_deepspeed
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_autotp_sends_what_is_said_and_replicas_stay_equal(tmp_path):
+    per_layer = {"none": 7, "full": 9}  # by kind of recomputation
+    words = [*BASE, "strategy=ds_autotp", F32, "model.dropout=0.1", "runtime.device=cpu", "runtime.timeout_s=60"]
+    jobs = {kind: job(f"CHECK:autotp {kind}", [*words, f"train.activation_checkpointing={kind}"]) for kind in per_layer}
+    found = run_jobs(tmp_path, [*jobs.values()], size=2, timeout_s=150)
+    for kind, one in jobs.items():
+        result = found[one.name]
+        assert "error" not in result, result["error"]
+        calls = 2 * 8 * per_layer[kind]  # layers, microbatches of one row of 16 tokens, 128 wide, float32
+        assert result["sent"] == {"tp/all_reduce": [calls + 2, calls * 16 * 128 * 4 + 8]}  # and the norm, and overflow
+        assert result["drift"] == 0.0
+        assert result["cut"] == 2 * 7
 
 
 @needs_deepspeed

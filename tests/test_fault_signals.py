@@ -28,18 +28,14 @@ def signalled(run, number, *, twice=False, rank=None):
     return code, said
 
 
-ONE, MORE = [TERM], [INT, USR1, "INT twice"]
-
-
 @slow
-@pytest.mark.parametrize("signals", [ONE, MORE], ids=["TERM", "INT, USR1, INT twice"])
-def test_a_signal_to_the_launcher_saves(signals, start, undisturbed, tmp_path):
+def test_a_signal_to_the_launcher_saves(start, undisturbed, tmp_path):
     """After each, the same line continues the run, until it gets the next. Restarts are not used for this. A second INT
     does not wait for a save."""
-    for number in signals:
+    for number, twice in [(TERM, False), (INT, False), (USR1, False), (INT, True)]:
         run = start("waits", restarts=3)
         run.waits()
-        if number == "INT twice":
+        if twice:
             assert signalled(run, INT, twice=True) == (130, "")
             continue
         code, said = signalled(run, number)

@@ -68,74 +68,51 @@ def gone(processes):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGQUIT, signal.SIGUSR1])
-def test_a_killed_sweep_leaves_no_rank_and_the_same_line_one_folder(number, started, tmp_path):
+def test_a_sweep_that_is_asked_to_quit_leaves_no_rank_and_the_same_line_one_folder(started, tmp_path):
+    """tests/test_killed_sweep.py kills it, at several moments."""
     line = ["-m", "launch.sweep", "strategy=dp,fsdp", *ENDLESS]
     first = started(*line)
     trains(tmp_path, "dp-*")
     family = psutil.Process(first.pid).children(recursive=True)
     assert len(family) == 3, "torchrun and two ranks"
-    first.send_signal(number)
-    killed = time.time()
+    first.send_signal(signal.SIGQUIT)
+    asked = time.time()
     assert gone(family), "something trains on"
     first.wait(30)
     started(*line)
-    again = trains(tmp_path, "dp-*", after=killed)
+    again = trains(tmp_path, "dp-*", after=asked)
     assert [path.name for path in (tmp_path / "runs").glob("dp-*")] == [again.name], "two folders stand for a point"
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_killed_sweep_continues_a_point_that_has_saved(started, tmp_path):
-    words = [*ENDLESS, "train.steps=300", "checkpoint.every=20"]
-    line = ["-m", "launch.sweep", "strategy=dp", *words]
-    first = started(*line)
-    run = trains(tmp_path, "dp-*")
-    deadline = time.monotonic() + PATIENCE_S
-    while not (run / "checkpoints" / "latest").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    family = psutil.Process(first.pid).children(recursive=True)
-    first.kill()
-    assert gone(family)
-    assert not (run / "summary.json").exists(), "it was killed too late"
-    again = started(*line)
-    assert again.wait(PATIENCE_S) == 0, (tmp_path / "output").read_text()
-    assert [path.name for path in (tmp_path / "runs").glob("dp-*")] == [run.name]
-    steps = [
-        json.loads(text)["step"] for text in (run / "metrics.jsonl").read_text().splitlines() if "train/loss" in text
-    ]
-    assert steps == [*range(1, 301)]
-    assert json.loads((run / "summary.json").read_text())["continued_after_step"] >= 20
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
-def test_ranks_end_with_the_torchrun_of_a_sweep_which_goes_on(number, started, tmp_path):
+def test_ranks_end_with_the_torchrun_of_a_sweep_which_goes_on(started, tmp_path):
+    """That of the first point is killed, and that of the second gets a signal which it does not know."""
     sweep = started("-m", "launch.sweep", "strategy=dp,fsdp", *ENDLESS)
-    trains(tmp_path, "dp-*")
-    ranks = ranks_of(sweep)
-    assert len(ranks) == 2
-    ranks[0].parent().send_signal(number)
-    assert gone(ranks), "something trains on"
-    trains(tmp_path, "fsdp-*")
+    for name, number in (("dp", signal.SIGKILL), ("fsdp", signal.SIGUSR1)):
+        trains(tmp_path, f"{name}-*")
+        ranks = ranks_of(sweep)
+        assert len(ranks) == 2
+        ranks[0].parent().send_signal(number)
+        assert gone(ranks), "something trains on"
+    assert sweep.wait(PATIENCE_S) == 1, (tmp_path / "output").read_text()
     (points,) = tmp_path.glob("runs/sweep-*/points.json")
     statuses = [(point["status"], point["exit_code"]) for point in json.loads(points.read_text())["points"]]
-    code = -number if number == signal.SIGKILL else 128 + number  # torchrun passes the other on, and ends in order
-    assert statuses == [("failed", code), ("running", None)]
+    # torchrun passes the second on, and ends in order
+    assert statuses == [("failed", -signal.SIGKILL), ("failed", 128 + signal.SIGUSR1)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
-@pytest.mark.parametrize("bare", [False, True])
-def test_ranks_end_with_a_killed_launcher(bare, number, started, tmp_path):
+def test_ranks_end_with_a_torchrun_that_ends_by_a_signal(started, tmp_path):
+    """Bare torchrun. tests/test_launcher_faults.py kills a launcher, tests/test_fault_signals.py torchrun, and the
+    latter sends this signal to a launcher."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(REPO / "train" / "main.py")]
-    launcher = started(*(torchrun if bare else ["-m", "launch.local", "nproc=2"]), "strategy=dp", *ENDLESS[1:])
+    launcher = started(*torchrun, "strategy=dp", *ENDLESS[1:])
     trains(tmp_path, "dp-*")
     ranks = ranks_of(launcher)
     assert len(ranks) == 2
-    launcher.send_signal(number)
+    launcher.send_signal(signal.SIGUSR1)
     assert gone(ranks), "something trains on"
 
 

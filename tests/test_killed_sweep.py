@@ -34,7 +34,9 @@ MOMENTS = {
     "before its first process": lambda sweep: of(sweep, "sweep-*/points.json"),
     "when its ranks have just been started": lambda sweep: sweep.ranks(),
     "in a step": lambda sweep: of(sweep, "dp-*/metrics.jsonl"),
-    "in a save": lambda sweep: of(sweep, f"dp-*/{CHECKPOINTS}/step-*.tmp-*/*.distcp"),
+    "in a later save": lambda sweep: (
+        of(sweep, f"dp-*/{CHECKPOINTS}/latest") and of(sweep, f"dp-*/{CHECKPOINTS}/step-*.tmp-*/*.distcp")
+    ),
     "between two points": lambda sweep: of(sweep, "dp-*/summary.json"),
 }
 
@@ -68,7 +70,8 @@ def test_a_sweep_goes_on_wherever_it_was_killed(tmp_path):
     for run in (dp, fsdp):
         assert [step for step, numbers in losses_of(run) if "train/loss" in numbers] == [*range(1, STEPS + 1)]
         assert newest_step(run) == STEPS and not [*run.rglob("*.tmp*")]
-    assert json.loads((fsdp / "summary.json").read_text())["continued_after_step"] >= saved
+    for run, least in ((dp, EVERY), (fsdp, saved)):
+        assert json.loads((run / "summary.json").read_text())["continued_after_step"] >= least
 
 
 def killed_in_second_point(sweep):

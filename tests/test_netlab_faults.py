@@ -21,6 +21,7 @@ from train.checkpoint.folder import complete
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 CALM = "fault=late:1:0.1s"  # a host that is hardly late: with any fault, nothing is measured before
 SPEED = "20mbit"  # at which a step takes a quarter of a second
+SHORT = "runtime.timeout_s=10"
 
 
 class Netlab(Started):
@@ -60,53 +61,47 @@ def is_gone(run):
     assert not with_variable(programs.MARK, run.mark)
 
 
-def continued(start, run, undisturbed):
-    """The same line, without the fault, goes on to the end."""
-    is_saved(run)
-    again = start(CALM)
-    code, said = again.end()
-    assert (code, said) == (0, ""), again.out()
-    assert "continuing runs/" in again.log(0)
-    is_whole(run, undisturbed)
-    is_gone(again)
-
-
-def test_a_link_that_is_down_for_seconds_costs_only_time(start, undisturbed):
-    run = start("fault=down:1:3s@6")
-    code, said = run.end()
-    assert (code, said) == (0, ""), run.out()
-    is_whole(run.run(), undisturbed)
-    is_gone(run)
-
-
-def test_a_link_that_stays_down_ends_the_run_within_the_time_out(start, undisturbed):
-    run = start("fault=down:1@6", "runtime.timeout_s=10")
-    code, _ = run.end()
-    assert code == 5, run.out()
+def test_one_run_survives_its_links_and_hosts(start, undisturbed):
+    """A link that stays down, a host that loses its power, a launcher that is killed while the last host has come late,
+    and a link that is down for seconds only, which costs nothing but time: each start goes on from the one before."""
+    first = start("fault=down:1@6", SHORT)
+    code, _ = first.end()
+    assert code == 5, first.out()
     said = (
         r"host \d failed first, exit code 5; its last lines:\n( .*\n)*    rank \d waited longer than runtime.timeout_s"
     )
-    assert re.search(said, run.out()), run.out()
-    assert "Traceback" not in run.out() + run.log(0) + run.log(1)
-    is_gone(run)
-    continued(lambda fault: start(fault, "runtime.timeout_s=10"), run.run(), undisturbed)
+    assert re.search(said, first.out()), first.out()
+    assert "Traceback" not in first.out() + first.log(0) + first.log(1)
+    run = is_left(first)
+
+    second = start("fault=kill:1@10", SHORT)
+    code, _ = second.end()
+    assert code == 137 and "host 1 failed first, exit code 137" in second.out(), second.out()
+    assert re.search(r"rank 0 .*", second.log(0)) and "Traceback" not in second.log(0), second.log(0)
+    assert "continuing runs/" in second.log(0) and is_left(second) == run
+
+    third = start("fault=late:1:5s", SHORT)
+    before = losses_of(run)[-1][0]
+    third.until(lambda: losses_of(run)[-1][0] > before)
+    assert "continuing runs/" in third.log(0), "the late host was waited for"
+    third.process.kill()
+    third.process.wait()
+    record.clean_up()  # as the next start does
+    assert is_left(third) == run
+
+    last = start("fault=down:1:3s@20", SHORT)
+    code, said = last.end()
+    assert (code, said) == (0, ""), last.out()
+    assert "continuing runs/" in last.log(0) and last.run() == run
+    is_whole(run, undisturbed)
+    is_gone(last)
 
 
-def test_a_host_that_loses_its_power(start, undisturbed):
-    run = start("fault=kill:1@6", "runtime.timeout_s=10")
-    code, _ = run.end()
-    assert code == 137 and "host 1 failed first, exit code 137" in run.out(), run.out()
-    assert re.search(r"rank 0 .*", run.log(0)) and "Traceback" not in run.log(0), run.log(0)
-    is_gone(run)
-    continued(lambda fault: start(fault, "runtime.timeout_s=10"), run.run(), undisturbed)
-
-
-def test_a_host_that_comes_late_is_waited_for(start, undisturbed):
-    run = start("fault=late:1:5s")
-    code, said = run.end()
-    assert (code, said) == (0, ""), run.out()
-    is_whole(run.run(), undisturbed)
-    is_gone(run)
+def is_left(start):
+    """Nothing of this start, which did not come to its end, but what the next one needs. Returns the run's folder."""
+    is_gone(start)
+    is_saved(start.run())
+    return start.run()
 
 
 def test_a_host_that_comes_too_late_is_not(start, tmp_path):
@@ -126,8 +121,8 @@ def test_a_host_that_sends_slower_than_it_receives(tmp_path, undisturbed):
 
     (tmp_path / "text.txt").write_text(TEXT)
     words = [word.replace("data.path=", f"data.path={tmp_path}/") for word in LINE]
-    with record.recorded() as owner, network(Cluster(2, 2, slow=((1, 8e6),)), allowed(), owner) as net:
-        net.do(net.cluster.shapes(20e6))
+    with record.recorded() as owner, network(Cluster(2, 2, slow=((1, 16e6),)), allowed(), owner) as net:
+        net.do(net.cluster.shapes(40e6))
         outcome = run_job(
             Job((*words, f"metrics.dir={tmp_path}/runs"), (0, 1)), net, owner.mark, tmp_path, tmp_path / "r"
         )
@@ -137,17 +132,6 @@ def test_a_host_that_sends_slower_than_it_receives(tmp_path, undisturbed):
     (path,) = (tmp_path / "runs").iterdir()
     assert [numbers for _, numbers in losses_of(path)] == [numbers for _, numbers in undisturbed]
     assert not with_variable(MARK, owner.mark)
-
-
-def test_launch_netlab_itself_is_killed(start, undisturbed):
-    """Its processes end with it, or at the next start; and the next start goes on."""
-    run = start("fault=late:1:0.1s")
-    run.until(lambda: [*run.folder.glob(f"runs/netlab-*/{SPEED}/dp-*/metrics.jsonl")] and losses_of(run.run())[5:])
-    run.process.kill()
-    run.process.wait()
-    record.clean_up()
-    is_gone(run)
-    continued(start, run.run(), undisturbed)
 
 
 def test_delays_and_losses(start, undisturbed):

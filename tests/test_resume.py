@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.rows.base import F32, F64
+from tests.rows.base import F32, F64, configured
 from tests.running import job, run_jobs
 from tests.test_deepspeed import needs_deepspeed
 from train.checkpoint.folder import complete
 from train.checkpoint.whole.tensors import differences
+from train.config.plan import Plan
 
 WORKER = "tests.resume_worker"
 SMALL = (
@@ -37,7 +38,10 @@ class Case:
 
     @property
     def overrides(self) -> list[str]:
-        sizes = (f"model.num_layers={max(self.size, 2)}", "train.global_batch_size=8", F32, DROPOUT)
+        """With at least two layers, and two microbatches on each data rank: four in a pipeline of two stages."""
+        plan = Plan(configured([*SMALL, *self.words]), self.size)
+        batch = 2 * plan.data_ranks * plan.degrees["pp"]
+        sizes = (f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={batch}", F32, DROPOUT)
         return [*SMALL, *sizes, *self.words]
 
 

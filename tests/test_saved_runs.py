@@ -23,17 +23,19 @@ CHANGES = [
     (["precision=float64"], "precision=float64 instead of float32: the checkpoint's weights are of another type"),
     (["train.seed=1"], "train.seed=1 instead of 1234: the run would not see each sample once"),
     (["optim=sgd"], "optim.name=sgd instead of adamw: the optimiser's state in the checkpoint is of another kind"),
-    (["train.steps=4"], "is the state after step 4: use train.steps=8, for example"),
 ]
+NO_STEP_IS_LEFT = "is the state after step 4: use train.steps=8, for example"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(200)
 def test_what_may_not_change_is_refused_by_name(run, tmp_path):
-    for words, says in CHANGES:
+    """All at once, and the number of steps, which is no change of what is saved."""
+    changes = [word for words, _ in CHANGES for word in words]
+    for words, says in (changes, [says for _, says in CHANGES]), (["train.steps=4"], [NO_STEP_IS_LEFT]):
         result = train(tmp_path, "train.steps=6", *words, f"checkpoint.resume={run}")
-        assert result.returncode == 2 and says in result.stderr, (words, result.stderr)
-        assert "Traceback" not in result.stderr
+        assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+        assert all(result.stderr.count(one) == 1 for one in says), result.stderr
     assert [path.name for path in (tmp_path / "runs").iterdir()] == [run.name], "nothing was started"
 
 
@@ -75,7 +77,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_text_changes_between_runs(tmp_path):
-    """It is replaced by another, cut, cut to nothing that can be trained on, and removed; and then put back."""
+    """It is replaced by another, cut, and removed; and then put back."""
     path, text = tmp_path / "text.txt", "some words of a text " * 2000
     words = ("data=text", f"data.path={path}", "train.steps=4", "checkpoint.every=2")
     path.write_text(text)
@@ -84,7 +86,7 @@ def test_the_text_changes_between_runs(tmp_path):
     cut_off(run)
     another = "data.corpus_sha256=.*: train on the same text, or start a new run"
     wrong: list[tuple[str | None, str]] = [("other words of a text " * 2000, another), (text[:20_000], another)]
-    wrong += [(text[:20], "holds 20 tokens, .*, more data, or"), (None, "does not exist")]
+    wrong += [(None, "does not exist")]
     for content, says in wrong:
         path.unlink(missing_ok=True)
         if content is not None:

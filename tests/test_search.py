@@ -33,10 +33,9 @@ SMALL = "model=small train.seq_len=512 train.global_batch_size=48 nproc=12"
 MIXTURE = "model=moe_1b train.seq_len=1024 train.global_batch_size=32 nproc=8"
 SEARCHES = [
     f"model={model} train.seq_len={length} train.global_batch_size={batch} nproc={nproc} hardware.memory_gib={size}"
-    for (model, size), (length, batch), nproc in itertools.product(
+    for (model, size), ((length, batch), nproc) in itertools.product(
         [("llama_1b", 79.65), ("llama_1b", 14), ("small", 40), ("tiny", 1), ("llama_8b", 79.65)],
-        [(512, 8), (256, 12)],
-        [2, 4],
+        [((512, 8), 4), ((256, 12), 2)],
     )
 ]
 
@@ -197,7 +196,7 @@ def test_a_split_is_never_slower_than_the_balanced_one():
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_replaying_all_gives_the_same_winner():
-    assert len(SEARCHES) == 20
+    assert len(SEARCHES) == 10
     fits = 0
     for line in SEARCHES:
         best = [search(task(line, kept=kept)).best for kept in (20, 10_000)]
@@ -205,7 +204,7 @@ def test_replaying_all_gives_the_same_winner():
         if best[0]:
             fits += 1
             assert best[0][0].layout == best[1][0].layout, line
-    assert fits >= 16
+    assert fits >= 8  # all but those of tiny, whose memory is too small
 
 
 def test_several_processes_find_the_same():

@@ -111,37 +111,30 @@ def job(slurm, tmp_path):
 
 @slow
 @pytest.mark.timeout(400)
-def test_a_job_trains_the_curve_of_one_machine_and_goes_on_after_usr1(slurm, job, undisturbed_long, tmp_path):
-    """USR1 goes to the batch script alone, as before the end of the time: the job is queued again, and goes on."""
+def test_a_job_trains_the_curve_of_one_machine_after_usr1_and_a_lost_node(slurm, job, undisturbed_long, tmp_path):
+    """USR1 goes to the batch script alone, as before the end of the time; then a node goes down, and is left. After
+    each the job is queued again, and goes on."""
     number = job()
     slurm.until(lambda: has_saved(tmp_path))
     slurm.run("scancel", "--batch", "--signal=USR1", str(number))
     slurm.at_once(number)
-    found = ended(slurm, tmp_path, number)
-    said = output(tmp_path, number)
-    assert found["Restarts"] == "1" and losses_of(run_in(tmp_path)) == undisturbed_long, said
-    assert "SIGUSR1 ended the run" in said and "is put back into the queue" in said and "continuing runs/" in said
-    assert newest_step(run_in(tmp_path)) == LONG_STEPS
-    assert said.count(f"--master_addr=127.0.0.1 --master_port={10000 + number % 20000} ") == 4, "2 nodes, 2 starts"
-    for start in (0, 1):
-        logs = tmp_path / f"slurm-{number}" / f"start-{start}"
-        assert sorted(path.name for path in logs.iterdir()) == ["rank-0.err", "rank-0.out", "rank-1.err", "rank-1.out"]
-    assert f"step {LONG_STEPS}/{LONG_STEPS}" in (logs / "rank-0.out").read_text()
-    assert (logs / "rank-1.out").read_text() == "", "one rank speaks for all"
-
-
-@slow
-@pytest.mark.timeout(400)
-def test_a_node_that_goes_down_is_left_and_the_job_goes_on(slurm, job, undisturbed_long, tmp_path):
-    number = job()
-    slurm.until(lambda: has_saved(tmp_path))
+    slurm.until(lambda: output(tmp_path, number).count("continuing runs/") == 1)
     slurm.power_off("n2")
     slurm.wait(number, "PENDING")
     slurm.until(lambda: slurm.state("n2") == "DOWN")
     slurm.boot("n2")
-    slurm.at_once(number)
+    slurm.at_once(number, restarts=2)
     found = ended(slurm, tmp_path, number)
-    assert found["Restarts"] == "1" and losses_of(run_in(tmp_path)) == undisturbed_long, output(tmp_path, number)
+    said = output(tmp_path, number)
+    assert found["Restarts"] == "2" and losses_of(run_in(tmp_path)) == undisturbed_long, said
+    assert "SIGUSR1 ended the run" in said and "is put back into the queue" in said
+    assert said.count("continuing runs/") == 2 and newest_step(run_in(tmp_path)) == LONG_STEPS
+    assert said.count(f"--master_addr=127.0.0.1 --master_port={10000 + number % 20000} ") == 6, "2 nodes, 3 starts"
+    for start in range(3):
+        logs = tmp_path / f"slurm-{number}" / f"start-{start}"
+        assert sorted(path.name for path in logs.iterdir()) == ["rank-0.err", "rank-0.out", "rank-1.err", "rank-1.out"]
+    assert f"step {LONG_STEPS}/{LONG_STEPS}" in (logs / "rank-0.out").read_text()
+    assert (logs / "rank-1.out").read_text() == "", "one rank speaks for all"
 
 
 @slow

@@ -85,7 +85,7 @@ def test_a_short_soak(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, value in [("CYCLE", 10), ("CYCLES", 3), ("KILLS", 1)]:
         monkeypatch.setattr(costs_module, name, value)
-    line = ["strategy=fsdp", "nproc=2", "minutes=0.1", "mtbf_s=35", "runtime.device=cpu"]
+    line = ["strategy=fsdp", "nproc=2", "minutes=0.05", "mtbf_s=35", "runtime.device=cpu"]
     line += ["model.num_layers=2", "model.dim=64", "train.seq_len=64"]
     assert random.Random("fsdp 35.0").random() < 0.2, "the only kill is early enough"
     assert soak.main(line) == 0, capsys.readouterr()

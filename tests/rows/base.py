@@ -14,7 +14,7 @@ COMPOSED = ("strategy", "model", "data", "optim", "hardware", "train.seq_len")  
 NUM_MICROBATCHES = 2  # where there is no pipeline: enough to go wrong between the first and the last
 F32, F64, BF16 = "precision=float32", "precision=float64", "precision=bf16"
 TIED = "model.tie_embeddings=true"
-COMPILED = "compile.enabled=true"
+COMPILED = "compile.enabled=true"  # of the strategy alone: its reference on one device is not compiled
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,13 @@ class Row:
 
     @property
     def _shape(self) -> tuple[str, ...]:
-        """As few layers and sequences as the layout needs. `options` may set others."""
+        """As few layers and sequences as the layout needs. `options` may set others. A pipeline has four microbatches,
+        and at least as many as a schedule with two stages on a rank has stages."""
         plan = Plan(configured(auto.stood_in([*BASE, *without_figures(self.strategy)])), self.size)
-        return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={4 if self.size < 4 else 8}"
+        batch = 4 if self.size < 4 else 8
+        if "pp" in plan.axes:
+            batch = min(batch, plan.data_ranks * max(4, 2 * plan.degrees["pp"]))
+        return f"model.num_layers={max(plan.num_stages, 2)}", f"train.global_batch_size={batch}"
 
 
 @cache

@@ -27,12 +27,8 @@ ROWS = [
 SLOW_ROWS = [
     *(row(2, "strategy=cp", by(method)) for method in METHODS if method != "ring"),
     *(row(2, "strategy=cp", by(method), options=(BF16,)) for method in METHODS if method != "ring"),
-    *(row(2, "strategy=cp", by(method), options=(F32, COMPILED)) for method in METHODS),
-    row(2, "strategy=cp", by("ring"), options=(F32, COMPILED, "train.activation_checkpointing=selective")),
+    *(row(2, "strategy=cp", by(method), COMPILED, options=(F32,)) for method in METHODS),
     row(2, "strategy=cp", by("allgather"), options=(F64, "train.activation_checkpointing=selective")),
     row(2, "strategy=cp", by("ring"), options=(F64, "model.attention=eager")),
-    *(row(4, "strategy=cp", by(method), options=(F32,)) for method in METHODS),
-    row(8, "strategy=fsdp_cp", "strategy.dp_replicate=2", by("ring")),
-    row(8, "strategy=tp_pp", "strategy.cp=2", by("ulysses"), "strategy.sequence_parallel=false"),
     row(16, "strategy=4d", by("ring"), options=(F32,)),
 ]

@@ -32,7 +32,7 @@ ROWS = [
     f32(2, "strategy=ds_autotp", bug="tensor_ranks_averaged"),
 ]
 SLOW_ROWS = [
-    *(f32(2, f"strategy={name}", options=(COMPILED,)) for name in ("ds_zero1", "ds_zero2", "ds_pp")),
+    *(f32(2, f"strategy={name}", COMPILED) for name in ("ds_zero2", "ds_pp")),
     *(f32(1, f"strategy={name}") for name in (*ZERO, "ds_pp", "ds_autotp")),
     *(f32(2, "strategy=ds_autotp", f"strategy.zero_stage={stage}") for stage in (2, 3)),
     f32(2, "strategy=ds_autotp", "strategy.tp=1", "strategy.dp_shard=2"),

@@ -1,7 +1,6 @@
 """Products of axes: presets, and some that no preset names."""
 
-from tests.rows.base import BF16, F32, F64, TIED, Row, presets, row
-from tests.rows.pipeline import VIRTUAL
+from tests.rows.base import BF16, F64, TIED, Row, presets, row
 
 ROWS = [
     *presets("fsdp_tp", "tp_pp", "dp_pp", sizes=(4,), single=4),
@@ -14,12 +13,9 @@ ROWS = [
     row(8, "strategy=3d", "strategy.schedule=gpipe", "strategy.sequence_parallel=false"),
     row(8, "strategy=fsdp_tp", "strategy.dp_replicate=2"),
 ]
-FULL = "train.activation_checkpointing=full"
-MIXTURE = ("model=moe_tiny",)
+# every schedule with every kind of the other axes, of recomputation and of ends is in pairwise.py
 SLOW_ROWS: list[Row] = [
-    row(8, "strategy=3d", options=(F32,)),
     row(4, "strategy=tp_pp", options=(F64, "model.vocab_size=259")),
-    *(row(4, f"strategy={name}", options=(F64, TIED)) for name in ("dp_pp", "fsdp_pp")),
     row(4, "strategy=dp_pp", "strategy.schedule=interleaved_1f1b"),
     row(
         2,
@@ -29,18 +25,7 @@ SLOW_ROWS: list[Row] = [
         "strategy.schedule=looped_bfs",
         options=(F64, TIED),
     ),
-    *(row(4, "strategy=fsdp_pp", f"strategy.schedule={name}") for name in ("gpipe", *VIRTUAL)),
     row(4, "strategy=fsdp_pp", "strategy.reshard_after_forward=true"),
     row(4, "strategy=fsdp_pp", "strategy.schedule=dualpipev", options=(BF16, TIED)),
-    row(4, "strategy=fsdp_pp", "strategy.schedule=interleaved_zero_bubble", options=(F64, FULL)),
     row(4, "strategy=fsdp_pp", "strategy.cpu_offload=true", options=(F64, TIED)),
-    *(row(4, "strategy=tp_pp", f"strategy.schedule={name}") for name in ("interleaved_zero_bubble", "dualpipev")),
-    row(4, "strategy=tp_pp", "strategy.schedule=zbv_zero_bubble", options=(F64, TIED, FULL)),
-    row(4, "strategy=tp_pp", "strategy.schedule=zbv_zero_bubble", "strategy.sequence_parallel=false"),
-    row(4, "strategy=pp", "strategy.pp=2", "strategy.cp=2", "strategy.schedule=zbv_zero_bubble", options=(F64, TIED)),
-    row(2, "strategy=pp", "strategy.schedule=zbv_zero_bubble", options=(F64, *MIXTURE)),
-    row(2, "strategy=pp", "strategy.schedule=interleaved_1f1b", options=(F64, *MIXTURE, FULL)),
-    row(2, "strategy=pp", "strategy.schedule=interleaved_zero_bubble", options=(F64, *MIXTURE, FULL)),
-    row(4, "strategy=fsdp_pp", "strategy.ep=2", "strategy.schedule=dualpipev", options=(F64, *MIXTURE)),
-    row(8, "strategy=3d", "strategy.schedule=zbv_zero_bubble", options=(F64, TIED)),
 ]

@@ -34,8 +34,7 @@ ROWS = [
     ),
 ]
 SLOW_ROWS = [
-    row(4, "strategy=tp", options=(F32,)),
     row(4, "strategy=fsdp_tp", options=(F64, "model.vocab_size=259")),
-    row(2, "strategy=tp", options=(F32, COMPILED)),
-    row(2, "strategy=tp", options=(F32, COMPILED, "train.activation_checkpointing=selective")),
+    row(2, "strategy=tp", COMPILED, options=(F32,)),
+    row(2, "strategy=tp", COMPILED, "train.activation_checkpointing=selective", options=(F32,)),
 ]

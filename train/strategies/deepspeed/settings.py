@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,12 +24,15 @@ BYTES_PER_ELEMENT = 4  # DeepSpeed counts buckets in elements; weights and gradi
 def load_deepspeed(device: torch.device) -> Any:
     """The package, for this rank's device and the open process group. It compiles nothing.
 
+    Its autotuner, which the lab does not use, imports mlflow where that is installed: three quarters of the time of the
+    import, on every rank. While `mlflow` is None in `sys.modules`, importing it fails, which the autotuner expects.
     DeepSpeed would compile an op for all-reduces in shared memory on a CPU, which only inference uses. A private table
     (deepspeed 0.19) marks this op as not available.
     """
     os.environ["DS_ACCELERATOR"] = device.type  # read at import; without it DeepSpeed uses any GPU that it sees
     os.environ["LOCAL_RANK"] = str(device.index or 0)  # the device that it uses, also if ranks share one
-    import deepspeed
+    with _without_mlflow():
+        import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)
     # torch 2.13 renamed collectives that DeepSpeed calls by their old names
@@ -34,6 +40,19 @@ def load_deepspeed(device: torch.device) -> Any:
     deepspeed.ops.__compatible_ops__ = {"deepspeed_not_implemented": False}  # instead of probing for compilers
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     return deepspeed
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """Where mlflow is not loaded yet, importing it raises ImportError inside."""
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["mlflow"]
 
 
 def engine_config(config: Config, num_microbatches: int) -> dict[str, Any]:
