@@ -94,13 +94,13 @@ def read(argv: Sequence[str]) -> Asked:
 
 def in_precision(base: Plan, products: str) -> Plan:
     """The plan in the precision in which messages and memory are counted if matrix products are computed in this one:
-    the same, or bf16 if the lab does not train in it."""
+    the same, or bf16 if the lab does not train every layout in it."""
     precision = Precision(products) if products in LAB else Precision.bf16
     return Plan(replace(base.config, precision=precision), base.world_size)
 
 
 def _products(argv: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
-    """(The precisions of `precision=`, the other words with a precision that the lab has)."""
+    """(The precisions of `precision=`, the other words with a precision in which the lab trains every layout)."""
     given = [word for word in argv if word.startswith("precision=")]
     names = tuple(dict.fromkeys(given[-1].partition("=")[2].split(","))) if given else ()
     if unknown := [name for name in names if name not in PRECISIONS]:

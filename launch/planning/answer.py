@@ -14,10 +14,12 @@ from train.command.planning.intervals import Interval, interval_of, regime_of
 from train.command.planning.search.pricer import Priced
 from train.command.planning.search.search import Outcome
 from train.command.planning.search.words import parts, shown, why_slower
+from train.command.validate import findings
 from train.config.plan import Plan
+from train.config.schema import Precision
 from train.strategies.memory import GiB
 
-LAB = ("float64", "float32", "bf16")  # precisions in which the lab trains
+LAB = ("float64", "float32", "bf16")  # precisions in which the lab trains every layout
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def command(answer: Answer) -> str:
     start = ["python", "-m", "launch.local", f"nproc={world_size}"]
     if nodes > 1:
         start = ["torchrun", f"--nnodes={nodes}", f"--nproc_per_node={world_size // nodes}", "train/main.py"]
-    note = "" if products in LAB else f"  (the lab does not train in {products})"
+    note = "" if trains_in(products, first) else f"  (the lab does not train this layout in {products})"
     return shlex.join([*start, *words_of(answer, first)]) + note
 
 
@@ -78,7 +80,16 @@ def words_of(answer: Answer, one: Priced) -> list[str]:
     """The overrides that train with a layout, without what only the planner reads."""
     products = one.quantities.job.products
     others = [word for word in answer.typed if not word.startswith(("precision=", "hardware="))]
-    return [*in_place(others, one.layout.words), *([f"precision={products}"] if products in LAB else [])]
+    return [*in_place(others, one.layout.words), *([f"precision={products}"] if trains_in(products, one) else [])]
+
+
+def trains_in(products: str, one: Priced) -> bool:
+    """Whether the lab can train the layout with matrix products of this precision."""
+    if products in LAB or products not in {precision.value for precision in Precision}:
+        return products in LAB
+    plan = one.quantities.job.plan
+    ranges, found = findings(Plan(dataclasses.replace(plan.config, precision=Precision(products)), plan.world_size))
+    return not ranges and not found
 
 
 def _counted(name: str, outcome: Outcome) -> str:

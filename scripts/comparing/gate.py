@@ -24,7 +24,7 @@ from train.record.run_folder import deciding, flat
 
 # The largest relative difference of train/loss that is allowed in the first steps. It is far above the measured effect
 # of rounding (docs/reading-the-numbers.md). Rounding errors grow with the steps, so later steps are shown, not judged.
-BOUNDS = {"float64": 1e-6, "float32": 1e-3, "bf16": 5e-2}
+BOUNDS = {"float64": 1e-6, "float32": 1e-3, "bf16": 5e-2, "fp8": 5e-2}
 MOST_DIFFERENCES = 8  # between two works, in a heading
 FIRST_STEPS = 20
 MOST_VOTERS = 100  # the most runs with which a possible reference is compared

@@ -12,7 +12,7 @@ from train.config.schema import Config
 BASE = ("model.num_layers=2", "train.seq_len=16", "train.micro_batch_size=1", "data.ignore_token=32")
 COMPOSED = ("strategy", "model", "data", "optim", "hardware", "train.seq_len")  # presets, and what others interpolate
 NUM_MICROBATCHES = 2  # where there is no pipeline: enough to go wrong between the first and the last
-F32, F64, BF16 = "precision=float32", "precision=float64", "precision=bf16"
+F32, F64, BF16, FP8 = (f"precision={name}" for name in ("float32", "float64", "bf16", "fp8"))
 TIED = "model.tie_embeddings=true"
 COMPILED = "compile.enabled=true"  # of the strategy alone: its reference on one device is not compiled
 

@@ -30,7 +30,7 @@ from train.config.strategy import resolve_degrees
 from train.config.world import World
 from train.data.corpus import Corpus, load_corpus
 from train.proof.collecting import CLIP_NORM, Watch, collect
-from train.proof.comparison import BOUNDS, CannotBeJudged, Evidence, compare
+from train.proof.comparison import CannotBeJudged, Evidence, bound_of, compare
 from train.proof.locating.finding import Search
 from train.proof.locating.locate import locate, save_run
 from train.proof.phases import Phases
@@ -119,7 +119,7 @@ def run(job: Job, site: Site) -> Result:
         torch.save(found, site.folder / job.save)
         return {"facts": exercised}
     with phases("compare"):
-        bound = max(BOUNDS[config.precision], config.strategy.lossy_bound())
+        bound = bound_of(config)
         try:
             verdicts = compare(found, reference, bound, config.differs())
         except Exception:  # the other ranks are in the next job already, in which this rank must take part

@@ -28,7 +28,20 @@ from train.strategies.quantise.technique import QUANTISE
 from train.strategies.recompute.technique import RECOMPUTE
 from train.strategies.tensor.technique import TENSOR
 
-TECHNIQUES = (TENSOR, DISTIL, CONTEXT, EXPERT, QUANTISE, FLOAT8, RECOMPUTE, COMPILE, FSDP, DDP, PIPELINE, DEEPSPEED)
+TECHNIQUES = (
+    TENSOR,
+    DISTIL,
+    CONTEXT,
+    EXPERT,
+    QUANTISE,
+    FLOAT8,
+    RECOMPUTE,
+    COMPILE,
+    FSDP,
+    DDP,
+    PIPELINE,
+    DEEPSPEED,
+)
 
 
 def used(plan: Plan) -> tuple[Technique, ...]:
