@@ -2,6 +2,7 @@
 
 import copy
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,9 @@ def layer(scaling: str) -> tuple[Linear, Tensor, Tensor]:
     model = Transformer(config.model, **dtypes(config.precision))
     target = SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cpu"))
     apply_float8(target)  # type: ignore[arg-type]
-    made = model.layers["0"].feed_forward.down.to_empty(device="cpu")
+    block: Any = model.layers["0"]
+    made = block.feed_forward.down
+    made.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         made.weight.normal_(0, 0.1, generator=generator)

@@ -37,7 +37,7 @@ class Float8Linear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Any = self.weight.to(x.dtype).t()
-        return matmul_with_hp_or_float8_args.apply(x, weight, self.products, self.recipe)  # type: ignore[no-untyped-call]
+        return matmul_with_hp_or_float8_args.apply(x, weight, self.products, self.recipe)
 
 
 def apply_float8(target: Target) -> None:
