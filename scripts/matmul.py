@@ -38,13 +38,13 @@ from train.measure.hardware import hardware_of
 from train.ranks.distributed import Runtime, choose_runtime, process_group
 from train.ranks.side_group import SideGroup
 from train.record.run_dir import environment
+from train.strategies.float8.rules import FP8_SINCE
 
 # The defaults: what a device of the kind is used for here. A layer is measured with a quarter of the sequence too.
 CPU = ("model=small", "precision=float32", "train.seq_len=512", "train.micro_batch_size=2")
 GPU = ("model=llama_1b", "precision=bf16", "train.seq_len=4096", "train.micro_batch_size=4")
 PARTS = (1, 4)
 CPU_S, GPU_S = 150, 45  # the budget
-FP8_SINCE = (8, 9)  # the compute capability of a GPU that multiplies 8-bit numbers
 # The shares of the budget after which a kind of measurement stops, in the order in which they are made. The optimiser
 # comes first and has the whole budget.
 SHARES = {"copy": 0.1, "products": 0.45, "attention": 0.5, "layer": 0.65, "messages": 0.9, "others": 1.0}

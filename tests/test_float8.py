@@ -14,6 +14,7 @@ from train.config.plan import Plan
 from train.config.schema import Fp8Scaling
 from train.model.transformer import Linear, Transformer, dtypes
 from train.ranks.quiet import quiet_torchao
+from train.strategies.float8.rules import FP8_SINCE
 
 quiet_torchao()
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
@@ -80,7 +81,7 @@ def test_only_linear_layers_of_blocks_are_changed():
 
     config = configured(["strategy=single", "precision=fp8", "model=moe_tiny", "model.num_layers=2"])
     model = Transformer(config.model, **dtypes(config.precision))
-    before = copy.deepcopy([name for name, _ in model.named_parameters()])
+    before = [name for name, _ in model.named_parameters()]
     apply_float8(SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cpu")))  # type: ignore[arg-type]
     changed = {name for name, module in model.named_modules() if isinstance(module, Float8Linear)}
     assert {name.split(".", 2)[2].split(".")[0] for name in changed} == {"attention", "feed_forward"}
@@ -112,9 +113,9 @@ def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
 def test_a_gpu_multiplies_the_same_numbers(scaling):
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
-    from train.strategies.float8.apply import SINCE, Float8Linear, chosen
+    from train.strategies.float8.apply import Float8Linear, chosen
 
-    if torch.cuda.get_device_capability() < SINCE:
+    if torch.cuda.get_device_capability() < FP8_SINCE:
         pytest.skip("needs a GPU that multiplies 8-bit numbers")
     made, x, grad = layer(scaling)
     made(x).backward(grad)

@@ -25,8 +25,7 @@ from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.config.schema import Fp8Scaling
 from train.config.technique import Target
 from train.model.transformer import Linear
-
-SINCE = (8, 9)  # the compute capability of GPUs that multiply 8-bit numbers
+from train.strategies.float8.rules import FP8_SINCE
 
 
 class Float8Linear(Linear):
@@ -55,7 +54,7 @@ def apply_float8(target: Target) -> None:
 
 def chosen(scaling: Fp8Scaling, device_type: str) -> Float8LinearConfig:
     """torchao's recipe, with scales that are powers of two."""
-    if device_type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability() < SINCE:
+    if device_type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability() < FP8_SINCE:
         major, minor = torch.cuda.get_device_capability()
         message = f"precision=fp8 needs a GPU of compute capability 8.9 or later, and this one has {major}.{minor}"
         raise BadInput(Problem("fp8_device", message, "use precision=bf16", exit_code=EXIT_ENVIRONMENT))

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
+from train.config.rules.linears import input_widths, split_by_tp
 from train.config.schema import Qat
 
+FP8_SINCE = (8, 9)  # the compute capability of GPUs that multiply 8-bit numbers
 MULTIPLE = 16  # a GPU multiplies 8-bit matrices whose sides are multiples of it
 OFF = "precision=bf16"
 
 
 def whole_weights(plan: Plan) -> Finding | None:
-    tp = plan.axes.get("tp")
-    if tp is None:
-        return None
-    message = f"precision=fp8 is not supported with strategy.tp={tp}"
-    return Finding(message, (f"strategy.tp=null strategy.dp_shard={tp}", "strategy.tp=null", OFF), "use fsdp")
+    return split_by_tp(plan, "precision=fp8", "", OFF)
 
 
 def sides(plan: Plan) -> Finding | None:
     model, train = plan.config.model, plan.config.train
     kv_width = model.dim // model.num_heads * model.num_kv_heads
     tokens = train.micro_batch_size * (train.seq_len // plan.degrees["cp"])
-    found = {"model.dim": model.dim, "the width of all KV heads": kv_width, "a rank's tokens per microbatch": tokens}
-    if not model.num_experts:
-        found["model.ffn_dim"] = model.ffn_dim
-    elif model.num_shared_experts:
-        found["model.num_shared_experts x model.expert_ffn_dim"] = model.num_shared_experts * model.expert_ffn_dim
+    found = {**input_widths(model), "the width of all KV heads": kv_width, "a rank's tokens per microbatch": tokens}
     for name, size in found.items():
         if size % MULTIPLE:
             message = f"precision=fp8 multiplies matrices whose sides are multiples of {MULTIPLE}, but {name} is {size}"

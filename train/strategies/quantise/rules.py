@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule
+from train.config.rules.linears import input_widths, split_by_tp
 
 GROUP = 32  # neighbouring inputs of a linear layer whose weights share a scale
 OFF = "train.qat=none"
@@ -14,21 +15,11 @@ def said(plan: Plan) -> str:
 
 
 def whole_tokens(plan: Plan) -> Finding | None:
-    tp = plan.axes.get("tp")
-    if tp is None:
-        return None
-    message = f"{said(plan)} is not supported with strategy.tp={tp}, under which no rank has all features of a token"
-    return Finding(message, (f"strategy.tp=null strategy.dp_shard={tp}", "strategy.tp=null", OFF), "use fsdp")
+    return split_by_tp(plan, said(plan), ", under which no rank has all features of a token", OFF)
 
 
 def whole_groups(plan: Plan) -> Finding | None:
-    model = plan.config.model
-    widths = {"model.dim": model.dim}
-    if not model.num_experts:
-        widths["model.ffn_dim"] = model.ffn_dim
-    elif model.num_shared_experts:
-        widths["model.num_shared_experts x model.expert_ffn_dim"] = model.num_shared_experts * model.expert_ffn_dim
-    for name, width in widths.items():
+    for name, width in input_widths(plan.config.model).items():
         if width % GROUP:
             whole = max(round(width / GROUP), 1) * GROUP
             fixes = (f"{name}={whole}", OFF) if " " not in name else (OFF,)
