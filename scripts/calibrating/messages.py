@@ -13,12 +13,10 @@ import torch.distributed as dist
 
 from scripts.calibrating.compute import Call, Row, compute_dtype
 from scripts.calibrating.timing import Run, Stopwatch
+from train.ranks.collectives import GATHER, SCATTER
 
 SIZES, GPU_SIZES = [4**i for i in range(6, 14)], [4**i for i in range(6, 15)]  # bytes, from 4 KiB
 BESIDE, GPU_BESIDE = 2**24, 2**28  # bytes of the message that is sent beside products
-# torch 2.13 has other names for them, and warns about the old ones
-_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 BESIDE_OPS = ("all_reduce", "reduce_scatter", "all_gather")  # those that run beside the computation
 
 
@@ -70,8 +68,8 @@ def _runs(
 
     return {
         "all_reduce": lambda: dist.all_reduce(whole, group=group, async_op=later),
-        "reduce_scatter": lambda: _SCATTER(part, whole, group=group, async_op=later),
-        "all_gather": lambda: _GATHER(whole, part, group=group, async_op=later),
+        "reduce_scatter": lambda: SCATTER(part, whole, group=group, async_op=later),
+        "all_gather": lambda: GATHER(whole, part, group=group, async_op=later),
         "all_to_all": lambda: dist.all_to_all_single(other, whole, group=group, async_op=later),
         "send": shift,
     }

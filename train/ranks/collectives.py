@@ -1,8 +1,9 @@
 """Differentiable collectives. The backward of each is its adjoint: a gather's backward is a reduce-scatter.
 
-Each runs over the process group that it is given, and does not change its input. They use torch's functional
-collectives (a private module; torch 2.11 and 2.13), because compiled code needs them: with an in-place
-`dist.all_reduce`, inductor of torch 2.11 lost the gradient.
+Each runs over the process group that it is given, and does not change its input. Compiled code needs torch's functional
+collectives (a private module; torch 2.11 and 2.13): with an in-place `dist.all_reduce`, inductor of torch 2.11 lost the
+gradient. Eager code calls `torch.distributed` itself, as a functional collective wraps every result in a subclass of
+Tensor first, which takes the host longer than a small message takes.
 """
 
 from __future__ import annotations
@@ -16,18 +17,28 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 # torch 2.13 gave them new names and warns about the old ones
-_GATHER = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
-_SCATTER = getattr(funcol, "reduce_scatter_single", None) or funcol.reduce_scatter_tensor
+_COMPILED_GATHER = getattr(funcol, "all_gather_single", None) or funcol.all_gather_tensor
+_COMPILED_SCATTER = getattr(funcol, "reduce_scatter_single", None) or funcol.reduce_scatter_tensor
+GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+SCATTER = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def sum_of(x: Tensor, group: ProcessGroup) -> Tensor:
     """The sum over ranks, without a gradient."""
-    return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "sum", group))
+    return _reduced(x, "sum", group)
 
 
 def max_of(x: Tensor, group: ProcessGroup) -> Tensor:
     """The maximum over ranks, without a gradient."""
-    return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), "max", group))
+    return _reduced(x, "max", group)
+
+
+def _reduced(x: Tensor, op: str, group: ProcessGroup) -> Tensor:
+    if torch.compiler.is_compiling():
+        return funcol.wait_tensor(funcol.all_reduce(x.contiguous(), op, group))
+    out = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, getattr(dist.ReduceOp, op.upper()), group)
+    return out
 
 
 def _all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
@@ -35,8 +46,11 @@ def _all_gather(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     size = group.size()
     if _is_gloo(group):
         out = torch.ops.strategy_lab.all_gather(x.contiguous(), size, group.group_name)
+    elif torch.compiler.is_compiling():
+        out = _waited(_COMPILED_GATHER(x.contiguous(), 0, group))
     else:
-        out = _waited(_GATHER(x.contiguous(), 0, group))
+        out = x.new_empty((size * x.shape[0], *x.shape[1:]))
+        GATHER(out, x.contiguous(), group)
     # written as chunk and cat, which inductor can fuse with a matrix product (`tensor/apply.py: pipeline_products`)
     return torch.cat(out.chunk(size), dim) if dim else out
 
@@ -47,7 +61,11 @@ def _reduce_scatter(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
     parts = torch.cat(x.chunk(size, dim)) if dim else x.contiguous()
     if _is_gloo(group):
         return torch.ops.strategy_lab.reduce_scatter(parts, size, group.group_name)
-    return _waited(_SCATTER(parts, "sum", 0, group))
+    if torch.compiler.is_compiling():
+        return _waited(_COMPILED_SCATTER(parts, "sum", 0, group))
+    out = parts.new_empty((parts.shape[0] // size, *parts.shape[1:]))
+    SCATTER(out, parts, group=group)
+    return out
 
 
 def _waited(x: Tensor) -> Tensor:
@@ -56,41 +74,50 @@ def _waited(x: Tensor) -> Tensor:
 
 
 def _is_gloo(group: ProcessGroup) -> bool:
-    """Whether the group's backend is gloo, where an all-to-all replaces both collectives. gloo gathers in a ring and
-    runs a reduce-scatter as an all-reduce; an all-to-all gives the same result in one round, with the same number of
-    bytes or fewer. A tp=4 step of `tiny` took 1.1 s instead of 2.0 s."""
+    """Whether the group's backend is gloo, where an all-to-all replaces both collectives: gloo gathers in a ring and
+    runs a reduce-scatter as an all-reduce; an all-to-all does it in one round, with as many bytes or fewer."""
     return dist.get_backend(group) == "gloo"
 
 
 # These are operators and not functions, so that the ledger, a profiler and a compiled graph see a gather or a
-# reduce-scatter instead of the all-to-all inside.
-@torch.library.custom_op(
-    "strategy_lab::all_gather", mutates_args=(), schema="(Tensor x, int size, str group) -> Tensor"
-)
+# reduce-scatter instead of the all-to-all inside. `custom_op` would make them slower to call.
+_LIBRARY = torch.library.Library("strategy_lab", "FRAGMENT")
+_LIBRARY.define("all_gather(Tensor x, int size, str group) -> Tensor")
+_LIBRARY.define("reduce_scatter(Tensor parts, int size, str group) -> Tensor")
+
+
+@torch.library.impl(_LIBRARY, "all_gather", "CompositeExplicitAutograd")
 def _gather_by_exchange(x: Tensor, size: int, group: str) -> Tensor:
-    return _exchange(x.unsqueeze(0).expand(size, *x.shape).contiguous().flatten(0, 1), group)
+    return _exchanged(torch.cat([x] * size), group_named(group))
 
 
-@_gather_by_exchange.register_fake
+@torch.library.register_fake("strategy_lab::all_gather", lib=_LIBRARY)
 def _(x: Tensor, size: int, group: str) -> Tensor:
     return x.new_empty((size * x.shape[0], *x.shape[1:]))
 
 
-@torch.library.custom_op(
-    "strategy_lab::reduce_scatter", mutates_args=(), schema="(Tensor parts, int size, str group) -> Tensor"
-)
+@torch.library.impl(_LIBRARY, "reduce_scatter", "CompositeExplicitAutograd")
 def _reduce_scatter_by_exchange(parts: Tensor, size: int, group: str) -> Tensor:
-    return _exchange(parts, group).unflatten(0, (size, -1)).sum(0)
+    return _exchanged(parts, group_named(group)).unflatten(0, (size, -1)).sum(0)
 
 
-@_reduce_scatter_by_exchange.register_fake
+@torch.library.register_fake("strategy_lab::reduce_scatter", lib=_LIBRARY)
 def _(parts: Tensor, size: int, group: str) -> Tensor:
     return parts.new_empty((parts.shape[0] // size, *parts.shape[1:]))
 
 
-def _exchange(parts: Tensor, group: str) -> Tensor:
+def _exchanged(parts: Tensor, group: ProcessGroup) -> Tensor:
     """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i."""
-    return funcol.wait_tensor(funcol.all_to_all_single(parts, None, None, group_named(group)))
+    out = torch.empty_like(parts)
+    dist.all_to_all_single(out, parts, group=group)
+    return out
+
+
+def _exchange(parts: Tensor, group: ProcessGroup) -> Tensor:
+    """`_exchanged`, which compiled code may contain."""
+    if torch.compiler.is_compiling():
+        return funcol.wait_tensor(funcol.all_to_all_single(parts, None, None, group))
+    return _exchanged(parts, group)
 
 
 def group_named(name: str) -> ProcessGroup:
@@ -148,8 +175,8 @@ class _ReduceScatter(torch.autograd.Function):
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group.group_name
-        return _exchange(x.contiguous(), ctx.group)
+        ctx.group = group
+        return _exchange(x.contiguous(), group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -171,12 +198,19 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
         ctx.send, ctx.receive, ctx.group = send, receive, group
-        return funcol.wait_tensor(funcol.all_to_all_single(x.contiguous(), receive, send, group))
+        return _rows_exchanged(x, send, receive, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        back = funcol.all_to_all_single(grad.contiguous(), ctx.send, ctx.receive, ctx.group)
-        return funcol.wait_tensor(back), None, None, None
+        return _rows_exchanged(grad, ctx.receive, ctx.send, ctx.group), None, None, None
+
+
+def _rows_exchanged(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+    if torch.compiler.is_compiling():
+        return funcol.wait_tensor(funcol.all_to_all_single(x.contiguous(), receive, send, group))
+    out = x.new_empty((sum(receive), *x.shape[1:]))
+    dist.all_to_all_single(out, x.contiguous(), receive, send, group)
+    return out
 
 
 def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Shard, distribute_tensor
+from torch.distributed.tensor import Partial, Placement, Shard, distribute_tensor
 from torch.nn import functional as F
 
 from train.model.moe import Router
@@ -36,7 +36,7 @@ class SharedHeadLinear(Linear):
     (`Partial`), which `gradients.reduce_partial` completes once per step."""
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = cast(DTensor, self.weight).to_local(grad_placements=[Shard(0), Partial()])
+        weight = local(self.weight, (Shard(0), Partial()))
         return F.linear(x, weight.to(x.dtype))
 
 
@@ -68,7 +68,7 @@ class SequenceParallelRMSNorm(RMSNorm):
     (`Partial`), which `gradients.reduce_partial` completes once per step."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalise(x, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
+        return self.normalise(x, local(self.weight, (Partial(),)))
 
 
 class ReplicatedRMSNorm(RMSNorm):
@@ -82,7 +82,7 @@ class TensorParallelRouter(Router):
     """The weight and the sequences are whole, but the gradient is one term of a sum over `tp`: see `mixture.py`."""
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        return self.choose(x_BTD, cast(DTensor, self.weight).to_local(grad_placements=[Partial()]))
+        return self.choose(x_BTD, local(self.weight, (Partial(),)))
 
 
 class _VocabParallelLoss(torch.autograd.Function):
