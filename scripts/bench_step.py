@@ -2,6 +2,7 @@
 
     python scripts/bench_step.py model=tiny                          compare `single` with the bare loop
     torchrun --nproc_per_node=2 scripts/bench_step.py strategy=dp    the step time of a strategy, for a table
+    … peer=torchtitan                                                torchtitan's own step of the same shapes too
 
 The loops run in turns, step by step, in one process, so that a slowdown of the machine affects all of them. The ratios
 are medians over neighbouring steps, with a 95 % interval by bootstrap. `lab` is the loop of train/main.py, `silent` is
@@ -25,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scripts.benching import torchtitan_peer
 from train.command import cli, options
 from train.command.process.exits import reported_once
 from train.command.process.parent import bind_to_parents
@@ -143,12 +145,14 @@ def main() -> None:
         world, argv = World.from_env(), sys.argv[1:]
         bind_to_parents(world)
     with reported_once(world), tempfile.TemporaryDirectory() as folder:
-        pairs = options.STEPS.pop(argv)
+        pairs, peer = options.STEPS.pop(argv), options.PEER.pop(argv)
         default = [] if any(arg.startswith("strategy=") for arg in argv) else ["strategy=single"]
         config, _, _ = cli.parse(cli.parser(options.BENCH_STEP, __doc__ or ""), [*default, *argv], world.rank)
         cli.check(config, world.world_size)
         corpus, runtime = load_corpus(config), choose_runtime(config.runtime, world)
         size = config.train.global_batch_size
+        if peer:
+            torchtitan_peer.check(config, runtime.device)
         with process_group(runtime, world, config.runtime.timeout_s):
             rows = own_rows(build_mesh(config, runtime), size)
 
@@ -160,6 +164,8 @@ def main() -> None:
             recorded = loops.pop("recorded")
             if not config.strategy.mesh_axes():
                 loops["bare"] = bare_loop(config, runtime.device, next_batch)
+            if peer:
+                loops[peer] = torchtitan_peer.peer_loop(config, world, runtime.device, next_batch)
             clock = Clock(runtime.device)
             times: dict[str, list[float]] = {name: [] for name in loops}
             for index in range(1, WARM_UP + pairs + 1):
@@ -188,11 +194,10 @@ def report(
         "date": time.strftime("%Y-%m-%d"),
         **environment(runtime.device, runtime.backend, world.world_size),
     }
-    for other in ("bare", "silent"):
-        if other in times:
-            ratios = [lab / others for lab, others in zip(times["lab"], times[other], strict=True)]
-            bounds = [round(bound, 4) for bound in interval(ratios)]
-            result |= {f"lab_over_{other}": round(statistics.median(ratios), 4), f"lab_over_{other}_95": bounds}
+    for other in [name for name in times if name != "lab"]:
+        ratios = [lab / others for lab, others in zip(times["lab"], times[other], strict=True)]
+        bounds = [round(bound, 4) for bound in interval(ratios)]
+        result |= {f"lab_over_{other}": round(statistics.median(ratios), 4), f"lab_over_{other}_95": bounds}
     step, every = statistics.median(times["lab"]), config.metrics.profile_every
     result["recorded_ms"] = round(statistics.median(recorded), 1)
     if every:

@@ -26,7 +26,7 @@ from scripts.calibrating.messages import Groups
 from scripts.calibrating.profile_file import Known
 from scripts.calibrating.timing import Stopwatch
 from train.command import cli, measuring_options
-from train.command.planning.profile import OPS, Profile
+from train.command.planning.profile import ALONG_SEQUENCE, OPS, Profile
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
@@ -40,10 +40,11 @@ from train.ranks.side_group import SideGroup
 from train.record.run_dir import environment
 from train.strategies.float8.rules import FP8_SINCE
 
-# The defaults: what a device of the kind is used for here. A layer is measured with a quarter of the sequence too.
+# The defaults: what a device of the kind is used for here. A layer is measured with parts of the sequence too; with the
+# smallest, most of its time is what the host takes to start the operators.
 CPU = ("model=small", "precision=float32", "train.seq_len=512", "train.micro_batch_size=2")
 GPU = ("model=llama_1b", "precision=bf16", "train.seq_len=4096", "train.micro_batch_size=4")
-PARTS = (1, 4)
+PARTS = (1, 4, 32)
 CPU_S, GPU_S = 150, 45  # the budget
 # The shares of the budget after which a kind of measurement stops, in the order in which they are made. The optimiser
 # comes first and has the whole budget.
@@ -147,6 +148,8 @@ def _messages(
     for one in dict.fromkeys(("float32", precision)):
         for op in OPS:
             yield f"{op}_{one}", [*messages.message_rows(watch, groups, op, one)]
+    for op, name in ALONG_SEQUENCE.items():
+        yield f"{name}_{precision}", [*messages.sequence_rows(watch, groups, op, calls[0], precision)]
     for op in messages.BESIDE_OPS:
         yield f"overlap_{op}", [*messages.overlap_rows(watch, groups, op, calls[0], precision)]
 

@@ -7,16 +7,20 @@ tensor, which all_gather has afterwards, and reduce_scatter before.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 
 import torch
 import torch.distributed as dist
 
 from scripts.calibrating.compute import Call, Row, compute_dtype
 from scripts.calibrating.timing import Run, Stopwatch
+from train.ranks import collectives
 from train.ranks.collectives import GATHER, SCATTER
 
 SIZES, GPU_SIZES = [4**i for i in range(6, 14)], [4**i for i in range(6, 15)]  # bytes, from 4 KiB
 BESIDE, GPU_BESIDE = 2**24, 2**28  # bytes of the message that is sent beside products
+WIDTH, SEQUENCE_DIM = 64, 1  # of activations [sequences, tokens, width]
 BESIDE_OPS = ("all_reduce", "reduce_scatter", "all_gather")  # those that run beside the computation
 
 
@@ -39,13 +43,41 @@ def message_rows(
     """[ranks, bytes, microseconds] of one collective, from the slowest rank. `sizes`: None for those of a profile."""
     dtype = compute_dtype(precision)
     for ranks, group in groups.own.items():
+        found = []
         for size in sizes or (SIZES if watch.device.type == "cpu" else GPU_SIZES):
             name = f"{op} of {size} bytes over {ranks} ranks, {precision}"
             elements = max(size // dtype.itemsize // ranks, 1) * ranks
             run = _runs(elements, dtype, watch.device, group)[op]
             seconds = watch.seconds(name, run)
             if seconds is not None:
-                yield [ranks, elements * dtype.itemsize, watch.slowest(seconds) * 1e6]
+                found.append([ranks, elements * dtype.itemsize, watch.slowest(seconds) * 1e6])
+        yield from _rising(found)
+
+
+def sequence_rows(watch: Stopwatch, groups: Groups, op: str, call: Call, precision: str) -> Iterator[Row]:
+    """[ranks, bytes, microseconds] of an `all_gather` or `reduce_scatter` of activations along the sequence, as `tp`
+    and `cp` call them, from the slowest rank. Beside the message they copy, and on gloo they are an all-to-all.
+
+    A product runs before each, because ranks that compute meet less exactly than ranks that only talk.
+    """
+    dtype, product = compute_dtype(precision), call.run(compute_dtype(precision), watch.device)
+    for ranks, group in groups.own.items():
+        rows = []
+        for size in SIZES if watch.device.type == "cpu" else GPU_SIZES:
+            tokens = max(size // dtype.itemsize // WIDTH // ranks, 1) * ranks
+            here = tokens // ranks if op == "all_gather" else tokens
+            x = torch.zeros(1, here, WIDTH, dtype=dtype, device=watch.device)
+            run = partial(getattr(collectives, op), x, SEQUENCE_DIM, group)
+            found = watch.spans(f"{op} of a sequence of {size} bytes over {ranks} ranks, {precision}", [product, run])
+            if found is not None:
+                rows.append([ranks, tokens * WIDTH * dtype.itemsize, watch.slowest(found[1]) * 1e6])
+        yield from _rising(rows)
+
+
+def _rising(rows: list[Row]) -> list[Row]:
+    """The rows of one operation by size, none of which takes longer than a larger one: that would be a disturbance."""
+    times = [*accumulate((row[-1] for row in reversed(rows)), min)]
+    return [[*row[:-1], time] for row, time in zip(rows, reversed(times), strict=True)]
 
 
 def _runs(

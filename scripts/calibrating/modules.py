@@ -29,6 +29,7 @@ from train.strategies.techniques import rank_of
 # of the optimiser: the largest is that of a real model, the others tell latency from bandwidth
 PARAMETERS, GPU_PARAMETERS = (2**23, 2**20), (2**28, 2**26, 2**22)
 TENSORS = 16  # into which they are split
+DEPTH = 4  # layers that run one after another, so that a cache meets other weights in each, as in a model
 LEAST_REST = 0.01  # of a layer's time is elementwise work at least, so that noise never makes it negative
 
 
@@ -73,18 +74,29 @@ def attention_rows(watch: Stopwatch, plans: Sequence[Plan]) -> list[Row]:
     return [*rows.values()]
 
 
+class Blocks(nn.ModuleList):
+    """Layers, each of which takes the result of the one before."""
+
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, rope)
+        return x
+
+
 def layer_rows(watch: Stopwatch, plans: Sequence[Plan], profile: Profile) -> Iterator[Row]:
     """[bytes of elementwise work, GB/s forward, backward] of a layer. `plans`: of one process each."""
     for plan in plans:
         config, work = plan.config, products.layer(rank_of(plan, 0))
-        block = _block(watch, config, compiled=profile.compiled)
+        depth = 1 if profile.compiled else DEPTH
+        blocks = Blocks([_block(watch, config, compiled=profile.compiled) for _ in range(depth)])
         rope = rope_table(config.train.seq_len, config.model.dim // config.model.num_heads, config.model.rope_theta)
         rope = rope.to(watch.device, torch.promote_types(compute_dtype(profile.precision), torch.float32))
         x = _random(watch, config, config.train.micro_batch_size, config.train.seq_len, config.model.dim)
         name = f"layer of {tokens_of(plan)} tokens{', compiled' if profile.compiled else ''}"
-        times = both_ways(watch, name, block, [x, rope], compiled=profile.compiled)
-        if times is None:
+        whole = both_ways(watch, name, blocks, [x, rope], compiled=profile.compiled)
+        if whole is None:
             continue
+        times = [seconds / len(blocks) for seconds in whole]
         rates = profile.attention_rates(work.heads, config.train.seq_len, config.model.dim // config.model.num_heads)
         attention = work.attention_flops / rates[0], LARGER_BACKWARD * work.attention_flops / rates[1]
         known = products_seconds(profile, work.matrices, tokens_of(plan))

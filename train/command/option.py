@@ -65,7 +65,8 @@ def count(most: int) -> tuple[str, Callable[[str], int | None]]:
 
 
 def one_of(*values: str) -> tuple[str, Callable[[str], str | None]]:
-    return f"{', '.join(values[:-1])} or {values[-1]}", lambda text: text if text in values else None
+    before = f"{', '.join(values[:-1])} or " if len(values) > 1 else ""
+    return f"{before}{values[-1]}", lambda text: text if text in values else None
 
 
 def times(text: str) -> tuple[float, ...] | None:

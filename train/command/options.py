@@ -120,6 +120,16 @@ STEPS: Option[int] = Option(
     example="40",
     help="The number of timed steps of each loop.",
 )
+PEER: Option[str | None] = Option(
+    "peer",
+    None,
+    (BENCH_STEP,),
+    *one_of("torchtitan"),
+    example="torchtitan",
+    help="Another trainer's step of the same shapes, in turns with the lab's; it is installed separately, and needs a "
+    "GPU.",
+    unset="none",
+)
 MINUTES: Option[tuple[float, ...]] = Option(
     "minutes",
     (10.0,),
@@ -196,6 +206,7 @@ OPTIONS: tuple[Option[Any], ...] = (
     FRESH,
     LOCATE,
     STEPS,
+    PEER,
     MINUTES,
     MTBF_S,
     LIMIT_S,

@@ -1,8 +1,9 @@
 """A measured profile of a machine: the tables of `hardware.measured`, which scripts/matmul.py writes.
 
 Every row of a table is a point: where it was measured, then what was found there. Between points, the figures are
-interpolated in log space; beyond them, the rate (or a message's bandwidth) of the nearest point holds. The optimiser's
-sizes lie on a line. DTYPE below is the precision of the computation, as bf16.
+interpolated in log space; beyond them, the rate (or a message's bandwidth) of the nearest point holds, but elementwise
+work and messages take no less time than the smallest that was measured, which is what the host takes to start them. The
+optimiser's sizes lie on a line. DTYPE below is the precision of the computation, as bf16.
 
     products_DTYPE                      rows, columns, depth -> TFLOP/s
     attention_DTYPE                     sequences x heads, sequence length, head width -> TFLOP/s forward, backward
@@ -11,6 +12,7 @@ sizes lie on a line. DTYPE below is the precision of the computation, as bf16.
     copy                                bytes read and written -> GB/s
     optimiser                           bytes of float32 parameters -> GB/s of all that it reads and writes
     all_reduce_DTYPE and other ops      ranks, bytes by nccl-tests' convention -> microseconds
+    sequence_gather_DTYPE and _scatter  the same of activations along the sequence, with the copies that belong to it
     overlap_all_reduce and other ops    ranks -> the cost of a message beside products, as a share of the shorter one
 """
 
@@ -27,9 +29,18 @@ from train.config.problems import BadInput, Problem
 from train.config.rules.ranges import shortened
 
 OPS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send")
+# the tables of messages that are sent along the sequence of activations, by operation
+ALONG_SEQUENCE = {"all_gather": "sequence_gather", "reduce_scatter": "sequence_scatter"}
 # the number of columns that say where a row was measured, and of those that say what was found
-COLUMNS = {"products": (3, 1), "attention": (3, 2), "layer": (1, 2), "loss": (1, 2), "copy": (1, 1),
-           "optimiser": (1, 1), "overlap": (1, 1)} | dict.fromkeys(OPS, (2, 1))  # fmt: skip
+COLUMNS = {
+    "products": (3, 1),
+    "attention": (3, 2),
+    "layer": (1, 2),
+    "loss": (1, 2),
+    "copy": (1, 1),
+    "optimiser": (1, 1),
+}
+COLUMNS |= {"overlap": (1, 1)} | dict.fromkeys((*OPS, *ALONG_SEQUENCE.values()), (2, 1))
 FREE = ("overlap",)  # tables whose figures may be zero or negative
 NEAREST = 4  # points that decide about a point between them
 # How many times the largest measured size the optimiser's line is followed. One point has no line: a few times.
@@ -58,8 +69,10 @@ class Profile:
 
     def elementwise_rates(self, kind: str, size: float) -> tuple[float, float]:
         """Bytes/s, forward and backward, of the elementwise work of a `layer` or of the `loss`."""
-        forward, backward = between(self.tables[self.mode_of(kind)], (size,))
-        return forward * 1e9, backward * 1e9
+        rows = self.tables[self.mode_of(kind)]
+        forward, backward = between(rows, (size,))
+        part = min(size / min(row[0] for row in rows), 1.0)  # below the smallest, its time remains
+        return part * forward * 1e9, part * backward * 1e9
 
     def mode_of(self, kind: str) -> str:
         """The table of a layer or of the loss: that of compiled code, if this is measured and asked for."""
@@ -84,7 +97,8 @@ class Profile:
         return 1e9 * size / (latency + each * size)
 
     def message_seconds(self, op: str, ranks: int, size: float, precision: str) -> float | None:
-        """The time of one message of `size` bytes. None if no message was measured in groups of this size."""
+        """The time of one message of `size` bytes. `op`: one of OPS, or of the tables of ALONG_SEQUENCE. None if no
+        message was measured in groups of this size."""
         rows = self.tables.get(f"{op}_{precision}") or self.tables.get(f"{op}_float32", ())
         same = sorted((row[1], row[2]) for row in rows if row[0] == ranks)
         if not same:

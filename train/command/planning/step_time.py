@@ -24,6 +24,7 @@ from train.command.planning.constants import Constants
 from train.command.planning.job import LOW_PRECISION
 from train.command.planning.links import US, Network, network
 from train.command.planning.products import Direction
+from train.command.planning.profile import ALONG_SEQUENCE
 from train.command.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
 from train.config.schema import ActivationCheckpointing
 from train.config.shapes import element_sizes
@@ -185,9 +186,13 @@ def message_seconds(message: Message, q: Quantities, net: Network) -> float:
     profile, calls = q.profile, message.calls
     if profile is not None and calls and message.group.domains == 1:
         precision = "float32" if message.of_data and message.op != "all_gather" else profile.precision
-        each = profile.message_seconds(message.op, message.group.size, message.bytes / calls, precision)
-        if each is not None:
-            return calls * each
+        ops = [message.op]
+        if not message.of_data and message.axis in ("tp", "cp") and message.op in ALONG_SEQUENCE:
+            ops = [ALONG_SEQUENCE[message.op], message.op]
+        for op in ops:
+            each = profile.message_seconds(op, message.group.size, message.bytes / calls, precision)
+            if each is not None:
+                return calls * each
     return net.seconds(message.op, calls, message.bytes, message.group)
 
 
