@@ -26,7 +26,7 @@ from scripts.calibrating.messages import Groups
 from scripts.calibrating.profile_file import Known
 from scripts.calibrating.timing import Stopwatch
 from train.command import cli, measuring_options
-from train.command.planning.profile import ALONG_SEQUENCE, OPS, Profile
+from train.command.planning.profile import OF_ACTIVATIONS, OPS, Profile
 from train.command.process.exits import leave_on_interrupt, reported_once
 from train.command.process.parent import bind_to_parents
 from train.command.process.streams import lasting
@@ -148,8 +148,8 @@ def _messages(
     for one in dict.fromkeys(("float32", precision)):
         for op in OPS:
             yield f"{op}_{one}", [*messages.message_rows(watch, groups, op, one)]
-    for op, name in ALONG_SEQUENCE.items():
-        yield f"{name}_{precision}", [*messages.sequence_rows(watch, groups, op, calls[0], precision)]
+    for name, (op, dim) in OF_ACTIVATIONS.items():
+        yield f"{name}_{precision}", [*messages.activation_rows(watch, groups, op, dim, calls[0], precision)]
     for op in messages.BESIDE_OPS:
         yield f"overlap_{op}", [*messages.overlap_rows(watch, groups, op, calls[0], precision)]
 

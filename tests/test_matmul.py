@@ -11,7 +11,7 @@ import yaml
 from tests.test_profile import plan
 from train.command.planning import constants
 from train.command.planning.job import missing_figures, of_plan
-from train.command.planning.profile import ALONG_SEQUENCE, OPS
+from train.command.planning.profile import OF_ACTIVATIONS, OPS
 from train.command.planning.quantities import quantities
 from train.command.planning.step_time import step_time
 
@@ -33,7 +33,7 @@ def test_a_profile_has_what_the_planner_needs(tmp_path, nproc):
     run = ran(tmp_path, *words, nproc=nproc)
     assert run.returncode == 0, run.stderr
     tables = yaml.safe_load((tmp_path / "mine.yaml").read_text())["measured"]
-    messages = {f"{op}_float32" for op in (*OPS, *ALONG_SEQUENCE.values())} | {f"overlap_{op}" for op in OPS[:3]}
+    messages = {f"{op}_float32" for op in (*OPS, *OF_ACTIVATIONS)} | {f"overlap_{op}" for op in OPS[:3]}
     kinds = {f"{kind}_float32" for kind in ("products", "attention", "layer", "loss")}
     assert tables.keys() == {"copy", "optimiser", "products_bf16"} | kinds | (messages if nproc > 1 else set())
     assert "left out" not in run.stdout and "US$ per PFLOP" in run.stdout

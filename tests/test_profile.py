@@ -75,24 +75,6 @@ def test_a_message_costs_latency_then_bandwidth():
     assert profile.message_seconds("all_reduce", 4, 8, "float32") is None
 
 
-def test_no_work_takes_less_time_than_the_smallest_that_was_measured():
-    """What is left of a small layer is the time in which the host starts it."""
-    profile = Profile({"layer_float32": [[1e6, 2.0, 4.0], [1e8, 8.0, 8.0]]}, "float32", False)
-    smallest = [1e6 / rate for rate in profile.elementwise_rates("layer", 1e6)]
-    assert smallest == pytest.approx([1e6 / 2e9, 1e6 / 4e9])
-    assert [1e3 / rate for rate in profile.elementwise_rates("layer", 1e3)] == pytest.approx(smallest)
-    assert profile.elementwise_rates("layer", 1e9) == pytest.approx((8e9, 8e9))
-
-
-def test_messages_along_the_sequence_take_the_times_of_their_own_tables():
-    """`tp` copies beside its gathers and reduce-scatters; those of `fsdp` are not along the sequence."""
-    own = {f"sequence_{name}_float32": [[2, 4096, 5e5]] for name in ("gather", "scatter")}
-    before, after = predicted("nproc=2 strategy=tp"), predicted("nproc=2 strategy=tp", PROFILE | own)
-    layers, microbatches = 12, 4
-    assert after.exposed["tp"] > 0.5 * 8 * layers * microbatches > before.exposed["tp"]
-    assert predicted("nproc=2 strategy=fsdp", PROFILE | own).total == predicted("nproc=2 strategy=fsdp").total
-
-
 def test_the_optimiser_is_a_line_of_latency_and_bandwidth():
     latency, each = 4e5, 5e-4  # 400 us, and 2,000 GB/s, in the unit of bytes / (GB/s)
     rows = [[size, size / (latency + each * size)] for size in (2**24, 2**28, 2**30)]

@@ -20,7 +20,7 @@ from train.ranks.collectives import GATHER, SCATTER
 
 SIZES, GPU_SIZES = [4**i for i in range(6, 14)], [4**i for i in range(6, 15)]  # bytes, from 4 KiB
 BESIDE, GPU_BESIDE = 2**24, 2**28  # bytes of the message that is sent beside products
-WIDTH, SEQUENCE_DIM = 64, 1  # of activations [sequences, tokens, width]
+WIDTH = 64  # of activations [sequences, tokens, width]
 BESIDE_OPS = ("all_reduce", "reduce_scatter", "all_gather")  # those that run beside the computation
 
 
@@ -54,9 +54,9 @@ def message_rows(
         yield from _rising(found)
 
 
-def sequence_rows(watch: Stopwatch, groups: Groups, op: str, call: Call, precision: str) -> Iterator[Row]:
-    """[ranks, bytes, microseconds] of an `all_gather` or `reduce_scatter` of activations along the sequence, as `tp`
-    and `cp` call them, from the slowest rank. Beside the message they copy, and on gloo they are an all-to-all.
+def activation_rows(watch: Stopwatch, groups: Groups, op: str, dim: int, call: Call, precision: str) -> Iterator[Row]:
+    """[ranks, bytes, microseconds] of an `all_gather` or `reduce_scatter` of activations along `dim`, as `tp` and `cp`
+    call them, from the slowest rank. On gloo they are an all-to-all, and along the sequence (1) they copy too.
 
     A product runs before each, because ranks that compute meet less exactly than ranks that only talk.
     """
@@ -65,10 +65,12 @@ def sequence_rows(watch: Stopwatch, groups: Groups, op: str, call: Call, precisi
         rows = []
         for size in SIZES if watch.device.type == "cpu" else GPU_SIZES:
             tokens = max(size // dtype.itemsize // WIDTH // ranks, 1) * ranks
-            here = tokens // ranks if op == "all_gather" else tokens
-            x = torch.zeros(1, here, WIDTH, dtype=dtype, device=watch.device)
-            run = partial(getattr(collectives, op), x, SEQUENCE_DIM, group)
-            found = watch.spans(f"{op} of a sequence of {size} bytes over {ranks} ranks, {precision}", [product, run])
+            shape = [1, 1, WIDTH]
+            shape[dim] = tokens // ranks if op == "all_gather" else tokens
+            x = torch.zeros(shape, dtype=dtype, device=watch.device)
+            run = partial(getattr(collectives, op), x, dim, group)
+            name = f"{op} of activations of {size} bytes along {dim} over {ranks} ranks, {precision}"
+            found = watch.spans(name, [product, run])
             if found is not None:
                 rows.append([ranks, tokens * WIDTH * dtype.itemsize, watch.slowest(found[1]) * 1e6])
         yield from _rising(rows)

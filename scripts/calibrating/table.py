@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from scripts.calibrating.profile_file import Known
-from train.command.planning.profile import ALONG_SEQUENCE, OPS, Tables
+from train.command.planning.profile import OF_ACTIVATIONS, OPS, Tables
 
 HEAD = ("", "measured", "", "% of data sheet", "US$ per PFLOP", "times the baseline")
 NO_VALUE = ""
@@ -69,7 +69,7 @@ def _rates(known: Known, before: Known | None) -> Iterator[tuple[str, ...]]:
 def _messages(known: Known, before: Known | None) -> Iterator[tuple[str, ...]]:
     """Latency of the smallest message and bandwidth of the largest: alpha and beta of the alpha-beta model."""
     for name, rows in known.tables.items():
-        op = next((op for op in (*OPS, *ALONG_SEQUENCE.values()) if name.startswith(f"{op}_")), None)
+        op = next((op for op in (*OPS, *OF_ACTIVATIONS) if name.startswith(f"{op}_")), None)
         if op is None:
             continue
         for ranks in sorted({row[0] for row in rows}):

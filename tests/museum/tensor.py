@@ -64,10 +64,10 @@ def gathered_gradient_sliced(counter: Counter) -> Planted:
     """Tokens are gathered before the experts. The backward of the gather keeps this rank's slice of its own gradient,
     as if all ranks had computed the same, and does not sum over ranks."""
 
-    def boundaries(group: Any, *, sequence_parallel: bool) -> Any:
+    def boundaries(group: Any, dim: int) -> Any:
         counter.calls += 1
-        _, leave = tensor.boundaries(group, sequence_parallel=sequence_parallel)
-        return partial(collectives.all_gather_replicated, dim=mixture.SEQUENCE_DIM, group=group), leave
+        _, leave = tensor.boundaries(group, dim)
+        return partial(collectives.all_gather_replicated, dim=dim, group=group), leave
 
     return replaced(mixture, "boundaries", lambda original: boundaries)
 
@@ -124,7 +124,8 @@ def scattered_over_another_group(counter: Counter) -> Planted:
     def apply_tp(target: Any) -> None:
         counter.calls += 1
         other = target.mesh["dp_shard"].get_group()
-        target.model.embed.leave = partial(collectives.reduce_scatter, dim=mixture.SEQUENCE_DIM, group=other)
+        embed = target.model.embed
+        embed.leave = partial(embed.leave, group=other)
 
     return after(tensor, "apply_tp", apply_tp)
 

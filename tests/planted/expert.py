@@ -52,10 +52,10 @@ def aux_loss_on_every_tp_rank(counter: Counter) -> Iterator[None]:
     """Every tp rank adds the full auxiliary loss to the sum of the router's gradient."""
     original = tensor.split_mixture
 
-    def split_mixture(moe: Any, mesh: Any, **options: Any) -> None:
+    def split_mixture(moe: Any, mesh: Any, dim: int | None) -> None:
         counter.calls += 1
         scale = moe.router.aux_scale
-        original(moe, mesh, **options)
+        original(moe, mesh, dim)
         moe.router.aux_scale = scale
 
     with mock.patch.object(tensor, "split_mixture", split_mixture):

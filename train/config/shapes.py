@@ -88,6 +88,13 @@ def units_by_stage(
             yield (stage, "embed+norm+head", embed | ends) if tied else (stage, "norm+head", ends)
 
 
+def token_dim(sequences: int, degree: int) -> int:
+    """The dimension of activations BTD that sequence parallelism splits. Everything between split layers works on each
+    token alone, so any tokens will do: whole sequences (0) where every rank can have equally many, because parts of the
+    first dimension are sent and received without copies; else parts of each sequence (1)."""
+    return 0 if sequences % degree == 0 else 1
+
+
 def chunk(size: int, degree: int, index: int) -> range:
     """The rows, of `size`, that a shard has. As in DTensor, chunks are equal, but the last ones may be smaller or
     empty."""

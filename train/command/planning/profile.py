@@ -12,7 +12,8 @@ optimiser's sizes lie on a line. DTYPE below is the precision of the computation
     copy                                bytes read and written -> GB/s
     optimiser                           bytes of float32 parameters -> GB/s of all that it reads and writes
     all_reduce_DTYPE and other ops      ranks, bytes by nccl-tests' convention -> microseconds
-    sequence_gather_DTYPE and _scatter  the same of activations along the sequence, with the copies that belong to it
+    rows_gather_DTYPE, rows_scatter_…   the same of activations, by whole sequences, as the lab sends them
+    sequence_gather_DTYPE, …_scatter_…  the same by parts of each sequence, with the copies that these need
     overlap_all_reduce and other ops    ranks -> the cost of a message beside products, as a share of the shorter one
 """
 
@@ -29,8 +30,13 @@ from train.config.problems import BadInput, Problem
 from train.config.rules.ranges import shortened
 
 OPS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all", "send")
-# the tables of messages that are sent along the sequence of activations, by operation
-ALONG_SEQUENCE = {"all_gather": "sequence_gather", "reduce_scatter": "sequence_scatter"}
+# The tables of messages of activations BTD: the operation, and the dimension that is split (shapes.token_dim).
+OF_ACTIVATIONS = {
+    "rows_gather": ("all_gather", 0),
+    "rows_scatter": ("reduce_scatter", 0),
+    "sequence_gather": ("all_gather", 1),
+    "sequence_scatter": ("reduce_scatter", 1),
+}
 # the number of columns that say where a row was measured, and of those that say what was found
 COLUMNS = {
     "products": (3, 1),
@@ -40,7 +46,7 @@ COLUMNS = {
     "copy": (1, 1),
     "optimiser": (1, 1),
 }
-COLUMNS |= {"overlap": (1, 1)} | dict.fromkeys((*OPS, *ALONG_SEQUENCE.values()), (2, 1))
+COLUMNS |= {"overlap": (1, 1)} | dict.fromkeys((*OPS, *OF_ACTIVATIONS), (2, 1))
 FREE = ("overlap",)  # tables whose figures may be zero or negative
 NEAREST = 4  # points that decide about a point between them
 # How many times the largest measured size the optimiser's line is followed. One point has no line: a few times.
@@ -71,7 +77,8 @@ class Profile:
         """Bytes/s, forward and backward, of the elementwise work of a `layer` or of the `loss`."""
         rows = self.tables[self.mode_of(kind)]
         forward, backward = between(rows, (size,))
-        part = min(size / min(row[0] for row in rows), 1.0)  # below the smallest, its time remains
+        # Below the smallest of several sizes its time remains. A single size is that of a large model (compiled code).
+        part = min(size / min(row[0] for row in rows), 1.0) if len(rows) > 1 else 1.0
         return part * forward * 1e9, part * backward * 1e9
 
     def mode_of(self, kind: str) -> str:
@@ -97,7 +104,7 @@ class Profile:
         return 1e9 * size / (latency + each * size)
 
     def message_seconds(self, op: str, ranks: int, size: float, precision: str) -> float | None:
-        """The time of one message of `size` bytes. `op`: one of OPS, or of the tables of ALONG_SEQUENCE. None if no
+        """The time of one message of `size` bytes. `op`: one of OPS, or of OF_ACTIVATIONS. None if no
         message was measured in groups of this size."""
         rows = self.tables.get(f"{op}_{precision}") or self.tables.get(f"{op}_float32", ())
         same = sorted((row[1], row[2]) for row in rows if row[0] == ranks)

@@ -24,10 +24,10 @@ from train.command.planning.constants import Constants
 from train.command.planning.job import LOW_PRECISION
 from train.command.planning.links import US, Network, network
 from train.command.planning.products import Direction
-from train.command.planning.profile import ALONG_SEQUENCE
+from train.command.planning.profile import OF_ACTIVATIONS
 from train.command.planning.quantities import Message, Quantities, Stage, passes_round, recomputation, tokens_per_step
 from train.config.schema import ActivationCheckpointing
-from train.config.shapes import element_sizes
+from train.config.shapes import element_sizes, token_dim
 
 # bytes per byte of float32 parameters: weight, gradient and two moments are read, three are written; the norm reads the
 # gradient again, and it is set to zero
@@ -186,14 +186,20 @@ def message_seconds(message: Message, q: Quantities, net: Network) -> float:
     profile, calls = q.profile, message.calls
     if profile is not None and calls and message.group.domains == 1:
         precision = "float32" if message.of_data and message.op != "all_gather" else profile.precision
-        ops = [message.op]
-        if not message.of_data and message.axis in ("tp", "cp") and message.op in ALONG_SEQUENCE:
-            ops = [ALONG_SEQUENCE[message.op], message.op]
-        for op in ops:
+        for op in (*own_table(message, q), message.op):
             each = profile.message_seconds(op, message.group.size, message.bytes / calls, precision)
             if each is not None:
                 return calls * each
     return net.seconds(message.op, calls, message.bytes, message.group)
+
+
+def own_table(message: Message, q: Quantities) -> tuple[str, ...]:
+    """The table in which a profile has gathers and reduce-scatters of activations, with the copies that they need."""
+    plan = q.job.plan
+    if message.of_data or message.axis not in ("tp", "cp"):
+        return ()
+    dim = token_dim(plan.config.train.micro_batch_size, plan.degrees["tp"]) if message.axis == "tp" else 1
+    return tuple(name for name, place in OF_ACTIVATIONS.items() if place == (message.op, dim))
 
 
 def overlap_cost(message: Message, q: Quantities, c: Constants) -> float:

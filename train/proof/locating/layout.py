@@ -2,8 +2,9 @@
 its values.
 
 Rows follow from the rank's place on the batch axes and the number of the microbatch. The sequence is split over `cp` in
-pairs of chunks (`context/apply.py`), and what is left of it may be split over another axis. Any other dimension may be
-split over one axis, with one chunk for each rank or, where ranks share a head, for each group of neighbouring ranks.
+pairs of chunks (`context/apply.py`), and what is left of it, or the rows, may be split over another axis. Any other
+dimension may be split over one axis, with one chunk for each rank or, where ranks share a head, for each group of
+neighbouring ranks.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def parts(name: str, whole: Tensor, piece: Tensor, key: Key, trace: Trace, sizes
         if dim == 0:
             start = trace.rows[0] + key[1] * trace.micro_batch_size
             rows = torch.arange(start, max(start, min(start + trace.micro_batch_size, trace.rows[1])))
-            choices.append([(rows, ())] if len(rows) == piece.shape[0] else [])
+            choices.append([(rows[i], axes) for i, axes in _slices(len(rows), piece.shape[0], trace.place, sizes)])
         elif dim == sequence_dim(name):
             choices.append([*_sequences(piece.shape[dim], trace.place, sizes)])
         else:

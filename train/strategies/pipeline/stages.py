@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from train.config.plan import Plan
 from train.config.schema import Config
-from train.config.shapes import chunk
+from train.config.shapes import chunk, token_dim
 from train.model.spans import span
 from train.model.transformer import Transformer, dtypes
 from train.strategies.pipeline.placement import ScheduleFacts, rank_of_stage
@@ -104,16 +104,18 @@ class StageShapes:
 
 def stage_shapes(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> StageShapes:
     """The shapes are computed here, so that no rank must ask its neighbour. cp shards the sequence; tp shards the
-    hidden states over the sequence, and the logits over the vocabulary."""
+    tokens of hidden states, and the logits over the vocabulary."""
     rows, tp = config.train.micro_batch_size, mesh["tp"].size()
     seq_len = config.train.seq_len // mesh["cp"].size()  # the first stage gets whole rows and selects its tokens
-    hidden_len = seq_len // (tp if config.strategy.shards_sequence() else 1)
+    hidden = [rows, seq_len]
+    if config.strategy.shards_sequence():
+        hidden[token_dim(rows, tp)] //= tp
     vocab_size = config.model.vocab_size
     if config.strategy.shards_logits():
         vocab_size = len(chunk(vocab_size, tp, mesh["tp"].get_local_rank()))
     return StageShapes(
         torch.empty(rows, config.train.seq_len, dtype=torch.long, device="meta"),
-        torch.empty(rows, hidden_len, config.model.dim, dtype=dtype, device="meta", requires_grad=True),
+        torch.empty(*hidden, config.model.dim, dtype=dtype, device="meta", requires_grad=True),
         torch.empty(rows, seq_len, vocab_size, dtype=dtype, device="meta", requires_grad=True),
     )
 

@@ -3,9 +3,11 @@
                  norm    | gather  wq wk wv  attention  wo  scatter |   the feed-forward is like attention
     activations  B T/t D | B T D   heads/t              B T D       B T/t D
 
-wq, wk, wv, gate and up are split by output features (columns), wo and down by input features (rows), the embedding and
-the head by the vocabulary. Norms are whole on every rank. With fewer KV heads than ranks, t / K neighbouring ranks hold
-the same KV head for different query heads, and its gradient is the sum of their gradients.
+Activations between these regions are split over the tokens: whole sequences of the microbatch (B/t T D) where there is
+an equal number for each rank, else parts of each sequence, as drawn. wq, wk, wv, gate and up are split by output
+features (columns), wo and down by input features (rows), the embedding and the head by the vocabulary. Norms are whole
+on every rank. With fewer KV heads than ranks, t / K neighbouring ranks hold the same KV head for different query heads,
+and its gradient is the sum of their gradients.
 
 Sent per layer and microbatch: 4 all-gathers and 4 reduce-scatters of B x T x D elements with sequence parallelism, half
 of them in the backward; 4 all-reduces without it.
@@ -26,7 +28,7 @@ from torch.distributed.tensor import Placement, Replicate, Shard
 from torch.nn import functional as F
 
 from train.config.schema import ModelConfig
-from train.config.shapes import chunk, kv_shards
+from train.config.shapes import chunk, kv_shards, token_dim
 from train.config.technique import Target
 from train.model.transformer import FeedForward
 from train.ranks import collectives
@@ -93,18 +95,18 @@ def apply_tp(target: Target) -> None:
     """Split a model on meta over `tp`, in place, except the weights of experts, which `expert/apply.py` splits. Nothing
     is sent. It is collective if `head_mesh` makes groups."""
     keys, model, mesh = target.keys(TensorKeys), target.model, target.mesh["tp"]
-    sequence_parallel = keys.sequence_parallel
+    dim = token_dim(target.config.train.micro_batch_size, mesh.size()) if keys.sequence_parallel else None
     group, vocab_size = mesh.get_group(), model.config.vocab_size
     if keys.async_tp:
         pipeline_products(group)
     if "heads" not in target.meshes:  # all stages share one mesh, so that one message completes all their gradients
         target.meshes["heads"] = head_mesh(mesh, target.config.model)
     heads = target.meshes["heads"]
-    if sequence_parallel:
+    if dim is not None:
         target.mask_axes.add("tp")
     first_row = chunk(vocab_size, mesh.size(), mesh.get_local_rank()).start
-    join, leave = boundaries(group, sequence_parallel=sequence_parallel)
-    norm_class = SequenceParallelRMSNorm if sequence_parallel else ReplicatedRMSNorm
+    join, leave = boundaries(group, dim)
+    norm_class = ReplicatedRMSNorm if dim is None else SequenceParallelRMSNorm
 
     def entry(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (join(args[0]), *args[1:])
@@ -140,7 +142,7 @@ def apply_tp(target: Target) -> None:
             split_rows(feed_forward.down, "down")
             feed_forward.register_forward_pre_hook(entry)
         else:
-            split_mixture(feed_forward, mesh, sequence_parallel=sequence_parallel)
+            split_mixture(feed_forward, mesh, dim)
     if (embed := cast(Any, model.embed)) is not None:
         split(embed, VocabParallelEmbedding, placement("embed"))
         embed.leave, embed.first_row = leave, first_row

@@ -14,7 +14,7 @@ class TensorKeys(Strategy):
         None, "The degree of tensor parallelism: ranks that split heads, feed-forward columns and the vocabulary."
     )
     sequence_parallel: bool = key(
-        True, "Whether activations between blocks are sharded over the sequence too (Korthikanti et al. 2022)."
+        True, "Whether activations between blocks are sharded over the tokens too (Korthikanti et al. 2022)."
     )
     loss_parallel: bool = key(
         True, "Whether the loss is computed from shards of the vocabulary, so that logits are never gathered."

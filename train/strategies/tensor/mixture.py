@@ -19,27 +19,27 @@ from train.ranks import collectives
 from train.strategies.tensor.layers import ColumnParallelLinear, RowParallelLinear, TensorParallelRouter, shard_weight
 from train.strategies.tensor.split import SPLIT_DIM
 
-SEQUENCE_DIM = 1  # of activations BTD
 # The ends of the names of modules whose output, or its gradient, is one term of a sum over `tp`. The hooks of the
 # mixture complete the sum.
 PARTIAL_OUTPUTS = (".feed_forward.dispatch", ".feed_forward.shared", ".shared.down")
 PARTIAL_GRADIENTS = (".feed_forward.router",)
 
 
-def boundaries(group: ProcessGroup, *, sequence_parallel: bool) -> tuple[Any, Any]:
-    """(How activations enter a region with split weights, how the region's results are summed when they leave it)."""
-    if sequence_parallel:
+def boundaries(group: ProcessGroup, dim: int | None) -> tuple[Any, Any]:
+    """(How activations enter a region with split weights, how the region's results are summed when they leave it).
+    `dim`: the dimension that sequence parallelism splits; None without it."""
+    if dim is not None:
         return (
-            partial(collectives.all_gather, dim=SEQUENCE_DIM, group=group),
-            partial(collectives.reduce_scatter, dim=SEQUENCE_DIM, group=group),
+            partial(collectives.all_gather, dim=dim, group=group),
+            partial(collectives.reduce_scatter, dim=dim, group=group),
         )
     return partial(collectives.enter, group=group), partial(collectives.all_reduce, group=group)
 
 
-def split_mixture(moe: Any, mesh: DeviceMesh, *, sequence_parallel: bool) -> None:
+def split_mixture(moe: Any, mesh: DeviceMesh, dim: int | None) -> None:
     """Split a mixture over `tp`, except the weights of its experts. Tokens are gathered before the mixture, and the
-    ranks' results are summed after it."""
-    join, leave = boundaries(mesh.get_group(), sequence_parallel=sequence_parallel)
+    ranks' results are summed after it. `dim`: as of `boundaries`."""
+    join, leave = boundaries(mesh.get_group(), dim)
     moe.router.__class__ = TensorParallelRouter
     shard_weight(moe.router, mesh, Replicate())
     moe.router.aux_scale /= mesh.size()

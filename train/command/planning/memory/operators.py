@@ -41,23 +41,23 @@ def dropped(t: Tape, s: Sizes, x: Value) -> Value:
 
 
 def enter(t: Tape, s: Sizes, x: Value) -> Value:
-    """Into a region with split weights: an all-gather over the sequence, whose result is put in order; or nothing
+    """Into a region with split weights: an all-gather of tokens, whose result may have to be put in order; or nothing
     forward and an all-reduce backward."""
     if not s.tp:
         return t.apply(None, (x, None))
     if s.sequence_parallel:
-        whole = t.apply(s.row, (x, s.shard), scratch=2 * s.row, back=s.row)
+        whole = t.apply(s.row, (x, s.shard), scratch=(1 + s.copies) * s.row, back=s.copies * s.row)
         whole.source = x.buffer if s.gathers_again else None
         return whole
     return t.apply(None, (x, s.row))
 
 
 def leave(t: Tape, s: Sizes, x: Value) -> Value:
-    """Out of it: a reduce-scatter over the sequence, or an all-reduce."""
+    """Out of it: a reduce-scatter of tokens, or an all-reduce."""
     if not s.tp:
         return t.apply(None, (x, None))
     if s.sequence_parallel:
-        return t.apply(s.shard, (x, s.row), scratch=s.row + s.shard, back=s.row)
+        return t.apply(s.shard, (x, s.row), scratch=s.copies * s.row + s.shard, back=s.copies * s.row)
     return t.apply(s.row, (x, None))
 
 

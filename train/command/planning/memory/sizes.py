@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from train.config.schema import AttentionKernel
-from train.config.shapes import block, element_sizes
+from train.config.shapes import block, element_sizes, token_dim
 from train.config.technique import Rank
 from train.config.traffic import tokens_of
 from train.strategies.context.keys import ContextKeys
@@ -19,7 +19,8 @@ from train.strategies.context.keys import ContextKeys
 @dataclass(frozen=True)
 class Sizes:
     """`used`, `kept`: bytes of an element in the dtype of the computation, and of the weights. `shards`: ranks over
-    which the sequence is sharded between split layers. `tp`, `cp`: whether the technique runs, at degree 1 too.
+    which the tokens are sharded between split layers, `copies`: whether they are parts of sequences, which must be put
+    in order. `tp`, `cp`: whether the technique runs, at degree 1 too.
     `gathered`, `adds_up`: as of a tape. `gathers_again`: whether the inputs of split layers are gathered again in the
     backward, and not kept, as Megatron's sequence parallelism does and the lab's does not. `cp_index`: the rank's place
     on `cp`, which says its two chunks of a sequence."""
@@ -40,6 +41,7 @@ class Sizes:
     tp: bool
     sequence_parallel: bool
     shards: int
+    copies: bool
     cp: str
     cp_degree: int
     cp_index: int
@@ -114,6 +116,7 @@ def sizes_of(rank: Rank) -> Sizes:
         tp="tp" in plan.axes,
         sequence_parallel=strategy.shards_sequence(),
         shards=plan.degrees["tp"] if strategy.shards_sequence() else 1,
+        copies=token_dim(plan.config.train.micro_batch_size, plan.degrees["tp"]) > 0,
         cp=strategy.cp_method if isinstance(strategy, ContextKeys) and "cp" in plan.axes else "",
         cp_degree=plan.degrees["cp"],
         cp_index=rank.place["cp"],

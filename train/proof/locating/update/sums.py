@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from train.config.shapes import token_dim
 from train.config.strategy import BATCH_AXES
 from train.proof.locating.finding import Guess, Kind
 from train.proof.locating.kinds import SAME, error_of, explains, factors, fitted
@@ -41,7 +42,12 @@ class Place:
         size = batch // math.prod(self.sizes.degrees[axis] for axis in BATCH_AXES)
         rows = torch.arange(index * size, (index + 1) * size).chunk(self.num_microbatches)[at.get(MICROBATCH, 0)]
         positions = positions_of(at.get("cp", 0), self.sizes.degrees["cp"], self.sizes.seq_len)
-        return rows, positions.chunk(self.sizes.degrees["tp"])[at["tp"]] if "tp" in at else positions
+        if "tp" not in at:
+            return rows, positions
+        degree = self.sizes.degrees["tp"]
+        if token_dim(len(rows), degree) == 0:
+            return rows.chunk(degree)[at["tp"]], positions
+        return rows, positions.chunk(degree)[at["tp"]]
 
     def sums(self, values: Tensor, axis: str) -> list[float]:
         """The sums of values [B, T] over the tokens of every rank of an axis."""
