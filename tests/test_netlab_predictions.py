@@ -71,9 +71,10 @@ def test_two_ranks_send_in_turn_as_much_as_was_measured():
     link = 1e6  # bytes/s
     times = {4096: 0.001, MiB: 0.001 + 0.7 * (MiB - 4096) / link, 2 * MiB: 0.001 + 0.8 * (2 * MiB - 4096) / link}
     measured = Measured({("all_to_all", 2): times})
-    assert measured.in_turn("all_to_all", 2, 8 * link) == pytest.approx(1.6), "of the largest message, half of it sent"
-    assert measured.in_turn("all_to_all", 3, 8 * link) == 1.0
-    assert Measured({}).in_turn("all_to_all", 2, 8 * link) == 2.0, "of large messages, if none was measured"
+    assert measured.in_turn("all_to_all", 2, 8 * link, 9 * MiB) == pytest.approx(1.6), "of the nearest, half of it sent"
+    assert measured.in_turn("all_to_all", 2, 8 * link, 64) == pytest.approx(1.4), "never of the latency"
+    assert measured.in_turn("all_to_all", 3, 8 * link, MiB) == 1.0
+    assert Measured({}).in_turn("all_to_all", 2, 8 * link, MiB) == 2.0, "of large messages, if none was measured"
 
 
 def test_groups_of_a_host_share_its_link_and_what_stays_inside_does_not_use_it():

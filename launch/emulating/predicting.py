@@ -12,6 +12,7 @@ it, and sending costs the processor what it costs on an unshaped link.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -63,15 +64,17 @@ class Measured:
         times = self.rows[op, min(sizes, key=lambda n: (abs(n - ranks), n))]
         return times[min(times)]
 
-    def in_turn(self, op: str, ranks: int, rate: float) -> float:
-        """How many times as long a message takes as its bytes need at `rate` bit/s, by the largest that was measured;
-        1 with more ranks than two, whose neighbours are different ranks. Where only the latency was measured, the
-        factor of large messages."""
+    def in_turn(self, op: str, ranks: int, rate: float, size: float) -> float:
+        """How many times as long a message of `size` bytes takes as its bytes need at `rate` bit/s, by the nearest size
+        that was measured beside the latency; 1 with more ranks than two, whose neighbours are different ranks. Where
+        only the latency was measured, the factor of large messages."""
         times = self.rows.get((op, ranks), {})
         if ranks != 2 or len(times) < 2:
             return in_turn(op, ranks)
-        seconds = times[max(times)] - times[min(times)]
-        return max(seconds * rate / (8 * edge_bytes(op, ranks, max(times) - min(times))), 1.0)
+        least = min(times)
+        near = min(times.keys() - {least}, key=lambda one: abs(math.log(one / max(size, 1.0))))
+        seconds = times[near] - times[least]
+        return max(seconds * rate / (8 * edge_bytes(op, ranks, near - least)), 1.0)
 
     def rate(self, op: str, ranks: int) -> float | None:
         """Bit/s of an edge with the largest message; None if none was measured in groups of this size."""
@@ -102,7 +105,8 @@ class Emulated(Network):
         op, (out, inside) = operation(message), self.loads(message)
         longest = max(8 * out / self.inter, 8 * inside / self.intra)
         alone = len({*self.hosts}) == len(self.hosts)  # so that the messages were measured between hosts
-        slower = self.measured.in_turn(op, ranks, self.inter) if alone else in_turn(op, ranks)
+        each = message.bytes / message.calls
+        slower = self.measured.in_turn(op, ranks, self.inter, each) if alone else in_turn(op, ranks)
         return message.calls * self.measured.latency(op, ranks) + longest * slower
 
     def loads(self, message: Message) -> tuple[float, float]:
