@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts.benching import points as bench_points
 from scripts.benching import results as bench_results
+from scripts.benching import torchtitan_peer
 from train.command import cli, presets
 from train.command.validate import validate
 from train.config.plan import Plan
+from train.config.problems import BadInput
 
 REPO = Path(__file__).resolve().parent.parent
 PARSER = cli.parser("test", "")
@@ -31,6 +34,23 @@ def test_every_point_keeps_every_rule(num_gpus):
         split = "eager" in point.label
         assert config.compile.enabled is not split
         assert (config.precision.value, config.train.steps) == ("bf16", 20)
+
+
+def test_a_peer_that_is_missing_or_cannot_train_this_is_one_message(monkeypatch):
+    config = cli.configured(["strategy=zero1", "model=tiny", "train.activation_checkpointing=full"])
+    for found, code, said in (
+        (None, 3, "torchtitan is not installed"),
+        (object(), 2, "it needs a GPU; strategy=zero1 is not one of single, dp, fsdp"),
+        (
+            object(),
+            2,
+            "model.ffn_dim must be 512 with model.dim=128; it is asked for train.activation_checkpointing=none",
+        ),
+    ):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, found=found: found)
+        with pytest.raises(BadInput, match=said) as caught:
+            torchtitan_peer.check(config, torch.device("cpu"))
+        assert caught.value.exit_code == code
 
 
 def test_the_order_is_that_of_worth():

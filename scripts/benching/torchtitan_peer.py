@@ -16,13 +16,15 @@ from torch import Tensor
 
 from train.config.plan import Plan
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
-from train.config.schema import Config, Precision
+from train.config.schema import ActivationCheckpointing, Config, Precision
 from train.config.world import World
 from train.model.transformer import IGNORE_INDEX
 from train.ranks.optim import lr_at
+from train.strategies.spmd import Spmd
 
 AXES = {"dp_replicate", "dp_shard", "tp"}  # that this file knows how to ask torchtitan for
-LAYOUTS = "single, dp, fsdp, hsdp, tp and their products"
+NONE, PRECISIONS = ActivationCheckpointing.none.value, "precision=bf16 or float32 here"
+LAYOUTS = "single, dp, fsdp, hsdp, tp, fsdp_tp"
 HIDDEN_UNIT = 256  # its feed-forward's width is a multiple of this
 Loop = Callable[[int], None]
 
@@ -32,16 +34,20 @@ def check(config: Config, device: torch.device) -> None:
     if importlib.util.find_spec("torchtitan") is None:
         message = "torchtitan is not installed"
         raise BadInput(Problem("peer", message, "pip install torchtitan==0.2.2", exit_code=EXIT_ENVIRONMENT))
-    model, hidden = config.model, _hidden(config.model.dim)
+    model, strategy, hidden = config.model, config.strategy, _hidden(config.model.dim)
+    axes, recomputes = {*strategy.mesh_axes()}, config.train.activation_checkpointing
+    known = isinstance(strategy, Spmd) and (axes in (set(), {"dp_replicate"}, {"tp"}) or strategy.frees_parameters())
     wrong = [
         said
         for found, said in (
             (device.type == "cpu", "it needs a GPU"),
-            (bool({*config.strategy.mesh_axes()} - AXES), f"strategy={config.strategy.name} is not one of {LAYOUTS}"),
+            (not known or not axes <= AXES, f"strategy={strategy.name} is not one of {LAYOUTS}"),
             (model.tie_embeddings, "its embedding and its head are two weights"),
             (model.num_experts > 0, "its mixtures are other models"),
+            (model.dropout > 0, "it has no dropout"),
             (model.ffn_dim != hidden, f"model.ffn_dim must be {hidden} with model.dim={model.dim}"),
-            (config.precision not in (Precision.bf16, Precision.float32), f"precision={config.precision.value}"),
+            (recomputes is not ActivationCheckpointing.none, f"it is asked for train.activation_checkpointing={NONE}"),
+            (config.precision not in (Precision.bf16, Precision.float32), f"it is asked for {PRECISIONS}"),
         )
         if found
     ]
