@@ -2,27 +2,33 @@
 
 import re
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from unittest import mock
-
-import torch.distributed._functional_collectives as funcol
 
 from tests import sleeping
 from train.model.spans import span
 from train.proof import jobs
+from train.ranks import collectives
 
 
-def slow_waits(seconds: float, calls: list[float]):
-    """Imitate a slow link: every wait takes `seconds` longer."""
-    wait = funcol.wait_tensor
+@contextmanager
+def slow_link(seconds: float, calls: list[float]):
+    """Imitate a slow link: every exchange and every reduction of `tp` takes `seconds` longer."""
 
-    def later(tensor):
-        calls.append(seconds)
-        with span("wait"):
-            time.sleep(seconds)
-            return wait(tensor)
+    def slowed(send):
+        def later(*args):
+            calls.append(seconds)
+            with span("wait"):
+                time.sleep(seconds)
+                return send(*args)
 
-    return mock.patch.object(funcol, "wait_tensor", later)
+        return later
+
+    with ExitStack() as stack:
+        for name in ("_exchanged", "_reduced"):
+            send = getattr(collectives, name)
+            stack.enter_context(mock.patch.object(collectives, name, slowed(send)))
+        yield
 
 
 def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
@@ -31,7 +37,7 @@ def run(job: jobs.Job, site: jobs.Site) -> jobs.Result:
     words = dict(re.findall(r"(\w+):(\S+)", job.name))
     with (
         sleeping.layers(float(words["unit"]), words.get("slow_layer", "")) if "unit" in words else nullcontext(),
-        slow_waits(float(words["link"]), late) if "link" in words else nullcontext(),
+        slow_link(float(words["link"]), late) if "link" in words else nullcontext(),
     ):
         result = sleeping.record(config, site)
     return {**result, "late_s": sum(late) / config.train.steps} if site.world.rank == 0 else {}

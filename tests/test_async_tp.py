@@ -17,9 +17,14 @@ PLAIN = ("_c10d_functional.all_gather_into_tensor.default", "_c10d_functional.re
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("async_tp", "used", "unused"), [("true", FUSED, PLAIN), ("false", PLAIN, FUSED)])
-def test_collectives_are_fused_with_products(async_tp, used, unused):
-    command = [sys.executable, "-m", "tests.fused_worker", f"strategy.async_tp={async_tp}"]
+@pytest.mark.parametrize(
+    ("async_tp", "rows", "used", "unused"),
+    [("true", 1, FUSED, PLAIN), ("true", 2, FUSED, PLAIN), ("false", 2, PLAIN, FUSED)],
+)
+def test_collectives_are_fused_with_products(async_tp, rows, used, unused):
+    """With one sequence in a microbatch its parts are split, with two whole ones: each has patterns of its own."""
+    words = [f"strategy.async_tp={async_tp}", f"train.micro_batch_size={rows}"]
+    command = [sys.executable, "-m", "tests.fused_worker", *words]
     run = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=100)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout.splitlines()[-1])

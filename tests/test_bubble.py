@@ -95,6 +95,7 @@ def a_slow_link_shows(folder, size, unit):
     plain, slow = f"plain unit:{unit}", f"slow unit:{unit} link:{2 * unit / 3}"
     found = run(folder, [job(name, [*SMALL, *words]) for name in (plain, slow)], size)
     before, after = found[plain]["values"], found[slow]["values"]
+    assert found[slow]["late_s"] > 0
     grown = after["time/communication_ms"] - before["time/communication_ms"]
     assert grown == pytest.approx(1e3 * found[slow]["late_s"], rel=0.2)
     exposed = sum(v - before[t] for t, v in after.items() if t.startswith("comm/tp/") and t.endswith("_exposed_ms"))

@@ -1,7 +1,7 @@
 """The host never waits for the device inside the loop: torch raises an error where it would.
 
-`torch.cuda.set_sync_debug_mode` knows copies to the host (`item`, `tolist`, a blocking `to`), and boolean choices of
-elements. It does not know events, with which the metrics read the figures of the step before.
+`torch.cuda.set_sync_debug_mode` knows copies to the host (`item`, `tolist`, a blocking `to`), and selecting
+elements by a boolean mask. It does not know events, with which the metrics read the figures of the step before.
 """
 
 import os

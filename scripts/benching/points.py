@@ -44,7 +44,7 @@ FIRST: list[tuple[int, str, str, str]] = [
 ]
 THEN: list[tuple[int, str, str, str]] = [
     (4, "hsdp", "strategy=hsdp", "llama_1b"),
-    (2, "tp, whole sequences", "strategy=tp strategy.sequence_parallel=false", "llama_1b"),
+    (2, "tp, whole activations", "strategy=tp strategy.sequence_parallel=false", "llama_1b"),
     (2, "tp, async", "strategy=tp strategy.async_tp=true", "llama_1b"),
     (4, "tp_pp", "strategy=tp_pp", "llama_1b"),
     (2, "pp interleaved_1f1b", PP + "interleaved_1f1b", "llama_1b"),

@@ -33,7 +33,7 @@ def check(config: Config, device: torch.device) -> None:
     """Raises BadInput if torchtitan is missing, or cannot train this model in this layout."""
     if importlib.util.find_spec("torchtitan") is None:
         message = "torchtitan is not installed"
-        raise BadInput(Problem("peer", message, "pip install torchtitan==0.2.2", exit_code=EXIT_ENVIRONMENT))
+        raise BadInput(Problem("peer", message, 'pip install "strategy-lab[peer]"', exit_code=EXIT_ENVIRONMENT))
     model, strategy, hidden = config.model, config.strategy, _hidden(config.model.dim)
     axes, recomputes = {*strategy.mesh_axes()}, config.train.activation_checkpointing
     known = isinstance(strategy, Spmd) and (axes in (set(), {"dp_replicate"}, {"tp"}) or strategy.frees_parameters())

@@ -10,6 +10,8 @@ ROWS = [
     row(4, "strategy=fsdp_pp", "strategy.schedule=zbv_zero_bubble", options=(F64, TIED)),
     row(4, "strategy=tp_pp", "strategy.schedule=zbv_zero_bubble"),
     row(4, "strategy=tp_pp", options=(F64, TIED)),
+    row(4, "strategy=tp_pp", "train.micro_batch_size=2"),  # whole sequences go from stage to stage
+    row(4, "strategy=fsdp_tp", "train.micro_batch_size=1"),
     row(8, "strategy=3d", "strategy.schedule=gpipe", "strategy.sequence_parallel=false"),
     row(8, "strategy=fsdp_tp", "strategy.dp_replicate=2"),
 ]

@@ -7,6 +7,7 @@ ONE_KV_HEAD, TWO_KV_HEADS = "model.num_kv_heads=1", "model.num_kv_heads=2"
 
 ROWS = [
     *presets("tp", sizes=(1, 2, 4), single=2),
+    row(2, "strategy=tp", "train.micro_batch_size=1"),  # parts of each sequence; the other rows split whole ones
     row(2, "strategy=tp", options=(BF16,)),
     row(2, "strategy=tp", options=(F64, TIED)),
     row(2, "strategy=tp", "strategy.sequence_parallel=false"),

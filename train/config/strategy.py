@@ -192,7 +192,7 @@ class Strategy(ABC):
     # ... about tensor and expert parallelism
 
     def shards_sequence(self) -> bool:
-        """Whether activations between blocks are sharded over the sequence along `tp`."""
+        """Whether activations between blocks are sharded over the tokens along `tp`."""
         return False
 
     def shards_logits(self) -> bool:

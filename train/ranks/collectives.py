@@ -2,7 +2,7 @@
 
 Each runs over the process group that it is given, and does not change its input. Compiled code needs torch's functional
 collectives (a private module; torch 2.11 and 2.13): with an in-place `dist.all_reduce`, inductor of torch 2.11 lost the
-gradient. Eager code calls `torch.distributed` itself, as a functional collective wraps every result in a subclass of
+gradient. Eager code here calls `torch.distributed` itself: a functional collective wraps every result in a subclass of
 Tensor first, which takes the host longer than a small message takes.
 """
 

@@ -7,6 +7,7 @@ collectives, whatever the number of parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +37,14 @@ class _Local(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: DTensor, grad_spec: DTensorSpec) -> Tensor:
         ctx.spec = grad_spec
+        ctx.set_materialize_grads(False)
         return x._local_tensor.view_as(x._local_tensor)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[DTensor, None]:
-        return DTensor(grad.contiguous(), ctx.spec, requires_grad=False), None
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[DTensor | None, None]:
+        if grad is None:
+            return None, None
+        return DTensor(grad.contiguous(), copy(ctx.spec), requires_grad=False), None
 
 
 def reduce_partial(parameters: Iterable[nn.Parameter]) -> None:

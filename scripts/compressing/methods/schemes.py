@@ -17,7 +17,6 @@ Attributes of torchao's and bitsandbytes' tensors are used only here (tried with
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -29,12 +28,11 @@ from scripts.compressing.methods.layers import linear_layers
 from scripts.compressing.packed import CODES, SCALES, one_in_a_byte, two_in_a_byte
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
 from train.model.transformer import Transformer
+from train.ranks.quiet import quiet_torchao
 
 GROUP = 32  # columns that share a scale, where weights have 4 bits
 LARGE_INPUT = 6.0  # llm_int8 multiplies the columns with a larger input in float16
 Parts = dict[str, Tensor]  # by the suffixes of packed.py
-# They warn of kernels for devices that this machine does not have, and at every product that a method is inexact.
-TALKATIVE = ("torchao", "bitsandbytes", "torch.utils._pytree")
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ class Scheme:
             fix = 'pip install "strategy-lab[compress]"'
             message = f"method={method} needs {self.package}, which is not installed"
             raise BadInput(Problem("extra", message, fix, exit_code=EXIT_ENVIRONMENT))
-        for name in TALKATIVE:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        quiet_torchao("bitsandbytes")  # which warns at every product that its method is inexact
 
 
 def torchao_config(method: str) -> Any:

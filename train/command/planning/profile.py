@@ -48,6 +48,9 @@ COLUMNS = {
 }
 COLUMNS |= {"overlap": (1, 1)} | dict.fromkeys((*OPS, *OF_ACTIVATIONS), (2, 1))
 FREE = ("overlap",)  # tables whose figures may be zero or negative
+# A layer that is so many times smaller than the largest takes as long as the host starts it; none takes less. Profiles
+# that were measured before, and those of compiled code, have no such layer.
+STARTS = 16
 NEAREST = 4  # points that decide about a point between them
 # How many times the largest measured size the optimiser's line is followed. One point has no line: a few times.
 FOLLOWED, FOLLOWED_FROM_ONE = 64.0, 4.0
@@ -77,8 +80,9 @@ class Profile:
         """Bytes/s, forward and backward, of the elementwise work of a `layer` or of the `loss`."""
         rows = self.tables[self.mode_of(kind)]
         forward, backward = between(rows, (size,))
-        # Below the smallest of several sizes its time remains. A single size is that of a large model (compiled code).
-        part = min(size / min(row[0] for row in rows), 1.0) if len(rows) > 1 else 1.0
+        sizes = [row[0] for row in rows]
+        starts = kind == "layer" and min(sizes) * STARTS < max(sizes)
+        part = min(size / min(sizes), 1.0) if starts else 1.0
         return part * forward * 1e9, part * backward * 1e9
 
     def mode_of(self, kind: str) -> str:

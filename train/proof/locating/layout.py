@@ -2,7 +2,7 @@
 its values.
 
 Rows follow from the rank's place on the batch axes and the number of the microbatch. The sequence is split over `cp` in
-pairs of chunks (`context/apply.py`), and what is left of it, or the rows, may be split over another axis. Any other
+pairs of chunks (`context/apply.py`), and what is left of it may be split over another axis; rows, over `tp`. Any other
 dimension may be split over one axis, with one chunk for each rank or, where ranks share a head, for each group of
 neighbouring ranks.
 """
@@ -86,7 +86,8 @@ def parts(name: str, whole: Tensor, piece: Tensor, key: Key, trace: Trace, sizes
         if dim == 0:
             start = trace.rows[0] + key[1] * trace.micro_batch_size
             rows = torch.arange(start, max(start, min(start + trace.micro_batch_size, trace.rows[1])))
-            choices.append([(rows[i], axes) for i, axes in _slices(len(rows), piece.shape[0], trace.place, sizes)])
+            slices = _slices(len(rows), piece.shape[0], trace.place, sizes)
+            choices.append([(rows[index], axes) for index, axes in slices if axes in ((), ("tp",))])
         elif dim == sequence_dim(name):
             choices.append([*_sequences(piece.shape[dim], trace.place, sizes)])
         else:

@@ -43,7 +43,7 @@ class SharedHeadLinear(Linear):
 class RowParallelLinear(Linear):
     """Input features are split: this rank's weight is [out, in/t], and its result is one term of a sum over ranks."""
 
-    leave: Any  # sums the terms: all-reduce, or reduce-scatter over the sequence
+    leave: Any  # sums the terms: all-reduce, or reduce-scatter of the tokens
 
     def forward(self, x: Tensor) -> Tensor:
         return self.leave(F.linear(x, local(self.weight).to(x.dtype)))
@@ -64,7 +64,7 @@ class VocabParallelEmbedding(Embedding):
 
 
 class SequenceParallelRMSNorm(RMSNorm):
-    """The weight is whole and the sequence is sharded, so the gradient here is one term of a sum over ranks
+    """The weight is whole and the tokens are sharded, so the gradient here is one term of a sum over ranks
     (`Partial`), which `gradients.reduce_partial` completes once per step."""
 
     def forward(self, x: Tensor) -> Tensor:
