@@ -7,6 +7,7 @@ WRONG = {
     "restarts": (*(text for text in NUMBERS if text != "0"), "00", "10001"),
     "max_micro_batch_size": NUMBERS,
     "steps": NUMBERS,
+    "peer": ("x", "", "Torchtitan", "torchtitan,torchtitan"),
     "minutes": ("x", "0", "-1", "", "1e3", "1,2", "٣", "9" * 5000),
     "mtbf_s": ("x", "0", "-1", "", "1e3", "60,", "60,0", "٣", "9" * 5000),
     "limit_s": (*NUMBERS, "3601"),
