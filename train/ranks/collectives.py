@@ -106,18 +106,16 @@ def _(parts: Tensor, size: int, group: str) -> Tensor:
     return parts.new_empty((parts.shape[0] // size, *parts.shape[1:]))
 
 
-def _exchanged(parts: Tensor, group: ProcessGroup) -> Tensor:
-    """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i."""
-    out = torch.empty_like(parts)
-    dist.all_to_all_single(out, parts, group=group)
-    return out
-
-
-def _exchange(parts: Tensor, group: ProcessGroup) -> Tensor:
-    """`_exchanged`, which compiled code may contain."""
+def _exchanged(
+    x: Tensor, group: ProcessGroup, send: list[int] | None = None, receive: list[int] | None = None
+) -> Tensor:
+    """The i-th part of dimension 0 goes to rank i; the result's i-th part came from rank i. `send`, `receive`: the rows
+    of each part; None if all are equal."""
     if torch.compiler.is_compiling():
-        return funcol.wait_tensor(funcol.all_to_all_single(parts, None, None, group))
-    return _exchanged(parts, group)
+        return funcol.wait_tensor(funcol.all_to_all_single(x, receive, send, group))
+    out = torch.empty_like(x) if receive is None else x.new_empty((sum(receive), *x.shape[1:]))
+    dist.all_to_all_single(out, x, receive, send, group)
+    return out
 
 
 def group_named(name: str) -> ProcessGroup:
@@ -176,11 +174,11 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
         ctx.group = group
-        return _exchange(x.contiguous(), group)
+        return _exchanged(x.contiguous(), group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _exchange(grad.contiguous(), ctx.group), None
+        return _exchanged(grad.contiguous(), ctx.group), None
 
 
 class _GatherReplicated(torch.autograd.Function):
@@ -198,19 +196,11 @@ class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
         ctx.send, ctx.receive, ctx.group = send, receive, group
-        return _rows_exchanged(x, send, receive, group)
+        return _exchanged(x.contiguous(), group, send, receive)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _rows_exchanged(grad, ctx.receive, ctx.send, ctx.group), None, None, None
-
-
-def _rows_exchanged(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
-    if torch.compiler.is_compiling():
-        return funcol.wait_tensor(funcol.all_to_all_single(x.contiguous(), receive, send, group))
-    out = x.new_empty((sum(receive), *x.shape[1:]))
-    dist.all_to_all_single(out, x.contiguous(), receive, send, group)
-    return out
+        return _exchanged(grad.contiguous(), ctx.group, ctx.receive, ctx.send), None, None, None
 
 
 def all_to_all(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
