@@ -92,6 +92,7 @@ class Router(nn.Module):
         gates_BTK = scores_BTE.gather(-1, chosen_BTK)
         return gates_BTK if self.top_k == 1 else gates_BTK / gates_BTK.sum(-1, keepdim=True), chosen_BTK
 
+    @torch.compiler.disable  # a compiled backward cannot update a module's buffers
     def observed(self, scores_BTE: Tensor, chosen_BTK: Tensor) -> Tensor:
         """The scores; their backward also computes the auxiliary loss's gradient and updates the statistics."""
         num_experts = scores_BTE.shape[-1]

@@ -53,6 +53,7 @@ class ExpertParallelDispatch(nn.Module):
         super().__init__()
         self.group = group
 
+    @torch.compiler.disable  # sizes follow from the data, so that each would be another graph
     def forward(self, x_ND: Tensor, chosen_NK: Tensor, experts: nn.Module) -> Tensor:
         size, k = self.group.size(), chosen_NK.shape[1]
         order, inverse, num_rows_E = sorted_by_expert(chosen_NK, cast(Experts, experts).num_experts)
