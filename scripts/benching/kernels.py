@@ -27,9 +27,10 @@ KINDS: Mapping[str, str] = {
     "matrix products": r"gemm|nvjet|cutlass|cublas|_mm_|splitK",
     "optimiser": r"adam",
     "clipping": r"lpnorm|Norm.*multi_tensor|multi_tensor.*(Norm|BinaryOpScalarTensor)",
-    "copies": r"memcpy|memset|copy|chunk_cat|CatArray|split_with_sizes|fill",
     "loss": r"softmax|nll|cross_entropy",
-    "norms and elementwise": r"triton|elementwise|reduce|layer_norm|rms_norm|index|scatter|gather|sort|scan",
+    "norms and elementwise": r"^triton|rms_norm|layer_norm",
+    "copies, casts and fills": r"memcpy|memset|copy|cat|split_with_sizes|fill",
+    "sums and elementwise, eager": r"elementwise|reduce|index|scatter|gather|sort|scan|multi_tensor",
 }
 OTHER, HIDDEN, IDLE, STEP = "other kernels", "of messages, hidden", "no kernel", "the recorded step"
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
