@@ -1,8 +1,8 @@
 """Print the time of a GPU's kernels by kind: python -m scripts.benching.kernels runs/FOLDER …
 
-It reads the last trace of rank 0 of each run, which `metrics.trace=true` keeps, and prints a table with one column for each
-run: milliseconds of a recorded step by kind, the time in which a message hid behind other kernels, and the time in which
-the GPU had nothing to do. Recording makes gaps longer; kernels take as long as in any step.
+It reads the last trace of rank 0 of each run, which `metrics.trace=true` keeps, and prints a table with one column for
+each run: milliseconds of a recorded step by kind, the time in which a message hid behind other kernels, and the time in
+which the GPU had nothing to do. Recording makes gaps longer; kernels take as long as in any step.
 """
 
 from __future__ import annotations
