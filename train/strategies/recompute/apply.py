@@ -32,9 +32,11 @@ KEPT_OPS = [
 ]
 
 
-def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing, *, splits_backward: bool = False) -> None:
+def apply_checkpointing(
+    layer: nn.Module, mode: ActivationCheckpointing, *, splits_backward: bool = False, compiled: bool = False
+) -> None:
     """Make the layer's backward recompute its forward. `splits_backward`: the backward has two passes, one for the
-    gradients of inputs and one for those of weights, and both recompute."""
+    gradients of inputs and one for those of weights, and both recompute. `compiled`: the layer will be compiled."""
     if mode is ActivationCheckpointing.none:
         return
     options: dict[str, Any] = {"use_reentrant": False}
@@ -42,6 +44,8 @@ def apply_checkpointing(layer: nn.Module, mode: ActivationCheckpointing, *, spli
         # torch's own contexts allow one pass only, so a split backward needs others; but only torch's can be compiled
         torchs = partial(create_selective_checkpoint_contexts, KEPT_OPS)
         options["context_fn"] = keep_and_replay if splits_backward else torchs
+    elif compiled:  # without contexts, torch 2.11 would keep the results of all collectives in the layer
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, [])
     # This is an attribute of the instance and not a wrapper module, so that parameters keep their global names.
     layer.forward = partial(checkpoint, layer.forward, **options)
 

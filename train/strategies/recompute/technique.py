@@ -10,9 +10,10 @@ from train.strategies.recompute.traffic import recomputes
 def apply(target: Target) -> None:
     from train.strategies.recompute.apply import apply_checkpointing
 
-    splits_backward = target.config.strategy.splits_backward()
+    config = target.config
+    how = {"splits_backward": config.strategy.splits_backward(), "compiled": config.compile.enabled}
     for layer in target.model.layers.values():
-        apply_checkpointing(layer, target.config.train.activation_checkpointing, splits_backward=splits_backward)
+        apply_checkpointing(layer, config.train.activation_checkpointing, **how)
 
 
 RECOMPUTE = Technique("activation checkpointing", (), Strategy, recomputes, apply=apply)

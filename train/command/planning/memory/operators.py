@@ -17,15 +17,18 @@ def add(t: Tape, x: Value, y: Value) -> Value:
     return t.apply(x.buffer.size, (x, None), (y, None))
 
 
-def linear(t: Tape, s: Sizes, x: Value, depth: int, columns: int, *, casts: bool | None = None) -> Value:
-    """A product with a weight. `casts`: whether the weight is cast before it is used; as layers do by default."""
+def linear(
+    t: Tape, s: Sizes, x: Value, depth: int, columns: int, *, casts: bool | None = None, kept: bool = True
+) -> Value:
+    """A product with a weight. `casts`: whether the weight is cast before it is used; as layers do by default. `kept`:
+    whether selective recomputation keeps the result."""
     casts = s.casts if casts is None else casts
     size, inputs = float(s.tokens * columns * s.used), float(s.tokens * depth * s.used)
     weight = Weight(float(depth * columns * s.used), float(depth * columns * s.kept))
     saved = [x.saved]
     if casts:
         saved.append(t.allocate(weight.low))
-    y = t.apply(size, (x, inputs), saved=saved, weights=[weight], kept=True)
+    y = t.apply(size, (x, inputs), saved=saved, weights=[weight], kept=kept)
     if casts:
         t.free(saved[-1])
     return y
@@ -70,7 +73,7 @@ def feed_forward(t: Tape, s: Sizes, x: Value, hidden: int, *, whole: bool = Fals
     up = linear(t, s, h, s.dim, hidden)
     product = t.apply(size, (active, size), (up, size), saved=[active.buffer, up.buffer])
     t.drop(active, up)
-    a = linear(t, s, product, hidden, s.dim)
+    a = linear(t, s, product, hidden, s.dim, kept=not s.compiled)  # no backward reads it, as a compiler sees
     if whole:
         t.drop(product)
         return a
