@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from tempfile import NamedTemporaryFile
 from typing import Any
 
@@ -110,10 +111,15 @@ def test_what_is_valid_builds_and_steps():
     none_raises(drawn_jobs()[: len(NATIVE)])
 
 
+@cache
+def of_eight_ranks() -> list[Drawn]:
+    return valid_configs(200, NATIVE, 8, 6)
+
+
 def rows_of(size: int) -> list[Row]:
     """Drawn configs as rows of the equivalence table, in float64, without dropout and compression."""
     rows = []
-    for one in valid_configs(200, NATIVE, 8, 6):
+    for one in of_eight_ranks():
         words = [word for word in one.overrides if not word.startswith(("precision=", "model.dropout="))]
         if one.world_size == size and getattr(one.plan.config.strategy, "comm_hook", "none") == "none":
             strategy = [word for word in words if word.startswith(OF_THE_STRATEGY)]

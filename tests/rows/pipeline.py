@@ -33,6 +33,7 @@ ROWS = [
 ]
 SLOW_ROWS = [
     *(scheduled(2, name, COMPILED, options=(F32,)) for name in ("1f1b", "looped_bfs")),  # one stage, and several
+    *(scheduled(2, name, options=(F64, CHECKPOINTED)) for name in ("gpipe", *VIRTUAL)),
     *(scheduled(1, name) for name in ("gpipe", *VIRTUAL)),
     *(scheduled(4, name, options=(F64, LAYERS_8)) for name in ("interleaved_1f1b", "looped_bfs", "dualpipev")),
     scheduled(2, "looped_bfs", "strategy.stages_per_rank=3", options=(F64, LAYERS_8, "train.global_batch_size=5")),
