@@ -1,9 +1,10 @@
 """Run one step of each config as one rank of a world without other ranks; print the failures as JSON.
 
-argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}. With "count": true, the traffic of the
-third step is compared with its closed form. The fake process group accepts every collective and sends nothing, so the
-losses have no meaning. What is tested: nothing raises, and every collective gets tensors of the right shapes, as NCCL
-requires. It is a separate process, because a world that hangs must be ended from outside.
+argv: a file with a JSON list of {"overrides": […], "world_size": N, "rank": R}. With "count": true, it runs three
+steps, and the traffic of the third one is compared with its closed form. The fake process group accepts every
+collective and sends nothing, so the losses have no meaning. What is tested: nothing raises, and every collective gets
+tensors of the right shapes, as NCCL requires. It is a separate process, because a world that hangs must be ended from
+outside.
 
 Where the code reads a result, the missing ranks are imitated: a sum is this rank's part, the neighbour in a pipeline
 agrees, and every rank sends as many tokens to this rank's experts as this rank sends to its experts.
@@ -48,9 +49,8 @@ def one_step(overrides: list[str], world_size: int, rank: int, *, count: bool = 
         if count:
             step(*batch, lr=1e-3)
             compare(step, batch, mesh, Plan(config, world_size), rank)
-        else:
-            step.evaluate(*batch)
-            step.state_bytes()
+        step.evaluate(*batch)
+        step.state_bytes()
     finally:
         dist.destroy_process_group()
 

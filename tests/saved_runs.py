@@ -26,16 +26,22 @@ def train(folder, *overrides):
     return subprocess.run(command, cwd=folder, env=ENV, capture_output=True, text=True, timeout=100)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The directory of a run of four steps, with the checkpoints of the steps 2 and 4."""
-    folder = tmp_path_factory.mktemp("finished")
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory):
+    """The directory of a run of four steps, which no test is given: it is copied."""
+    folder = tmp_path_factory.mktemp("trained_once")
     run = train(folder, "train.steps=4", "checkpoint.every=2")
     assert run.returncode == 0, run.stderr
     (path,) = (folder / "runs").iterdir()
     said = re.search(r"^a checkpoint has ([\d.]+) MiB; no rank may need longer than .*=\d+ s", run.stdout, re.MULTILINE)
     assert said and float(said[1]) == pytest.approx(Manifest.read(newest(path)).bytes / 2**20, rel=0.1)
     return path
+
+
+@pytest.fixture(scope="module")
+def finished(trained_once, tmp_path_factory):
+    """The directory of a run of four steps, with the checkpoints of the steps 2 and 4. All tests of a file share it."""
+    return Path(shutil.copytree(trained_once, tmp_path_factory.mktemp("finished") / "runs" / trained_once.name))
 
 
 @pytest.fixture

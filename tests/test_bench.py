@@ -22,7 +22,7 @@ PARSER = cli.parser("test", "")
 
 
 @pytest.mark.timeout(250)
-@pytest.mark.parametrize("num_gpus", [2, 4, 8])
+@pytest.mark.parametrize("num_gpus", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 def test_every_point_keeps_every_rule(num_gpus):
     points = bench_points.points(num_gpus)
     assert len({(point.label, point.nproc) for point in points}) == len(points), "a point is known by these"

@@ -33,12 +33,6 @@ def test_strategy_preset(name):
     assert math.prod(degrees.values()) == WORLD.get(name, 4)
 
 
-@pytest.mark.parametrize("group", ["model", "data", "optim", "hardware"])
-def test_every_preset_composes(group):
-    for name in presets.names(group):
-        assert parse(f"{group}={name}")
-
-
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_strategy_is_in_the_readme(name):
     readme = (CONFIG_DIR.parent / "README.md").read_text()

@@ -47,6 +47,7 @@ def test_the_divergence_and_its_gradient_are_those_of_torch(temperature):
     assert torch.allclose(a, b, rtol=0, atol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_layout_learns_as_one_device(run, tmp_path):
     """The teacher has one layer, and the student two."""

@@ -5,6 +5,7 @@ seeds are fixed, so a bound of five standard deviations fails in every run or in
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -44,16 +45,18 @@ def layout(size: int, *words: str, alike: tuple[str, ...] = (), bug: str = "", b
 
 LAYOUTS = [
     layout(2, "strategy=dp"),
-    layout(2, "strategy=fsdp", SELECTIVE),
-    layout(2, "strategy=tp"),
     layout(2, "strategy=tp", FULL),
     layout(2, "strategy=tp", WHOLE_SEQUENCE, alike=("0 1",)),
-    layout(2, "strategy=tp", WHOLE_SEQUENCE, SELECTIVE, alike=("0 1",)),
     layout(2, "strategy=cp"),
-    layout(2, "strategy=cp", "strategy.cp_method=ring", FULL),
     layout(2, "strategy=pp"),
-    layout(2, "strategy=pp", FULL),
     layout(2, "strategy=ep", "model=moe_tiny"),
+]
+SLOW_LAYOUTS = [
+    layout(2, "strategy=fsdp", SELECTIVE),
+    layout(2, "strategy=tp"),
+    layout(2, "strategy=tp", WHOLE_SEQUENCE, SELECTIVE, alike=("0 1",)),
+    layout(2, "strategy=cp", "strategy.cp_method=ring", FULL),
+    layout(2, "strategy=pp", FULL),
     layout(4, "strategy=fsdp_tp"),
     layout(4, "strategy=fsdp_tp", WHOLE_SEQUENCE, alike=("0 1", "2 3")),
 ]
@@ -124,8 +127,12 @@ def name(layout: Layout) -> str:
     return layout.name
 
 
+def slow(layout: Layout) -> Any:
+    return pytest.param(layout, marks=pytest.mark.slow)
+
+
 @pytest.mark.timeout(300)  # a world runs all its layouts under its first one's clock
-@pytest.mark.parametrize("layout", LAYOUTS, ids=name)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *map(slow, SLOW_LAYOUTS)], ids=name)
 def test_masks(layout, found):
     result = found(layout)
     wrong = [statement for statement, holds in statements(result, layout).items() if not holds]
@@ -135,7 +142,7 @@ def test_masks(layout, found):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("layout", BUGS, ids=name)
+@pytest.mark.parametrize("layout", [slow(one) if one.size > 2 else one for one in BUGS], ids=name)
 def test_planted_bug_is_seen(layout, found, record_property):
     result = found(layout)
     wrong = {statement for statement, holds in statements(result, layout).items() if not holds}

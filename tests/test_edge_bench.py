@@ -81,6 +81,7 @@ def test_a_token_reads_the_weights_and_the_cache():
     assert bound.read_bandwidth(1) > 1e8
 
 
+@pytest.mark.slow
 def test_the_program_in_the_docs_continues_a_text(run):
     assert tool.main([str(run), "to=onnx"]) == 0
     program = (REPO / "docs" / "edge.md").read_text().partition("```python\n")[2].partition("```")[0]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from scripts.verifying.report import share_of_bound
-from tests.rows import ROWS, SLOW_ROWS, Row
+from tests.rows import QUICK_ROWS, ROWS, SLOW_ROWS, Row
 from tests.running import run_rows
 from train.proof.comparison import Verdict
 
@@ -46,6 +46,10 @@ def names(row: Row) -> str:
     return row.name
 
 
+def params(rows: list[Row]) -> list[Any]:
+    return [pytest.param(row, marks=[] if row in QUICK_ROWS else [pytest.mark.slow]) for row in rows]
+
+
 def assert_green(result):
     for v in verdicts(result):
         assert v.ok, f"{v.column}: {v.name} differs by {v.error:.1e}, bound {v.bound:.0e}"
@@ -62,13 +66,13 @@ def assert_red(row, result, record_property):
 
 # a world runs all its rows under its first row's clock
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("row", [row for row in ROWS if not row.bug], ids=names)
+@pytest.mark.parametrize("row", params([row for row in ROWS if not row.bug]), ids=names)
 def test_strategy_equals_one_device(row, table):
     assert_green(table(row, ROWS))
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("row", [row for row in ROWS if row.bug], ids=names)
+@pytest.mark.parametrize("row", params([row for row in ROWS if row.bug]), ids=names)
 def test_planted_bug_turns_the_row_red(row, table, record_property):
     assert_red(row, table(row, ROWS), record_property)
 

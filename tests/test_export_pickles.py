@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -26,10 +27,16 @@ class Planted:
         return Path.touch, (self.file,)
 
 
+@pytest.fixture(scope="module")
+def exported(finished):
+    assert tool.main([str(finished), "to=torch_export"]) == 0
+    return finished / "exports" / "torch_export-none"
+
+
 @pytest.fixture
-def program(run):
-    assert tool.main([str(run), "to=torch_export"]) == 0
-    return run / "exports" / "torch_export-none"
+def program(exported, tmp_path):
+    """A copy of the artefact, which a test may change."""
+    return Path(shutil.copytree(exported, tmp_path / "program"))
 
 
 def rewritten(folder, change):

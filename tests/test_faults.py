@@ -124,6 +124,7 @@ def test_ignore_goes_on_but_saves_no_bad_state(start, tmp_path):
     assert complete(run) == []
 
 
+@slow
 def test_ranks_that_disagree_are_refused(start, tmp_path):
     code, said = start("other_config", restarts=2).end()
     assert code == 2 and "Traceback" not in said

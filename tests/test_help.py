@@ -15,6 +15,7 @@ from tests.wrong_options import SWITCHES, WRONG
 from train import main as training
 from train.command import cli, options
 from train.command.help import described
+from train.command.help.hints import unknown_key
 from train.command.launching import nodes
 from train.command.schemas import SCHEMAS
 from train.config.problems import BadInput
@@ -184,14 +185,36 @@ WRONG_TOOL = [
     for option in options.OPTIONS
     if tool not in option.tools and option is not options.STEPS  # which may be meant for train.steps
 ]
+# every option with one of the tools, in turn, so that each tool has its turn too
+WITH_HYDRA = [
+    foreign[number % len(foreign)]
+    for number, option in enumerate(options.OPTIONS)
+    if (foreign := [pair for pair in WRONG_TOOL if pair[1] is option])
+]
 
 
-@pytest.mark.parametrize(("tool", "option"), WRONG_TOOL, ids=lambda one: getattr(one, "name", one))
-def test_an_option_of_another_tool_is_told_where_it_belongs(tool, option, monkeypatch, capsys):
+def is_told_where_it_belongs(tool, option, monkeypatch, capsys):
     code, out, err = answer(tool, f"{option.name}={option.example}", monkeypatch, capsys)
     assert (code, out) == (2, "")
     assert f"{option.name} is an option of {option.tools[0]}" in err and f"{tool} does not take it" in err
     assert ("--nproc_per_node=N" in err) == (option is options.NPROC)
+
+
+@pytest.mark.parametrize(("tool", "option"), WITH_HYDRA, ids=lambda one: getattr(one, "name", one))
+def test_an_option_of_another_tool_is_told_where_it_belongs(tool, option, monkeypatch, capsys):
+    is_told_where_it_belongs(tool, option, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(("tool", "option"), WRONG_TOOL, ids=lambda one: getattr(one, "name", one))
+def test_no_tool_takes_an_option_of_another_one(tool, option, monkeypatch, capsys):
+    """Without Hydra, which takes most of the time: what the tool leaves in its line is the option, as it was typed."""
+
+    def refuse(overrides, tool):
+        assert overrides == [f"{option.name}={option.example}"]
+        raise BadInput(unknown_key(option.name, tool))
+
+    monkeypatch.setattr(cli, "_compose", refuse)
+    is_told_where_it_belongs(tool, option, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(

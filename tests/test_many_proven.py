@@ -27,6 +27,7 @@ def drawn():
     return configs(NUMBER)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_valid_and_of_every_kind(drawn):
     assert len({*drawn}) == NUMBER
     assert {one.overrides[0] for one in drawn} == {f"strategy={name}" for name in PRESETS if name != "single"}

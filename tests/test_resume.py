@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -117,8 +118,13 @@ def ids(one: Case) -> str:
     return one.name.replace("strategy=", "").replace("strategy.", "")
 
 
+def quick(cases: list[Case]) -> list[Any]:
+    """All of them, those of four ranks as slow."""
+    return [pytest.param(one, marks=[pytest.mark.slow] if one.size > 2 else []) for one in cases]
+
+
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("one", CASES, ids=ids)
+@pytest.mark.parametrize("one", quick(CASES), ids=ids)
 def test_same_layout_resumes_to_the_bit(one, table):
     same_to_the_bit(one, table)
 
@@ -147,7 +153,7 @@ def test_a_gpu_resumes_to_the_bit(one, table):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("one", BUGGY, ids=ids)
+@pytest.mark.parametrize("one", quick(BUGGY), ids=ids)
 def test_planted_bug_is_seen(one, table, record_property):
     result = table(one)
     record_property("planted_bug", f"{one.bug} ({ids(one)})")

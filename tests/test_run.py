@@ -105,7 +105,8 @@ def are_counted(strategy, held):
 
 @pytest.mark.timeout(200)
 def test_a_run_leaves_what_it_says(tmp_path):
-    out, path = launch(tmp_path, 2, "strategy=tp", "train.steps=6", "train.eval_every=3", "train.seq_len=32")
+    words = ("strategy=tp", "train.steps=6", "train.eval_every=3", "train.seq_len=32", "train.micro_batch_size=4")
+    out, path = launch(tmp_path, 2, *words)
     assert re.fullmatch(r"tp-tp2-ws2-[0-9a-f]{6}", path.name)
     steps, validations = steps_of(path)
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]

@@ -40,7 +40,7 @@ SEARCHES = [
 ]
 
 
-@pytest.mark.parametrize("line", [LLAMA, SMALL, MIXTURE])
+@pytest.mark.parametrize("line", [LLAMA, pytest.param(SMALL, marks=pytest.mark.slow), MIXTURE])
 def test_every_layout_is_valid_and_its_words_compose_it(line):
     one = task(line)
     found = layouts(one)

@@ -92,6 +92,7 @@ def test_microbatches_have_unequal_numbers_of_targets():
     assert not uneven(Plan(subject.config, 2).override("data.ignore_token=null"), source)
 
 
+@pytest.mark.slow
 def test_all_is_every_preset_that_the_number_of_processes_allows():
     every = read("strategy=all nproc=4")
     assert every.left_out == {

@@ -106,6 +106,7 @@ ROWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_layout_keeps_the_zeros_of_one_device(tmp_path):
     tied, mixture = pruned(tmp_path / "tied", TIED, "model.num_layers=4"), pruned(tmp_path / "moe", "model=moe_tiny")

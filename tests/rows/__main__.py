@@ -6,20 +6,21 @@ It prints the sizes and dtypes of the rows of each preset (those of `make test`,
 
 from collections import defaultdict
 
-from tests.rows import ROWS, SLOW_ROWS, deepspeed, pairwise
+from tests.rows import QUICK_ROWS, ROWS, SLOW_ROWS, deepspeed, pairwise
 
 
 def main() -> None:
-    fast, slow = [*ROWS, *deepspeed.ROWS], [*SLOW_ROWS, *deepspeed.SLOW_ROWS]
+    fast, added = [*QUICK_ROWS, *deepspeed.ROWS], [row for row in ROWS if row not in QUICK_ROWS]
+    slow = [*added, *SLOW_ROWS, *deepspeed.SLOW_ROWS]
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for when, rows in (("fast", fast), ("slow", slow)):
         for row in (row for row in rows if not row.bug):
             dtype = next(word for word in row.options if word.startswith("precision=")).removeprefix("precision=")
             found[row.strategy[0].removeprefix("strategy=")][when].add(f"{dtype} x{row.size}")
     for preset, kinds in sorted(found.items()):
-        added = sorted(kinds["slow"] - kinds["fast"])
-        print(f"{preset:<10} {', '.join(sorted(kinds['fast']))}" + (f" ({', '.join(added)})" if added else ""))
-    bugs = [row for row in fast if row.bug]
+        more = sorted(kinds["slow"] - kinds["fast"])
+        print(f"{preset:<10} {', '.join(sorted(kinds['fast']))}" + (f" ({', '.join(more)})" if more else ""))
+    bugs = [row for row in [*fast, *slow] if row.bug]
     table = [tuple(line.split()) for line in pairwise.TABLE.strip().splitlines()]
     covered = set().union(*map(pairwise.pairs, table))
     print(f"{len(fast)} rows, {len(slow)} more in make test-all; {len(bugs)} planted bugs in the table")

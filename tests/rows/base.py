@@ -105,6 +105,16 @@ def presets(*names: str, sizes: tuple[int, ...], single: int, options: tuple[str
     return rows + [row(single, f"strategy={name}", options=(F32, *options)) for name in names]
 
 
+def quickest(rows: Sequence[Row]) -> list[Row]:
+    """The rows that `make test` runs: all of one and two ranks, and of more ranks the plainest one of each preset and
+    method of context parallelism that has no smaller row."""
+    plainest: dict[tuple[str, ...], Row] = {}
+    for one in sorted(rows, key=lambda each: (each.size, len(each.strategy + each.options))):
+        named = [word for word in one.strategy if word.startswith(("strategy=", "strategy.cp_method="))]
+        plainest.setdefault(tuple(named), one)
+    return [one for one in rows if one.size <= 2 or one in plainest.values()]
+
+
 def checkpointed(size: int, *strategy: str) -> list[Row]:
     """A row for each kind of activation checkpointing. The reference does not recompute."""
     modes = ("full", "selective")
