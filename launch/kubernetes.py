@@ -39,7 +39,11 @@ def main(argv: Sequence[str]) -> int:
         words = list(argv)
         dry_run, form = nodes.DRY_RUN.pop(words), nodes.FORM.pop(words)
         manifest = read(words)
-        lines = of_pods(manifest) if dry_run else [yaml.safe_dump_all(manifest.objects(form), sort_keys=False).rstrip()]
+        lines = (
+            of_pods(manifest, form)
+            if dry_run
+            else [yaml.safe_dump_all(manifest.objects(form), sort_keys=False).rstrip()]
+        )
         print("\n".join(lines), flush=True)
     return 0
 
@@ -60,10 +64,11 @@ def read(words: list[str]) -> Manifest:
     return Manifest(name, size, gpus, image, parser.parse_intermixed_args(words).overrides, claim, join_s)
 
 
-def of_pods(manifest: Manifest) -> list[str]:
-    """The torchrun line of each pod. Under Kubeflow Trainer its options come from the environment."""
-    size, main_file = manifest.size, path_of(MAIN)
-    pods = [Node(number, size.nodes, manifest.head, PORT) for number in range(size.nodes)]
+def of_pods(manifest: Manifest, form: str) -> list[str]:
+    """The torchrun line of each pod. Under Kubeflow Trainer its options come from the environment; in a Job launch.node
+    adds the address of the pod."""
+    size, main_file, address = manifest.size, path_of(MAIN), "ADDRESS" if form == "job" else ""
+    pods = [Node(number, size.nodes, manifest.head, PORT, address) for number in range(size.nodes)]
     lines = [nodes_line(manifest.overrides, size.per_node, pod) for pod in pods]
     # in the image the working directory is the source tree
     return [shlex.join(["torchrun", *(MAIN if word == main_file else word for word in line)]) for line in lines]

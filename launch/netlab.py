@@ -59,19 +59,25 @@ def main(argv: list[str]) -> int:
     return code if task.disturbed else finish(task, code)
 
 
-def finish(task: Task, code: int) -> int:
-    """Show the comparison, and return the exit code."""
+def comparison(task: Task) -> list[str]:
+    """The words of the comparison after `python`, with pictures where they can be drawn."""
     line = [path_of("scripts/compare.py"), str(task.folder)]
     if importlib.util.find_spec("matplotlib") is not None:
         line += ["--html", str(task.folder / "report.html")]
         line += [] if task.links else ["--png", str(task.folder)]
+    return line
+
+
+def finish(task: Task, code: int) -> int:
+    """Show the comparison, and return the exit code."""
+    line = comparison(task)
     print(shlex.join(["python", *line]), flush=True)
     shown = subprocess.run([sys.executable, *line], check=False)
     return code or shown.returncode
 
 
 def dry_lines(task: Task) -> Iterator[str]:
-    """Every command that would be run, in order; PID0 stands for the id of the process that holds host 0."""
+    """Every command that a first start would run, in order; PID0 stands for the id of the process that holds host 0."""
     way, cluster = Rights(rootless=os.geteuid() != 0), task.cluster
     names = [f"PID{node}" for node in range(cluster.nodes)]
 
@@ -107,6 +113,9 @@ def dry_lines(task: Task) -> Iterator[str]:
         for point in task.points:
             fault = f", fault={task.fault}" if task.fault else ""
             yield from torchrun(f"{speed_name(speed)} {point.label}{fault}", jobs.training(task, point, speed))
+    if not task.disturbed:
+        yield "# the comparison"
+        yield shlex.join(["python", *comparison(task)])
 
 
 if __name__ == "__main__":

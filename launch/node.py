@@ -56,7 +56,7 @@ def main() -> None:
             print(warning, file=sys.stderr, flush=True)
         overrides = parser.parse_intermixed_args(argv).overrides
         if dry_run:
-            print(shlex.join(["torchrun", *nodes_line(overrides, size.per_node, node)]), flush=True)
+            print(shlex.join(["torchrun", *nodes_line(overrides, size.per_node, connected(node))]), flush=True)
             return
         check_text(config, size.nproc)
         check_machine(config, size.per_node, None)

@@ -4,8 +4,9 @@ Takes every override that train/main.py takes, with several values in Hydra's gr
 options that --help shows.
 
 All points are checked before the first is started. A point that fails does not end the sweep. The result of each point
-and its log are in <metrics.dir>/sweep-<id>/. The exit code is 1 if a point failed, 2 or 3 if nothing was started or a
-killed rank is still alive, and 130 after ctrl-C.
+and its log are in <metrics.dir>/sweep-<id>/. dry_run=true prints the torchrun line of every point that is left to run.
+The exit code is 1 if a point failed, 2 or 3 if nothing was started or a killed rank is still alive, and 130 after
+ctrl-C.
 """
 
 from __future__ import annotations
@@ -15,43 +16,26 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from launch.start.alive import sweep_lock, wait_for_ranks
 from launch.start.environment import local_environment
 from launch.start.torchrun import Start, last_words, torchrun
 from launch.sweeping.grid import SCALED, Checked, InvalidPoints, check_all, expand, invalid_lines
 from launch.sweeping.points import Entry, State
+from launch.sweeping.starting import choose, dry_lines, run_point, runtime_of
 from train.command import cli, options
-from train.command.overrides import with_quotes
+from train.command.launching import nodes
 from train.command.planning import auto
 from train.command.process.exits import reported_once
 from train.command.process.streams import lasting
 from train.command.resources import path_of
-from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 from train.config.world import World
-from train.record.run_folder import DONE, FAILED, INVALID, PROBES, RUNNING
-
-if TYPE_CHECKING:  # it imports torch
-    from train.ranks.distributed import Runtime
-
-PROBE = (
-    "train.steps=9",
-    "train.eval_every=0",
-    "train.eval_batches=1",
-    "metrics.warmup_steps=3",  # the ledger counts in the third step
-    "metrics.tensorboard=false",
-    "metrics.profile_every=0",
-    "metrics.trace=false",  # it needs a recorded step
-)
-MAX_ON_CPU = 64  # sequences per micro batch
-GAIN = 1.03  # on a CPU, a larger micro batch must be faster by this factor
+from train.record.run_folder import DONE, FAILED, INVALID
 
 
 @dataclass(frozen=True)
@@ -63,6 +47,7 @@ class Task:
     bound: int | None
     skip_invalid: bool
     fresh: bool
+    dry_run: bool
 
 
 def main(argv: list[str], start: Start = torchrun) -> int:
@@ -75,6 +60,9 @@ def main(argv: list[str], start: Start = torchrun) -> int:
         plan = next(one.plan for one in task.checked if one.plan and not one.problems)
         bound = task.bound if task.fairness == "best" else None
         state = State.of(Path(plan.config.metrics.dir), task.checked, task.fairness, shlex.join(argv), bound)
+        if task.dry_run:
+            print("\n".join(dry_run(state, task, invalid)), flush=True)
+            return 0
         with sweep_lock(state.folder):
             wait_for_ranks(state.folder)
             state.forget() if task.fresh else state.resume()
@@ -96,22 +84,36 @@ def read(argv: list[str]) -> Task:
     argv = list(argv)
     fairness, bound = options.BATCH.pop(argv), options.MAX_MICRO_BATCH_SIZE.pop(argv)
     fresh, skip, force = (one.pop(argv) for one in (options.FRESH, options.SKIP_INVALID, options.FORCE))
+    dry = nodes.DRY_RUN.pop(argv)
     parser = cli.parser(options.SWEEP, __doc__ or "")
     args = parser.parse_intermixed_args(argv)
     if args.help:
         cli.show_help(parser, [auto.stood_in(point.overrides) for point in expand(args.overrides)])
     if args.cfg:
         raise BadInput(Problem("cfg", "--cfg prints one config, but a sweep has several", "use launch.local --cfg job"))
-    return Task(_points(parser, args.overrides, fairness, force), fairness, bound, skip, fresh)
+    return Task(_points(parser, args.overrides, fairness, force), fairness, bound, skip, fresh, dry)
+
+
+def valid(state: State, task: Task) -> list[tuple[Entry, Checked]]:
+    """The points that can be run."""
+    return [pair for pair in zip(state.entries, task.checked, strict=True) if pair[0].status != INVALID]
+
+
+def dry_run(state: State, task: Task, invalid: Sequence[Checked]) -> Iterator[str]:
+    """What would be run now, in order."""
+    if not task.fresh:
+        state.resume()
+    yield from (f"# {line}" for line in (["skipped", *invalid_lines(invalid)] if invalid else []))
+    yield from dry_lines(state, valid(state, task), is_searched=state.fairness == "best")
 
 
 def run_all(state: State, task: Task, start: Start) -> None:
     """Run every point that is not done yet, one after another."""
-    todo = [pair for pair in zip(state.entries, task.checked, strict=True) if pair[0].status != INVALID]
+    todo = valid(state, task)
     done = len(state.with_status(DONE))
     before = f", {done} done before (fresh=true forgets them)" if done else ""
     print(f"{len(todo)} point(s), batch={state.fairness}{before}; logs: {state.folder}/", flush=True)
-    notes = dict.fromkeys(_runtime(one.plan).note for _, one in todo if one.plan)
+    notes = dict.fromkeys(runtime_of(one.plan).note for _, one in todo if one.plan)
     notes |= dict.fromkeys(local_environment(1, os.environ)[1])
     print("".join(f"{note}\n" for note in notes if note), end="", flush=True)
     state.save()
@@ -129,7 +131,7 @@ def run_all(state: State, task: Task, start: Start) -> None:
             assert checked.plan is not None
             entry.status, log = FAILED, entry.probe_log(checked.plan.config.train.micro_batch_size)
         else:
-            _run(state, entry, start)
+            run_point(state, entry, start)
             log = entry.log
         state.save()
         if entry.status == DONE:
@@ -150,75 +152,6 @@ def finish(state: State) -> int:
         print(shlex.join(["python", *line]), flush=True)
         subprocess.run([sys.executable, *line], check=False)
     return 1 if failed else 0
-
-
-def choose(state: State, entry: Entry, checked: Checked, bound: int | None, start: Start) -> list[str]:
-    """The overrides of the best micro batch; empty if not even the given one runs. Sizes in `tried` are not measured
-    again."""
-    assert checked.plan is not None
-    first, on_cpu = checked.plan.config.train.micro_batch_size, _runtime(checked.plan).device.type == "cpu"
-
-    def measure(micro_batch: int) -> float | None:
-        if str(micro_batch) not in entry.tried:
-            words = [*PROBE, f"metrics.dir={with_quotes(str(state.folder / PROBES))}", *checked.sized(micro_batch)]
-            kept = [word for word in entry.overrides if not word.startswith("checkpoint.")]
-            probe = Entry(entry.label, [*kept, *words], entry.nproc, entry.probe_log(micro_batch))
-            _run(state, probe, start)
-            summary = probe.summary()
-            entry.exit_code = probe.exit_code
-            entry.tried[str(micro_batch)] = None if summary is None else float(summary["perf/tokens_per_s"])
-            state.save()
-        speed = entry.tried[str(micro_batch)]
-        print(f"      {micro_batch}: {'does not run' if speed is None else f'{speed:,.0f} tokens/s'}", flush=True)
-        return speed
-
-    found = best_micro_batch(measure, first, bound or (MAX_ON_CPU if on_cpu else None), on_cpu)
-    return checked.sized(found) if found else []
-
-
-def best_micro_batch(
-    measure: Callable[[int], float | None], first: int, bound: int | None, until_slower: bool
-) -> int | None:
-    """The largest of first, 2 first, 4 first … up to `bound` that runs; None if none runs. `measure` returns tokens/s,
-    or None if the size does not run.
-
-    `until_slower`: stop at the first size that is not faster by 3 % than the size before, which is then the best.
-    """
-    best, speed, size = None, 0.0, first
-    while bound is None or size <= max(bound, first):
-        measured = measure(size)
-        if measured is None or (until_slower and measured < speed * GAIN):
-            break
-        best, speed, size = size, measured, 2 * size
-    return best
-
-
-def _run(state: State, entry: Entry, start: Start) -> None:
-    wait_for_ranks(state.folder)
-    words = [*entry.overrides, *entry.chosen, *saving(entry.overrides)]
-    entry.discard(state.folder, but_saved="checkpoint.resume=never" not in words)
-    entry.status, entry.run_dir, entry.exit_code = RUNNING, None, None
-    (state.folder / entry.run_file).unlink(missing_ok=True)
-    state.save()
-    began = time.monotonic()
-    entry.exit_code = start(words, entry.nproc, state.folder / entry.log, state.folder / entry.run_file)
-    entry.seconds = time.monotonic() - began
-    entry.settle(state.folder)
-    if entry.status != DONE:
-        entry.status = FAILED
-
-
-def saving(overrides: Sequence[str]) -> list[str]:
-    """A sweep measures, so its runs save nothing, unless they are told to."""
-    return [] if any(word.startswith("checkpoint.") for word in overrides) else ["checkpoint.every=0"]
-
-
-def _runtime(plan: Plan) -> Runtime:
-    """The device and backend that the ranks will use. This imports torch."""
-    from train.ranks.distributed import choose_runtime
-
-    size = plan.world_size
-    return choose_runtime(plan.config.runtime, World(0, 0, size, size, from_torchrun=True))
 
 
 def _points(parser: ArgumentParser, words: list[str], fairness: str, force: bool) -> list[Checked]:

@@ -1,6 +1,7 @@
 """Emulated hosts for tests: network namespaces, where this machine allows them. In CI (CI=true) they must be."""
 
 import os
+from typing import NoReturn
 
 import pytest
 
@@ -15,17 +16,18 @@ def allowed():
     try:
         return rights()
     except BadInput as why:
-        _skip(str(why))
+        not_here(str(why))
 
 
 def needs_netem():
     if not has_netem(allowed()):
-        _skip("this kernel has no netem, which delays and loses packets", also_in_ci=True)
+        not_here("this kernel has no netem, which delays and loses packets", also_in_ci=True)
 
 
-def _skip(why, *, also_in_ci=False):
+def not_here(why, *, also_in_ci=False) -> NoReturn:
+    """Skip the test, with the reason; in CI it fails, unless the reason counts there too."""
     if os.environ.get("CI") == "true" and not also_in_ci:
-        pytest.fail(f"emulated hosts must be allowed in CI: {why}")
+        pytest.fail(f"namespaces must be allowed in CI: {why}")
     pytest.skip(why)
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from launch.start.torchrun import last_words
-from launch.sweep import best_micro_batch
 from launch.sweeping.grid import expand
+from launch.sweeping.starting import best_micro_batch
 from train.command.cli import configured
 from train.config.plan import Plan
 from train.config.problems import BadInput

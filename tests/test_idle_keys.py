@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from launch import sweep
+from launch.sweeping.starting import PROBE
 from scripts.comparing import configs
 from scripts.comparing.finding import Search
 from scripts.comparing.gate import groups_of, unequal
@@ -179,7 +180,7 @@ def test_a_sweep_says_which_points_do_not_read_a_key_and_runs_the_rest(tmp_path,
 
 def test_a_probe_of_a_sweep_is_valid_where_its_point_is():
     point = ["strategy=single", "metrics.trace=true", "optim.schedule=linear", "optim.min_lr_ratio=0.5"]
-    assert validate(cli.configured([*point, *sweep.PROBE]), 1) == []
+    assert validate(cli.configured([*point, *PROBE]), 1) == []
 
 
 @pytest.mark.parametrize(

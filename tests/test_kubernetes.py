@@ -6,6 +6,7 @@ import copy
 import re
 import shlex
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -95,10 +96,11 @@ def test_a_pod_of_a_job_runs_the_same_words_on_its_node(monkeypatch, capsys):
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     monkeypatch.chdir(REPO)
     monkeypatch.setattr(sys, "argv", ["", *args[2:], "dry_run=true"])
+    monkeypatch.setattr(node, "connected", lambda one: replace(one, address="ADDRESS"))  # the name is known in a pod
     node.main()
     own = capsys.readouterr().out
-    where = "--nnodes=2 --node_rank=1 --master_addr=first-0.first --master_port=29500 --nproc_per_node=8"
-    assert own == f"torchrun {where} train/main.py {WORDS}\n"
+    where = "--nnodes=2 --node_rank=1 --master_addr=first-0.first --master_port=29500 --local_addr=ADDRESS"
+    assert own == f"torchrun {where} --nproc_per_node=8 train/main.py {WORDS}\n"
     lines = printed(capsys, f"{LINE} form=job job_name=first dry_run=true").splitlines()
     assert lines[1] == own.strip() and len(lines) == 2
 

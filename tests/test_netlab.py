@@ -8,6 +8,7 @@ import pytest
 from launch import netlab
 from launch.emulating.placement import crossing_axes, edges_of, full_order, hosts_of_ranks, pairs_of
 from launch.emulating.presets import preset_named
+from launch.emulating.rows import ahead
 from launch.emulating.task import read
 from train.command.launching.network import fault, milliseconds, orders, percent, rates, shown_rate
 from train.config.problems import BadInput
@@ -81,6 +82,7 @@ def test_dry_run_prints_every_command_and_starts_nothing(capsys, monkeypatch, tm
         "--nproc_per_node=2",
         "--nproc_per_node=1",
     }
+    assert lines[-1].startswith("python ") and "compare.py runs/netlab-" in lines[-1], "after the last run"
     assert sum("tbf rate 25mbit" in line for line in lines) == 2 * 4, "both ends of two links, to measure and to train"
     assert [*tmp_path.iterdir()] == []
 
@@ -115,6 +117,16 @@ def test_other_speeds_and_faults_go_on_in_the_same_folder():
 
     assert folder("inter=25mbit") == folder("inter=1gbit", "fault=down:1@3")
     assert folder() != folder("intra=1gbit") != folder("train.steps=7")
+
+
+def test_it_is_said_before_how_long_the_runs_take():
+    points = read(["nodes=2", "strategy=dp,tp", "train.steps=12"], "").points
+    rows = [{"label": point.label, "predicted_ms": 1e3 * ms} for point, ms in itertools.product(points, (0.5, 2.5))]
+    assert ahead(rows, points).startswith("4 run(s) to go: 72 s by their predictions")
+    rows[0] |= {"status": "done"}
+    assert ahead(rows, points).startswith("3 run(s) to go: 66 s")
+    rows[1]["predicted_ms"] = 1e5
+    assert ahead(rows, points).startswith("3 run(s) to go: 21 minutes")
 
 
 def test_a_preset_keeps_the_ratio_of_computation_to_bandwidth():

@@ -1,6 +1,7 @@
 """The hosts and links of an emulated cluster: they carry what their rate allows, and whoever made them, nothing is
 left."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from launch.emulating import record
+from launch.emulating.agents import Job, run
 from launch.emulating.cluster import PAYLOAD, SWITCH, Cluster, cut
 from launch.emulating.namespaces import Rights, network
 from launch.emulating.record import MARK, Record, clean_up, recorded
@@ -91,6 +93,20 @@ def test_a_link_carries_what_it_is_shaped_to_and_is_counted(rootless):
         assert "tbf" not in shown.stdout
         mark = owner.mark
     assert not held(mark)
+
+
+@pytest.mark.slow
+def test_ranks_that_do_not_come_together_exchange_in_one_direction_after_the_other(two_hosts, tmp_path):
+    """As in training. Of the message's time, the wait of the early rank is no part."""
+    net, owner = two_hosts
+    rate, late_ms, out = 1e8, 700, tmp_path / "rows.json"
+    net.do(net.cluster.shapes(rate))
+    words = (f"sizes={SIZE}", "ops=all_to_all", "device=cpu", f"late_ms={late_ms}", f"out={out}")
+    job = Job(words, (0, 1), "scripts/calibrating/links.py")
+    assert run(job, net, owner.mark, tmp_path, tmp_path / "run").codes == [0, 0]
+    ((op, ranks, size, microseconds),) = json.loads(out.read_text())["rows"]
+    assert (op, ranks, size) == ("all_to_all", 2, SIZE)
+    assert 1.7 * (8 * SIZE / 2 / PAYLOAD / rate) < microseconds / 1e6 < late_ms / 1e3
 
 
 def test_a_link_that_is_down_carries_nothing(two_hosts):

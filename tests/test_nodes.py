@@ -104,10 +104,11 @@ def test_dry_run_prints_the_line_and_starts_nothing(monkeypatch, capsys, tmp_pat
     monkeypatch.chdir(tmp_path)
     words = ("strategy=fsdp_tp", "train.steps=3", "dry_run=true")
     code, out, err = answer(
-        monkeypatch, capsys, node.main, "nodes=2", "node=1", "head=10.0.0.1:29500", "nproc=8", *words
+        monkeypatch, capsys, node.main, "nodes=2", "node=1", "head=127.0.0.2:29500", "nproc=8", *words
     )
-    head = "torchrun --nnodes=2 --node_rank=1 --master_addr=10.0.0.1 --master_port=29500 --nproc_per_node=4"
-    assert (code, err) == (0, "") and out.startswith(f"{head} ")
+    head = "torchrun --nnodes=2 --node_rank=1 --master_addr=127.0.0.2 --master_port=29500"
+    # with the address from which this machine reaches the head, as in the run
+    assert (code, err) == (0, "") and out.startswith(f"{head} --local_addr=127.0.0.1 --nproc_per_node=4 ")
     assert out.endswith("train/main.py strategy=fsdp_tp train.steps=3\n")
     code, out, err = answer(monkeypatch, capsys, local.main, "nproc=4", *words)
     assert (code, err) == (0, "") and out.startswith("torchrun --standalone --local_addr=127.0.0.1 --nproc_per_node=4 ")

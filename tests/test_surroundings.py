@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from launch.start.environment import local_environment
 from launch.sweeping.grid import expand
+from tests.hosts import not_here
 from train.command import cli
 from train.command.overrides import quoted
 from train.command.validate import validate
@@ -23,6 +23,7 @@ from train.record.run_dir import make_run_dir
 REPO = Path(__file__).resolve().parent.parent
 ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
 WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+NO_NAME = "no-such-host.invalid"  # a name that has no address
 TORCHRUN = WHOLE | {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 
@@ -197,16 +198,19 @@ def test_a_folder_of_runs_behind_a_broken_link_is_refused(tmp_path):
 
 
 def nameless():
-    """The words that start a command on a machine whose name has no address; none, if this is not possible here."""
+    """The words that start a command on a machine whose name has no address. Skips the test where none can be made."""
+    said = []
     for words in (["unshare", "--uts"], ["unshare", "--user", "--map-root-user", "--uts"]):
-        line = [*words, "bash", "-c", 'hostname no-such-host.invalid && exec "$@"', "-"]
-        with tempfile.TemporaryFile() as nowhere:
-            try:
-                if subprocess.run([*line, "true"], stderr=nowhere, timeout=20).returncode == 0:
-                    return line
-            except OSError:
-                pass
-    return []
+        line = [*words, "bash", "-c", f'hostname {NO_NAME} && exec "$@"', "-"]
+        try:
+            done = subprocess.run([*line, "true"], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            said.append(str(error))
+            continue
+        if done.returncode == 0:
+            return line
+        said.append(f"{' '.join(words)}: {done.stderr.strip()}")
+    return not_here(f"a machine without a name cannot be made ({'; '.join(said)})")
 
 
 @pytest.mark.slow
@@ -216,7 +220,7 @@ def test_a_run_in_odd_surroundings(tmp_path):
     (tmp_path / "geheim (é)").mkdir()
     (tmp_path / "geheim (é)" / "a=b.txt").write_text("some text, again and again. " * 200)
     (tmp_path / "temporary").mkdir()
-    left = {"PET_NNODES": "3", "WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": "no-such-host.invalid"}
+    left = {"PET_NNODES": "3", "WORLD_SIZE": "4", "RANK": "3", "MASTER_ADDR": NO_NAME}
     words = [
         "nproc=2", "strategy=dp", "data=text", "data.path=${oc.env:PLACE}/a=b.txt", "metrics.dir=~/runs (é)=1",
         "train.steps=3", "train.seq_len=32", "train.eval_batches=1", "model.num_layers=1", "runtime.device=cpu",
@@ -229,6 +233,7 @@ def test_a_run_in_odd_surroundings(tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("torchrun --standalone --local_addr=127.0.0.1")
+    assert f"the name of this machine, {NO_NAME}, has no address" in run.stderr
     assert "ignored, as a local launch sets its own values: MASTER_ADDR, PET_NNODES, RANK, WORLD_SIZE" in run.stderr
     assert "Traceback" not in run.stderr and "BrokenPipe" not in run.stderr
     (folder,) = (tmp_path / "runs (é)=1").iterdir()

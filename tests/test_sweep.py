@@ -13,30 +13,12 @@ import pytest
 
 from launch.sweep import main
 from launch.sweeping.grid import check_all, expand
+from tests.fake_sweep import Fake
 from train.command import cli
 from train.command.cli import configured
 
 REPO = Path(__file__).resolve().parent.parent
 TINY = ["train.steps=2", "model.num_layers=2", "train.eval_every=0", "train.eval_batches=1", "train.seq_len=32"]
-
-
-class Fake:
-    """Imitates torchrun: it records its arguments, and creates the directory of a run as rank 0 does."""
-
-    def __init__(self, bad=(), speed=lambda words: 100.0):
-        self.bad, self.speed, self.started = bad, speed, []
-
-    def __call__(self, overrides, nproc, log, told):
-        self.started.append((tuple(overrides), nproc))
-        run = Path("runs") / f"run-{len(list(Path('runs').glob('run-*')))}"
-        run.mkdir(parents=True)
-        told.write_text(f"{run}\n")
-        log.write_text("one line\nwhy it failed\n")
-        speed = self.speed(overrides)
-        if speed is None or set(self.bad) & set(overrides):
-            return 1
-        (run / "summary.json").write_text(json.dumps({"perf/tokens_per_s": speed}))
-        return 0
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from launch.sweep import main
-from tests.test_sweep import Fake, state, statuses
+from tests.fake_sweep import Fake
+from tests.test_sweep import state, statuses
 from train.record.run_dir import write_summary
 from train.record.run_files import write_whole
 from train.record.sinks import JsonLines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,20 @@ from launch.emulating.task import Point, Task
 LATENCY, MEDIUM, LARGE = 4096, 2**19, 2**22  # bytes of the messages that are measured
 LINK_SIZES = (LATENCY, MEDIUM, LARGE, 2**24)  # under links=true
 OPS = "all_reduce,reduce_scatter,all_gather,all_to_all,send"
+# In training a rank comes behind another, since they compute. With two ranks gloo then sends in one direction after the
+# other, and stays at it (IN_TURN). Ranks that only talk may come together, so here one of them is late: by longer than
+# it takes to tell the other one of a message.
+LATE_MS = 2
 BUDGET_S, COMPUTING_S = 300, 60  # for the messages of one speed; for the profile
 COMPUTATION = "computation"  # the name of the profile
 
 
 def messages(task: Task, out: Path, sizes: Sequence[int]) -> Job:
     """Messages of these sizes between all processes; rows as JSON in the file `out`."""
-    words = (f"sizes={','.join(map(str, sizes))}", f"ops={OPS}", "device=cpu", f"budget_s={BUDGET_S}", f"out={out}")
-    return Job(words, _in_turn(task), "scripts/calibrating/links.py", join_s=task.join_s)
+    late_ms = LATE_MS + math.ceil(2 * (task.cluster.delay_ms or 0.0))
+    words = [f"sizes={','.join(map(str, sizes))}", f"ops={OPS}", "device=cpu", f"late_ms={late_ms}"]
+    words += [f"budget_s={BUDGET_S}", f"out={out}"]
+    return Job(tuple(words), _in_turn(task), "scripts/calibrating/links.py", join_s=task.join_s)
 
 
 def computation(task: Task) -> Job:

@@ -21,7 +21,7 @@ from launch.emulating.agents import Job, Outcome, run
 from launch.emulating.cluster import PAYLOAD, RESULTS
 from launch.emulating.namespaces import Network, refuse
 from launch.emulating.predicting import Measured, prediction
-from launch.emulating.rows import row_of, said
+from launch.emulating.rows import ahead, row_of, said
 from launch.emulating.task import Point, Task, speed_name
 from launch.start.torchrun import last_words
 from launch.sweeping.points import Entry, State
@@ -97,6 +97,7 @@ class Lab:
                 )
                 self.rows.append(row_of(point, speed, found))
         self._save()
+        print(ahead(self.rows, self.task.points), flush=True)
 
     def run_all(self) -> int:
         """Run every point at every speed that has not been run before; return the exit code of the first that

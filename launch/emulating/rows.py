@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.checking.records import predicted
@@ -11,6 +12,7 @@ from launch.emulating.predicting import Prediction
 from launch.emulating.task import Point
 from launch.sweeping.points import Entry
 from train.record.run_files import number
+from train.record.run_folder import DONE
 
 
 def row_of(point: Point, speed: float | None, found: Prediction) -> dict[str, Any]:
@@ -31,6 +33,15 @@ def row_of(point: Point, speed: float | None, found: Prediction) -> dict[str, An
         "predicted_sent": found.sent,
         "predicted_messages": found.messages,
     }
+
+
+def ahead(rows: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> str:
+    """How long the steps of the runs take that are not done, by their predictions."""
+    steps = {point.label: point.plan.config.train.steps for point in points}
+    left = [row for row in rows if row.get("status") != DONE]
+    seconds = sum(row["predicted_ms"] * steps[row["label"]] for row in left) / 1e3
+    shown = f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} minutes"
+    return f"{len(left)} run(s) to go: {shown} by their predictions, and their starts and evaluations"
 
 
 def said(row: dict[str, Any], entry: Entry) -> str:

@@ -13,8 +13,8 @@ from launch.cluster.size import Size, popped_size
 from launch.emulating.cluster import Cluster
 from launch.emulating.placement import full_order, hosts_of_ranks
 from launch.emulating.presets import Preset, preset_named
-from launch.sweep import saving
 from launch.sweeping.grid import Checked, InvalidPoints, check_all, expand
+from launch.sweeping.starting import saving
 from train.command import cli, options
 from train.command.launching import netlab
 from train.command.launching.network import Fault, Order, shown_rate

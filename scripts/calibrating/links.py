@@ -3,8 +3,9 @@
 Every collective of each size in bytes, in groups of every power of two of neighbouring ranks and in the whole world.
 All groups of one size send at the same time. It prints microseconds, medians of many, from the slowest rank, and the
 bit rate of a ring's busiest edge. ops=all_reduce,send chooses operations, budget_s=60 limits the time, device=cpu
-chooses the device, and out=FILE writes the rows as JSON. launch.netlab runs it between the hosts of an emulated
-cluster.
+chooses the device, and out=FILE writes the rows as JSON. late_ms=2 lets the last rank of each group come so far behind
+the others, as ranks do that compute between their messages, and times this rank alone. launch.netlab runs it between
+the hosts of an emulated cluster.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Task:
     budget_s: int = 120
     device: str = "auto"
     out: str = ""
+    late_ms: int = 0
 
 
 def main(argv: Sequence[str]) -> None:
@@ -78,6 +80,7 @@ def read(argv: Sequence[str]) -> Task:
         "budget_s": lambda text: _whole(text, MOST_S),
         "device": str,
         "out": str,
+        "late_ms": lambda text: _whole(text, 1000 * MOST_S),
     }
     values: dict[str, Any] = {}
     for word in argv:
@@ -102,8 +105,8 @@ def measured(task: Task, world: World, device: torch.device) -> tuple[list[list[
     """([operation, ranks, bytes, microseconds], what was left out). Collective."""
     watch = Stopwatch(device, SideGroup(world), task.budget_s)
     groups = Groups(world.world_size, world.rank)
-    ops, sizes = task.ops, sorted(task.sizes)
-    rows = [[op, *row] for op in ops for row in message_rows(watch, groups, op, "float32", sizes)]
+    sizes, late_s = sorted(task.sizes), task.late_ms / 1e3
+    rows = [[op, *row] for op in task.ops for row in message_rows(watch, groups, op, "float32", sizes, late_s)]
     return rows, watch.left_out
 
 

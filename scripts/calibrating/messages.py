@@ -6,6 +6,7 @@ tensor, which all_gather has afterwards, and reduce_scatter before.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import accumulate
@@ -38,19 +39,26 @@ class Groups:
 
 
 def message_rows(
-    watch: Stopwatch, groups: Groups, op: str, precision: str, sizes: Sequence[int] | None = None
+    watch: Stopwatch, groups: Groups, op: str, precision: str, sizes: Sequence[int] | None = None, late_s: float = 0.0
 ) -> Iterator[Row]:
-    """[ranks, bytes, microseconds] of one collective, from the slowest rank. `sizes`: None for those of a profile."""
+    """[ranks, bytes, microseconds] of one collective, from the slowest rank. `sizes`: None for those of a profile.
+
+    `late_s`: how many seconds the last rank of each group comes behind the others, each time. It alone is timed then,
+    as the others wait for it first.
+    """
     dtype = compute_dtype(precision)
     for ranks, group in groups.own.items():
         found = []
+        is_timed = not late_s or dist.get_rank(group) == ranks - 1
+        before = [partial(time.sleep, late_s)] if late_s and is_timed else []
         for size in sizes or (SIZES if watch.device.type == "cpu" else GPU_SIZES):
             name = f"{op} of {size} bytes over {ranks} ranks, {precision}"
             elements = max(size // dtype.itemsize // ranks, 1) * ranks
             run = _runs(elements, dtype, watch.device, group)[op]
-            seconds = watch.seconds(name, run)
-            if seconds is not None:
-                found.append([ranks, elements * dtype.itemsize, watch.slowest(seconds) * 1e6])
+            spans = watch.spans(name, [*before, run])
+            if spans is not None:
+                seconds = watch.slowest(spans[-1] if is_timed else 0.0)
+                found.append([ranks, elements * dtype.itemsize, seconds * 1e6])
         yield from _rising(found)
 
 

@@ -82,7 +82,7 @@ LOGS: Option[str | None] = Option(
 DRY_RUN: Option[bool] = Option(
     "dry_run",
     False,
-    ("python -m launch.local", ON_NODE, SLURM, KUBERNETES, NETLAB),
+    ("python -m launch.local", "python -m launch.sweep", ON_NODE, SLURM, KUBERNETES, NETLAB),
     *TRUE_OR_FALSE,
     example="true",
     help="Print what would be run, and run nothing.",
