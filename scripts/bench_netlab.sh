@@ -24,7 +24,7 @@ case $table in
   links) netlab nodes=4 nproc=4 inter=100mbit,1gbit links=true ;;
   speeds) netlab nodes=2 nproc=2 inter=25mbit,100mbit,250mbit,1gbit strategy=dp,fsdp,tp,pp "${steps[@]}" ;;
   placement) netlab nodes=2 nproc=4 inter=100mbit intra=1gbit strategy=tp_pp order=tp.pp,pp.tp "${steps[@]}" ;;
-  # on two cores a100_eth100 and desktops_1gbe take hours, as each run says before it starts
+  # on two cores desktops_1gbe takes about two hours, as it says before the first run
   presets) for name in h100_ib400 a100_eth100 desktops_1gbe; do
       netlab nodes=2 nproc=2 "preset=$name" strategy=dp,fsdp,tp,pp "${steps[@]}"
     done ;;
