@@ -24,6 +24,8 @@ ROWS: list[Row] = [
     row(4, "strategy=fsdp_pp", CHUNKS, options=(F64, TIED)),
     row(4, "strategy=cp_tp", "strategy.cp_method=ring", UNEVEN),
     row(8, "strategy=3d", UNEVEN),
+    row(2, "strategy=dp", CHUNKS, bug="mean_of_chunks"),
+    row(2, "strategy=dp", CHUNKS, bug="incoming_gradient_ignored"),
 ]
 SLOW_ROWS: list[Row] = [
     row(2, "strategy=fsdp", CHUNKS, COMPILED, options=(F32,)),
