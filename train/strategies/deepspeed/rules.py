@@ -146,7 +146,9 @@ def loss_chunks(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     found = plan.config.train.loss_chunks
     if found == 1:
         return None
-    return Finding(f"train.loss_chunks={found} is not supported with strategy={strategy.name}", ("train.loss_chunks=1",))
+    return Finding(
+        f"train.loss_chunks={found} is not supported with strategy={strategy.name}", ("train.loss_chunks=1",)
+    )
 
 
 def teacher(plan: Plan, strategy: DeepSpeed) -> Finding | None:
