@@ -152,6 +152,7 @@ def test_a_proof_compares_it_with_the_whole_loss():
     assert (subject.config.train.loss_chunks, subject.reference.train.loss_chunks) == (4, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(200)
 def test_the_closed_form_of_memory_is_what_a_dry_run_counts():
     small = [word for word in SIZES if not word.startswith(("model.num_layers=", "model.vocab_size="))]

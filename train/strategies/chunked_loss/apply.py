@@ -60,6 +60,8 @@ def in_chunks(chunks: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class _LossInChunks(torch.autograd.Function):
+    """The sum of token losses. The forward computes the gradients of x and of the weight; the backward scales them."""
+
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, loss: Loss, chunks: int) -> Tensor:
         total = upcast(x_ND.new_zeros(()))
