@@ -136,6 +136,7 @@ def test_nothing_of_a_chunk_is_kept_for_the_backward():
         ("strategy=dp train.seq_len=16 train.loss_chunks=17", 2, "chunk_tokens"),
         ("strategy=cp train.seq_len=16 train.loss_chunks=9", 2, "chunk_tokens"),
         ("strategy=dp train.loss_chunks=4 train.teacher=runs/x", 2, "chunk_teacher"),
+        ("strategy=dp train.loss_chunks=4 precision=fp8", 2, "chunk_fp8"),
         ("strategy=ds_zero1 train.loss_chunks=4", 2, "ds_loss_chunks"),
     ],
 )
