@@ -150,6 +150,10 @@ class Memory(TorchDispatchMode):
             if regions:
                 regions.pop().__exit__(None, None, None)
 
+        def enter_backward(*_):
+            if self.work.kind != "W":  # only weights' gradients are computed, and the head's input gets none
+                enter()
+
         def before_head(module, args):
             if torch.is_grad_enabled() and args[0].requires_grad:
                 args[0].register_hook(leave)
@@ -158,7 +162,7 @@ class Memory(TorchDispatchMode):
         def after_loss(module, args, out):
             leave()
             if out.requires_grad:
-                out.register_hook(enter)
+                out.register_hook(enter_backward)
 
         if model.head is not None:
             model.head.register_forward_pre_hook(before_head, prepend=True)

@@ -136,7 +136,7 @@ def test_it_trains_and_its_limit_is_one_device(copy):
 @pytest.mark.timeout(300)
 def test_rows_preset_and_line_pass_the_suite(copy):
     files = ("tests/test_config.py", "tests/test_equivalence.py", "tests/test_explain.py")
-    added = "zero2_tp or diloco or loss_chunks or vp or load_torch"
+    added = "zero2_tp or diloco or loss_parts or vp or load_torch"
     out = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", added)
     # preset and README line of three, five rows, and that the new files are read without loading torch
     assert "12 passed" in out, out
@@ -146,10 +146,10 @@ def test_rows_preset_and_line_pass_the_suite(copy):
     ("line", "answer"),
     [
         (
-            "strategy=dp strategy.loss_chunks=2",
+            "strategy=dp strategy.loss_parts=2",
             "does not use tensor parallelism here (3d, 4d, cp_tp, fsdp_tp, moe_3d, tp",
         ),
-        ("strategy=tp strategy.loss_chunks=3", "128 tokens on each rank is not divisible by strategy.loss_chunks=3"),
+        ("strategy=tp strategy.loss_parts=3", "128 tokens on each rank is not divisible by strategy.loss_parts=3"),
         ("strategy=vp strategy.vp=1 strategy.tp=2", "strategy.vp=1 is not supported with strategy.tp=2"),
         ("strategy=dp strategy.dp_replicate=2 strategy.vp=1", "use strategy.dp_replicate=null strategy.dp_shard=2 or"),
     ],
@@ -174,7 +174,7 @@ def test_diloco_has_no_key_that_it_does_not_use(copy, key, value, preset):
 @pytest.mark.parametrize(
     ("words", "least"),
     [
-        (("strategy=tp", "strategy.loss_chunks=4"), ("tp", "all_reduce", 4 * 2 * 8)),
+        (("strategy=tp", "strategy.loss_parts=4"), ("tp", "all_reduce", 4 * 2 * 8)),
         (("strategy=vp",), ("vp", "all_reduce", 4 * 8)),
     ],
 )

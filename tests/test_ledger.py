@@ -34,6 +34,7 @@ CONFIGS = {
         ("strategy=tp", F32, "strategy.sequence_parallel=false"),
         ("strategy=tp", F32, "strategy.sequence_parallel=false", FULL),
         ("strategy=tp", F32, "strategy.loss_parallel=false"),
+        ("strategy=tp", F32, "train.loss_chunks=3"),
         ("strategy=pp", F32),
         ("strategy=pp", BF16, "strategy.schedule=gpipe"),
         ("strategy=pp", F32, "strategy.schedule=interleaved_1f1b"),

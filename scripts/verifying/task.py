@@ -22,6 +22,8 @@ from train.data.text import Source
 ALL = "all"
 # The proof takes an SGD step and some AdamW steps with rates of its own, and clips them (train/proof/collecting.py).
 OWN = ("optim.name", "optim.lr", "optim.weight_decay", "optim.momentum", "train.clip_norm", "train.eval_batches")
+# What belongs to a strategy: one device does without it
+OF_STRATEGY = ("strategy=", "strategy.", "train.loss_chunks=")
 MOST_PROCESSES = 16  # up to which another number of processes is looked for, with which a preset can be verified
 
 
@@ -129,7 +131,7 @@ class _Reader:
         chosen = mixture | choose(Plan(config, self.nproc), Typed(words), self.source)
         config = cli.parse(self.parser, [*_overrides(chosen), *line])[0]
         # degrees and options apply only to the strategy; model, data, batch and precision also to the reference
-        shared = [word for word in words if not word.lstrip("+~").startswith(("strategy=", "strategy."))]
+        shared = [word for word in words if not word.lstrip("+~").startswith(OF_STRATEGY)]
         key = ("strategy=single", *_overrides(chosen), *shared)
         if key not in self.references:
             self.references[key] = cli.configured(key)

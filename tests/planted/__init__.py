@@ -1,6 +1,7 @@
 """Realistic bugs, patched into the product's own functions in the places where people make them."""
 
 from tests.planted import (
+    chunked_loss,
     context,
     data,
     deepspeed,
@@ -29,6 +30,7 @@ _SUBJECTS = (
     saving,
     quantise,
     distil,
+    chunked_loss,
 )
 BUGS: dict[str, Bug] = {bug.__name__: bug for subject in _SUBJECTS for bug in subject.BUGS}
 

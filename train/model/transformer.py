@@ -38,7 +38,11 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype))
+        return F.linear(*self.factors(x))
+
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x and W as they are multiplied."""
+        return x, self.weight.to(x.dtype)
 
 
 class Embedding(nn.Embedding):

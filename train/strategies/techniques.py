@@ -5,7 +5,8 @@
 2. Quantisation-aware training rounds the inputs and the weights of linear layers, and so do products in 8 bits.
 3. Activation checkpointing wraps the computation that results, so that its backward repeats exactly this.
 4. Compilation wraps both.
-5. Data parallelism comes last: its hooks need the final parameters of each block, and must run outside compiled code.
+5. The loss in chunks calls the loss that results, also a compiled one.
+6. Data parallelism comes last: its hooks need the final parameters of each block, and must run outside compiled code.
 
 Pipeline parallelism and DeepSpeed do not change a model: the strategies' `build` uses them. They are in this list for
 their rules and closed forms.
@@ -16,6 +17,7 @@ from __future__ import annotations
 from train.config.plan import Plan
 from train.config.shapes import coordinates
 from train.config.technique import Rank, Technique
+from train.strategies.chunked_loss.technique import CHUNKED_LOSS
 from train.strategies.compile.technique import COMPILE
 from train.strategies.context.technique import CONTEXT
 from train.strategies.data.technique import DDP, FSDP
@@ -37,6 +39,7 @@ TECHNIQUES = (
     FLOAT8,
     RECOMPUTE,
     COMPILE,
+    CHUNKED_LOSS,
     FSDP,
     DDP,
     PIPELINE,

@@ -76,6 +76,13 @@ class TrainConfig:
         "What a layer keeps for its backward: everything (none), its input (full), or also the outputs of matrix "
         "products and attention (selective); the rest is recomputed.",
     )
+    loss_chunks: int = number(
+        1,
+        "The head and the loss are computed in this many chunks of a microbatch's tokens, so that the logits of one "
+        "chunk exist at a time.",
+        ge=1,
+        le=MAX_TOKENS,
+    )
     on_nonfinite: OnNonfinite = key(
         OnNonfinite.stop,
         "What happens when the loss or the gradient norm is not finite: the run stops (stop), makes no update in that "

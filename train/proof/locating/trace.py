@@ -61,7 +61,7 @@ def traced(model: Transformer, mesh: DeviceMesh, config: Config, gradient_scale:
     with ExitStack() as stack:
         recorder = Recorder(trace, stack.enter_context(watched()))
         for name, module in model.named_modules():
-            if is_recorded(name, compiled=config.compile.enabled):
+            if is_recorded(name, config):
                 for handle in recorder.watch(name, module):
                     stack.callback(handle.remove)
         yield trace
@@ -81,10 +81,13 @@ def move_inputs(model: Transformer) -> None:
     model.embed.register_forward_hook(moved)
 
 
-def is_recorded(name: str, *, compiled: bool) -> bool:
-    """Whether the module with this name is recorded. What is inside a kernel differs from strategy to strategy."""
+def is_recorded(name: str, config: Config) -> bool:
+    """Whether the module with this name is recorded. What is inside a kernel differs from strategy to strategy, and a
+    loss in chunks makes the logits itself."""
     parts = name.split(".")
-    if not name or name == "layers" or parts[-1] in LEFT_OUT or (compiled and len(parts) > 2):
+    if not name or name == "layers" or parts[-1] in LEFT_OUT or (config.compile.enabled and len(parts) > 2):
+        return False
+    if name == "head" and config.train.loss_chunks > 1:
         return False
     return not any(part in LEFT_OUT or part == "kernel" for part in parts[:-1])
 

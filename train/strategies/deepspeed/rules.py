@@ -142,6 +142,15 @@ def qat(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     return Finding(f"train.qat={found.value} is not supported with strategy={strategy.name}", ("train.qat=none",))
 
 
+def loss_chunks(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    found = plan.config.train.loss_chunks
+    if found == 1:
+        return None
+    return Finding(
+        f"train.loss_chunks={found} is not supported with strategy={strategy.name}", ("train.loss_chunks=1",)
+    )
+
+
 def teacher(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     found = plan.config.train.teacher
     if found is None:
@@ -189,6 +198,7 @@ RULES = (
     Rule("ds_nonfinite", "DeepSpeed updates the weights before the norm is known", of_deepspeed(nonfinite)),
     Rule("ds_keep_zeros", "DeepSpeed clips and updates with gradients of its own", of_deepspeed(keep_zeros)),
     Rule("ds_qat", "rounding is proven in float64 only, which DeepSpeed refuses", of_deepspeed(qat)),
+    Rule("ds_loss_chunks", "a loss in chunks is not proven with DeepSpeed's engines", of_deepspeed(loss_chunks)),
     Rule("ds_teacher", "DeepSpeed's engines run one model", of_deepspeed(teacher)),
     Rule("ds_eight_bit", "DeepSpeed cuts moments into flat parts of its own", of_deepspeed(eight_bit)),
     Rule("ds_dense", "DeepSpeed's step does not run the lab's balancing of experts", of_deepspeed(dense)),

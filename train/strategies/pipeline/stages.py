@@ -95,28 +95,30 @@ def keep_stage(model: Transformer, layers: range, *, first: bool, last: bool) ->
 @dataclass(frozen=True)
 class StageShapes:
     """Meta tensors with the shapes of one microbatch: tokens go into the first stage, hidden states go from stage to
-    stage, and logits come out of the last."""
+    stage, and what goes into the loss comes out of the last."""
 
     tokens: Tensor
     hidden: Tensor
-    logits: Tensor
+    result: Tensor
 
 
 def stage_shapes(config: Config, mesh: DeviceMesh, dtype: torch.dtype) -> StageShapes:
     """The shapes are computed here, so that no rank must ask its neighbour. cp shards the sequence; tp shards the
-    tokens of hidden states, and the logits over the vocabulary."""
+    tokens of hidden states, and the logits over the vocabulary. A loss in chunks makes the logits itself."""
     rows, tp = config.train.micro_batch_size, mesh["tp"].size()
     seq_len = config.train.seq_len // mesh["cp"].size()  # the first stage gets whole rows and selects its tokens
     hidden = [rows, seq_len]
     if config.strategy.shards_sequence():
         hidden[token_dim(rows, tp)] //= tp
-    vocab_size = config.model.vocab_size
-    if config.strategy.shards_logits():
-        vocab_size = len(chunk(vocab_size, tp, mesh["tp"].get_local_rank()))
+    width = config.model.vocab_size
+    if config.train.loss_chunks > 1:
+        width = config.model.dim
+    elif config.strategy.shards_logits():
+        width = len(chunk(width, tp, mesh["tp"].get_local_rank()))
     return StageShapes(
         torch.empty(rows, config.train.seq_len, dtype=torch.long, device="meta"),
         torch.empty(*hidden, config.model.dim, dtype=dtype, device="meta", requires_grad=True),
-        torch.empty(rows, seq_len, vocab_size, dtype=dtype, device="meta", requires_grad=True),
+        torch.empty(rows, seq_len, width, dtype=dtype, device="meta", requires_grad=True),
     )
 
 
@@ -199,7 +201,7 @@ def build_schedule(
             stages.num_stages,
             stages.parts[stage].rope.device,
             input_args=shapes.tokens if stage == 0 else shapes.hidden,
-            output_args=shapes.logits if stage == last else shapes.hidden,
+            output_args=shapes.result if stage == last else shapes.hidden,
             group=group,
         )
         for stage, wrapped in stages.wrapped.items()

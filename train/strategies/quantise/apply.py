@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from train.config.technique import Target
 from train.model.transformer import Linear
@@ -21,8 +20,8 @@ from train.strategies.quantise.rounding import rounded_activation, rounded_weigh
 class RoundedLinear(Linear):
     """y = x W^T with rounded x and W."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(rounded_activation(x), rounded_weight(self.weight.to(x.dtype)))
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return rounded_activation(x), rounded_weight(self.weight.to(x.dtype))
 
 
 def apply_rounding(target: Target) -> None:

@@ -26,8 +26,8 @@ def shard_weight(module: Any, mesh: DeviceMesh, *placements: Placement) -> None:
 class ColumnParallelLinear(Linear):
     """Output features are split: this rank's weight is [out/t, in]. The input is whole on every rank."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, local(self.weight).to(x.dtype))
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, local(self.weight).to(x.dtype)
 
 
 class SharedHeadLinear(Linear):

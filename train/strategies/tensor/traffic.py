@@ -90,7 +90,8 @@ def loss(plan: Plan) -> Traffic:
     """The maxima, sums and target logits of every token; or all logits, whose shards are padded to equal size."""
     m, tokens = plan.num_microbatches, tokens_of(plan)
     if plan.keys(TensorKeys).loss_parallel:
-        return Traffic("tp", "all_reduce", 2 * m, 3 * m * tokens * loss_size(plan), "the loss: maxima, sums, targets")
+        calls, size = 2 * m * plan.config.train.loss_chunks, 3 * m * tokens * loss_size(plan)
+        return Traffic("tp", "all_reduce", calls, size, "the loss: maxima, sums, targets")
     _, used = element_sizes(plan.config.precision)
     degree = plan.degrees["tp"]
     logits = tokens * degree * len(chunk(plan.config.model.vocab_size, degree, 0))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from train.command.planning.memory.operators import enter, linear, norm
 from train.command.planning.memory.sizes import Sizes
-from train.command.planning.memory.tape import LOGITS, Buffer, Kinds, Tape, Value
+from train.command.planning.memory.tape import LOGITS, Buffer, Kinds, Tape, Value, Weight
 
 INDEX = 8  # bytes of a token's number
 
@@ -15,24 +15,25 @@ INDEX = 8  # bytes of a token's number
 @dataclass(frozen=True)
 class Vocabulary:
     """`rows`: of the whole vocabulary. `own`: of this rank's part. `split_loss`: whether the loss is computed from
-    parts of the logits. `casts`: whether the head casts its weight."""
+    parts of the logits. `casts`: whether the head casts its weight. `chunks`: of the tokens, with a loss each."""
 
     rows: int
     own: int
     degree: int
     split_loss: bool
     casts: bool
+    chunks: int
 
 
 @dataclass(frozen=True)
 class HeadCost:
-    """Bytes by kind. `kept`: from the forward on, as far as the backward needs it. `logits`: of the head's result.
-    `of_loss`: what the loss keeps of `kept`. `product`: the
-    backward's peak after the loss. The others are as
-    in `LayerCost`, but temporary tensors count as logits."""
+    """Bytes by kind. `kept`: from the forward on, as far as the backward needs it. `result`: what goes into the
+    loss: the logits, or the hidden states if it makes the logits. `of_loss`: what only the loss's own backward needs of
+    `kept`. `product`: the backward's peak after the loss. `keeps_result`: whether the loss keeps what goes into it. The
+    others are as in `LayerCost`, but temporary tensors count as logits."""
 
     kept: Kinds
-    logits: float
+    result: Kinds
     forward: Kinds
     backward: Kinds
     first: Kinds
@@ -42,7 +43,7 @@ class HeadCost:
     inputs: float
     stashed: float
     of_loss: float
-    split_loss: bool
+    keeps_result: bool
 
 
 @cache
@@ -51,7 +52,7 @@ def head_cost(s: Sizes, v: Vocabulary) -> HeadCost:
     before, after = one.kept[LOGITS], split.tape.held[LOGITS]
     return HeadCost(
         one.kept,
-        one.logits,
+        one.result,
         one.forward,
         one.loss,
         new.loss,
@@ -61,17 +62,17 @@ def head_cost(s: Sizes, v: Vocabulary) -> HeadCost:
         inputs=max(split.loss[LOGITS], split.product[LOGITS]) - before,
         stashed=after - before - s.shard,
         of_loss=one.of_loss,
-        split_loss=v.split_loss,
+        keeps_result=s.tp and v.split_loss and v.chunks == 1,
     )
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """Of the head's program: what its forward keeps, the bytes of the logits and what the loss keeps, the peaks of the
-    forward, of the loss's backward and of the rest, and the tape at the end."""
+    """Of the head's program: what its forward keeps, what goes into the loss, the bytes that the loss keeps, the
+    peaks of the forward, of the loss's backward and of the rest, and the tape at the end."""
 
     kept: Kinds
-    logits: float
+    result: Kinds
     of_loss: float
     forward: Kinds
     loss: Kinds
@@ -86,20 +87,26 @@ def replayed(s: Sizes, v: Vocabulary, *, first: bool = False, split: bool = Fals
     t.kind = LOGITS
     entered = enter(t, s, h)
     t.drop(h)
-    logits = weighted(t, s, v, entered)
-    t.drop(entered)
-    size, before = logits.buffer.size, t.held[LOGITS] - logits.buffer.size
-    loss = cross_entropy(t, s, v, logits)
+    if v.chunks == 1:
+        result = weighted(t, s, v, entered)
+        t.drop(entered)
+        before = t.held[LOGITS] - result.buffer.size
+        loss = cross_entropy(t, s, v, result)
+    else:
+        result = entered
+        loss = in_chunks(t, s, v, result, split=split)
     forward = dict(t.at_peak)
-    t.drop(logits)
+    t.drop(result)
     kept = dict(t.held)
+    of_loss = kept[LOGITS] - before if v.chunks == 1 else 0.0  # the gradients of chunks are also the weight's
     t.new_peak()
     t.backward(t.nodes[-1:], loss, t.allocate(0.0), split=split)
-    of_loss = dict(t.at_peak)
+    at_loss = dict(t.at_peak)
     t.new_peak()
-    assert logits.grad is not None
-    t.backward(t.nodes[:-1], logits, logits.grad, split=split)
-    return Replayed(kept, size, kept[LOGITS] - before, forward, of_loss, dict(t.at_peak), t)
+    assert result.grad is not None
+    t.backward(t.nodes[:-1], result, result.grad, split=split)
+    given = {result.buffer.kind: result.buffer.size}
+    return Replayed(kept, given, of_loss, forward, at_loss, dict(t.at_peak), t)
 
 
 def weighted(t: Tape, s: Sizes, v: Vocabulary, x: Value) -> Value:
@@ -128,6 +135,22 @@ def cross_entropy(t: Tape, s: Sizes, v: Vocabulary, logits: Value) -> Value:
     if s.compiled:
         return t.apply(0.0, (logits, size), saved=[logits.buffer], extra=float(s.tokens * s.wide))
     return t.apply(0.0, (logits, size), extra=wide, scratch=wide + copy, back=2 * wide - size)
+
+
+def in_chunks(t: Tape, s: Sizes, v: Vocabulary, x: Value, *, split: bool) -> Value:
+    """The head and the loss, chunk by chunk, and both gradients, which are kept. The weight's adds up in float32 at
+    least, beside a chunk's own where that is shorter. Each half of a split backward computes both."""
+    elements = v.own * s.dim
+    weight = Weight(float(elements * s.used), float(elements * s.kept))
+    part = replace(s, tokens=-(-s.tokens // v.chunks))
+    own = Tape(kind=LOGITS)
+    logits = own.value(float(part.tokens * v.own * s.used))
+    own.backward(own.nodes, cross_entropy(own, part, v, logits), own.allocate(0.0))
+    product = weight.low if s.wide > s.used else 0.0
+    scratch = s.row + elements * s.wide + max(own.peak, logits.buffer.size + product)
+    scratch += weight.low if v.casts else 0.0
+    back = weight.low if split else 0.0
+    return t.apply(0.0, (x, s.row), extra=s.row + weight.low, weights=[weight], scratch=scratch, back=back)
 
 
 @dataclass(frozen=True)

@@ -61,22 +61,23 @@ class Stage:
     @cached_property
     def kept(self) -> Kinds:
         """What a microbatch keeps between its forward and its backward."""
-        found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept - self.turns * self.layer.result}
-        return plus(found, self.head.kept, {LOGITS: self.beside_loss}) if self.head else found
+        return plus(self.kept_by_modules, self.beside_loss)
 
     @cached_property
-    def result(self) -> float:
-        """Bytes of the logits that a schedule keeps."""
-        return self.head.logits if self.head is not None and self.pipelined else 0.0
+    def kept_by_modules(self) -> Kinds:
+        """The same without what a schedule keeps."""
+        found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept - self.turns * self.layer.result}
+        return plus(found, self.head.kept) if self.head else found
+
+    @cached_property
+    def result(self) -> Kinds:
+        """The last stage's result, which a schedule keeps."""
+        return self.head.result if self.head is not None and self.pipelined else {}
 
     @property
-    def beside_loss(self) -> float:
-        """The same, while the loss may keep them anyway."""
-        return 0.0 if self.sizes.tp and self.split_loss else self.result
-
-    @property
-    def split_loss(self) -> bool:
-        return self.head is not None and self.head.split_loss
+    def beside_loss(self) -> Kinds:
+        """The same, while the loss may keep it anyway."""
+        return {} if self.head is not None and self.head.keeps_result else self.result
 
     @cached_property
     def of_weights(self) -> float:
@@ -108,14 +109,14 @@ class Stage:
         if self.head:
             cost = self.head.first if first else self.head.backward
             whole = {UNSHARDED: g.loss(stayed=stayed) if g else 0.0}
-            yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.beside_loss}, cost, whole)
+            yield plus({ACTIVATIONS: self.entry + held}, self.beside_loss, cost, whole)
             cost = self.head.product_first if first else self.head.product
             whole = {UNSHARDED: g.head_backward(stayed=stayed) if g else 0.0}
-            yield plus({ACTIVATIONS: self.entry + held, LOGITS: self.result}, cost, whole)
+            yield plus({ACTIVATIONS: self.entry + held}, self.result, cost, whole)
             if g is not None and not g.once and not g.tied:
                 new = {GRADIENTS if first else UNSHARDED: g.head.shard}
-                own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard, LOGITS: self.result}
-                yield plus(own, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
+                own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard}
+                yield plus(own, self.result, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
             done = 0.0 if self.waits else self.grown(self.head.weights, g.head if g else None)
         result = 0.0 if self.head or self.turns else layer.result
         each = self.grown(layer.weights, g.layer if g else None)
@@ -124,10 +125,10 @@ class Stage:
             if self.after and (top or self.num_layers == 1):
                 cost = layer.received_first if first else layer.received
             below = (self.num_layers - 1) * layer.kept if top else 0.0
-            own = {ACTIVATIONS: self.entry + below + result, LOGITS: self.result + self.waits}
+            own = {ACTIVATIONS: self.entry + below + result, LOGITS: self.waits}
             own |= {UNSHARDED: g.layer_backward(top=top and not stayed, last=last) if g else 0.0}
             had = done + (0.0 if top else (self.num_layers - 1) * each)
-            yield plus(own, cost, {kind: had} if first else {})
+            yield plus(own, self.result, cost, {kind: had} if first else {})
         if self.embedding:
             yield self.embedding_backward(first=first, last=last)
 
@@ -146,10 +147,8 @@ class Stage:
     @cached_property
     def stashed(self) -> Kinds:
         """What a backward for the inputs leaves for the backward for the weights: all but what belongs to the loss."""
-        found = plus(self.kept, {TEMPORARY: self.num_layers * self.layer.stashed})
-        if self.head is None:
-            return found
-        return plus(found, {LOGITS: self.head.stashed - self.head.of_loss - self.beside_loss})
+        found = plus(self.kept_by_modules, {TEMPORARY: self.num_layers * self.layer.stashed})
+        return found if self.head is None else plus(found, {LOGITS: self.head.stashed - self.head.of_loss})
 
     def inputs_backward(self) -> Iterator[Kinds]:
         """The gradients of the stage's input only. Nothing that the forward kept is freed."""
@@ -171,7 +170,7 @@ class Stage:
     def embedding_backward(self, *, first: bool, last: bool) -> Kinds:
         g, cost = self.gathered, self.embedding
         assert cost is not None
-        found = {TEMPORARY: cost.backward + self.waits, LOGITS: self.result + self.waits}
+        found = plus({TEMPORARY: cost.backward + self.waits, LOGITS: self.waits}, self.result)
         if g is None:
             new = first and not self.tied
             rest = {GRADIENTS: self.of_weights - cost.weight * new} if first else {}
@@ -196,7 +195,8 @@ def stage_of(rank: Rank, stage: int, engine: Engine = as_here) -> Stage:
     split_loss = isinstance(strategy, TensorKeys) and strategy.shards_logits()
     both = stage == 0 and stage == last
     whole = sizes.gathered and not (model.tie_embeddings and both)  # FSDP gathers the head in the computation's dtype
-    vocabulary = Vocabulary(model.vocab_size, part, degree, split_loss, sizes.used < sizes.kept and not whole)
+    casts, chunks = sizes.used < sizes.kept and not whole, plan.config.train.loss_chunks
+    vocabulary = Vocabulary(model.vocab_size, part, degree, split_loss, casts, chunks)
     return Stage(
         sizes,
         len(plan.layers_of_stages[stage]),

@@ -1,0 +1,1 @@
+"""The head and the loss in chunks of tokens."""
