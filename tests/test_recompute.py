@@ -48,9 +48,14 @@ def test_what_is_kept(mode, activations):
     layer, x = Layer(), torch.randn(16, 8, requires_grad=True)
     expected = torch.autograd.grad(layer(x).sum(), [x, *layer.parameters()])
     apply_checkpointing(layer, ActivationCheckpointing(mode), compiled=True)
-    layer.forward = torch.compile(layer.forward, backend="aot_eager_decomp_partition")
+    forward = torch.compile(layer.forward, backend="aot_eager_decomp_partition")
     kept = []
-    with saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        y = layer(x)
+
+    def keep(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        y = forward(x)
     torch.testing.assert_close(torch.autograd.grad(y.sum(), [x, *layer.parameters()]), expected)
     assert len({tensor.data_ptr() for tensor in kept if tensor.shape == x.shape}) == activations
