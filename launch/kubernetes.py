@@ -39,11 +39,10 @@ def main(argv: Sequence[str]) -> int:
         words = list(argv)
         dry_run, form = nodes.DRY_RUN.pop(words), nodes.FORM.pop(words)
         manifest = read(words)
-        lines = (
-            of_pods(manifest, form)
-            if dry_run
-            else [yaml.safe_dump_all(manifest.objects(form), sort_keys=False).rstrip()]
-        )
+        if dry_run:
+            lines = of_pods(manifest, form)
+        else:
+            lines = [yaml.safe_dump_all(manifest.objects(form), sort_keys=False).rstrip()]
         print("\n".join(lines), flush=True)
     return 0
 

@@ -104,7 +104,7 @@ def dry_run(state: State, task: Task, invalid: Sequence[Checked]) -> Iterator[st
     if not task.fresh:
         state.resume()
     yield from (f"# {line}" for line in (["skipped", *invalid_lines(invalid)] if invalid else []))
-    yield from dry_lines(state, valid(state, task), is_searched=state.fairness == "best")
+    yield from dry_lines(state, valid(state, task), is_searched=state.fairness == "best", bound=task.bound)
 
 
 def run_all(state: State, task: Task, start: Start) -> None:

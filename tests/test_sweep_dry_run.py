@@ -1,5 +1,6 @@
 """launch.sweep dry_run=true: the lines of what is left to run are those that then run, and nothing is written."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -57,3 +58,25 @@ def test_a_dry_run_of_a_search_prints_its_first_run(capsys):
     assert found == ((*same, "train.micro_batch_size=N", "train.global_batch_size=4*N", saved), 2)
     assert (micro, batch) == ("train.micro_batch_size=2", "train.global_batch_size=8")
     assert shown(words, start, capsys)[1] == []
+
+
+def test_a_dry_run_of_an_interrupted_search_prints_the_next_run_or_none(capsys):
+    """What was tried decides, as it does when the sweep goes on: a run that was not tried yet, or the best of all."""
+    words = ["strategy=dp", "nproc=2", "batch=best", "runtime.device=cpu", "max_micro_batch_size=4"]
+    speeds = {"1": 100.0, "2": 200.0, "4": 300.0}
+    start = Fake(speed=lambda words: speeds[next(w.split("=")[1] for w in words if "micro_batch_size" in w)])
+    assert main(words, start) == 0
+    path = next(Path().rglob("points.json"))
+    whole = json.loads(path.read_text())
+    for file in path.parent.glob("*.run"):  # as if it had ended before the run itself
+        file.unlink()
+    for tried, following in [
+        ({"1": 100.0, "2": 200.0}, ["4", "N"]),
+        ({"1": 100.0, "2": 200.0, "4": 300.0}, ["4"]),
+        ({"1": 100.0, "2": 90.0}, ["1"]),
+    ]:
+        entry = whole["points"][0] | {"tried": tried, "chosen": [], "run_dir": None}
+        path.write_text(json.dumps(whole | {"points": [entry]}))
+        _, lines = shown(words, start, capsys)
+        micros = [[w.split("=")[1] for w in line if w.startswith("train.micro_batch_size")] for line, _ in lines]
+        assert [sizes[-1] for sizes in micros] == following

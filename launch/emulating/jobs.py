@@ -12,9 +12,9 @@ from launch.emulating.task import Point, Task
 LATENCY, MEDIUM, LARGE = 4096, 2**19, 2**22  # bytes of the messages that are measured
 LINK_SIZES = (LATENCY, MEDIUM, LARGE, 2**24)  # under links=true
 OPS = "all_reduce,reduce_scatter,all_gather,all_to_all,send"
-# In training a rank comes behind another, since they compute. With two ranks gloo then sends in one direction after the
-# other, and stays at it (IN_TURN). Ranks that only talk may come together, so here one of them is late: by longer than
-# it takes to tell the other one of a message.
+# In training, ranks compute between messages, so one of two is late, and gloo then sends in one direction after the
+# other (IN_TURN). Ranks that only send may meet, and then seem twice as fast. So one rank is late here, by more than a
+# notice needs to arrive (twice the link's delay).
 LATE_MS = 2
 BUDGET_S, COMPUTING_S = 300, 60  # for the messages of one speed; for the profile
 COMPUTATION = "computation"  # the name of the profile

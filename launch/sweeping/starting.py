@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from launch.start.alive import wait_for_ranks
@@ -59,26 +60,38 @@ def saving(overrides: Sequence[str]) -> list[str]:
     return [] if any(word.startswith("checkpoint.") for word in overrides) else ["checkpoint.every=0"]
 
 
-def dry_lines(state: State, pairs: Sequence[tuple[Entry, Checked]], *, is_searched: bool) -> Iterator[str]:
+def dry_lines(
+    state: State, pairs: Sequence[tuple[Entry, Checked]], *, is_searched: bool, bound: int | None
+) -> Iterator[str]:
     """The torchrun line of each point that is left to run, in order, below a comment with its label. `is_searched`:
-    short runs find the micro batches first, of which the first is shown."""
+    short runs find the micro batches first, up to `bound`; the next of them is shown."""
     for number, (entry, checked) in enumerate(pairs, start=1):
         head = f"# [{number}/{len(pairs)}] {entry.label}"
         if entry.status == DONE:
             yield f"{head}: done before (fresh=true forgets it)"
             continue
-        found = list(entry.chosen)
-        if is_searched and not found:
+        if is_searched and not entry.chosen:
             assert checked.plan is not None
-            size = checked.plan.config.train.micro_batch_size
-            while str(size) in entry.tried:
-                size *= 2
-            yield f"{head}: a short run; others follow, each with twice as large a micro batch"
-            yield _shown(words_of(probe_of(state, entry, checked, size)), entry.nproc)
-            head += ": N is the micro batch that they find"
-            found = [f"{MICRO}=N", f"{GLOBAL}={checked.plan.data_ranks * checked.microbatches}*N"]
+            missing: list[int] = []
+
+            def known(size: int, entry: Entry = entry, missing: list[int] = missing) -> float | None:
+                missing += [] if str(size) in entry.tried else [size]
+                return entry.tried.get(str(size))
+
+            size = best_micro_batch(known, *limits(checked, bound))
+            if missing:
+                yield f"{head}: a short run; larger micro batches follow, as long as they run and pay"
+                yield _shown(words_of(probe_of(state, entry, checked, missing[0])), entry.nproc)
+                head += ": N is the micro batch that they find"
+                found = [f"{MICRO}=N", f"{GLOBAL}={checked.plan.data_ranks * checked.microbatches}*N"]
+            elif size is None:
+                yield f"{head}: no micro batch ran"
+                continue
+            else:
+                found = checked.sized(size)
+            entry = replace(entry, chosen=found)
         yield head
-        yield _shown([*entry.overrides, *found, *saving(entry.overrides)], entry.nproc)
+        yield _shown(words_of(entry), entry.nproc)
 
 
 def _shown(words: Sequence[str], nproc: int) -> str:
@@ -95,8 +108,6 @@ def probe_of(state: State, entry: Entry, checked: Checked, micro_batch: int) -> 
 def choose(state: State, entry: Entry, checked: Checked, bound: int | None, start: Start) -> list[str]:
     """The overrides of the best micro batch; empty if not even the given one runs. Sizes in `tried` are not measured
     again."""
-    assert checked.plan is not None
-    first, on_cpu = checked.plan.config.train.micro_batch_size, runtime_of(checked.plan).device.type == "cpu"
 
     def measure(micro_batch: int) -> float | None:
         if str(micro_batch) not in entry.tried:
@@ -110,8 +121,15 @@ def choose(state: State, entry: Entry, checked: Checked, bound: int | None, star
         print(f"      {micro_batch}: {'does not run' if speed is None else f'{speed:,.0f} tokens/s'}", flush=True)
         return speed
 
-    found = best_micro_batch(measure, first, bound or (MAX_ON_CPU if on_cpu else None), on_cpu)
+    found = best_micro_batch(measure, *limits(checked, bound))
     return checked.sized(found) if found else []
+
+
+def limits(checked: Checked, bound: int | None) -> tuple[int, int | None, bool]:
+    """The first size of a search, the largest, and whether it ends at the first size that does not pay."""
+    assert checked.plan is not None
+    on_cpu = runtime_of(checked.plan).device.type == "cpu"
+    return checked.plan.config.train.micro_batch_size, bound or (MAX_ON_CPU if on_cpu else None), on_cpu
 
 
 def best_micro_batch(

@@ -2,7 +2,8 @@
 
 It reads the last trace of rank 0 of each run, which `metrics.trace=true` keeps, and prints a table with one column for
 each run: milliseconds of a recorded step by kind, the time in which a message hid behind other kernels, and the time in
-which the GPU had nothing to do. Recording makes gaps longer; kernels take as long as in any step.
+which the GPU had nothing to do. Recording makes gaps longer; kernels take as long as in any step. Kinds whose kernels
+run at the same time add up to more than the step.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,10 @@ KINDS: Mapping[str, str] = {
     "clipping": r"lpnorm|Norm.*multi_tensor|multi_tensor.*(Norm|BinaryOpScalarTensor)",
     "loss": r"softmax|nll|cross_entropy",
     "norms and elementwise": r"^triton|rms_norm|layer_norm",
-    "copies, casts and fills": r"memcpy|memset|copy|cat|split_with_sizes|fill",
+    "copies, casts and fills": r"memcpy|memset|copy|CatArray|chunk_cat|split_with_sizes|fill",
     "sums and elementwise, eager": r"elementwise|reduce|index|scatter|gather|sort|scan|multi_tensor",
 }
-OTHER, HIDDEN, IDLE, STEP = "other kernels", "of messages, hidden", "no kernel", "the recorded step"
+OTHER, HIDDEN, IDLE, STEP = "other kernels", "of messages, hidden", "no kernel", "first to last kernel"
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 
 
@@ -41,8 +43,8 @@ def kind_of(name: str) -> str:
 
 
 def by_kind(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Milliseconds by kind of the events of a Chrome trace with one `lab:step`. Kernels that run at the same time count
-    twice, but for `HIDDEN`, `IDLE` and `STEP`."""
+    """Milliseconds by kind of the events of a Chrome trace, from its first kernel to its last. Raises BadInput if there
+    is none."""
     times: dict[str, list[Interval]] = {kind: [] for kind in (*KINDS, OTHER)}
     for event in events:
         if event.get("cat") in ON_DEVICE:
@@ -62,10 +64,13 @@ def last_trace(run: Path) -> Sequence[Mapping[str, Any]]:
     found = {int(path.name.split("-")[1]): path for path in run.glob("**/step-*-rank-0.json.gz")}
     if not found:
         raise BadInput(Problem("run", f"{run} has no trace", "train with metrics.trace=true metrics.profile_every=10"))
+    path = found[max(found)]
     try:
-        events: Sequence[Mapping[str, Any]] = json.loads(gzip.decompress(found[max(found)].read_bytes()))["traceEvents"]
-    except (OSError, EOFError, ValueError, KeyError) as error:
-        raise BadInput(Problem("run", f"{found[max(found)]} cannot be read: {error}", "record it again")) from error
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        if not isinstance(events, list):
+            raise ValueError("traceEvents is no list")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise BadInput(Problem("run", f"{path} cannot be read: {error}", "record it again")) from error
     return events
 
 
@@ -83,7 +88,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folders of runs that have traces")
     with reported_once(World.single(), trains=False):
         runs = parser.parse_args().runs
-        print("\n".join(lines({run.name: by_kind(last_trace(run)) for run in runs})))
+        print("\n".join(lines({str(run): by_kind(last_trace(run)) for run in runs})))
 
 
 if __name__ == "__main__":

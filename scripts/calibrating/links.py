@@ -3,9 +3,8 @@
 Every collective of each size in bytes, in groups of every power of two of neighbouring ranks and in the whole world.
 All groups of one size send at the same time. It prints microseconds, medians of many, from the slowest rank, and the
 bit rate of a ring's busiest edge. ops=all_reduce,send chooses operations, budget_s=60 limits the time, device=cpu
-chooses the device, and out=FILE writes the rows as JSON. late_ms=2 lets the last rank of each group come so far behind
-the others, as ranks do that compute between their messages, and times this rank alone. launch.netlab runs it between
-the hosts of an emulated cluster.
+chooses the device, and out=FILE writes the rows as JSON. late_ms=2 makes the last rank of each group start 2 ms after
+the others, as in training, and times this rank alone. launch.netlab runs it between the hosts of an emulated cluster.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ ROWS: list[Row] = [
 # the experts' uneven splits break the graph: what is compiled is the rest of the block
 SLOW_ROWS: list[Row] = [
     row(2, "strategy=ep", COMPILED, options=BIAS),
+    row(2, "strategy=ep", COMPILED, "train.activation_checkpointing=full", options=BIAS),
+    row(2, "strategy=fsdp", COMPILED, "train.activation_checkpointing=selective", options=BIAS),
     row(4, "strategy=ep", "strategy.cp=2", options=AUX),
     row(2, "strategy=cp", options=ROUNDED),
     row(4, "strategy=ep", options=ROUNDED),

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from train.config.technique import Target
@@ -80,6 +81,7 @@ class _LossInChunks(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         # not in place: a schedule that splits the backward comes here twice
         grad_x, grad_weight = ctx.saved_tensors

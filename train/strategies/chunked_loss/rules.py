@@ -37,8 +37,8 @@ def teacher(plan: Plan) -> Finding | None:
 
 
 def eight_bits(plan: Plan) -> Finding | None:
-    """With 2 layers, gradients differed from one device's by up to 0.17 (a bound of 0.03), as those that enter the
-    blocks are rounded to bf16 before they are divided by the number of tokens, and then to 8 bits."""
+    """Gradients that enter the blocks are rounded to bf16 before they are divided by the number of tokens, and then to
+    8 bits: often to other numbers than on one device."""
     if plan.config.precision is not Precision.fp8:
         return None
     return Finding(f"{said(plan)} is not supported with precision=fp8", (OFF, "precision=bf16"))

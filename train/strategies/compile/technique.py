@@ -1,8 +1,9 @@
 """Compilation as a `Technique`: it compiles each transformer block, and the loss. Its keys are those of `compile`.
 
-Of a mixture of experts these stay eager (`torch.compiler.disable`): what counts the routers' choices, and the exchange
-of tokens over `ep` with the experts inside it. Their sizes follow from the data; to compile the experts for any number
-of rows took more than a minute on an H200 (torch 2.11).
+Parts of a mixture of experts stay eager (`torch.compiler.disable`): what counts the routers' choices, because a
+compiled backward cannot update buffers; and the exchange of tokens over `ep` with the experts inside it, because their
+sizes follow from the data. To compile the experts for any number of rows took more than a minute on an H200 (torch
+2.11).
 """
 
 from __future__ import annotations

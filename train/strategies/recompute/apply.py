@@ -36,7 +36,8 @@ def apply_checkpointing(
     layer: nn.Module, mode: ActivationCheckpointing, *, splits_backward: bool = False, compiled: bool = False
 ) -> None:
     """Make the layer's backward recompute its forward. `splits_backward`: the backward has two passes, one for the
-    gradients of inputs and one for those of weights, and both recompute. `compiled`: the layer will be compiled."""
+    gradients of inputs and one for those of weights, and both recompute. `compiled`: the layer will be compiled as a
+    whole."""
     if mode is ActivationCheckpointing.none:
         return
     options: dict[str, Any] = {"use_reentrant": False}

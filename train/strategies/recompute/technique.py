@@ -11,7 +11,8 @@ def apply(target: Target) -> None:
     from train.strategies.recompute.apply import apply_checkpointing
 
     config = target.config
-    how = {"splits_backward": config.strategy.splits_backward(), "compiled": config.compile.enabled}
+    whole = config.compile.enabled and not config.model.num_experts  # a mixture's layer is compiled in parts
+    how = {"splits_backward": config.strategy.splits_backward(), "compiled": whole}
     for layer in target.model.layers.values():
         apply_checkpointing(layer, config.train.activation_checkpointing, **how)
 

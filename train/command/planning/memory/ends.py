@@ -28,9 +28,9 @@ class Vocabulary:
 @dataclass(frozen=True)
 class HeadCost:
     """Bytes by kind. `kept`: from the forward on, as far as the backward needs it. `result`: what goes into the
-    loss: the logits, or the hidden states if it makes the logits. `of_loss`: what only the loss's own backward needs of
-    `kept`. `product`: the backward's peak after the loss. `keeps_result`: whether the loss keeps what goes into it. The
-    others are as in `LayerCost`, but temporary tensors count as logits."""
+    loss: the logits, or the hidden states if it makes the logits. `of_loss`: the part of `kept` that is freed after the
+    loss's backward. `product`: the backward's peak after the loss. `keeps_result`: whether the loss keeps what goes
+    into it. The others are as in `LayerCost`, but temporary tensors count as logits."""
 
     kept: Kinds
     result: Kinds

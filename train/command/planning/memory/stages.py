@@ -65,7 +65,7 @@ class Stage:
 
     @cached_property
     def kept_by_modules(self) -> Kinds:
-        """The same without what a schedule keeps."""
+        """What the modules keep of a microbatch, without the result that a schedule keeps."""
         found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept - self.turns * self.layer.result}
         return plus(found, self.head.kept) if self.head else found
 
