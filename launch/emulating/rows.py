@@ -41,7 +41,7 @@ def ahead(rows: Sequence[Mapping[str, Any]], points: Sequence[Point]) -> str:
     left = [row for row in rows if row.get("status") != DONE]
     seconds = sum(row["predicted_ms"] * steps[row["label"]] for row in left) / 1e3
     shown = f"{seconds:,.0f} s" if seconds < 100 else f"{seconds / 60:,.0f} minutes"
-    return f"{len(left)} run(s) to go; their steps take {shown} by the predictions, without starts and evaluations"
+    return f"{len(left)} run(s) to go: {shown} by their predictions, without starts and evaluations"
 
 
 def said(row: dict[str, Any], entry: Entry) -> str:
