@@ -164,7 +164,11 @@ class Cluster:
         return [one for one in self.processes() if "SLURM_JOB_ID" in environment(one)]
 
     def at_once(self, number, restarts=1):
-        """Let a job that was put back into the queue start now. Often Slurm makes it wait for two minutes."""
+        """Let a job that was put back into the queue start now. Often Slurm makes it wait for two minutes.
+
+        Not in the same second: a node compares the ages of a job's credentials in whole seconds, so it takes a start
+        within the second of the requeue for the start that was ended ("Job 1 already killed, do not launch batch job").
+        """
 
         def again():
             found = self.job(number)
@@ -172,6 +176,7 @@ class Cluster:
             return found if found.get("Restarts") == str(restarts) and (waits or goes_on) else None
 
         if self.until(again)["JobState"] == "PENDING":
+            time.sleep(2)
             self.run("scontrol", "update", f"JobId={number}", "StartTime=now")
 
     def wait(self, number, *states):
