@@ -96,7 +96,7 @@ class Compared:
 
 def compared(one: Drawn, rank: int, measured: dict[str, float]) -> Compared:
     """With the moment, of those that are as high as the highest, whose kinds are closest."""
-    found = [*moments_of(of_plan(one.plan), rank)]
+    found = [Footprint(kinds, rank) for kinds in moments_of(of_plan(one.plan), rank)]
     highest = max(moment.total for moment in found)
     near = [Compared(moment, measured) for moment in found if moment.total > (1 - CLOSE) * highest]
     best = min(near, key=lambda each: abs(each.worst_kind[0]))

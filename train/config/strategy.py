@@ -136,7 +136,11 @@ class Strategy(ABC):
 
     def mesh_axes(self) -> dict[str, int]:
         """The degree of each axis that this strategy names, even if it is 1; -1 means all ranks that are left."""
-        return {axis: degree for axis in MESH_AXES if (degree := getattr(self, axis, None)) is not None}
+        return {axis: getattr(self, axis) for axis in MESH_AXES if self.names(axis)}
+
+    def names(self, axis: str) -> bool:
+        """Whether the strategy names this axis of the mesh, even at degree 1."""
+        return getattr(self, axis, None) is not None
 
     def differs(self) -> dict[str, str]:
         """The columns of the proof that are *expected* to differ from one device's values, each with its reason.
@@ -161,8 +165,7 @@ class Strategy(ABC):
         return (lossy and lossy.bound) or 0.0
 
     def needed_backend(self) -> tuple[str, str] | None:
-        """(the torch.distributed backend that the strategy needs, the option that needs it); None: every backend
-        works."""
+        """(the torch.distributed backend that it needs, the option that needs it); None: every backend works."""
         return None
 
     @abstractmethod

@@ -6,9 +6,9 @@ its rules, and compute its traffic and its memory. All code of a technique is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from train.config.plan import Keys, Plan
 from train.config.rule import Rule
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from train.config.schema import Config
     from train.model.transformer import Transformer
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,19 @@ class Rank:
     techniques: tuple[Technique, ...]  # those that apply
     _parts: dict[tuple[str, Shape, bool], Shape] = field(default_factory=dict, compare=False, repr=False)
     _splits: dict[str, tuple[tuple[Technique, Split], ...]] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[Hashable, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def of(self, other: Rank) -> Rank:
         """`other`, whose plan splits parameters in the same way, with what is known of this rank's parts."""
-        return replace(other, _parts=self._parts, _splits=self._splits)
+        return replace(other, _parts=self._parts, _splits=self._splits, _known=self._known)
+
+    def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
+        """What `find` finds from the rank's parts alone. It is called once for all plans that split parameters in the
+        same way."""
+        if key not in self._known:
+            self._known[key] = find()
+        found: Found = self._known[key]
+        return found
 
     def computes(self, name: str, shape: Shape) -> Shape:
         """The shape of the rank's part of a parameter while it is used. `name` is its global name, `shape` its whole

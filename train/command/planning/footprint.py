@@ -15,9 +15,11 @@ left out. `reserve` is what a device holds beside these tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import TypeVar
 
 from train.command.planning import constants
 from train.command.planning.job import Job
@@ -32,6 +34,7 @@ from train.strategies.deepspeed.strategy import DeepSpeed
 from train.strategies.memory import GiB, needs
 from train.strategies.techniques import rank_of
 
+One = TypeVar("One")
 FEW = 4  # places of a pipeline that are all looked at
 
 
@@ -47,10 +50,24 @@ class Footprint:
         return sum(self.kinds.values())
 
 
-def footprint(job: Job, seen: dict[int, Rank] | None = None) -> Footprint:
-    """The footprint of the rank that needs the most. `seen`: ranks by number, of plans that split parameters in the
-    same way, whose parts are not computed again; those of this plan are added."""
-    return max((of_rank(job, rank, seen=seen) for rank in candidates(job.plan)), key=lambda one: one.total)
+def footprint(job: Job, seen: dict[int, Rank] | None = None, enough: float = math.inf) -> Footprint:
+    """The footprint of the rank that needs the most; or of one that needs `enough` bytes, as soon as it is found.
+    `seen`: ranks by number, of plans that split parameters in the same way, whose parts are not computed again; those
+    of this plan are added."""
+    found = (of_rank(job, rank, seen=seen, enough=enough) for rank in candidates(job.plan))
+    return largest(found, lambda one: one.total, enough)
+
+
+def largest(found: Iterable[One], size: Callable[[One], float], enough: float) -> One:
+    """The largest, or the first that is as large as `enough`."""
+    best: tuple[float, One] | None = None
+    for one in found:
+        if best is None or size(one) > best[0]:
+            best = size(one), one
+            if best[0] >= enough:
+                break
+    assert best is not None
+    return best[1]
 
 
 def candidates(plan: Plan) -> list[int]:
@@ -69,24 +86,27 @@ def candidates(plan: Plan) -> list[int]:
     return [place * (plan.world_size // ranks) + second for place in sorted(places)]
 
 
-def of_rank(job: Job, rank: int, engine: Engine = as_here, *, seen: dict[int, Rank] | None = None) -> Footprint:
+def of_rank(
+    job: Job, rank: int, engine: Engine = as_here, *, seen: dict[int, Rank] | None = None, enough: float = math.inf
+) -> Footprint:
     if isinstance(job.plan.config.strategy, DeepSpeed):
         return Footprint(of_deepspeed(job.plan, rank), rank)
-    return max(moments_of(job, rank, engine, seen=seen), key=lambda one: one.total)
+    found = moments_of(job, rank, engine, seen=seen)
+    return Footprint(largest(found, lambda kinds: sum(kinds.values()), enough), rank)
 
 
 def moments_of(
     job: Job, rank: int, engine: Engine = as_here, *, seen: dict[int, Rank] | None = None
-) -> Iterator[Footprint]:
-    """What the rank holds at each moment of a step that may be the peak, of any strategy but DeepSpeed's."""
+) -> Iterator[Kinds]:
+    """Bytes by kind that the rank holds at each moment of a step that may be the peak; not for DeepSpeed."""
     strategy, here = job.plan.config.strategy, rank_of(job.plan, rank, seen.get(rank) if seen else None)
     if seen is not None:
         seen[rank] = here
     own = strategy.stages_of(here.place["pp"], job.plan.degrees["pp"])
     stages = {number: stage_of(here, number, engine) for number in own}
     held = between_steps(here, stages)
-    for moment in moments(here, stages, held["gradients"]):
-        yield Footprint({kind: size for kind, size in plus(held, moment).items() if size > 0}, rank)
+    for moment in moments(here, stages, held):
+        yield {kind: size for kind, size in moment.items() if size > 0}
 
 
 def of_deepspeed(plan: Plan, rank: int) -> Kinds:

@@ -30,7 +30,7 @@ class DdpKeys(Strategy):
     powersgd_start_step: int = number(5, "The step at which PowerSGD begins to compress.", ge=2, le=MAX_STEPS)
 
     def uses_ddp(self) -> bool:
-        return self.dp_replicate is not None and "dp_shard" not in self.mesh_axes()
+        return self.names("dp_replicate") and not self.names("dp_shard")
 
     def keeps_errors(self) -> bool:
         return self.comm_hook == "powersgd" and self.uses_ddp()
@@ -62,8 +62,7 @@ class FsdpKeys(Strategy):
 
     def uses_fsdp(self) -> bool:
         """Whether FSDP runs: over dp_shard, or over cp alone, which DDP uses if dp_replicate is named."""
-        axes = self.mesh_axes()
-        return "dp_shard" in axes or ("cp" in axes and "dp_replicate" not in axes)
+        return self.names("dp_shard") or (self.names("cp") and not self.names("dp_replicate"))
 
     def frees_parameters(self) -> bool:
         return self.uses_fsdp() and self.zero_stage == 3 and self.reshard_after_forward

@@ -127,6 +127,12 @@ def gathered_of(rank: Rank, stage: int) -> Gathered:
 
 
 def unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:
+    """All layers are split alike, so that one stands for the others."""
+    kind = "layer" if name.startswith("layers.") else name
+    return rank.once(("unit", kind, len(shapes), rank.plan.config.precision), lambda: _unit_of(rank, name, shapes))
+
+
+def _unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:
     precision = rank.plan.config.precision
     kept, used = element_sizes(precision)
     size = kept if name.startswith("embed") else used

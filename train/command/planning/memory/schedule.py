@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 
-from train.command.planning.memory.orders import Action, order
+from train.command.planning.memory.orders import order
 from train.command.planning.memory.stages import Stage, plus
 from train.command.planning.memory.tape import GRADIENTS, TEMPORARY, UNSHARDED, Kinds
 from train.config.plan import Plan
 from train.config.technique import Rank
 from train.strategies.data.keys import FsdpKeys
 
+WHOLE = (("F", 0), ("B", 0))  # a microbatch without a pipeline
 ENOUGH = 3  # microbatches that show every moment of a strategy without a pipeline
 
 
@@ -33,6 +36,11 @@ class Progress:
         sets = (set(self.entered), set(self.begun), set(self.stayed))
         return Progress(dict(self.alive), dict(self.split), *sets, self.backwards)
 
+    def waits_no_more(self, other: Progress) -> bool:
+        """Whether of no stage more microbatches wait here than there."""
+        alive, split = other.alive, other.split
+        return all(n <= alive[i] for i, n in self.alive.items()) and all(n <= split[i] for i, n in self.split.items())
+
     def leave(self, kind: str, stage: int) -> None:
         """Take the microbatch of an action out of those that wait."""
         if kind in ("B", "I"):
@@ -53,39 +61,58 @@ class Progress:
             self.stayed.add(stage)
 
 
-def order_of(plan: Plan, place: int) -> Sequence[Action]:
-    """(kind, stage) of a rank's forwards and backwards, in order."""
-    strategy, m = plan.config.strategy, plan.num_microbatches
-    name = strategy.schedule_name()
-    if name is None:
-        return [("F", 0), ("B", 0)] * min(m, ENOUGH)
-    return order(name, plan.degrees["pp"], strategy.num_chunks(), m, place)
+class At(NamedTuple):
+    """An action's kind and stage, and how far the step is when it runs."""
+
+    kind: str
+    stage: int
+    progress: Progress
 
 
-def moments(here: Rank, stages: Mapping[int, Stage], gradients: float) -> Iterator[Kinds]:
-    """Bytes by kind on top of what the rank holds between steps; `gradients` are those that it holds after one, and a
-    moment has the difference."""
-    plan = here.plan
-    for kind, number, progress in fullest(here, stages).values():
+def moments(here: Rank, stages: Mapping[int, Stage], held: Kinds) -> Iterator[Kinds]:
+    """Bytes by kind. `held`: what the rank holds between steps; its gradients are those after a step, and a moment may
+    have fewer."""
+    plan, gradients = here.plan, held["gradients"]
+    for kind, number, progress in fullest(here, stages):
         had = already(plan, stages, progress.begun, gradients)
-        rest = plus(waiting(stages, progress), had, others(stages, number), sent(stages, progress.begun))
+        rest = plus(held, *waiting(stages, progress), had, others(stages, number), sent(stages, progress.begun))
         yield from (plus(rest, moment) for moment in of_action(plan, stages[number], progress, kind, number))
-    yield already(plan, stages, set(stages), gradients)
+    yield plus(held, already(plan, stages, set(stages), gradients))
     if plan.config.strategy.reduces_once() and plan.num_microbatches > 1:
-        yield {UNSHARDED: sum(one.gathered.last_reduction() for one in stages.values() if one.gathered),
-               GRADIENTS: -gradients}  # fmt: skip
-    yield {}
+        reducing = sum(one.gathered.last_reduction() for one in stages.values() if one.gathered)
+        yield plus(held, {UNSHARDED: reducing, GRADIENTS: -gradients})
+    yield held
 
 
-def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str, int, Progress]]:
+def fullest(here: Rank, stages: Mapping[int, Stage]) -> Iterator[At]:
     """For each action that differs from others not only by what waits: the one at which the most waits."""
-    progress = Progress(dict.fromkeys(stages, 0), dict.fromkeys(stages, 0))
-    last = last_backward(here.plan)
+    plan, strategy = here.plan, here.plan.config.strategy
     kept = {number: sum(stage.kept.values()) for number, stage in stages.items()}
     stashed = {number: sum(stage.stashed.values()) for number, stage in stages.items()}
-    most: dict[Hashable, float] = {}
-    found: dict[Hashable, tuple[str, int, Progress]] = {}
-    for action in order_of(here.plan, here.place["pp"]):
+
+    def waits(at: At) -> float:
+        alive, split = at.progress.alive, at.progress.split
+        return sum(kept[i] * n for i, n in alive.items()) + sum(stashed[i] * n for i, n in split.items())
+
+    name, degrees = strategy.schedule_name(), plan.degrees
+    place = degrees["pp"], strategy.num_chunks(), here.place["pp"]
+    return (max(ones, key=waits) for ones in with_most_waiting(name, plan.num_microbatches, *place))
+
+
+@cache  # many layouts of a search have the same order
+def with_most_waiting(
+    name: str | None, microbatches: int, ranks: int, chunks: int, place: int
+) -> tuple[tuple[At, ...], ...]:
+    """For each action that differs from others not only by what waits: those at which not fewer microbatches of every
+    stage wait than at another one. What a microbatch of a stage holds decides between them.
+
+    `name`: of the schedule, None without a pipeline. `ranks`, `place`: of `pp`. `chunks`: stages of a rank."""
+    actions = order(name, ranks, chunks, microbatches, place) if name else WHOLE * min(microbatches, ENOUGH)
+    stages = dict.fromkeys((stage for _, stage in actions), 0)
+    progress = Progress(stages, {**stages})
+    last = 0 if name else microbatches
+    found: dict[Hashable, list[At]] = {}
+    for action in actions:
         kind, number = step_of(*action)
         if not kind:
             continue
@@ -93,13 +120,12 @@ def fullest(here: Rank, stages: Mapping[int, Stage]) -> dict[Hashable, tuple[str
         progress.backwards += kind == "B"
         here_before = number in progress.entered, number in progress.stayed
         key = kind, number, frozenset(progress.begun), here_before, progress.backwards == last
-        size = sum(kept[i] * n for i, n in progress.alive.items()) + sum(
-            stashed[i] * n for i, n in progress.split.items()
-        )
-        if size > most.get(key, -1.0):
-            most[key], found[key] = size, (kind, number, progress.copy())
+        had = found.setdefault(key, [])
+        if not any(progress.waits_no_more(one.progress) for one in had):
+            found[key] = [one for one in had if not one.progress.waits_no_more(progress)]
+            found[key].append(At(kind, number, progress.copy()))
         progress.enter(kind, number)
-    return found
+    return tuple(map(tuple, found.values()))
 
 
 def last_backward(plan: Plan) -> int:
@@ -113,9 +139,9 @@ def gathers_always(plan: Plan) -> bool:
     return isinstance(strategy, FsdpKeys) and strategy.zero_stage == 3 and not strategy.schedule_name()
 
 
-def waiting(stages: Mapping[int, Stage], progress: Progress) -> Kinds:
-    kept = [scaled(stages[i].kept, count) for i, count in progress.alive.items() if count]
-    return plus(*kept, *(scaled(stages[i].stashed, count) for i, count in progress.split.items() if count))
+def waiting(stages: Mapping[int, Stage], progress: Progress) -> Iterator[Kinds]:
+    yield from (scaled(stages[i].kept, count) for i, count in progress.alive.items() if count)
+    yield from (scaled(stages[i].stashed, count) for i, count in progress.split.items() if count)
 
 
 def step_of(kind: str, stage: int) -> tuple[str, int]:

@@ -23,8 +23,8 @@ def as_here(sizes: Sizes) -> Sizes:
 
 
 def plus(*parts: Kinds) -> Kinds:
-    total: Kinds = {}
-    for part in parts:
+    total = {**parts[0]} if parts else {}
+    for part in parts[1:]:
         for kind, size in part.items():
             total[kind] = total.get(kind, 0.0) + size
     return total

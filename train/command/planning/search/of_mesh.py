@@ -44,9 +44,16 @@ class Small:
     """A plan with the mesh and the strategy of a layout, and few layers, microbatches and sequences."""
 
     job: Job
+    made: dict[tuple[int, int, int], Job] = field(default_factory=dict)
 
     def with_layers(self, each: int, microbatches: int, sequences: int) -> Job:
         """`each`: the layers of every stage."""
+        key = (each, microbatches, sequences)
+        if key not in self.made:
+            self.made[key] = self._with_layers(*key)
+        return self.made[key]
+
+    def _with_layers(self, each: int, microbatches: int, sequences: int) -> Job:
         plan = self.job.plan
         strategy, stages = plan.config.strategy, plan.num_stages
         if isinstance(strategy, PipelineKeys):

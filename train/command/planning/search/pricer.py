@@ -155,20 +155,24 @@ class Pricer:
         job = self.task.job(layout)
         if (seconds := step_time(self.tables.quantities(job), self.task.constants).total) >= bound:
             return
-        missing = self.missing(job)
+        missing = self.missing(job, math.inf if bound == math.inf else CLOSE * self.task.capacity)
         if missing > 0 and bound == math.inf:
             found.larger.append((missing + self.task.capacity, layout))
         for split in splits(layout.layers) if missing < CLOSE * self.task.capacity else []:
             other = dataclasses.replace(layout, layers=split)
-            if (missing <= 0 and other == layout) or self.missing(self.task.job(other)) <= 0:
+            if (missing <= 0 and other == layout) or self._fits(self.task.job(other)):
                 found.best.append((seconds, other))
                 return
 
-    def missing(self, job: Job) -> float:
-        """The bytes that the fullest rank lacks; at most 0 if it fits."""
+    def missing(self, job: Job, enough: float = math.inf) -> float:
+        """The bytes that the fullest rank lacks; at most 0 if it fits. It may be less if it is `enough`."""
         if self.task.capacity == math.inf:
             return 0.0
-        return footprint(job, self.tables.seen(job.plan)).total + reserve(job) - self.task.capacity
+        free = self.task.capacity - reserve(job)
+        return footprint(job, self.tables.seen(job.plan), free + enough).total - free
+
+    def _fits(self, job: Job) -> bool:
+        return self.missing(job, enough=1.0) <= 0
 
     def with_better_split(self, layout: Layout) -> tuple[float, Layout]:
         """The fastest split that fits, by the closed form. Which is faster is asked once for all meshes with the same
@@ -179,7 +183,7 @@ class Pricer:
             self.orders[key] = [one.layers for one in sorted(ones, key=self._closed)]
         for split in self.orders[key]:
             one = dataclasses.replace(layout, layers=split)
-            if one == layout or self.missing(self.task.job(one)) <= 0:
+            if one == layout or self._fits(self.task.job(one)):
                 return self._closed(one), one
         return self._closed(layout), layout
 
@@ -192,7 +196,7 @@ class Pricer:
         found = []
         for one in dict.fromkeys([balanced, layout]):
             job = self.task.job(one)
-            if one == layout or self.missing(job) <= 0:
+            if one == layout or self._fits(job):
                 q = self.tables.quantities(job)
                 found.append((self.replays.step_time(q, self.task.constants), one, q))
         time, best, q = min(found, key=lambda each: each[0].total)
