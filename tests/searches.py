@@ -6,6 +6,7 @@ from functools import cache
 
 from tests.plans import plan_of
 from train.command.planning import constants
+from train.command.planning.footprint import footprint
 from train.command.planning.search.layouts import Choices, Valid, meshes
 from train.command.planning.search.pricer import Pricer, Task
 
@@ -37,3 +38,9 @@ def seconds():
     one = task("model=llama_1b train.seq_len=1024 train.global_batch_size=16 nproc=8")
     found = [pair for degrees in meshes(one.base) for pair in Pricer(one).mesh((degrees, math.inf)).best]
     return " ".join(time.hex() for time, _ in found)
+
+
+def check_memory(prices, job):
+    """What other plans have found, and the early end of the search for the fullest rank, change nothing."""
+    assert footprint(job, prices.tables.seen(job.plan)) == footprint(job)
+    assert prices._fits(job) == (prices.missing(job) <= 0)

@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from tests.searches import layouts, listed, task
+from tests.searches import check_memory, layouts, listed, task
 from tests.started import REPO
 from train.command import cli
 from train.command.planning.quantities import quantities
@@ -110,8 +110,10 @@ def in_order(stage):
 
 @pytest.mark.parametrize("line", [LLAMA, SMALL, "model=llama_1b model.tie_embeddings=true train.seq_len=512 nproc=8"])
 def test_tables_give_what_each_job_gives(line):
-    one, tables = task(line), Tables()
-    for layout in random.Random(1).sample(layouts(one), 60):
+    one = task(line)
+    prices = Pricer(one)
+    tables = prices.tables
+    for layout in sorted(random.Random(1).sample(layouts(one), 60), key=pricer.order_of):  # so that meshes share
         for split in splits(listed(tables, layout, one).layers)[:3]:
             job = one.job(dataclasses.replace(layout, layers=split))
             own, shared = quantities(job), tables.quantities(job)
@@ -122,15 +124,18 @@ def test_tables_give_what_each_job_gives(line):
                 assert in_order(own.kinds[mine]) == in_order(shared.kinds[theirs]), (layout, split)
             if not job.plan.config.strategy.uses_ddp():
                 assert tables.floor(job) <= pricer.footprint(job).total
+            check_memory(prices, job)
 
 
 def test_tables_of_a_mixture():
     """The scalars of a step's routers count all layers of the model, not the rank's: a few bytes."""
-    one, tables = task(MIXTURE), Tables()
-    for layout in random.Random(2).sample(layouts(one), 40):
-        job = one.job(listed(tables, layout, one))
+    one = task(MIXTURE)
+    prices = Pricer(one)
+    for layout in sorted(random.Random(2).sample(layouts(one), 40), key=pricer.order_of):
+        job = one.job(listed(prices.tables, layout, one))
+        check_memory(prices, job)
         exact = step_time(quantities(job), one.constants).total
-        assert step_time(tables.quantities(job), one.constants).total == pytest.approx(exact, rel=1e-6)
+        assert step_time(prices.tables.quantities(job), one.constants).total == pytest.approx(exact, rel=1e-6)
 
 
 def test_nothing_is_faster_than_its_bounds():

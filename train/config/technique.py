@@ -58,8 +58,8 @@ class Rank:
         return replace(other, _parts=self._parts, _splits=self._splits, _known=self._known)
 
     def once(self, key: Hashable, find: Callable[[], Found]) -> Found:
-        """What `find` finds from the rank's parts alone. It is called once for all plans that split parameters in the
-        same way."""
+        """What `find` returns. It is called once for all plans that split parameters in the same way, and `key` must
+        name everything else on which the result depends."""
         if key not in self._known:
             self._known[key] = find()
         found: Found = self._known[key]

@@ -51,7 +51,8 @@ class Footprint:
 
 
 def footprint(job: Job, seen: dict[int, Rank] | None = None, enough: float = math.inf) -> Footprint:
-    """The footprint of the rank that needs the most; or of one that needs `enough` bytes, as soon as it is found.
+    """The footprint of the rank that needs the most; or of one that needs `enough` bytes, at the first moment that is
+    found, which need not be its peak.
     `seen`: ranks by number, of plans that split parameters in the same way, whose parts are not computed again; those
     of this plan are added."""
     found = (of_rank(job, rank, seen=seen, enough=enough) for rank in candidates(job.plan))
@@ -62,9 +63,10 @@ def largest(found: Iterable[One], size: Callable[[One], float], enough: float) -
     """The largest, or the first that is as large as `enough`."""
     best: tuple[float, One] | None = None
     for one in found:
-        if best is None or size(one) > best[0]:
-            best = size(one), one
-            if best[0] >= enough:
+        new = size(one)
+        if best is None or new > best[0]:
+            best = new, one
+            if new >= enough:
                 break
     assert best is not None
     return best[1]

@@ -127,9 +127,10 @@ def gathered_of(rank: Rank, stage: int) -> Gathered:
 
 
 def unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:
-    """All layers are split alike, so that one stands for the others."""
+    """The unit with these parameters. It is computed once for all layers, as they are split alike."""
     kind = "layer" if name.startswith("layers.") else name
-    return rank.once(("unit", kind, len(shapes), rank.plan.config.precision), lambda: _unit_of(rank, name, shapes))
+    key = ("unit", kind, rank.plan.config.precision, *shapes.values())
+    return rank.once(key, lambda: _unit_of(rank, name, shapes))
 
 
 def _unit_of(rank: Rank, name: str, shapes: Shapes) -> Unit:

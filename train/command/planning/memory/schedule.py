@@ -37,7 +37,7 @@ class Progress:
         return Progress(dict(self.alive), dict(self.split), *sets, self.backwards)
 
     def waits_no_more(self, other: Progress) -> bool:
-        """Whether of no stage more microbatches wait here than there."""
+        """Whether, for every stage, at most as many microbatches wait here as there."""
         alive, split = other.alive, other.split
         return all(n <= alive[i] for i, n in self.alive.items()) and all(n <= split[i] for i, n in self.split.items())
 
@@ -72,7 +72,7 @@ class At(NamedTuple):
 def moments(here: Rank, stages: Mapping[int, Stage], held: Kinds) -> Iterator[Kinds]:
     """Bytes by kind. `held`: what the rank holds between steps; its gradients are those after a step, and a moment may
     have fewer."""
-    plan, gradients = here.plan, held["gradients"]
+    plan, gradients = here.plan, held[GRADIENTS]
     for kind, number, progress in fullest(here, stages):
         had = already(plan, stages, progress.begun, gradients)
         rest = plus(held, *waiting(stages, progress), had, others(stages, number), sent(stages, progress.begun))
@@ -94,23 +94,27 @@ def fullest(here: Rank, stages: Mapping[int, Stage]) -> Iterator[At]:
         alive, split = at.progress.alive, at.progress.split
         return sum(kept[i] * n for i, n in alive.items()) + sum(stashed[i] * n for i, n in split.items())
 
-    name, degrees = strategy.schedule_name(), plan.degrees
-    place = degrees["pp"], strategy.num_chunks(), here.place["pp"]
-    return (max(ones, key=waits) for ones in with_most_waiting(name, plan.num_microbatches, *place))
+    found = with_most_waiting(
+        strategy.schedule_name(), plan.num_microbatches, plan.degrees["pp"], strategy.num_chunks(), here.place["pp"]
+    )
+    return (max(alike, key=waits) for alike in found)
 
 
 @cache  # many layouts of a search have the same order
 def with_most_waiting(
     name: str | None, microbatches: int, ranks: int, chunks: int, place: int
 ) -> tuple[tuple[At, ...], ...]:
-    """For each action that differs from others not only by what waits: those at which not fewer microbatches of every
-    stage wait than at another one. What a microbatch of a stage holds decides between them.
+    """For each action that differs from others not only by what waits: the states that can be the fullest. A state is
+    left out if at another one at least as many microbatches of every stage wait; what a microbatch holds is never
+    negative. Which of the others is the fullest depends on the bytes of a microbatch.
 
-    `name`: of the schedule, None without a pipeline. `ranks`, `place`: of `pp`. `chunks`: stages of a rank."""
+    `name`: of the schedule, None without a pipeline. `ranks`, `place`: of `pp`. `chunks`: stages of a rank. Do not
+    change the result: it is cached.
+    """
     actions = order(name, ranks, chunks, microbatches, place) if name else WHOLE * min(microbatches, ENOUGH)
-    stages = dict.fromkeys((stage for _, stage in actions), 0)
-    progress = Progress(stages, {**stages})
-    last = 0 if name else microbatches
+    numbers = {stage for _, stage in actions}
+    progress = Progress(dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0))
+    last = last_backward(name, microbatches)
     found: dict[Hashable, list[At]] = {}
     for action in actions:
         kind, number = step_of(*action)
@@ -128,9 +132,9 @@ def with_most_waiting(
     return tuple(map(tuple, found.values()))
 
 
-def last_backward(plan: Plan) -> int:
+def last_backward(schedule: str | None, microbatches: int) -> int:
     """The number of microbatches, whose last backward frees parameters as it goes; 0 in a pipeline, where none does."""
-    return 0 if plan.config.strategy.schedule_name() else plan.num_microbatches
+    return 0 if schedule else microbatches
 
 
 def gathers_always(plan: Plan) -> bool:
@@ -156,7 +160,8 @@ def of_action(plan: Plan, stage: Stage, progress: Progress, kind: str, number: i
         return stage.forward(fresh=number not in progress.entered or gathers_always(plan))
     first = number not in progress.begun and not (plan.config.strategy.uses_ddp() and plan.num_microbatches == 1)
     if kind == "B":
-        last = progress.backwards == last_backward(plan) or gathers_always(plan)
+        number_of_last = last_backward(plan.config.strategy.schedule_name(), plan.num_microbatches)
+        last = progress.backwards == number_of_last or gathers_always(plan)
         stayed = stage.pipelined and number in progress.stayed
         return stage.backward(first=first, last=last, stayed=stayed)
     return stage.inputs_backward() if kind == "I" else stage.weights_backward(first=first)

@@ -44,7 +44,7 @@ class Small:
     """A plan with the mesh and the strategy of a layout, and few layers, microbatches and sequences."""
 
     job: Job
-    made: dict[tuple[int, int, int], Job] = field(default_factory=dict)
+    made: dict[tuple[int, int, int], Job] = field(default_factory=dict, compare=False, repr=False)
 
     def with_layers(self, each: int, microbatches: int, sequences: int) -> Job:
         """`each`: the layers of every stage."""

@@ -165,14 +165,15 @@ class Pricer:
                 return
 
     def missing(self, job: Job, enough: float = math.inf) -> float:
-        """The bytes that the fullest rank lacks; at most 0 if it fits. It may be less if it is `enough`."""
+        """The bytes that the fullest rank lacks; at most 0 if it fits. The search for it ends where a rank lacks
+        `enough` bytes; then the result is at least `enough`, and may be less than what the fullest rank lacks."""
         if self.task.capacity == math.inf:
             return 0.0
         free = self.task.capacity - reserve(job)
         return footprint(job, self.tables.seen(job.plan), free + enough).total - free
 
     def _fits(self, job: Job) -> bool:
-        return self.missing(job, enough=1.0) <= 0
+        return self.missing(job, enough=1.0) <= 0  # one byte too many is an answer
 
     def with_better_split(self, layout: Layout) -> tuple[float, Layout]:
         """The fastest split that fits, by the closed form. Which is faster is asked once for all meshes with the same
