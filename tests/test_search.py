@@ -110,8 +110,7 @@ def in_order(stage):
 
 @pytest.mark.parametrize("line", [LLAMA, SMALL, "model=llama_1b model.tie_embeddings=true train.seq_len=512 nproc=8"])
 def test_tables_give_what_each_job_gives(line):
-    one = task(line)
-    prices = Pricer(one)
+    prices = Pricer(one := task(line))
     tables = prices.tables
     for layout in sorted(random.Random(1).sample(layouts(one), 60), key=pricer.order_of):  # so that meshes share
         for split in splits(listed(tables, layout, one).layers)[:3]:
