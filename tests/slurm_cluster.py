@@ -157,7 +157,8 @@ class Cluster:
 
     def idle(self):
         """Whether no job is in the queue, and both nodes are free."""
-        return not self.run("squeue", "--noheader")[1].strip() and {self.state(one) for one in ("n1", "n2")} == {"IDLE"}
+        code, jobs, _ = self.run("squeue", "--noheader")  # of a busy controller it gets no answer
+        return code == 0 and not jobs.strip() and {self.state(one) for one in ("n1", "n2")} == {"IDLE"}
 
     def of_jobs(self):
         """What runs as a part of a job."""

@@ -156,6 +156,8 @@ def test_scancel_leaves_nothing_and_does_not_queue_the_job_again(slurm, job, tmp
 def test_a_sweep_runs_every_point(slurm, tmp_path):
     words = ["strategy=dp,pp", "nproc=2", "join_s=200", *LINE[1:], "train.steps=2", "model.dropout=0"]
     number = submitted(slurm, tmp_path, *words)
+    for point in ("0", "1"):
+        slurm.wait(f"{number}_{point}", *ENDED)
     slurm.until(slurm.idle)
     runs = sorted(path.name.partition("-")[0] for path in (tmp_path / "runs").iterdir())
     assert runs == ["dp", "pp"], [output(tmp_path, one) for one in (number, number + 1)]
