@@ -47,7 +47,11 @@ class Footprint:
 
     @property
     def total(self) -> float:
-        return sum(self.kinds.values())
+        return total(self.kinds)
+
+
+def total(kinds: Mapping[str, float]) -> float:
+    return sum(kinds.values())
 
 
 def footprint(job: Job, seen: dict[int, Rank] | None = None, enough: float = math.inf) -> Footprint:
@@ -94,7 +98,7 @@ def of_rank(
     if isinstance(job.plan.config.strategy, DeepSpeed):
         return Footprint(of_deepspeed(job.plan, rank), rank)
     found = moments_of(job, rank, engine, seen=seen)
-    return Footprint(largest(found, lambda kinds: sum(kinds.values()), enough), rank)
+    return Footprint(largest(found, total, enough), rank)
 
 
 def moments_of(
@@ -122,7 +126,7 @@ def of_deepspeed(plan: Plan, rank: int) -> Kinds:
     waiting = min(ranks - place, max(plan.num_microbatches, 1)) - 1
     others = {kind: waiting * size for kind, size in stage.kept.items()}
     found = [*stage.forward(fresh=True), *stage.backward(first=False, last=False, stayed=False), {}]
-    return plus(kinds, others, max(found, key=lambda moment: sum(moment.values())))
+    return plus(kinds, others, max(found, key=total))
 
 
 def reserve(job: Job) -> float:

@@ -8,13 +8,11 @@ kinds of `timetable.Action`.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 Action = tuple[str, int]
 ROUNDS = 4  # of microbatches that show every state of an interleaved schedule
 
 
-@cache
 def order(schedule: str, num_ranks: int, chunks: int, microbatches: int, rank: int) -> tuple[Action, ...]:
     p, v, m = num_ranks, chunks, microbatches
     if schedule in ("gpipe", "looped_bfs"):

@@ -22,19 +22,16 @@ ENOUGH = 3  # microbatches that show every moment of a strategy without a pipeli
 class Progress:
     """`alive`: how many microbatches of each stage wait for their backward. `split`: those whose inputs' gradients are
     computed, and whose weights' gradients are not. `entered`, `begun`: stages that have run a forward, and that have
-    gradients. `stayed`: those whose last action was a backward, after which a schedule keeps what is gathered.
-    `backwards`: whole ones, with the one that runs."""
+    gradients. `stayed`: those whose last action was a backward, after which a schedule keeps what is gathered."""
 
     alive: dict[int, int]
     split: dict[int, int]
     entered: set[int] = field(default_factory=set)
     begun: set[int] = field(default_factory=set)
     stayed: set[int] = field(default_factory=set)
-    backwards: int = 0
 
     def copy(self) -> Progress:
-        sets = (set(self.entered), set(self.begun), set(self.stayed))
-        return Progress(dict(self.alive), dict(self.split), *sets, self.backwards)
+        return Progress(dict(self.alive), dict(self.split), set(self.entered), set(self.begun), set(self.stayed))
 
     def waits_no_more(self, other: Progress) -> bool:
         """Whether, for every stage, at most as many microbatches wait here as there."""
@@ -62,21 +59,24 @@ class Progress:
 
 
 class At(NamedTuple):
-    """An action's kind and stage, and how far the step is when it runs."""
+    """An action's kind and stage, and how far the step is when it runs. `last`: whether it is the last backward without
+    a pipeline, which frees parameters as it goes."""
 
     kind: str
     stage: int
     progress: Progress
+    last: bool
 
 
 def moments(here: Rank, stages: Mapping[int, Stage], held: Kinds) -> Iterator[Kinds]:
     """Bytes by kind. `held`: what the rank holds between steps; its gradients are those after a step, and a moment may
     have fewer."""
     plan, gradients = here.plan, held[GRADIENTS]
-    for kind, number, progress in fullest(here, stages):
-        had = already(plan, stages, progress.begun, gradients)
-        rest = plus(held, *waiting(stages, progress), had, others(stages, number), sent(stages, progress.begun))
-        yield from (plus(rest, moment) for moment in of_action(plan, stages[number], progress, kind, number))
+    for at in fullest(here, stages):
+        begun = at.progress.begun
+        had = already(plan, stages, begun, gradients)
+        rest = plus(held, *waiting(stages, at.progress), had, others(stages, at.stage), sent(stages, begun))
+        yield from (plus(rest, moment) for moment in of_action(plan, stages[at.stage], at))
     yield plus(held, already(plan, stages, set(stages), gradients))
     if plan.config.strategy.reduces_once() and plan.num_microbatches > 1:
         reducing = sum(one.gathered.last_reduction() for one in stages.values() if one.gathered)
@@ -114,27 +114,23 @@ def with_most_waiting(
     actions = order(name, ranks, chunks, microbatches, place) if name else WHOLE * min(microbatches, ENOUGH)
     numbers = {stage for _, stage in actions}
     progress = Progress(dict.fromkeys(numbers, 0), dict.fromkeys(numbers, 0))
-    last = last_backward(name, microbatches)
+    backwards = 0
     found: dict[Hashable, list[At]] = {}
     for action in actions:
         kind, number = step_of(*action)
         if not kind:
             continue
         progress.leave(kind, number)
-        progress.backwards += kind == "B"
+        backwards += kind == "B"
+        last = kind == "B" and not name and backwards == microbatches
         here_before = number in progress.entered, number in progress.stayed
-        key = kind, number, frozenset(progress.begun), here_before, progress.backwards == last
+        key = kind, number, frozenset(progress.begun), here_before, last
         had = found.setdefault(key, [])
         if not any(progress.waits_no_more(one.progress) for one in had):
             found[key] = [one for one in had if not one.progress.waits_no_more(progress)]
-            found[key].append(At(kind, number, progress.copy()))
+            found[key].append(At(kind, number, progress.copy(), last))
         progress.enter(kind, number)
     return tuple(map(tuple, found.values()))
-
-
-def last_backward(schedule: str | None, microbatches: int) -> int:
-    """The number of microbatches, whose last backward frees parameters as it goes; 0 in a pipeline, where none does."""
-    return 0 if schedule else microbatches
 
 
 def gathers_always(plan: Plan) -> bool:
@@ -155,15 +151,14 @@ def step_of(kind: str, stage: int) -> tuple[str, int]:
     return kind, stage
 
 
-def of_action(plan: Plan, stage: Stage, progress: Progress, kind: str, number: int) -> Iterator[Kinds]:
+def of_action(plan: Plan, stage: Stage, at: At) -> Iterator[Kinds]:
+    kind, number, progress, last = at
     if kind == "F":
         return stage.forward(fresh=number not in progress.entered or gathers_always(plan))
     first = number not in progress.begun and not (plan.config.strategy.uses_ddp() and plan.num_microbatches == 1)
     if kind == "B":
-        number_of_last = last_backward(plan.config.strategy.schedule_name(), plan.num_microbatches)
-        last = progress.backwards == number_of_last or gathers_always(plan)
         stayed = stage.pipelined and number in progress.stayed
-        return stage.backward(first=first, last=last, stayed=stayed)
+        return stage.backward(first=first, last=last or gathers_always(plan), stayed=stayed)
     return stage.inputs_backward() if kind == "I" else stage.weights_backward(first=first)
 
 

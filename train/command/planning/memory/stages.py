@@ -22,9 +22,9 @@ def as_here(sizes: Sizes) -> Sizes:
     return sizes
 
 
-def plus(*parts: Kinds) -> Kinds:
-    total = {**parts[0]} if parts else {}
-    for part in parts[1:]:
+def plus(first: Kinds, *others: Kinds) -> Kinds:
+    total = {**first}
+    for part in others:
         for kind, size in part.items():
             total[kind] = total.get(kind, 0.0) + size
     return total
