@@ -1,12 +1,18 @@
 """`optim=adamw8bit`: AdamW with moments in 8 bits. It differs between layouts, and the proof says why."""
 
+from itertools import accumulate
+
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from tests.rows.base import F32, configured
 from train.checkpoint.checkpoints import state_bytes as checkpoint_bytes
+from train.command.planning.footprint import footprint
+from train.command.planning.job import of_plan
 from train.config.plan import Plan
+from train.ranks import eight_bit
 from train.ranks.optim import ShardOptimiser
 from train.ranks.state import in_memory, whole
 from train.strategies import memory
@@ -74,6 +80,37 @@ def test_quantised_again_it_is_another_so_that_a_rank_keeps_its_codes():
     for name, part in optimiser.codes().items():
         part.copy_(codes[name])
     assert torch.equal(whole(kept), before)
+
+
+def test_a_large_parameter_is_updated_part_by_part(monkeypatch):
+    (at_once, one), (in_parts, other) = built("adamw8bit"), built("adamw8bit")
+    trained(at_once, one, 5)
+    monkeypatch.setattr(eight_bit, "AT_ONCE", 3072)  # two parts, and a smaller last one
+    trained(in_parts, other, 5)
+    assert torch.equal(at_once, in_parts)
+    assert all(torch.equal(codes, other.codes()[name]) for name, codes in one.codes().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_an_update_needs_for_a_moment_is_as_said(monkeypatch, dtype):
+    for module in (eight_bit, memory):
+        monkeypatch.setattr(module, "AT_ONCE", 2**16)
+    parameter = nn.Parameter(torch.ones(3 * 2**16, dtype=dtype).view(-1, 256))
+    config = configured(["optim=adamw8bit"]).optim
+    optimiser = ShardOptimiser({"a.weight": parameter}, config)
+    trained(parameter, optimiser, 1)
+    parameter.grad = torch.ones_like(parameter)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        optimiser.inner.step()
+    events = sorted(recorded.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    peak = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    assert peak == pytest.approx(memory.update_bytes(config, parameter.numel(), parameter.element_size()), rel=0.01)
+
+
+def test_a_footprint_has_what_the_update_needs():
+    words = ["model=llama_8b", "strategy=single", "precision=bf16", "train.seq_len=16", "train.global_batch_size=1"]
+    found = {name: footprint(of_plan(Plan(configured([*words, f"optim={name}"]), 1))) for name in ("adamw8bit", "sgd")}
+    assert found["adamw8bit"].kinds["temporary"] >= 49 * 2**24 > found["sgd"].kinds.get("temporary", 0)
 
 
 @pytest.mark.parametrize(("size", "preset"), [(1, "dp"), (2, "fsdp"), (4, "tp_pp"), (2, "ep model=moe_tiny")])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from train.config.groups.optim import AT_ONCE
 from train.config.plan import Plan
 from train.config.schema import ModelConfig, OptimConfig, Optimiser
 from train.config.shapes import Shapes, block, coordinates, element_sizes, is_expert, units, units_by_stage
@@ -94,6 +95,13 @@ def optimiser_bytes(optim: OptimConfig, elements: int, kept: int) -> int:
     if optim.name is Optimiser.adamw8bit and elements >= LEAST and elements % BLOCK == 0:
         moment = elements + 4 * (elements // BLOCK) + 4 * NUM_CODES
     return 2 * moment + STEP_COUNT
+
+
+def update_bytes(optim: OptimConfig, elements: int, kept: int) -> int:
+    """What the update of a parameter of so many elements needs for a moment. A fused update needs nothing; the one in 8
+    bits 49 bytes for an element of float32, of AT_ONCE elements at most, mostly to quantise the moments again
+    (tests/test_eight_bit.py measures it)."""
+    return (5 * kept + 29) * min(elements, AT_ONCE) if optim.name is Optimiser.adamw8bit else 0
 
 
 def num_parameters(model: ModelConfig) -> tuple[int, int]:

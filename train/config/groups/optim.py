@@ -9,6 +9,8 @@ from omegaconf import MISSING
 
 from train.config.fields import LARGE, MAX_STEPS, key, number
 
+AT_ONCE = 2**24  # the elements of a parameter that adamw8bit updates at a time, as each needs many temporary bytes
+
 
 class Optimiser(Enum):
     adamw = "adamw"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from train.command.planning.memory.orders import order
 from train.command.planning.memory.stages import Stage, plus
+from train.command.planning.memory.state import updating
 from train.command.planning.memory.tape import GRADIENTS, TEMPORARY, UNSHARDED, Kinds
 from train.config.plan import Plan
 from train.config.technique import Rank
@@ -81,7 +82,7 @@ def moments(here: Rank, stages: Mapping[int, Stage], held: Kinds) -> Iterator[Ki
     if plan.config.strategy.reduces_once() and plan.num_microbatches > 1:
         reducing = sum(one.gathered.last_reduction() for one in stages.values() if one.gathered)
         yield plus(held, {UNSHARDED: reducing, GRADIENTS: -gradients})
-    yield held
+    yield plus(held, {TEMPORARY: updating(here)})
 
 
 def fullest(here: Rank, stages: Mapping[int, Stage]) -> Iterator[At]:

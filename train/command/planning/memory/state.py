@@ -14,7 +14,7 @@ from train.command.planning.memory.tape import Kinds
 from train.config.shapes import element_sizes, units_by_stage
 from train.config.technique import Rank
 from train.strategies.data.keys import FsdpKeys
-from train.strategies.memory import optimiser_bytes
+from train.strategies.memory import optimiser_bytes, update_bytes
 
 TOKEN = 8  # bytes of a token's number
 
@@ -47,6 +47,19 @@ def copied(here: Rank) -> float:
         return 0.0
     kept, _ = element_sizes(plan.config.precision)
     return float(kept * math.prod(here.holds("embed.weight", (model.vocab_size, model.dim))))
+
+
+def updating(here: Rank) -> float:
+    """The bytes that the optimiser's update of one parameter needs for a moment, at the most."""
+    config = here.plan.config
+    kept, _ = element_sizes(config.precision)
+    if not update_bytes(config.optim, 1, kept) or (
+        isinstance(config.strategy, FsdpKeys) and config.strategy.cpu_offload
+    ):
+        return 0.0
+    units = (unit.items() for _, _, unit in units_by_stage(here.plan, here.place["pp"], first_layers=True))
+    sizes = (math.prod(here.holds(key, shape)) for unit in units for key, shape in unit)
+    return float(max(update_bytes(config.optim, size, kept) for size in sizes))
 
 
 def parameters_of(here: Rank) -> tuple[float, float]:
