@@ -24,6 +24,7 @@ DEGREE_ONE = (
     ("zero2",),
     ("fsdp",),
     ("fsdp", "strategy.cpu_offload=true"),
+    ("fsdp", "train.activation_checkpointing=full", "train.offload_activations=true"),
     ("hsdp", "strategy.dp_replicate=1"),
     ("tp",),
     ("pp",),

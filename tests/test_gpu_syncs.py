@@ -63,6 +63,7 @@ def ran(tmp_path: Path, *words: str, planted: str = "clean") -> subprocess.Compl
     [
         ("strategy=single",),
         ("strategy=single", "compile.enabled=true"),
+        ("strategy=single", "train.activation_checkpointing=full", "train.offload_activations=true"),
         ("strategy=dp",),
         ("strategy=zero1",),
         ("strategy=fsdp",),

@@ -5,8 +5,13 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from tests.rows.base import configured
+from train.command import cli
+from train.config.plan import Plan
+from train.config.problems import BadInput
 from train.config.schema import ActivationCheckpointing
 from train.strategies.recompute.apply import apply_checkpointing
+from train.strategies.recompute.rules import check_device
 
 
 @torch.library.custom_op("test_recompute::exchanged", mutates_args=())
@@ -59,3 +64,28 @@ def test_what_is_kept(mode, activations):
         y = forward(x)
     torch.testing.assert_close(torch.autograd.grad(y.sum(), [x, *layer.parameters()]), expected)
     assert len({tensor.data_ptr() for tensor in kept if tensor.shape == x.shape}) == activations
+
+
+FULL = "strategy=tp compile.enabled=true train.activation_checkpointing=full"
+
+
+@pytest.mark.parametrize(
+    ("line", "refused"),
+    [
+        (FULL, True),
+        (FULL.replace("full", "selective"), False),
+        (FULL.replace("full", "selective") + " model.dropout=0.1", True),
+        (FULL.replace("strategy=tp", "strategy=fsdp"), False),
+        (FULL.replace("compile.enabled=true", ""), False),
+    ],
+)
+def test_what_torch_cannot_compile_for_a_cpu_is_refused_there(line, refused):
+    on_cpu, unknown = (configured([*line.split(), f"runtime.device={device}"]) for device in ("cpu", "auto"))
+    found = [problem for problem in cli.problems(on_cpu, 2) if problem.rule == "recompute_compiled"]
+    assert len(found) == refused and not cli.problems(unknown, 2)
+    if refused:
+        mended = Plan(on_cpu, 2).override(found[0].overrides[0])
+        assert not cli.problems(mended.config, 2)
+        with pytest.raises(BadInput, match="not compiled by torch"):
+            check_device(Plan(unknown, 2), "cpu")
+    check_device(Plan(unknown, 2), "cuda")

@@ -23,7 +23,7 @@ ALL = "all"
 # The proof takes an SGD step and some AdamW steps with rates of its own, and clips them (train/proof/collecting.py).
 OWN = ("optim.name", "optim.lr", "optim.weight_decay", "optim.momentum", "train.clip_norm", "train.eval_batches")
 # What belongs to a strategy: one device does without it
-OF_STRATEGY = ("strategy=", "strategy.", "train.loss_chunks=")
+OF_STRATEGY = ("strategy=", "strategy.", "train.loss_chunks=", "train.offload_activations=")
 MOST_PROCESSES = 16  # up to which another number of processes is looked for, with which a preset can be verified
 
 

@@ -9,6 +9,7 @@ from tests.planted import (
     dropout,
     evaluation,
     expert,
+    offload,
     pipeline,
     quantise,
     reference,
@@ -31,6 +32,7 @@ _SUBJECTS = (
     quantise,
     distil,
     chunked_loss,
+    offload,
 )
 BUGS: dict[str, Bug] = {bug.__name__: bug for subject in _SUBJECTS for bug in subject.BUGS}
 

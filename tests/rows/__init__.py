@@ -5,10 +5,36 @@ microbatches, or in a pipeline as many as there are sequences. One token (the sp
 microbatches have different numbers of valid tokens.
 """
 
-from tests.rows import auto, chunked_loss, context, data, expert, float8, pairwise, pipeline, products, quantise, tensor
+from tests.rows import (
+    auto,
+    chunked_loss,
+    context,
+    data,
+    expert,
+    float8,
+    offload,
+    pairwise,
+    pipeline,
+    products,
+    quantise,
+    tensor,
+)
 from tests.rows.base import Row, quickest
 
-_SUBJECTS = (data, tensor, pipeline, context, expert, quantise, float8, chunked_loss, products, pairwise, auto)
+_SUBJECTS = (
+    data,
+    tensor,
+    pipeline,
+    context,
+    expert,
+    quantise,
+    float8,
+    chunked_loss,
+    offload,
+    products,
+    pairwise,
+    auto,
+)
 ROWS: list[Row] = [row for subject in _SUBJECTS for row in subject.ROWS]
 QUICK_ROWS: list[Row] = quickest(ROWS)
 SLOW_ROWS: list[Row] = [row for subject in _SUBJECTS for row in subject.SLOW_ROWS]

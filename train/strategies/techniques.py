@@ -5,7 +5,8 @@
 2. Quantisation-aware training rounds the inputs and the weights of linear layers, and so do products in 8 bits.
 3. Activation checkpointing wraps the computation that results, so that its backward repeats exactly this.
 4. Compilation wraps both.
-5. The loss in chunks calls the loss that results, also a compiled one.
+5. What a layer keeps is offloaded outside compiled code, and the loss in chunks calls the loss that results, also a
+   compiled one.
 6. Data parallelism comes last: its hooks need the final parameters of each block, and must run outside compiled code.
 
 Pipeline parallelism and DeepSpeed do not change a model: the strategies' `build` uses them. They are in this list for
@@ -25,6 +26,7 @@ from train.strategies.deepspeed.technique import DEEPSPEED
 from train.strategies.distil.technique import DISTIL
 from train.strategies.expert.technique import EXPERT
 from train.strategies.float8.technique import FLOAT8
+from train.strategies.offload.technique import OFFLOAD
 from train.strategies.pipeline.technique import PIPELINE
 from train.strategies.quantise.technique import QUANTISE
 from train.strategies.recompute.technique import RECOMPUTE
@@ -39,6 +41,7 @@ TECHNIQUES = (
     FLOAT8,
     RECOMPUTE,
     COMPILE,
+    OFFLOAD,
     CHUNKED_LOSS,
     FSDP,
     DDP,

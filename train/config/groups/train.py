@@ -76,6 +76,11 @@ class TrainConfig:
         "What a layer keeps for its backward: everything (none), its input (full), or also the outputs of matrix "
         "products and attention (selective); the rest is recomputed.",
     )
+    offload_activations: bool = key(
+        False,
+        "What train.activation_checkpointing=full keeps, the inputs of layers, waits for the backward in the host's "
+        "memory.",
+    )
     loss_chunks: int = number(
         1,
         "The head and the loss are computed in this many chunks of a microbatch's tokens, so that the logits of one "

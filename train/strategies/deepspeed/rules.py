@@ -151,6 +151,13 @@ def loss_chunks(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     )
 
 
+def activations(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+    if not plan.config.train.offload_activations:
+        return None
+    message = f"train.offload_activations=true is not supported with strategy={strategy.name}"
+    return Finding(message, ("train.offload_activations=false",))
+
+
 def teacher(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     found = plan.config.train.teacher
     if found is None:
@@ -199,6 +206,7 @@ RULES = (
     Rule("ds_keep_zeros", "DeepSpeed clips and updates with gradients of its own", of_deepspeed(keep_zeros)),
     Rule("ds_qat", "rounding is proven in float64 only, which DeepSpeed refuses", of_deepspeed(qat)),
     Rule("ds_loss_chunks", "a loss in chunks is not proven with DeepSpeed's engines", of_deepspeed(loss_chunks)),
+    Rule("ds_activations", "offloaded inputs of layers are not proven with its engines", of_deepspeed(activations)),
     Rule("ds_teacher", "DeepSpeed's engines run one model", of_deepspeed(teacher)),
     Rule("ds_eight_bit", "DeepSpeed cuts moments into flat parts of its own", of_deepspeed(eight_bit)),
     Rule("ds_dense", "DeepSpeed's step does not run the lab's balancing of experts", of_deepspeed(dense)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from train.config.plan import Plan
 from train.config.strategy import Strategy
 from train.config.technique import Target, Technique
+from train.strategies.recompute.rules import RULES, check_device
 from train.strategies.recompute.traffic import recomputes
 
 
@@ -11,10 +13,11 @@ def apply(target: Target) -> None:
     from train.strategies.recompute.apply import apply_checkpointing
 
     config = target.config
+    check_device(Plan(config, target.mesh.size()), target.mesh.device_type)
     whole = config.compile.enabled and not config.model.num_experts  # a mixture's layer is compiled in parts
     how = {"splits_backward": config.strategy.splits_backward(), "compiled": whole}
     for layer in target.model.layers.values():
         apply_checkpointing(layer, config.train.activation_checkpointing, **how)
 
 
-RECOMPUTE = Technique("activation checkpointing", (), Strategy, recomputes, apply=apply)
+RECOMPUTE = Technique("activation checkpointing", (), Strategy, recomputes, RULES, apply=apply)

@@ -35,7 +35,7 @@ class Stage:
     """`before`, `after`: whether there are neighbours, whose hidden states and gradients are buffers of the schedule.
     `turns`: whether the stage after it is on the same rank, as in a V; `turned`: the stage before it. Then the buffers
     are the tensors themselves, which stay until the next step. `pipelined`: whether a schedule keeps the stage's result
-    until its backward ends."""
+    until its backward ends. `offloads`: whether the layers' inputs wait in the host's memory."""
 
     sizes: Sizes
     num_layers: int
@@ -49,6 +49,7 @@ class Stage:
     turned: bool
     pipelined: bool
     tied: bool
+    offloads: bool
 
     @cached_property
     def entry(self) -> float:
@@ -58,6 +59,11 @@ class Stage:
         rows = float(s.seq_len // s.cp_degree * s.head_dim * s.wide) if s.cp else 0.0
         return rows + (self.embedding.kept if self.embedding else 0.0)
 
+    def after_layers(self, number: int) -> float:
+        """Bytes of activations when so many layers have run. Of inputs that are offloaded, two are on the device."""
+        found = self.entry + number * self.layer.kept
+        return found - max(number + 1 - 2, 0) * self.sizes.shard if self.offloads else found
+
     @cached_property
     def kept(self) -> Kinds:
         """What a microbatch keeps between its forward and its backward."""
@@ -66,7 +72,7 @@ class Stage:
     @cached_property
     def kept_by_modules(self) -> Kinds:
         """What the modules keep of a microbatch, without the result that a schedule keeps."""
-        found = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept - self.turns * self.layer.result}
+        found = {ACTIVATIONS: self.after_layers(self.num_layers) - self.turns * self.layer.result}
         return plus(found, self.head.kept) if self.head else found
 
     @cached_property
@@ -92,10 +98,10 @@ class Stage:
         g = self.gathered
         if self.embedding:
             yield {ACTIVATIONS: self.embedding.forward, UNSHARDED: g.forward(g.embed, fresh=fresh) if g else 0.0}
-        below = {ACTIVATIONS: self.entry + (self.num_layers - 1) * self.layer.kept}
+        below = {ACTIVATIONS: self.after_layers(self.num_layers - 1)}
         yield plus(below, self.layer.forward, {UNSHARDED: g.forward(g.layer, fresh=fresh) if g else 0.0})
         if self.head:
-            every = {ACTIVATIONS: self.entry + self.num_layers * self.layer.kept}
+            every = {ACTIVATIONS: self.after_layers(self.num_layers)}
             if g and fresh:  # the head is copied out of its message, and the last layer's is still there
                 yield plus(every, {UNSHARDED: g.loss() + g.head.message + g.layer.message})
             yield plus(every, self.head.forward, {UNSHARDED: g.loss() if g else 0.0})
@@ -103,19 +109,19 @@ class Stage:
     def backward(self, *, first: bool, last: bool, stayed: bool) -> Iterator[Kinds]:
         """`first`: whether the stage's weights have no gradients yet. `last`: whether FSDP frees parameters now.
         `stayed`: whether all of them have stayed since a backward."""
-        g, layer, held = self.gathered, self.layer, self.num_layers * self.layer.kept
+        g, layer, held = self.gathered, self.layer, {ACTIVATIONS: self.after_layers(self.num_layers)}
         done = 0.0  # bytes of gradients that exist by then, if they are the first
         kind = UNSHARDED if g is not None and g.once else GRADIENTS
         if self.head:
             cost = self.head.first if first else self.head.backward
             whole = {UNSHARDED: g.loss(stayed=stayed) if g else 0.0}
-            yield plus({ACTIVATIONS: self.entry + held}, self.beside_loss, cost, whole)
+            yield plus(held, self.beside_loss, cost, whole)
             cost = self.head.product_first if first else self.head.product
             whole = {UNSHARDED: g.head_backward(stayed=stayed) if g else 0.0}
-            yield plus({ACTIVATIONS: self.entry + held}, self.result, cost, whole)
+            yield plus(held, self.result, cost, whole)
             if g is not None and not g.once and not g.tied:
                 new = {GRADIENTS if first else UNSHARDED: g.head.shard}
-                own = {ACTIVATIONS: self.entry + held, TEMPORARY: self.sizes.shard}
+                own = plus(held, {TEMPORARY: self.sizes.shard})
                 yield plus(own, self.result, {UNSHARDED: g.reduction(g.head, g.layer)}, new)
             done = 0.0 if self.waits else self.grown(self.head.weights, g.head if g else None)
         result = 0.0 if self.head or self.turns else layer.result
@@ -124,8 +130,8 @@ class Stage:
             cost = layer.first if first else layer.backward
             if self.after and (top or self.num_layers == 1):
                 cost = layer.received_first if first else layer.received
-            below = (self.num_layers - 1) * layer.kept if top else 0.0
-            own = {ACTIVATIONS: self.entry + below + result, LOGITS: self.waits}
+            below = self.after_layers(self.num_layers - 1 if top else 0)
+            own = {ACTIVATIONS: below + result, LOGITS: self.waits}
             own |= {UNSHARDED: g.layer_backward(top=top and not stayed, last=last) if g else 0.0}
             had = done + (0.0 if top else (self.num_layers - 1) * each)
             yield plus(own, self.result, cost, {kind: had} if first else {})
@@ -210,4 +216,5 @@ def stage_of(rank: Rank, stage: int, engine: Engine = as_here) -> Stage:
         turned=stage - 1 in own,
         pipelined=strategy.schedule_name() is not None,
         tied=model.tie_embeddings and both,
+        offloads=plan.config.train.offload_activations,
     )
