@@ -113,19 +113,21 @@ def test_a_row_of_a_run_that_was_stopped(tmp_path):
     line = next(line for line in bench_results.table([row]).splitlines() if line.startswith("| tp |"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == [
-        "tp", "2", "100", "40.0", "24.0", "parameters 2", "tp 7", "not measured", "not measured",
-        "3 (stopped after 60 s)",
+        "tp", "2", "100", "40.0", "-", "24.0", "parameters 2", "tp 7", "-", "-", "3 (stopped after 60 s)",
     ]  # fmt: skip
 
 
 def test_efficiency_is_over_one_gpu_and_the_newest_run_counts():
     speeds = {("single", 1): 50.0, ("dp", 1): 49.0, ("dp", 2): 40.0}
-    rows = [{"label": label, "nproc": n, "status": "ok", bench_results.SPEED: v} for (label, n), v in speeds.items()]
-    text = bench_results.table([rows[0] | {bench_results.SPEED: 1.0}, *rows])
+    ok = {"status": "ok", "steps_measured": 15}
+    rows = [{"label": label, "nproc": n, **ok, bench_results.SPEED: v} for (label, n), v in speeds.items()]
+    failed = {"label": "cp ring", "nproc": 2, "status": "failed (1)"}
+    text = bench_results.table([rows[0] | {bench_results.SPEED: 1.0}, *rows, failed])
     assert "| dp | 98.0 | 80.0 |" in text
     assert "| tp |" not in text, "what was not run is not in a table of what was measured"
     assert bench_results.scaling({("dp", 2): rows[2]}) == [], "nothing to compare with"
     assert text.count("| single | 1 |") == 1
+    assert "| cp ring |" not in text and "No step was measured of cp ring on 2 (failed (1))." in text
 
 
 def test_a_proof_says_what_it_found():

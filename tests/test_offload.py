@@ -62,6 +62,7 @@ def step(made: list[nn.Module], device: str, seed: int) -> list[Tensor]:
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own code, which its compiler loads
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_gradients_are_the_same_to_the_bit(device, compiled):

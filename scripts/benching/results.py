@@ -83,21 +83,26 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown tables of every point that was run, and of the scaling from 1 GPU. A missing figure is marked."""
-    names = ("point", "GPUs", "tokens/s a GPU", "MFU, %", "peak, GiB", "of it, MiB", "sent a step, MiB",
-             "exposed, ms", "bubble, %", "steps")  # fmt: skip
+    """Markdown tables of every point of which a step was measured, and of the scaling from 1 GPU; the others stand in a
+    sentence. A dash means that a point has no such figure."""
+    names = ("point", "GPUs", "tokens/s a GPU", "MFU, %", "tokens a joule", "peak, GiB", "of it, MiB",
+             "sent a step, MiB", "exposed, ms", "bubble, %", "steps")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     newest = {(r["label"], r["nproc"]): r for r in rows if not r["label"].startswith("verify")}
+    empty = [f"{r['label']} on {r['nproc']} ({r['status']})" for r in newest.values() if not r.get("steps_measured")]
     for r in newest.values():
         measured = r.get("steps_measured", 0)
+        if not measured:
+            continue
         cells = [
             r["label"], str(r["nproc"]), _shown(r, SPEED, ",.0f"), _shown(r, "perf/mfu_pct", ".1f"),
-            _shown(r, "memory/peak_allocated_gib", ".1f"),
-            _memory(r),
+            _shown(r, "energy/tokens_per_joule", ".0f"), _shown(r, "memory/peak_allocated_gib", ".1f"), _memory(r),
             _by_axis(r, "mib"), _by_axis(r, "exposed_ms"), _shown(r, "pipeline/bubble_pct", ".1f"),
-            f"{measured}" if r["status"] == "ok" else f"{measured} ({r['status']})" if measured else r["status"],
+            f"{measured}" if r["status"] == "ok" else f"{measured} ({r['status']})",
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cell or 'not measured' for cell in cells)} |")
+        lines.append(f"| {' | '.join(cell or '-' for cell in cells)} |")
+    if empty:
+        lines += ["", f"No step was measured of {', '.join(empty)}."]
     facts = {f"{r['device']}, torch {r['torch']}, commit {r['commit']}" for r in newest.values() if "device" in r}
     return "\n".join([*sorted(facts), "", *lines, "", *scaling(newest)])
 
