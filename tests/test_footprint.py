@@ -134,7 +134,7 @@ def test_peaks_of_two_gpus(line, gib):
     [("none", 16, 81.1), ("selective", 16, 60.7), ("full", 16, 22.6), ("full train.seq_len=32768", 1, 16.4)],
 )  # fmt: skip
 def test_peaks_of_recomputation(line, rows, gib):
-    """The points of docs/benchmarks.md on one GPU, compiled, one microbatch a step."""
+    """Points of docs/benchmarks.md at commit 987bd29 on one GPU, compiled, one microbatch a step."""
     batch = f"nproc=1 compile.enabled=true train.micro_batch_size={rows} train.global_batch_size={rows}"
     peak = said(f"{BASE} {batch} strategy=single train.activation_checkpointing={line}").total
     assert peak == pytest.approx(gib * GiB, rel=0.01)

@@ -146,6 +146,16 @@ def test_the_closed_form_of_memory_has_two_inputs():
     assert there.total - away.total == pytest.approx(14 * one)
 
 
+def test_with_large_inputs_the_peak_is_at_the_last_layer_with_two():
+    words = "strategy=single model=llama_1b precision=bf16 train.seq_len=32768 train.micro_batch_size=8"
+    words += " train.global_batch_size=8 train.activation_checkpointing=full train.offload_activations=true"
+    found = footprint(of_plan(Plan(configured([*words.split(), "train.loss_chunks=32"]), 1)))
+    assert found.kinds["activations"] == pytest.approx(2 * 8 * 32768 * 2048 * 2, rel=0.01)
+    ends = 4 * 2048 * 32768  # the embedding, or the head
+    layer = (found.kinds["parameters"] - 2 * ends) / 16
+    assert ends + 14 * layer <= found.kinds["gradients"] < ends + 15.5 * layer
+
+
 @pytest.mark.parametrize(
     ("line", "size", "rule"),
     [

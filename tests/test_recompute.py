@@ -11,7 +11,7 @@ from train.config.plan import Plan
 from train.config.problems import BadInput
 from train.config.schema import ActivationCheckpointing
 from train.strategies.recompute.apply import apply_checkpointing
-from train.strategies.recompute.rules import check_device
+from train.strategies.recompute.rules import check_device, compiled_on_cpu
 
 
 @torch.library.custom_op("test_recompute::exchanged", mutates_args=())
@@ -86,6 +86,10 @@ def test_what_torch_cannot_compile_for_a_cpu_is_refused_there(line, refused):
     if refused:
         mended = Plan(on_cpu, 2).override(found[0].overrides[0])
         assert not cli.problems(mended.config, 2)
-        with pytest.raises(BadInput, match="not compiled by torch"):
+        with pytest.raises(BadInput, match="is not compiled for a CPU"):
             check_device(Plan(unknown, 2), "cpu")
+        broken = compiled_on_cpu(Plan(on_cpu, 2))
+        assert broken is not None
+        for fix in broken.fixes:
+            assert not cli.problems(Plan(on_cpu, 2).override(fix).config, 2), fix
     check_device(Plan(unknown, 2), "cuda")

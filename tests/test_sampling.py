@@ -223,5 +223,8 @@ def test_out_of_memory_is_one_line_of_what_fills_it_and_what_helps():
     assert "rank 1 (cpu), which holds optimiser 0.00 GiB, parameters 0.00 GiB" in text and "\n" not in text
     assert "train.micro_batch_size=1 or train.activation_checkpointing=full or precision=bf16" in text
     assert caught.value.exit_code == 3
+    recomputed = ["strategy=dp", "train.activation_checkpointing=full"]
+    config = cli.parse(cli.parser("test", ""), recomputed)[0]
+    assert out_of_memory.remedies(config, built=True)[0] == "train.offload_activations=true"
     with pytest.raises(RuntimeError, match="else"), out_of_memory.explained(config, cpu, 0):
         raise RuntimeError("something else")

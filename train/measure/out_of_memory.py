@@ -20,6 +20,7 @@ from train.config.schema import ActivationCheckpointing, Config
 from train.config.strategy import TrainStep
 from train.measure.peak import storages
 from train.measure.results import GiB
+from train.strategies.deepspeed.strategy import DeepSpeed
 
 MAX_EVENTS = 200_000
 NO_MEMORY_ON_CPU = "can't allocate memory"
@@ -107,6 +108,8 @@ def remedies(config: Config, *, built: bool) -> list[str]:
         found.append(f"train.micro_batch_size={train.micro_batch_size // 2}")
     if train.activation_checkpointing is not ActivationCheckpointing.full:
         found.append("train.activation_checkpointing=full")
+    elif not (train.offload_activations or "pp" in axes or isinstance(config.strategy, DeepSpeed)):
+        found.append("train.offload_activations=true")
     if not config.precision.casts:
         found.append("precision=bf16")
     if "dp_shard" not in axes and "cp" not in axes:

@@ -52,19 +52,20 @@ class EightBitAdamW(AdamW8bit):
             update(*part)
 
 
-def _parts(p: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _parts(p: Tensor, grad: Tensor, *moments: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Views of the same elements of all tensors, AT_ONCE at a time; or the tensors, where no view is possible."""
     if p.numel() <= AT_ONCE or not p.is_contiguous():
-        yield p, *others
+        yield p, grad, *moments
         return
+    grad = grad.contiguous()
     for start in range(0, p.numel(), AT_ONCE):
-        yield tuple(_part(tensor, start) for tensor in (p, *others))
+        yield tuple(_part(tensor, start) for tensor in (p, grad, *moments))
 
 
 def _part(tensor: Tensor, start: int) -> Tensor:
     end = start + AT_ONCE
     if not is_traceable_wrapper_subclass(tensor):
-        return tensor.reshape(-1)[start:end]
+        return tensor.view(-1)[start:end]
     kept: Any = tensor
     scale = kept.scale[start // kept.block_size : end // kept.block_size]
     return type(kept)(kept.codes.view(-1)[start:end], scale, kept.qmap, kept.signed, kept.dtype)

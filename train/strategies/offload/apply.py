@@ -70,7 +70,7 @@ class Input:
 
     Memory of the device belongs to the stream of the computation, where it is allocated and freed. Therefore the stream
     of the copies waits for the computation before it writes, and the computation for the copy before it reads x, or
-    frees it.
+    frees it. An input that was fetched must be taken: a backward goes through all layers, or the run ends.
     """
 
     def __init__(self, x: Tensor, stream: torch.cuda.Stream | None, before: Input | None) -> None:

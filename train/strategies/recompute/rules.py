@@ -12,14 +12,18 @@ def compiled_on_cpu(plan: Plan) -> Finding | None:
     """For weights that tensor parallelism splits, torch 2.13 passes a device mesh from a compiled forward to its
     backward. It puts the mesh before the states of random generators and looks for it after them. Such states exist if
     an operator runs again that may draw numbers: on a CPU that is attention, even without dropout. On CUDA devices the
-    states go another way."""
-    config, mode = plan.config, plan.config.train.activation_checkpointing
-    draws = mode is ActivationCheckpointing.full or config.model.dropout > 0  # selective keeps attention's output
-    if not (config.compile.enabled and "tp" in plan.axes and draws) or config.model.num_experts:
+    states go another way. Torch 2.11 passes no mesh, but is not told apart here."""
+    config, train = plan.config, plan.config.train
+    draws = config.model.dropout > 0
+    keeps = train.activation_checkpointing is ActivationCheckpointing.selective  # attention's result
+    if not (config.compile.enabled and "tp" in plan.axes) or config.model.num_experts or (keeps and not draws):
         return None
-    message = f"train.activation_checkpointing={mode.value} with strategy.tp is not compiled by torch 2.13 for a CPU"
-    fixes = ("compile.enabled=false", "train.activation_checkpointing=none")
-    return Finding(message, ("train.activation_checkpointing=selective", *fixes))
+    message = f"train.activation_checkpointing={train.activation_checkpointing.value} with strategy.tp is not compiled"
+    fixes = ["compile.enabled=false"]
+    if not train.offload_activations:
+        fixes += ["train.activation_checkpointing=none"]
+        fixes += [] if draws else ["train.activation_checkpointing=selective"]
+    return Finding(f"{message} for a CPU, where torch 2.13 fails", tuple(fixes))
 
 
 def early(plan: Plan) -> Finding | None:

@@ -126,14 +126,17 @@ class Stage:
             done = 0.0 if self.waits else self.grown(self.head.weights, g.head if g else None)
         result = 0.0 if self.head or self.turns else layer.result
         each = self.grown(layer.weights, g.layer if g else None)
-        for top in (True, False):
+        above = self.num_layers - 1
+        layers = [(True, above), (False, 0)]
+        if self.offloads and above > 1:  # the last layer with two inputs on the device
+            layers.append((False, 1))
+        for top, below in layers:
             cost = layer.first if first else layer.backward
             if self.after and (top or self.num_layers == 1):
                 cost = layer.received_first if first else layer.received
-            below = self.after_layers(self.num_layers - 1 if top else 0)
-            own = {ACTIVATIONS: below + result, LOGITS: self.waits}
+            own = {ACTIVATIONS: self.after_layers(below) + result, LOGITS: self.waits}
             own |= {UNSHARDED: g.layer_backward(top=top and not stayed, last=last) if g else 0.0}
-            had = done + (0.0 if top else (self.num_layers - 1) * each)
+            had = done + (0.0 if top else (above - below) * each)
             yield plus(own, self.result, cost, {kind: had} if first else {})
         if self.embedding:
             yield self.embedding_backward(first=first, last=last)
