@@ -131,10 +131,14 @@ def test_peaks_of_two_gpus(line, gib):
 
 @pytest.mark.parametrize(
     ("line", "rows", "gib"),
-    [("none", 16, 81.1), ("selective", 16, 60.7), ("full", 16, 22.6), ("full train.seq_len=32768", 1, 16.4)],
+    [
+        ("none", 16, 81.1), ("selective", 16, 60.7), ("full", 16, 22.6), ("full train.seq_len=32768", 1, 16.4),
+        ("none train.loss_chunks=8", 16, 74.61), ("full train.loss_chunks=8", 8, 16.02),
+        ("full train.loss_chunks=8 train.seq_len=32768", 2, 20.21),
+    ],
 )  # fmt: skip
 def test_peaks_of_recomputation(line, rows, gib):
-    """Points of docs/benchmarks.md at commit 987bd29 on one GPU, compiled, one microbatch a step."""
+    """Points of docs/benchmarks.md on one GPU, compiled, one microbatch a step."""
     batch = f"nproc=1 compile.enabled=true train.micro_batch_size={rows} train.global_batch_size={rows}"
     peak = said(f"{BASE} {batch} strategy=single train.activation_checkpointing={line}").total
     assert peak == pytest.approx(gib * GiB, rel=0.01)

@@ -71,7 +71,9 @@ def feed_forward(t: Tape, s: Sizes, x: Value, hidden: int, *, whole: bool = Fals
     gate = linear(t, s, h, s.dim, hidden)
     active = activated(t, s, gate, size)
     up = linear(t, s, h, s.dim, hidden)
-    product = t.apply(size, (active, size), (up, size), saved=[active.buffer, up.buffer])
+    # one compiled kernel of a recomputation makes the product and both gradients, before the product is multiplied
+    again = size if s.compiled and t.stop_at is not None else 0.0
+    product = t.apply(size, (active, size), (up, size), saved=[active.buffer, up.buffer], back=again)
     t.drop(active, up)
     a = linear(t, s, product, hidden, s.dim, kept=not s.compiled)  # no backward reads it, as a compiler sees
     if whole:
