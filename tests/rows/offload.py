@@ -18,7 +18,6 @@ SLOW_ROWS: list[Row] = [
     row(2, "strategy=cp", "strategy.cp_method=ring", *OFFLOADED),
     row(2, "strategy=ep", *OFFLOADED, options=(F64, MOE, "model.balance=aux_loss")),
     row(2, "strategy=fsdp", *OFFLOADED, COMPILED, options=(F32,)),
-    row(2, "strategy=cp", *OFFLOADED, COMPILED, options=(F32,)),
     row(4, "strategy=fsdp_tp", *OFFLOADED, options=(F64, TIED)),
     row(4, "strategy=hsdp", *OFFLOADED),
 ]
