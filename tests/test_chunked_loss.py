@@ -14,9 +14,8 @@ from torch.utils._pytree import tree_leaves
 from scripts.verifying import task
 from tests.drawn import Drawn
 from tests.footprints import LENGTH, SIZES, compared, dry_runs, fullest
-from train.command import cli
+from tests.refused import assert_refused_with_a_fix
 from train.config.fields import IGNORE_INDEX
-from train.config.plan import Plan
 from train.model.transformer import CrossEntropy, Linear
 from train.strategies.chunked_loss.apply import loss_in_chunks
 
@@ -146,11 +145,7 @@ def test_nothing_of_a_chunk_is_kept_for_the_backward():
     ],
 )
 def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
-    config = cli.configured(line.split())
-    found = {problem.rule: problem for problem in cli.problems(config, size)}
-    assert rule in found and found[rule].overrides
-    mended = Plan(config, size).override(" ".join(found[rule].overrides))
-    assert not cli.problems(mended.config, mended.world_size)
+    assert_refused_with_a_fix(line.split(), size, rule)
 
 
 def test_a_proof_compares_it_with_the_whole_loss():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.refused import assert_refused_with_a_fix
 from tests.rows.base import F64, row
 from tests.running import run_rows
 from tests.saved_runs import newest, train
@@ -17,7 +18,6 @@ from train.checkpoint.checkpoints import with_given
 from train.checkpoint.resume import Start
 from train.checkpoint.whole.trained import open_trained
 from train.command import cli
-from train.config.plan import Plan
 from train.config.problems import BadInput
 from train.config.world import World
 from train.ranks.side_group import SideGroup
@@ -115,11 +115,7 @@ def test_a_run_that_goes_on_keeps_its_teacher_and_the_hash_of_its_first_weights(
     ],
 )
 def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
-    config = cli.configured([*line.split(), "train.teacher=runs/x"])
-    found = {problem.rule: problem for problem in cli.problems(config, size)}
-    assert rule in found and found[rule].overrides
-    mended = Plan(config, size).override(" ".join(found[rule].overrides))
-    assert not cli.problems(mended.config, mended.world_size)
+    assert_refused_with_a_fix([*line.split(), "train.teacher=runs/x"], size, rule)
 
 
 @pytest.mark.timeout(100)

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.refused import assert_refused_with_a_fix
 from tests.rows.base import configured
-from train.command import cli
-from train.config.plan import Plan
 from train.config.schema import Fp8Scaling
 from train.model.transformer import Linear, Transformer, dtypes
 from train.ranks.quiet import quiet_torchao
@@ -100,11 +99,7 @@ def test_only_linear_layers_of_blocks_are_changed():
     ],
 )
 def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
-    config = cli.configured([*line.split(), "precision=fp8"])
-    found = {problem.rule: problem for problem in cli.problems(config, size)}
-    assert rule in found and found[rule].overrides
-    mended = Plan(config, size).override(" ".join(found[rule].overrides))
-    assert not cli.problems(mended.config, mended.world_size)
+    assert_refused_with_a_fix([*line.split(), "precision=fp8"], size, rule)
 
 
 @pytest.mark.gpu

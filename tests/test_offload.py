@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from scripts.verifying import task
+from tests.refused import assert_refused_with_a_fix
 from tests.rows.base import configured
-from train.command import cli
 from train.command.planning.footprint import footprint
 from train.command.planning.job import of_plan
 from train.config.plan import Plan
@@ -117,19 +117,18 @@ def test_nothing_is_copied_without_gradients():
     assert offloading.newest is None
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_device_needs_less_memory():
+@pytest.mark.parametrize("device", [GPU])
+def test_the_device_needs_less_memory(device):
     peaks = []
     for offloaded in (False, True):
-        made = layers("cuda", offloaded=offloaded, compiled=False)
-        step(made, "cuda", 0)
+        made = layers(device, offloaded=offloaded, compiled=False)
+        step(made, device, 0)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step(made, "cuda", 1)
+        step(made, device, 1)
         peaks.append(torch.cuda.max_memory_allocated() - before)
         del made
-    size = 4 * SIZES["cuda"][0] * SIZES["cuda"][1]
+    size = 4 * SIZES[device][0] * SIZES[device][1]
     assert peaks[0] - peaks[1] >= (LAYERS - 3) * size
 
 
@@ -178,11 +177,7 @@ def test_with_large_inputs_the_peak_is_at_the_last_layer_with_two():
     ],
 )
 def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
-    config = cli.configured(line.split())
-    found = {problem.rule: problem for problem in cli.problems(config, size)}
-    assert rule in found and found[rule].overrides
-    mended = Plan(config, size).override(found[rule].overrides[0])
-    assert not cli.problems(mended.config, mended.world_size)
+    assert_refused_with_a_fix(line.split(), size, rule)
 
 
 def test_a_proof_compares_it_with_what_stays_on_the_device():

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from train.command import cli
-from train.config.plan import Plan
+from tests.refused import assert_refused_with_a_fix
 from train.model.transformer import Linear
 from train.strategies.quantise.apply import RoundedLinear
 from train.strategies.quantise.rounding import rounded_activation, rounded_weight
@@ -68,8 +67,4 @@ def test_few_steps_and_a_gradient_that_passes(dtype):
     ],
 )
 def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
-    config = cli.configured([*line.split(), "train.qat=8da4w"])
-    found = {problem.rule: problem for problem in cli.problems(config, size)}
-    assert rule in found and found[rule].overrides
-    mended = Plan(config, size).override(" ".join(found[rule].overrides))
-    assert not cli.problems(mended.config, mended.world_size)
+    assert_refused_with_a_fix([*line.split(), "train.qat=8da4w"], size, rule)

@@ -89,10 +89,10 @@ def table(rows: list[dict[str, Any]]) -> str:
              "sent a step, MiB", "exposed, ms", "bubble, %", "steps")  # fmt: skip
     lines = [f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
     newest = {(r["label"], r["nproc"]): r for r in rows if not r["label"].startswith("verify")}
-    empty = [f"{r['label']} on {r['nproc']} ({r['status']})" for r in newest.values() if not r.get("steps_measured")]
+    empty = []
     for r in newest.values():
-        measured = r.get("steps_measured", 0)
-        if not measured:
+        if not (measured := r.get("steps_measured", 0)):
+            empty.append(f"{r['label']} on {r['nproc']} ({r['status']})")
             continue
         cells = [
             r["label"], str(r["nproc"]), _shown(r, SPEED, ",.0f"), _shown(r, "perf/mfu_pct", ".1f"),

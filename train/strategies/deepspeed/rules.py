@@ -129,40 +129,18 @@ def nonfinite(plan: Plan, strategy: DeepSpeed) -> Finding | None:
     return Finding(message, ("train.on_nonfinite=stop",))
 
 
-def keep_zeros(plan: Plan, strategy: DeepSpeed) -> Finding | None:
-    if not plan.config.train.keep_zeros:
-        return None
-    return Finding(f"train.keep_zeros=true is not supported with strategy={strategy.name}", ("train.keep_zeros=false",))
+def only(key: str, off: object) -> Callable[[Plan], Finding | None]:
+    """A check that this key, such as train.qat, has the value `off`."""
+    group, name = key.split(".")
 
+    def check(plan: Plan, strategy: DeepSpeed) -> Finding | None:
+        found = getattr(getattr(plan.config, group), name)
+        if found == off:
+            return None
+        message = f"{key}={idle.written(idle.plain(found))} is not supported with strategy={strategy.name}"
+        return Finding(message, (f"{key}={idle.written(idle.plain(off))}",))
 
-def qat(plan: Plan, strategy: DeepSpeed) -> Finding | None:
-    found = plan.config.train.qat
-    if found is Qat.none:
-        return None
-    return Finding(f"train.qat={found.value} is not supported with strategy={strategy.name}", ("train.qat=none",))
-
-
-def loss_chunks(plan: Plan, strategy: DeepSpeed) -> Finding | None:
-    found = plan.config.train.loss_chunks
-    if found == 1:
-        return None
-    return Finding(
-        f"train.loss_chunks={found} is not supported with strategy={strategy.name}", ("train.loss_chunks=1",)
-    )
-
-
-def activations(plan: Plan, strategy: DeepSpeed) -> Finding | None:
-    if not plan.config.train.offload_activations:
-        return None
-    message = f"train.offload_activations=true is not supported with strategy={strategy.name}"
-    return Finding(message, ("train.offload_activations=false",))
-
-
-def teacher(plan: Plan, strategy: DeepSpeed) -> Finding | None:
-    found = plan.config.train.teacher
-    if found is None:
-        return None
-    return Finding(f"train.teacher={found} is not supported with strategy={strategy.name}", ("train.teacher=null",))
+    return of_deepspeed(check)
 
 
 def eight_bit(plan: Plan, strategy: DeepSpeed) -> Finding | None:
@@ -203,11 +181,15 @@ RULES = (
         of_deepspeed(stage_3_compile),
     ),
     Rule("ds_nonfinite", "DeepSpeed updates the weights before the norm is known", of_deepspeed(nonfinite)),
-    Rule("ds_keep_zeros", "DeepSpeed clips and updates with gradients of its own", of_deepspeed(keep_zeros)),
-    Rule("ds_qat", "rounding is proven in float64 only, which DeepSpeed refuses", of_deepspeed(qat)),
-    Rule("ds_loss_chunks", "a loss in chunks is not proven with DeepSpeed's engines", of_deepspeed(loss_chunks)),
-    Rule("ds_activations", "offloaded inputs of layers are not proven with its engines", of_deepspeed(activations)),
-    Rule("ds_teacher", "DeepSpeed's engines run one model", of_deepspeed(teacher)),
+    Rule("ds_keep_zeros", "DeepSpeed clips and updates with gradients of its own", only("train.keep_zeros", False)),
+    Rule("ds_qat", "rounding is proven in float64 only, which DeepSpeed refuses", only("train.qat", Qat.none)),
+    Rule("ds_loss_chunks", "a loss in chunks is not proven with DeepSpeed's engines", only("train.loss_chunks", 1)),
+    Rule(
+        "ds_activations",
+        "offloaded inputs of layers are not proven with its engines",
+        only("train.offload_activations", False),
+    ),
+    Rule("ds_teacher", "DeepSpeed's engines run one model", only("train.teacher", None)),
     Rule("ds_eight_bit", "DeepSpeed cuts moments into flat parts of its own", of_deepspeed(eight_bit)),
     Rule("ds_dense", "DeepSpeed's step does not run the lab's balancing of experts", of_deepspeed(dense)),
     Rule("ds_tied", "the layers of DeepSpeed's pipeline share no weights", of_deepspeed(tied)),

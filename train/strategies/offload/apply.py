@@ -16,7 +16,6 @@ for each on its way there, and the computation for each on its way back.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -83,7 +82,7 @@ class Input:
         """Copies when the computation has come this far. Returns an event after the copy."""
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream())
-        with _on(self.stream), torch.no_grad():
+        with torch.cuda.stream(self.stream):  # None changes nothing
             to.copy_(source, non_blocking=True)
         return None if self.stream is None else self.stream.record_event()
 
@@ -115,7 +114,3 @@ class Input:
             self.before = None
         assert x is not None
         return x
-
-
-def _on(stream: torch.cuda.Stream | None) -> AbstractContextManager[Any]:
-    return nullcontext() if stream is None else torch.cuda.stream(stream)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from train.config.plan import Plan
 from train.config.problems import BadInput, Problem
 from train.config.rule import Finding, Rule
-from train.config.schema import ActivationCheckpointing
+from train.config.schema import ActivationCheckpointing, Config
+
+
+def compiles_layers(config: Config) -> bool:
+    """Whether each layer is compiled as a whole; one with a mixture is compiled in parts."""
+    return config.compile.enabled and not config.model.num_experts
 
 
 def compiled_on_cpu(plan: Plan) -> Finding | None:
@@ -16,7 +21,7 @@ def compiled_on_cpu(plan: Plan) -> Finding | None:
     config, train = plan.config, plan.config.train
     draws = config.model.dropout > 0
     keeps = train.activation_checkpointing is ActivationCheckpointing.selective  # attention's result
-    if not (config.compile.enabled and "tp" in plan.axes) or config.model.num_experts or (keeps and not draws):
+    if not (compiles_layers(config) and "tp" in plan.axes) or (keeps and not draws):
         return None
     message = f"train.activation_checkpointing={train.activation_checkpointing.value} with strategy.tp is not compiled"
     fixes = ["compile.enabled=false"]

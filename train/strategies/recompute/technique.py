@@ -5,7 +5,7 @@ from __future__ import annotations
 from train.config.plan import Plan
 from train.config.strategy import Strategy
 from train.config.technique import Target, Technique
-from train.strategies.recompute.rules import RULES, check_device
+from train.strategies.recompute.rules import RULES, check_device, compiles_layers
 from train.strategies.recompute.traffic import recomputes
 
 
@@ -14,8 +14,7 @@ def apply(target: Target) -> None:
 
     config = target.config
     check_device(Plan(config, target.mesh.size()), target.mesh.device_type)
-    whole = config.compile.enabled and not config.model.num_experts  # a mixture's layer is compiled in parts
-    how = {"splits_backward": config.strategy.splits_backward(), "compiled": whole}
+    how = {"splits_backward": config.strategy.splits_backward(), "compiled": compiles_layers(config)}
     for layer in target.model.layers.values():
         apply_checkpointing(layer, config.train.activation_checkpointing, **how)
 

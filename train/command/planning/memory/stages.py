@@ -60,9 +60,10 @@ class Stage:
         return rows + (self.embedding.kept if self.embedding else 0.0)
 
     def after_layers(self, number: int) -> float:
-        """Bytes of activations when so many layers have run. Of inputs that are offloaded, two are on the device."""
+        """Bytes of activations when so many layers have run. If inputs are offloaded, two of these `number` + 1 hidden
+        states are on the device."""
         found = self.entry + number * self.layer.kept
-        return found - max(number + 1 - 2, 0) * self.sizes.shard if self.offloads else found
+        return found - max(number - 1, 0) * self.sizes.shard if self.offloads else found
 
     @cached_property
     def kept(self) -> Kinds:

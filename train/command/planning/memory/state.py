@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from train.command.planning.memory.stages import Stage
 from train.command.planning.memory.tape import Kinds
 from train.config.shapes import element_sizes, units_by_stage
+from train.config.strategy import Strategy
 from train.config.technique import Rank
 from train.strategies.data.keys import FsdpKeys
 from train.strategies.memory import optimiser_bytes, update_bytes
@@ -25,7 +26,7 @@ def between_steps(here: Rank, stages: Mapping[int, Stage]) -> Kinds:
     strategy, train = plan.config.strategy, plan.config.train
     parameters, optimiser = parameters_of(here)
     state = {"parameters": parameters, "gradients": parameters, "optimiser": optimiser}
-    if isinstance(strategy, FsdpKeys) and strategy.cpu_offload:
+    if on_host(strategy):
         state = dict.fromkeys(state, 0.0)
     rows = train.global_batch_size // plan.data_ranks
     any_stage = next(iter(stages.values()))
@@ -53,13 +54,16 @@ def updating(here: Rank) -> float:
     """The bytes that the optimiser's update of one parameter needs for a moment, at the most."""
     config = here.plan.config
     kept, _ = element_sizes(config.precision)
-    if not update_bytes(config.optim, 1, kept) or (
-        isinstance(config.strategy, FsdpKeys) and config.strategy.cpu_offload
-    ):
+    if on_host(config.strategy) or not update_bytes(config.optim, 1, kept):
         return 0.0
     units = (unit.items() for _, _, unit in units_by_stage(here.plan, here.place["pp"], first_layers=True))
     sizes = (math.prod(here.holds(key, shape)) for unit in units for key, shape in unit)
     return float(max(update_bytes(config.optim, size, kept) for size in sizes))
+
+
+def on_host(strategy: Strategy) -> bool:
+    """Whether the state is in the host's memory, where the update is computed too."""
+    return isinstance(strategy, FsdpKeys) and strategy.cpu_offload
 
 
 def parameters_of(here: Rank) -> tuple[float, float]:
