@@ -87,7 +87,7 @@ def imitated():
             (F, "rms_norm", lambda x, shape, weight, eps: Norm.apply(x, weight)),
             (F, "scaled_dot_product_attention", attention),
             (F, "dropout", dropout),
-            (block_attention, "has_flash", fits_flash),
+            (block_attention, "fused_kernel", lambda q, k: block_attention.Kernel.cudnn if fits_flash(q) else None),
             (moe, "_can_group", lambda x, gate: x.dtype is torch.bfloat16),
             (moe, "_grouped", lambda x, weight, ends: Grouped.apply(x, weight)),
             (moe, "sorted_by_expert", balanced.sorted),

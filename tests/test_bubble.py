@@ -9,7 +9,14 @@ SMALL = (
     *("train.micro_batch_size=1", "train.steps=4", "precision=float32", "runtime.device=cpu", "runtime.timeout_s=60"),
     "metrics.profile_every=1",
 )
-SCHEDULES = {"gpipe": 1, "1f1b": 1, "interleaved_1f1b": 2, "interleaved_zero_bubble": 2}  # stages a rank
+# stages on a rank, and microbatches for each rank
+SCHEDULES = {
+    "gpipe": (1, 1),
+    "1f1b": (1, 1),
+    "interleaved_1f1b": (2, 1),
+    "interleaved_zero_bubble": (2, 1),
+    "dualpipev": (2, 2),
+}
 UNIT = {2: 0.03, 4: 0.03, 8: 0.05}  # seconds that a layer sleeps, by processes
 NEAR = 5.0  # percent of the step
 
@@ -50,7 +57,10 @@ def test_bubble_is_that_of_the_schedule(size, tmp_path):
 
 
 def bubble_is_that_of_the_schedule(folder, size, unit):
-    jobs = [pipeline(f"{name} unit:{unit}", size, name, size, stages) for name, stages in SCHEDULES.items()]
+    jobs = [
+        pipeline(f"{name} unit:{unit}", size, name, size * microbatches, stages)
+        for name, (stages, microbatches) in SCHEDULES.items()
+    ]
     for name, result in run(folder, jobs, size).items():
         values = result["values"]
         measured, theory = values["pipeline/bubble_pct"], values["pipeline/bubble_theory_pct"]

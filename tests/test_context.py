@@ -1,13 +1,24 @@
 """Context parallelism without a world: the layout, the merging of blocks, and memory that falls with the degree."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from scripts.calibrating.context_memory import saved_bytes
 from train.command import cli
 from train.model.transformer import SdpaKernel
+from train.strategies.context import block_attention
 from train.strategies.context.apply import by_rank, in_sequence, positions_of, ring_piece
-from train.strategies.context.block_attention import accumulate, attend, empty_result
+from train.strategies.context.block_attention import (
+    Kernel,
+    accumulate,
+    attend,
+    attend_backward,
+    empty_result,
+    fused_kernel,
+)
 
 
 def parse(*overrides):
@@ -47,3 +58,48 @@ def test_ring_pieces_merge_to_causal_attention(size):
 def test_activations_fall_with_the_degree(method):
     config = parse("strategy=cp", f"strategy.cp_method={method}", "train.seq_len=1024", "model.num_layers=2")
     assert saved_bytes(config, method, 4) < 0.35 * saved_bytes(config, method, 1)
+
+
+def on_gpu(*lengths):
+    """A query, and keys and values of two groups of heads, in bf16."""
+    draw = partial(torch.randn, dtype=torch.bfloat16, device="cuda")
+    return draw(2, 8, lengths[0], 64), *(draw(2, 4, lengths[1], 64) for _ in range(2))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_torch_would_take_the_same_kernel():
+    q, k, v = on_gpu(256, 384)
+    backend = SDPBackend(torch._fused_sdp_choice(q, k, v, None, 0.0, False, enable_gqa=True))
+    kernel = fused_kernel(q, k)
+    assert kernel is not None
+    assert backend.name.lower() == f"{kernel.value}_attention"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernel", Kernel)
+def test_a_fused_kernel_computes_blocks(kernel, monkeypatch):
+    """A block on the diagonal and one before it, whose gradients need the log-sum-exp of both."""
+    torch.manual_seed(0)
+    if kernel is Kernel.cudnn and fused_kernel(*on_gpu(256, 256)[:2]) is not kernel:
+        pytest.skip("torch does not take cuDNN's kernel here")
+    monkeypatch.setattr(block_attention, "fused_kernel", lambda q, k: kernel)
+    q, k, v = on_gpu(256, 640)
+    grad = torch.randn_like(q)
+
+    def computed(*tensors, fused):
+        grad, q, k, v = tensors
+        blocks = [
+            (k[:, :, part], v[:, :, part], causal) for part, causal in ((slice(384), False), (slice(384, 640), True))
+        ]
+        out, lse = empty_result(q)
+        for k, v, causal in blocks:
+            accumulate(out, lse, slice(None), attend(q, k, v, causal=causal, fused=fused))
+        out = out.to(q.dtype)
+        parts = [attend_backward(grad, q, k, v, out, lse, causal=causal, fused=fused) for k, v, causal in blocks]
+        return [out, lse, *(x for part in parts for x in part)]
+
+    expected = computed(*(x.double() for x in (grad, q, k, v)), fused=False)
+    for found, exact in zip(computed(grad, q, k, v, fused=True), expected, strict=True):
+        assert (found.double() - exact).norm() < 0.01 * exact.norm()

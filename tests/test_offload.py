@@ -63,6 +63,7 @@ def step(made: list[nn.Module], device: str, seed: int) -> list[Tensor]:
 
 @pytest.mark.timeout(200)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own code, which its compiler loads
+@pytest.mark.filterwarnings("ignore:TensorFloat32")  # the compiler suggests it for float32
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_gradients_are_the_same_to_the_bit(device, compiled):

@@ -8,6 +8,8 @@ Tensor first, which takes the host longer than a small message takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,6 +118,20 @@ def _exchanged(
     out = torch.empty_like(x) if receive is None else x.new_empty((sum(receive), *x.shape[1:]))
     dist.all_to_all_single(out, x, receive, send, group)
     return out
+
+
+def start_exchange(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Callable[[], Tensor]:
+    """Begin to send the parts of a contiguous tensor, without a gradient. The result waits for what the ranks sent."""
+    if torch.compiler.is_compiling():
+        return partial(funcol.wait_tensor, funcol.all_to_all_single(x, receive, send, group))
+    out = x.new_empty((sum(receive), *x.shape[1:]))
+    work = dist.all_to_all_single(out, x, receive, send, group, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return out
+
+    return wait
 
 
 def group_named(name: str) -> ProcessGroup:

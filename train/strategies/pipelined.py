@@ -11,10 +11,12 @@ The bubble is the share of the step in which a rank waits. With p ranks, m micro
     looped_bfs               (p-1)/(vm+p-1)   breadth first (Lamy-Poirier 2022): all microbatches of a stage at once
     interleaved_zero_bubble  (p-1)/(3vm+p-1)  ZB1P (Qi et al. 2023), interleaved: weight gradients fill the bubble
     zbv_zero_bubble          (p-1)/(6m+p-1)   ZB-V (Qi et al. 2023, section 6): stages in a V; m >= 2p-1
-    dualpipev                (p-1)/(6m+p-1)   DualPipeV: one half of DualPipe (DeepSeek-AI 2024), in a V; m >= 2p
+    dualpipev                (p-1)/(3m+p-1)   DualPipeV: one half of DualPipe (DeepSeek-AI 2024), in a V; m >= 2p
 
-This holds if a forward and each half of a backward take the same time. In the last three schedules only the p-1 units
-of time remain by which the ranks start one after the other. Tests compare these formulas with torch's own tables.
+This holds if a forward and each half of a backward take the same time. In the two zero-bubble schedules only the p-1
+units of time remain by which the ranks start one after the other. DualPipeV pairs forwards with backwards, which are
+meant to run at the same time; torch runs one after the other and sends the results of both at the end, so that twice as
+many units remain. Tests compare these formulas with torch's own tables.
 
 Sent per step: 2h x microbatches x (B x T x D) elements, activations forward and their gradients backward. h is the
 number of steps from stage to stage that change the rank: pv-1 in a loop (p > 1), and 2(p-1) in a V, which turns without

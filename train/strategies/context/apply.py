@@ -16,12 +16,11 @@ Parameters are whole on every rank, or sharded over dp_shard x cp. Gradients are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed._functional_collectives as funcol
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
@@ -52,8 +51,8 @@ def shard_targets(module: nn.Module, args: tuple[Tensor, ...], *, positions: Ten
 
 
 class AllGatherKernel(nn.Module):
-    """Attention of this rank's queries to the gathered keys and values of all ranks, in the sequence's order. The flash
-    kernel computes no masked score; the eager one computes whole diagonal blocks, which is 1/(2 cp) more work."""
+    """Attention of this rank's queries to the gathered keys and values of all ranks, in the sequence's order. Fused
+    kernels compute no masked score; the formula computes whole diagonal blocks, which is 1/(2 cp) more work."""
 
     def __init__(self, group: ProcessGroup, *, fused: bool) -> None:
         super().__init__()
@@ -208,8 +207,8 @@ class _Ring(torch.autograd.Function):
         return dq.to(q.dtype), dk, dv, None, None
 
 
-def send_on(tensors: list[Tensor], group: ProcessGroup) -> Tensor:
-    """Start to send tensors to the next rank of the ring, as one message of bytes; `arrived` waits for the message of
+def send_on(tensors: list[Tensor], group: ProcessGroup) -> Callable[[], Tensor]:
+    """Start to send tensors to the next rank of the ring, as one message of bytes; the result waits for the message of
     the previous rank. The widest dtype comes first, for alignment.
 
     It is an all-to-all in which only one part is not empty. It has no order of sends that could deadlock, gloo supports
@@ -218,12 +217,12 @@ def send_on(tensors: list[Tensor], group: ProcessGroup) -> Tensor:
     message = torch.cat([x.reshape(-1).view(torch.uint8) for x in tensors])
     rank, size = group.rank(), group.size()
     to, source = ([message.numel() if peer == (rank + hop) % size else 0 for peer in range(size)] for hop in (1, -1))
-    return funcol.all_to_all_single(message, source, to, group)
+    return collectives.start_exchange(message, to, source, group)
 
 
-def arrived(message: Tensor, like: list[Tensor]) -> list[Tensor]:
+def arrived(message: Callable[[], Tensor], like: list[Tensor]) -> list[Tensor]:
     """Wait for the message of the previous rank: tensors with the same shapes and dtypes as those that were sent."""
-    parts = funcol.wait_tensor(message).split([x.numel() * x.element_size() for x in like])
+    parts = message().split([x.numel() * x.element_size() for x in like])
     return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
 

@@ -8,6 +8,7 @@ p = exp(scores - lse) of the *merged* log-sum-exp, a block's gradients need the 
 from __future__ import annotations
 
 import math
+from enum import Enum
 
 import torch
 from torch import Tensor
@@ -15,6 +16,12 @@ from torch import Tensor
 from train.model.transformer import upcast
 
 aten = torch.ops.aten
+CUDNN_FIRST = ((9, 0), (10, 0))  # compute capabilities
+
+
+class Kernel(Enum):
+    cudnn = "cudnn"
+    flash = "flash"
 
 
 def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,10 +47,15 @@ def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tup
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, fused: bool) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(E)) V with its log-sum-exp: (out BHTE, lse BHT). `causal` needs as many keys as queries.
 
-    `fused` uses torch's flash kernel if it supports the input. Otherwise the scores, T x keys for each head, are in
-    memory, and are computed in float32 or float64: with bf16 the error of a block's dk was 6e-3 instead of 2e-3.
+    `fused` uses a kernel of torch's if one supports the input (`fused_kernel`). Otherwise the scores, T x keys for each
+    head, are in memory, and are computed in float32 or float64: with bf16 the error of a block's dk was 6e-3 instead
+    of 2e-3.
     """
-    if fused and has_flash(q):
+    kernel = fused_kernel(q, k) if fused else None
+    if kernel is Kernel.cudnn:
+        out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal)
+        return out, lse.squeeze(-1)
+    if kernel is Kernel.flash:
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
         return out, lse
     q, k, v = (upcast(x) for x in (q, k, v))
@@ -58,11 +70,17 @@ def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, fused: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq BHTE, dk BKTE, dv BKTE) of one block; `out`, `lse` and `grad` are those of the merged result."""
-    if fused and has_flash(q):
-        unused = torch.empty(2, dtype=torch.uint64, device=q.device)  # the random state of dropout
-        tensors = (x.contiguous() for x in (grad, q, k, v, out, lse))
+    if kernel := fused_kernel(q, k) if fused else None:
+        grad, q, k, v, out, lse = (x.contiguous() for x in (grad, q, k, v, out, lse))
         lengths = (None, None, q.shape[2], k.shape[2])
-        return aten._scaled_dot_product_flash_attention_backward(*tensors, *lengths, 0.0, causal, unused, unused)
+        state = torch.empty(2, dtype=torch.int64, device=q.device)  # of the random numbers of a dropout; not read
+        if kernel is Kernel.cudnn:
+            tensors = (grad, q, k, v, out, lse.unsqueeze(-1), *state.unbind(), None)
+            return aten._scaled_dot_product_cudnn_attention_backward(*tensors, *lengths, 0.0, causal)
+        states = [state.view(torch.uint64)] * 2
+        return aten._scaled_dot_product_flash_attention_backward(
+            grad, q, k, v, out, lse, *lengths, 0.0, causal, *states
+        )
     grad, q, k, v, out = (upcast(x) for x in (grad, q, k, v, out))
     grad_, q_, out_ = (_by_kv_head(x, k) for x in (grad, q, out))
     share = (_scores(q, k, causal) - lse.reshape(*q_.shape[:-1], 1)).exp()
@@ -71,9 +89,18 @@ def attend_backward(
     return _by_head(d_scores @ k, q), d_scores.transpose(-1, -2) @ q_, share.transpose(-1, -2) @ grad_
 
 
-def has_flash(q: Tensor) -> bool:
-    """Whether the flash operators (private; torch 2.11 to 2.13) support this input, which depends on q only."""
-    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+def fused_kernel(q: Tensor, k: Tensor) -> Kernel | None:
+    """The kernel for this input, by the rule of torch's `scaled_dot_product_attention` (torch 2.11 to 2.13): cuDNN's on
+    Hopper and data-centre Blackwell, where it is faster, else flash. cuDNN's is not deterministic, and does not take a
+    single row. The operators of both are private."""
+    width = q.shape[-1]
+    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16) or width % 8 or width > 256:
+        return None
+    if torch.version.cuda is None or torch.are_deterministic_algorithms_enabled():
+        return Kernel.flash
+    device = torch.cuda.get_device_properties(q.device)
+    whole = width <= 128 and min(q.shape[2], k.shape[2]) > 1
+    return Kernel.cudnn if whole and (device.major, device.minor) in CUDNN_FIRST else Kernel.flash
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:

@@ -27,6 +27,7 @@ class ScheduleFacts:
     most: int | None = None
     v_shaped: bool = False
     splits_backward: bool = False  # whether the weights' gradients are computed apart, to fill the bubble with them
+    in_pairs: bool = False  # whether a forward and a backward run as one action (`timetable.Paired`)
     microbatches: str = "any"  # "any" | "stages": at least as many as stages | "rounds": equal rounds of about p
 
     def accepts(self, num_microbatches: int, num_ranks: int, num_stages: int) -> bool:
@@ -46,7 +47,9 @@ SCHEDULES: dict[str, ScheduleFacts] = {
         "ScheduleInterleavedZeroBubble", splits_backward=True, microbatches="rounds"
     ),
     "zbv_zero_bubble": ScheduleFacts("ScheduleZBVZeroBubble", most=2, v_shaped=True, splits_backward=True),
-    "dualpipev": ScheduleFacts("ScheduleDualPipeV", most=2, v_shaped=True, splits_backward=True, microbatches="stages"),
+    "dualpipev": ScheduleFacts(
+        "ScheduleDualPipeV", most=2, v_shaped=True, splits_backward=True, in_pairs=True, microbatches="stages"
+    ),
 }
 
 

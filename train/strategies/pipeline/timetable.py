@@ -6,7 +6,7 @@ The tables are torch's own, made without a process group. Times are idealised: a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from types import SimpleNamespace
@@ -23,6 +23,11 @@ class Action(NamedTuple):
     kind: str
     stage: int
     microbatch: int
+
+
+class Paired(Action):
+    """The first of two actions that torch runs as one, one after the other (`OVERLAP_F_B`): what both computed is sent
+    when both are done."""
 
 
 def units(action: Action) -> float:
@@ -83,13 +88,18 @@ def _torch_actions(schedule: str, num_stages: int, num_ranks: int, num_microbatc
     made = getattr(schedules, SCHEDULES[schedule].class_name)([stage] * (num_stages // num_ranks), num_microbatches)
     return [
         [
-            Action(part.computation_type.value, part.stage_index, part.microbatch_index)
+            part
             for action in made.pipeline_order[rank]
             if action is not None
-            for part in (action.sub_actions or (action,))
+            for part in _one_by_one(action.sub_actions or (action,))
         ]
         for rank in range(num_ranks)
     ]
+
+
+def _one_by_one(parts: Iterable[Any]) -> list[Action]:
+    *before, last = (Action(part.computation_type.value, part.stage_index, part.microbatch_index) for part in parts)
+    return [*(Paired(*action) for action in before), last]
 
 
 def timetable(rows: list[list[Action]], num_stages: int, duration: Callable[[Action], float] = units) -> Timetable:
@@ -104,13 +114,18 @@ def timetable(rows: list[list[Action]], num_stages: int, duration: Callable[[Act
         for rank in ranks:
             row = rows[rank]
             while len(placed[rank]) < len(row):
-                action = row[len(placed[rank])]
+                place = len(placed[rank])
+                action = row[place]
                 ready = _ready(action, num_stages, done)
                 if ready is None:
                     break
                 start = max(free[rank], ready)
                 placed[rank].append((start, action))
-                done[action] = free[rank] = start + duration(action)
+                free[rank] = start + duration(action)
+                if not isinstance(action, Paired):
+                    done[action] = free[rank]
+                if place and isinstance(before := row[place - 1], Paired):
+                    done[before] = free[rank]
                 progressed = True
         if not progressed:
             raise ValueError("the schedule has a deadlock")
@@ -137,7 +152,8 @@ def closed_form_bubble(schedule: str, num_stages: int, num_ranks: int, num_micro
     facts = SCHEDULES[schedule]
     if m < (2 * p - 1 if facts.v_shaped else p) or (facts.microbatches == "rounds" and m % p):
         return None
-    return (p - 1) / ((3 if facts.splits_backward else 1) * v * m + p - 1)
+    waits = (p - 1) * (2 if facts.in_pairs else 1)
+    return waits / ((3 if facts.splits_backward else 1) * v * m + waits)
 
 
 def draw_schedule(schedule: str, num_stages: int, num_ranks: int, num_microbatches: int) -> str:
