@@ -186,17 +186,6 @@ class _ReduceScatter(torch.autograd.Function):
         return _all_gather(grad, ctx.dim, ctx.group), None, None
 
 
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: ProcessGroup) -> Tensor:
-        ctx.group = group
-        return _exchanged(x.contiguous(), group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _exchanged(grad.contiguous(), ctx.group), None
-
-
 class _GatherReplicated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
@@ -210,7 +199,7 @@ class _GatherReplicated(torch.autograd.Function):
 
 class _AllToAll(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Tensor:
+    def forward(ctx: Any, x: Tensor, send: list[int] | None, receive: list[int] | None, group: ProcessGroup) -> Tensor:
         ctx.send, ctx.receive, ctx.group = send, receive, group
         return _exchanged(x.contiguous(), group, send, receive)
 
@@ -253,4 +242,4 @@ def all_gather_replicated(x: Tensor, dim: int, group: ProcessGroup) -> Tensor:
 def exchange(x: Tensor, group: ProcessGroup) -> Tensor:
     """The i-th equal part of dimension 0 goes to rank i; the result's i-th part came from rank i. It is its own
     adjoint."""
-    return _Exchange.apply(x, group)
+    return _AllToAll.apply(x, None, None, group)
