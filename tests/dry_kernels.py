@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 
 from train.model import moe
+from train.strategies.context import apply as context
 from train.strategies.context import block_attention
 from train.strategies.expert import apply as expert
 
@@ -43,13 +44,13 @@ class Grouped(torch.autograd.Function):
         return torch.empty_like(x), torch.empty_like(weight)
 
 
-def fits_flash(q):
+def fits_fused(q):
     return q.dtype is torch.bfloat16 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
 
 
 def attention(q, k, v, *, is_causal, enable_gqa):
     """The kernel that torch chooses on an H100."""
-    if fits_flash(q):
+    if fits_fused(q):
         return aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, is_causal)[0]
     if q.dtype is torch.float32 and not enable_gqa:
         return aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal)[0]
@@ -87,7 +88,7 @@ def imitated():
             (F, "rms_norm", lambda x, shape, weight, eps: Norm.apply(x, weight)),
             (F, "scaled_dot_product_attention", attention),
             (F, "dropout", dropout),
-            (block_attention, "fused_kernel", lambda q, k: block_attention.Kernel.cudnn if fits_flash(q) else None),
+            (context, "preferred_kernel", lambda device: block_attention.Kernel.cudnn),
             (moe, "_can_group", lambda x, gate: x.dtype is torch.bfloat16),
             (moe, "_grouped", lambda x, weight, ends: Grouped.apply(x, weight)),
             (moe, "sorted_by_expert", balanced.sorted),

@@ -4,6 +4,8 @@ import pytest
 
 from train.strategies.pipeline.placement import SCHEDULES, rank_of_stage, stages_of_rank
 from train.strategies.pipeline.timetable import (
+    Action,
+    Paired,
     actions_by_rank,
     closed_form_bubble,
     draw_schedule,
@@ -63,6 +65,13 @@ def test_tables_are_whole_and_their_bubble_is_the_closed_form(name):
             assert table.bubble == pytest.approx(closed, abs=1e-12), (num_stages, p, m)
             compared += 1
     assert compared > 5
+
+
+def test_the_results_of_a_pair_leave_together():
+    first = [Paired("F", 0, 0), Action("F", 0, 1)]
+    second = [Action("F", 1, 0), Action("F", 1, 1)]
+    starts = [[start for start, _ in row] for row in timetable([first, second], 2).rows]
+    assert starts == [[0, 1], [2, 3]]  # and not 1: the first result waits for the second
 
 
 @pytest.mark.parametrize("name", [name for name, facts in SCHEDULES.items() if facts.least == 2])

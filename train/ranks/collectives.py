@@ -121,7 +121,8 @@ def _exchanged(
 
 
 def start_exchange(x: Tensor, send: list[int], receive: list[int], group: ProcessGroup) -> Callable[[], Tensor]:
-    """Begin to send the parts of a contiguous tensor, without a gradient. The result waits for what the ranks sent."""
+    """Begin to send the parts of a contiguous tensor, without a gradient. The result is to be called once: it waits for
+    what the ranks sent, and returns it. Do not change the tensor before."""
     if torch.compiler.is_compiling():
         return partial(funcol.wait_tensor, funcol.all_to_all_single(x, receive, send, group))
     out = x.new_empty((sum(receive), *x.shape[1:]))

@@ -27,7 +27,14 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from train.model.transformer import SdpaKernel, Transformer, upcast
 from train.ranks import collectives
-from train.strategies.context.block_attention import accumulate, attend, attend_backward, empty_result
+from train.strategies.context.block_attention import (
+    Kernel,
+    accumulate,
+    attend,
+    attend_backward,
+    empty_result,
+    preferred_kernel,
+)
 
 SEQUENCE_DIM = 2  # of q, k, v: BHTE
 
@@ -54,27 +61,27 @@ class AllGatherKernel(nn.Module):
     """Attention of this rank's queries to the gathered keys and values of all ranks, in the sequence's order. Fused
     kernels compute no masked score; the formula computes whole diagonal blocks, which is 1/(2 cp) more work."""
 
-    def __init__(self, group: ProcessGroup, *, fused: bool) -> None:
+    def __init__(self, group: ProcessGroup, *, preferred: Kernel) -> None:
         super().__init__()
-        self.group, self.fused = group, fused
+        self.group, self.preferred = group, preferred
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         size = self.group.size()
         both = collectives.all_gather(torch.stack((k, v)), SEQUENCE_DIM + 1, self.group)
         k, v = in_sequence(both.unflatten(SEQUENCE_DIM + 1, (size, -1)).movedim(SEQUENCE_DIM + 1, 0)).unbind()
-        return _Pieces.apply(q, k, v, self.group.rank(), size, self.fused)
+        return _Pieces.apply(q, k, v, self.group.rank(), size, self.preferred)
 
 
 class RingKernel(nn.Module):
     """Ring attention. It can be compiled: every message depends on the one before, so that the compiler cannot order
     two messages differently on two ranks."""
 
-    def __init__(self, group: ProcessGroup, *, fused: bool) -> None:
+    def __init__(self, group: ProcessGroup, *, preferred: Kernel) -> None:
         super().__init__()
-        self.group, self.fused = group, fused
+        self.group, self.preferred = group, preferred
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _Ring.apply(q, k, v, self.group, self.fused)
+        return _Ring.apply(q, k, v, self.group, self.preferred)
 
 
 class UlyssesKernel(nn.Module):
@@ -118,13 +125,13 @@ class _Pieces(torch.autograd.Function):
                 yield rows, slice(chunk * length), False
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rank: int, size: int, fused: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rank: int, size: int, preferred: Kernel) -> Tensor:
         out, lse = empty_result(q)
         for rows, keys, causal in _Pieces.pieces(rank, size, k.shape[2]):
-            block = attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal=causal, fused=fused)
+            block = attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal=causal, preferred=preferred)
             accumulate(out, lse, rows, block)
         out = out.to(q.dtype)
-        ctx.rank, ctx.size, ctx.fused = rank, size, fused
+        ctx.rank, ctx.size, ctx.preferred = rank, size, preferred
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -135,9 +142,8 @@ class _Pieces(torch.autograd.Function):
         for rows, keys, causal in _Pieces.pieces(ctx.rank, ctx.size, k.shape[2]):
             mine = (x[:, :, rows] for x in (out, lse))
             block = (grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], *mine)
-            for total, where, part in zip(
-                (dq, dk, dv), (rows, keys, keys), attend_backward(*block, causal=causal, fused=ctx.fused), strict=True
-            ):
+            parts = attend_backward(*block, causal=causal, preferred=ctx.preferred)
+            for total, where, part in zip((dq, dk, dv), (rows, keys, keys), parts, strict=True):
                 total[:, :, where] += part
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
@@ -163,7 +169,7 @@ class _Ring(torch.autograd.Function):
     """At step s, rank r computes with the keys and values of rank r - s, and at the same time sends them to r + 1."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup, fused: bool) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: ProcessGroup, preferred: Kernel) -> Tensor:
         rank, size = group.rank(), group.size()
         out, lse = empty_result(q)
         kv = torch.stack((k, v))
@@ -171,11 +177,11 @@ class _Ring(torch.autograd.Function):
             arriving = send_on([kv], group) if step < size - 1 else None
             rows, keys, causal = ring_piece(ring_source(step, rank, size), rank, q.shape[2])
             here_k, here_v = kv[:, :, :, keys].unbind()
-            accumulate(out, lse, rows, attend(q[:, :, rows], here_k, here_v, causal=causal, fused=fused))
+            accumulate(out, lse, rows, attend(q[:, :, rows], here_k, here_v, causal=causal, preferred=preferred))
             if arriving is not None:
                 (kv,) = arrived(arriving, [kv])
         out = out.to(q.dtype)
-        ctx.group, ctx.fused = group, fused
+        ctx.group, ctx.preferred = group, preferred
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
@@ -194,7 +200,7 @@ class _Ring(torch.autograd.Function):
             here_k, here_v = kv[:, :, :, keys].unbind()
             mine = (x[:, :, rows] for x in (out, lse))
             block = (grad[:, :, rows], q[:, :, rows], here_k, here_v, *mine)
-            dq_part, dk, dv = attend_backward(*block, causal=causal, fused=ctx.fused)
+            dq_part, dk, dv = attend_backward(*block, causal=causal, preferred=ctx.preferred)
             dq[:, :, rows] += dq_part
             if arriving is not None:
                 received = arrived(arriving, travelling)
@@ -208,8 +214,8 @@ class _Ring(torch.autograd.Function):
 
 
 def send_on(tensors: list[Tensor], group: ProcessGroup) -> Callable[[], Tensor]:
-    """Start to send tensors to the next rank of the ring, as one message of bytes; the result waits for the message of
-    the previous rank. The widest dtype comes first, for alignment.
+    """Start to send tensors to the next rank of the ring, as one message of bytes; `arrived` takes the result and waits
+    for the message of the previous rank. The widest dtype comes first, for alignment.
 
     It is an all-to-all in which only one part is not empty. It has no order of sends that could deadlock, gloo supports
     it for CUDA tensors (unlike send), and it can be compiled.
@@ -220,9 +226,9 @@ def send_on(tensors: list[Tensor], group: ProcessGroup) -> Callable[[], Tensor]:
     return collectives.start_exchange(message, to, source, group)
 
 
-def arrived(message: Callable[[], Tensor], like: list[Tensor]) -> list[Tensor]:
+def arrived(wait: Callable[[], Tensor], like: list[Tensor]) -> list[Tensor]:
     """Wait for the message of the previous rank: tensors with the same shapes and dtypes as those that were sent."""
-    parts = message().split([x.numel() * x.element_size() for x in like])
+    parts = wait().split([x.numel() * x.element_size() for x in like])
     return [part.view(x.dtype).view(x.shape) for part, x in zip(parts, like, strict=True)]
 
 
@@ -235,8 +241,9 @@ def apply_cp(model: Transformer, mesh: DeviceMesh, *, method: str, seq_len: int)
     layers: Iterable[Any] = model.layers.values()
     for layer in layers:
         inner = layer.attention.kernel
+        preferred = preferred_kernel(model.rope.device) if isinstance(inner, SdpaKernel) else Kernel.formula
         if method == "ulysses":
             layer.attention.kernel = UlyssesKernel(group, inner)
         else:
             kernel = {"allgather": AllGatherKernel, "ring": RingKernel}[method]
-            layer.attention.kernel = kernel(group, fused=isinstance(inner, SdpaKernel))
+            layer.attention.kernel = kernel(group, preferred=preferred)

@@ -16,12 +16,36 @@ from torch import Tensor
 from train.model.transformer import upcast
 
 aten = torch.ops.aten
-CUDNN_FIRST = ((9, 0), (10, 0))  # compute capabilities
 
 
 class Kernel(Enum):
+    """How blocks are computed: by torch's operators for cuDNN's or for flash kernels, or by the formula."""
+
     cudnn = "cudnn"
     flash = "flash"
+    formula = "formula"
+
+
+def preferred_kernel(device: torch.device) -> Kernel:
+    """The kernel for a device, in the cases in which torch's `scaled_dot_product_attention` takes it too (torch 2.11 to
+    2.13): cuDNN's on H100, H200 and B200, where it is faster, unless only deterministic algorithms are allowed. Older
+    cuDNN is wrong for lengths that 128 does not divide (pytorch#169849)."""
+    if device.type != "cuda":
+        return Kernel.formula
+    if torch.version.cuda is None or torch.are_deterministic_algorithms_enabled():
+        return Kernel.flash
+    new = (torch.backends.cudnn.version() or 0) > 91500 and torch.backends.cuda.cudnn_sdp_enabled()
+    return Kernel.cudnn if new and torch.cuda.get_device_capability(device) in ((9, 0), (10, 0)) else Kernel.flash
+
+
+def fitting_kernel(q: Tensor, k: Tensor, preferred: Kernel) -> Kernel:
+    """The preferred kernel, or the next that supports this input. The operators of both are private."""
+    width = q.shape[-1]
+    if preferred is Kernel.formula or q.dtype not in (torch.bfloat16, torch.float16) or width % 8 or width > 256:
+        return Kernel.formula
+    if width > 128 or min(q.shape[2], k.shape[2]) == 1:
+        return Kernel.flash
+    return preferred
 
 
 def empty_result(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,14 +68,13 @@ def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tup
     return out * before + upcast(block_out) * now, total
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, fused: bool) -> tuple[Tensor, Tensor]:
+def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, preferred: Kernel) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(E)) V with its log-sum-exp: (out BHTE, lse BHT). `causal` needs as many keys as queries.
 
-    `fused` uses a kernel of torch's if one supports the input (`fused_kernel`). Otherwise the scores, T x keys for each
-    head, are in memory, and are computed in float32 or float64: with bf16 the error of a block's dk was 6e-3 instead
-    of 2e-3.
+    The formula has the scores, T x keys for each head, in memory, and computes in float32 or float64: with bf16 the
+    error of a block's dk was 6e-3 instead of 2e-3.
     """
-    kernel = fused_kernel(q, k) if fused else None
+    kernel = fitting_kernel(q, k, preferred)
     if kernel is Kernel.cudnn:
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, causal)
         return out, lse.squeeze(-1)
@@ -67,40 +90,26 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, fused: bool) -> tup
 
 
 def attend_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, fused: bool
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, *, causal: bool, preferred: Kernel
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq BHTE, dk BKTE, dv BKTE) of one block; `out`, `lse` and `grad` are those of the merged result."""
-    if kernel := fused_kernel(q, k) if fused else None:
-        grad, q, k, v, out, lse = (x.contiguous() for x in (grad, q, k, v, out, lse))
+    kernel = fitting_kernel(q, k, preferred)
+    if kernel is not Kernel.formula:
+        tensors = [x.contiguous() for x in (grad, q, k, v, out, lse)]
         lengths = (None, None, q.shape[2], k.shape[2])
-        state = torch.empty(2, dtype=torch.int64, device=q.device)  # of the random numbers of a dropout; not read
-        if kernel is Kernel.cudnn:
-            tensors = (grad, q, k, v, out, lse.unsqueeze(-1), *state.unbind(), None)
-            return aten._scaled_dot_product_cudnn_attention_backward(*tensors, *lengths, 0.0, causal)
-        states = [state.view(torch.uint64)] * 2
-        return aten._scaled_dot_product_flash_attention_backward(
-            grad, q, k, v, out, lse, *lengths, 0.0, causal, *states
-        )
+        # both take the random state of dropout, which they do not read, as there is no dropout
+        if kernel is Kernel.flash:
+            state = torch.empty(2, dtype=torch.uint64, device=q.device)
+            return aten._scaled_dot_product_flash_attention_backward(*tensors, *lengths, 0.0, causal, state, state)
+        tensors[-1] = tensors[-1].unsqueeze(-1)
+        states = torch.empty(2, dtype=torch.int64, device=q.device).unbind()
+        return aten._scaled_dot_product_cudnn_attention_backward(*tensors, *states, None, *lengths, 0.0, causal)
     grad, q, k, v, out = (upcast(x) for x in (grad, q, k, v, out))
     grad_, q_, out_ = (_by_kv_head(x, k) for x in (grad, q, out))
     share = (_scores(q, k, causal) - lse.reshape(*q_.shape[:-1], 1)).exp()
     mean = (grad_ * out_).sum(-1, keepdim=True)
     d_scores = share * (grad_ @ v.transpose(-1, -2) - mean) / math.sqrt(q.shape[-1])
     return _by_head(d_scores @ k, q), d_scores.transpose(-1, -2) @ q_, share.transpose(-1, -2) @ grad_
-
-
-def fused_kernel(q: Tensor, k: Tensor) -> Kernel | None:
-    """The kernel for this input, by the rule of torch's `scaled_dot_product_attention` (torch 2.11 to 2.13): cuDNN's on
-    Hopper and data-centre Blackwell, where it is faster, else flash. cuDNN's is not deterministic, and does not take a
-    single row. The operators of both are private."""
-    width = q.shape[-1]
-    if not q.is_cuda or q.dtype not in (torch.bfloat16, torch.float16) or width % 8 or width > 256:
-        return None
-    if torch.version.cuda is None or torch.are_deterministic_algorithms_enabled():
-        return Kernel.flash
-    device = torch.cuda.get_device_properties(q.device)
-    whole = width <= 128 and min(q.shape[2], k.shape[2]) > 1
-    return Kernel.cudnn if whole and (device.major, device.minor) in CUDNN_FIRST else Kernel.flash
 
 
 def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:

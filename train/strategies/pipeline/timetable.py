@@ -27,7 +27,7 @@ class Action(NamedTuple):
 
 class Paired(Action):
     """The first of two actions that torch runs as one, one after the other (`OVERLAP_F_B`): what both computed is sent
-    when both are done."""
+    when both are done. It equals an `Action` with the same fields."""
 
 
 def units(action: Action) -> float:
