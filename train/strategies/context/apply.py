@@ -34,6 +34,7 @@ from train.strategies.context.block_attention import (
     attend_backward,
     empty_result,
     preferred_kernel,
+    rounded,
 )
 
 SEQUENCE_DIM = 2  # of q, k, v: BHTE
@@ -130,7 +131,7 @@ class _Pieces(torch.autograd.Function):
         for rows, keys, causal in _Pieces.pieces(rank, size, k.shape[2]):
             block = attend(q[:, :, rows], k[:, :, keys], v[:, :, keys], causal=causal, preferred=preferred)
             accumulate(out, lse, rows, block)
-        out = out.to(q.dtype)
+        out = rounded(out, q)
         ctx.rank, ctx.size, ctx.preferred = rank, size, preferred
         ctx.save_for_backward(q, k, v, out, lse)
         return out
@@ -140,11 +141,11 @@ class _Pieces(torch.autograd.Function):
         q, k, v, out, lse = ctx.saved_tensors
         dq, dk, dv = (torch.zeros_like(upcast(x)) for x in (q, k, v))
         for rows, keys, causal in _Pieces.pieces(ctx.rank, ctx.size, k.shape[2]):
-            mine = (x[:, :, rows] for x in (out, lse))
-            block = (grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], *mine)
+            block = (grad[:, :, rows], q[:, :, rows], k[:, :, keys], v[:, :, keys], out[:, :, rows], lse[:, :, rows])
             parts = attend_backward(*block, causal=causal, preferred=ctx.preferred)
             for total, where, part in zip((dq, dk, dv), (rows, keys, keys), parts, strict=True):
                 total[:, :, where] += part
+            del parts, part  # before the gradients of the next block
         return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), None, None, None
 
 
@@ -180,7 +181,7 @@ class _Ring(torch.autograd.Function):
             accumulate(out, lse, rows, attend(q[:, :, rows], here_k, here_v, causal=causal, preferred=preferred))
             if arriving is not None:
                 (kv,) = arrived(arriving, [kv])
-        out = out.to(q.dtype)
+        out = rounded(out, q)
         ctx.group, ctx.preferred = group, preferred
         ctx.save_for_backward(q, k, v, out, lse)
         return out

@@ -68,6 +68,12 @@ def merge(out: Tensor, lse: Tensor, block_out: Tensor, block_lse: Tensor) -> tup
     return out * before + upcast(block_out) * now, total
 
 
+def rounded(out: Tensor, q: Tensor) -> Tensor:
+    """An accumulated result in the dtype of the queries. In compiled code of torch 2.11, a function's result that `to`
+    returned unchanged loses its gradient."""
+    return out if out.dtype is q.dtype else out.to(q.dtype)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, preferred: Kernel) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(E)) V with its log-sum-exp: (out BHTE, lse BHT). `causal` needs as many keys as queries.
 
