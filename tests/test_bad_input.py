@@ -49,7 +49,7 @@ COMMAND_LINES = {
         "model.num_layers=4",
     ),
     "nproc=4 strategy=pp train.global_batch_size=2": (2, "2 microbatches", "train.global_batch_size=4"),
-    "nproc=2 strategy=pp strategy.schedule=2f2b": (2, "strategy.schedule=2f2b is not known", "strategy.schedule=gpipe"),
+    "nproc=2 strategy=pp strategy.schedule=2f2b": (2, "2f2b is none of gpipe, 1f1b", "use strategy.schedule=1f1b"),
     "nproc=2 strategy.async_tp=true": (2, "async_tp=true needs compile.enabled=true", "compile.enabled=true"),
     "nproc=3 strategy=dp": (2, "train.global_batch_size=8 is not divisible by", "train.global_batch_size=6"),
     "data=text": (2, "data=text needs a path", "data.path=FILE"),

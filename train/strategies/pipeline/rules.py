@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
+
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule, below, degree_fixes, divisors, nearest
 from train.strategies.pipeline.keys import PipelineKeys
@@ -29,7 +31,8 @@ def schedule(plan: Plan) -> Finding | None:
     name = plan.keys(PipelineKeys).schedule
     if name in SCHEDULES:
         return None
-    return Finding(f"strategy.schedule={name} is not known", schedules(*SCHEDULES))
+    nearest_first = sorted(SCHEDULES, key=lambda known: -SequenceMatcher(None, name, known).ratio())
+    return Finding(f"strategy.schedule={name} is none of {', '.join(SCHEDULES)}", schedules(*nearest_first))
 
 
 def pipeline_axis(plan: Plan) -> Finding | None:
