@@ -1,6 +1,7 @@
 """Test set-up: one thread per process, as in ranks. At the end it prints how many of the planted bugs were found and,
 with `--clock`, how long the tests took."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -16,6 +17,12 @@ def pytest_configure(config):
         from tests.clock import Clock
 
         config.pluginmanager.register(Clock())
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -103,7 +103,6 @@ def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("scaling", [one.value for one in Fp8Scaling])
 def test_a_gpu_multiplies_the_same_numbers(scaling):
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig

@@ -164,7 +164,6 @@ def test_weights_may_be_stored_in_the_dtype_of_the_computation():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize(("model", "precision"), CASES)
 def test_every_position_on_a_gpu(model, precision):
     assert not torch.backends.cuda.matmul.allow_tf32

@@ -4,7 +4,6 @@ Send and receive of gloo do not support CUDA tensors, so there are no pipelines 
 """
 
 import pytest
-import torch
 
 from tests.rows.base import BF16, COMPILED, F32, F64, Row
 from tests.running import run_rows
@@ -13,7 +12,6 @@ from tests.test_equivalence import assert_green
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 
 # every technique at degree 1: its real code path, over nccl

@@ -143,7 +143,6 @@ def test_flops_count_the_active_experts():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_grouped_product_equals_the_loop():
     device = torch.device("cuda")
     model_config = config(*SMALL).model

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.rows.base import F32, F64, configured
 from tests.running import job, run_jobs
@@ -146,7 +145,6 @@ def test_engine_resumes_to_the_bit(one, table):
 
 @pytest.mark.gpu
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("one", ON_A_GPU, ids=ids)
 def test_a_gpu_resumes_to_the_bit(one, table):
     same_to_the_bit(one, table)

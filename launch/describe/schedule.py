@@ -38,12 +38,13 @@ def picture(plan: Plan) -> list[str]:
         title += ", too large to be drawn"
     else:
         title += "" if shown == m else f", drawn for {shown} of {m} microbatches"
-        drawn = [*draw_schedule(name, plan.num_stages, ranks, shown).split("\n"), *legend(name, plan)]
+        drawn = [*draw_schedule(name, plan.num_stages, ranks, shown).split("\n"), *legend(plan)]
     return [title, *(f"  {line}" for line in [*drawn, *bubble(plan)])]
 
 
-def legend(name: str, plan: Plan) -> list[str]:
-    halves = "; I, W backward for the inputs and for the weights" if SCHEDULES[name].splits_backward else ""
+def legend(plan: Plan) -> list[str]:
+    """What the letters and numbers of the drawing mean."""
+    halves = "; I, W backward for the inputs and for the weights" if SCHEDULES[name_of(plan)].splits_backward else ""
     letter = ", a letter its stage on the rank" if plan.num_stages > plan.degrees["pp"] else ""
     return [f"F forward; B -- backward{halves}; the number is the microbatch{letter}; . waits"]
 

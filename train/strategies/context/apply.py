@@ -239,12 +239,12 @@ def apply_cp(model: Transformer, mesh: DeviceMesh, *, method: str, seq_len: int)
     positions = positions_of(group.rank(), group.size(), seq_len).to(model.rope.device)
     model.register_forward_pre_hook(partial(shard_input, positions=positions))
     model.loss.register_forward_pre_hook(partial(shard_targets, positions=positions))
+    fused = preferred_kernel(model.rope.device)
     layers: Iterable[Any] = model.layers.values()
     for layer in layers:
         inner = layer.attention.kernel
-        preferred = preferred_kernel(model.rope.device) if isinstance(inner, SdpaKernel) else Kernel.formula
         if method == "ulysses":
             layer.attention.kernel = UlyssesKernel(group, inner)
         else:
             kernel = {"allgather": AllGatherKernel, "ring": RingKernel}[method]
-            layer.attention.kernel = kernel(group, preferred=preferred)
+            layer.attention.kernel = kernel(group, preferred=fused if isinstance(inner, SdpaKernel) else Kernel.formula)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from difflib import SequenceMatcher
+import difflib
 
 from train.config.plan import Plan
 from train.config.rule import Finding, Rule, below, degree_fixes, divisors, nearest
@@ -31,7 +31,7 @@ def schedule(plan: Plan) -> Finding | None:
     name = plan.keys(PipelineKeys).schedule
     if name in SCHEDULES:
         return None
-    nearest_first = sorted(SCHEDULES, key=lambda known: -SequenceMatcher(None, name, known).ratio())
+    nearest_first = difflib.get_close_matches(name, SCHEDULES, n=len(SCHEDULES), cutoff=0)
     return Finding(f"strategy.schedule={name} is none of {', '.join(SCHEDULES)}", schedules(*nearest_first))
 
 
