@@ -1,6 +1,8 @@
 """precision=fp8: the products are those of the numbers that e4m3 and e5m2 have, with scales that are powers of two."""
 
 import copy
+import dataclasses
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,12 +104,46 @@ def test_what_it_cannot_do_is_refused_with_a_fix(line, size, rule):
     assert_refused_with_a_fix([*line.split(), "precision=fp8"], size, rule)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("scaling", [one.value for one in Fp8Scaling])
-def test_a_gpu_multiplies_the_same_numbers(scaling):
+def test_products_are_torchaos(scaling):
+    from torchao.float8 import Float8LinearConfig
+    from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
-    from train.strategies.float8.apply import Float8Linear, chosen
+    made, x, grad = layer(scaling)
+    recipe = Float8LinearConfig.from_recipe_name(scaling)
+    recipe = dataclasses.replace(recipe, round_scales_to_power_of_2=True, emulate=True)
+    weight = made.weight.detach().bfloat16().requires_grad_()
+    theirs = x.detach().requires_grad_()
+    products = LinearMMConfig(*(ScaledMMConfig(True, fast, False, False) for fast in (True, False, False)))
+    expected = matmul_with_hp_or_float8_args.apply(theirs, weight.t(), products, recipe)
+    expected.backward(grad)
+    out = made(x)
+    out.backward(grad)
+    assert x.grad is not None and made.weight.grad is not None and theirs.grad is not None and weight.grad is not None
+    assert torch.equal(out, expected)
+    assert torch.equal(x.grad, theirs.grad) and torch.equal(made.weight.grad.bfloat16(), weight.grad)
+
+
+@pytest.mark.parametrize("dtype", [E4M3, E5M2])
+def test_a_scale_is_the_largest_power_of_two_that_fits(dtype):
+    from train.strategies.float8.product import exponent_of_scale, power_of_two
+
+    most = torch.finfo(dtype).max
+    edges = [most * 2.0**e for e in (-20, -3, 0, 1, 90)]
+    largest = torch.tensor([*edges, *(math.nextafter(x, math.inf) * (1 + 2**-20) for x in edges), 1.0, 1.5, 3e38])
+    scale = power_of_two(exponent_of_scale(largest, dtype))
+    assert (largest.double() * scale.double() <= most).all() and (largest.double() * scale.double() * 2 > most).all()
+    assert (power_of_two(-exponent_of_scale(largest, dtype)).double() * scale.double() == 1).all()
+    zero = power_of_two(exponent_of_scale(torch.zeros(1), dtype))
+    assert torch.isfinite(zero).all() and (zero * 0 == 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("scaling", [one.value for one in Fp8Scaling])
+def test_a_gpu_multiplies_the_same_numbers(scaling, compiled):
+    from train.strategies.float8.apply import Float8Linear
 
     if torch.cuda.get_device_capability() < FP8_SINCE:
         pytest.skip("needs a GPU that multiplies 8-bit numbers")
@@ -116,10 +152,8 @@ def test_a_gpu_multiplies_the_same_numbers(scaling):
     assert isinstance(made, Float8Linear) and x.grad is not None and made.weight.grad is not None
     there = copy.deepcopy(made).cuda()
     there.zero_grad()
-    there.recipe = chosen(Fp8Scaling(scaling), "cuda")
-    there.products = LinearMMConfig(*(ScaledMMConfig(False, fast, False, False) for fast in (True, False, False)))
     moved = x.detach().cuda().requires_grad_()
-    out = there(moved)
+    out = (torch.compile(there) if compiled else there)(moved)
     out.backward(grad.cuda())
     assert moved.grad is not None and there.weight.grad is not None
     pairs = [(made(x), out), (x.grad, moved.grad), (made.weight.grad, there.weight.grad)]

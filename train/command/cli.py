@@ -32,7 +32,7 @@ from train.command.resources import CONFIG_DIR
 from train.command.schemas import SCHEMAS
 from train.command.validate import validate
 from train.config.problems import EXIT_ENVIRONMENT, BadInput, Problem
-from train.config.schema import Composed, Config, Optimiser, Precision
+from train.config.schema import Composed, Config, Optimiser
 
 EXTRAS = {"torchao": "compress"}  # pip's extra of a package, where it has another name
 MAX_COMPOSED = 16  # command lines of a sweep that --help checks
@@ -122,7 +122,6 @@ def problems(config: Config, world_size: int) -> list[Problem]:
     found = validate(config, world_size)
     needed = {} if config.strategy.extra is None else {f"strategy={config.strategy.name}": config.strategy.extra}
     needed |= {f"metrics.trackers=[{tracker.value}]": tracker.value for tracker in config.metrics.trackers}
-    needed |= {"precision=fp8": "torchao"} if config.precision is Precision.fp8 else {}
     needed |= {"optim=adamw8bit": "torchao"} if config.optim.name is Optimiser.adamw8bit else {}
     for setting, package in needed.items():
         if importlib.util.find_spec(package) is None:

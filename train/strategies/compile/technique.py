@@ -9,7 +9,6 @@ sizes follow from the data. To compile the experts for any number of rows took m
 from __future__ import annotations
 
 from train.config.plan import Plan
-from train.config.schema import Precision
 from train.config.strategy import Strategy
 from train.config.technique import Target, Technique
 
@@ -19,17 +18,9 @@ def applies(plan: Plan) -> bool:
 
 
 def apply(target: Target) -> None:
-    """Compile only `forward`, so that hooks that data parallelism adds later run outside, in eager Python."""
-    import torch
-    from torch._inductor import list_mode_options
+    from train.strategies.compile.apply import compile_blocks
 
-    options = list_mode_options(target.config.compile.mode.value)
-    if target.config.precision is Precision.fp8:
-        # A compiled kernel keeps float32 between two casts that it fuses. It would round a float32 weight to 8 bits at
-        # once, but a weight that FSDP gathered in bf16 twice, and gradients would differ by up to 16 %.
-        options["emulate_precision_casts"] = True
-    for module in (*target.model.layers.values(), target.model.loss):
-        module.forward = torch.compile(module.forward, options=options)
+    compile_blocks(target)
 
 
 COMPILE = Technique("compilation", (), Strategy, applies, apply=apply)

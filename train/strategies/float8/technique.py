@@ -15,9 +15,6 @@ def applies(plan: Plan) -> bool:
 
 
 def apply(target: Target) -> None:
-    from train.ranks.quiet import quiet_torchao
-
-    quiet_torchao()
     from train.strategies.float8.apply import apply_float8
 
     apply_float8(target)

@@ -1,0 +1,46 @@
+"""Compiled kernels wait for what they stored."""
+
+from types import SimpleNamespace
+
+import pytest
+from torch._inductor.codegen.triton import TritonKernel, TritonScheduling
+from torch._inductor.utils import IndentedBuffer
+from torch.compiler import config
+
+from train.strategies.compile.apply import wait_between_loops
+
+
+def body_of(kernel_type, stores: str, *, loops: bool) -> list[str]:
+    """The lines of a kernel's body after one loop, or after a block without one."""
+    kernel = object.__new__(kernel_type)
+    kernel.body, kernel.stores = IndentedBuffer(), IndentedBuffer()
+    kernel.range_trees = [SimpleNamespace(is_loop=False), SimpleNamespace(is_loop=loops)]
+    kernel.stores.splice(stores)
+    kernel.codegen_body()
+    return kernel.body.getvalue().split()
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    def written(kernel: TritonKernel) -> None:
+        kernel.body.splice(kernel.stores)
+        kernel.stores.clear()
+
+    monkeypatch.setattr(TritonKernel, "codegen_body", written)
+    monkeypatch.setattr(TritonScheduling, "kernel_type", TritonKernel)
+    wait_between_loops.cache_clear()
+    with config.patch(cache_key_tag="mine"):  # type: ignore[attr-defined]  # torch makes it at run time
+        wait_between_loops()
+        wait_between_loops()
+        yield TritonScheduling.kernel_type
+    wait_between_loops.cache_clear()
+
+
+def test_threads_wait_after_a_loop_that_stores(waiting):
+    assert body_of(waiting, "store", loops=True) == ["store", "tl.debug_barrier()"]
+    assert body_of(waiting, "store", loops=False) == ["store"]
+    assert body_of(waiting, "", loops=True) == []
+
+
+def test_kernels_on_disk_that_do_not_wait_are_not_taken(waiting):
+    assert config.cache_key_tag == "mine+wait_between_loops"
