@@ -111,6 +111,8 @@ def test_products_are_torchaos(scaling):
     from torchao.float8.float8_training_tensor import LinearMMConfig, ScaledMMConfig
 
     made, x, grad = layer(scaling)
+    with torch.no_grad():
+        x[0, 3], grad[1, 2] = 0, 0
     recipe = Float8LinearConfig.from_recipe_name(scaling)
     recipe = dataclasses.replace(recipe, round_scales_to_power_of_2=True, emulate=True)
     weight = made.weight.detach().bfloat16().requires_grad_()
@@ -135,14 +137,26 @@ def test_a_scale_is_the_largest_power_of_two_that_fits(dtype):
     scale = power_of_two(exponent_of_scale(largest, dtype))
     assert (largest.double() * scale.double() <= most).all() and (largest.double() * scale.double() * 2 > most).all()
     assert (power_of_two(-exponent_of_scale(largest, dtype)).double() * scale.double() == 1).all()
-    zero = power_of_two(exponent_of_scale(torch.zeros(1), dtype))
-    assert torch.isfinite(zero).all() and (zero * 0 == 0).all()
+    assert exponent_of_scale(torch.zeros(1), dtype) == math.floor(math.log2(most / 1e-12))  # as in torchao
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("scaling", [one.value for one in Fp8Scaling])
+def test_what_is_not_finite_stays_so(scaling, bad):
+    made, x, grad = layer(scaling)
+    with torch.no_grad():
+        x[0, 3, 5] = bad
+    out = made(x)
+    assert not out[0, 3].isfinite().any() and (scaling == "rowwise") == bool(out[1].isfinite().all())
+    out.backward(grad)
+    assert made.weight.grad is not None and not made.weight.grad[:, 5].isfinite().any()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("scaling", [one.value for one in Fp8Scaling])
 def test_a_gpu_multiplies_the_same_numbers(scaling, compiled):
+    from train.strategies.compile.apply import options_of
     from train.strategies.float8.apply import Float8Linear
 
     if torch.cuda.get_device_capability() < FP8_SINCE:
@@ -153,7 +167,8 @@ def test_a_gpu_multiplies_the_same_numbers(scaling, compiled):
     there = copy.deepcopy(made).cuda()
     there.zero_grad()
     moved = x.detach().cuda().requires_grad_()
-    out = (torch.compile(there) if compiled else there)(moved)
+    config = configured(["strategy=single", "precision=fp8", "compile.enabled=true"])
+    out = (torch.compile(there, options=options_of(config)) if compiled else there)(moved)
     out.backward(grad.cuda())
     assert moved.grad is not None and there.weight.grad is not None
     pairs = [(made(x), out), (x.grad, moved.grad), (made.weight.grad, there.weight.grad)]

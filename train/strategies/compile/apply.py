@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch._inductor import list_mode_options
 from torch.compiler import config
 
-from train.config.schema import Precision
+from train.config.schema import Config, Precision
 from train.config.technique import Target
 
 
 def compile_blocks(target: Target) -> None:
     """Compile only `forward`, so that hooks that data parallelism adds later run outside, in eager Python."""
-    if target.mesh.device_type == "cuda":
+    if target.mesh.device_type != "cpu":
         wait_between_loops()
-    options = list_mode_options(target.config.compile.mode.value)
-    if target.config.precision is Precision.fp8:
+    options = options_of(target.config)
+    for module in (*target.model.layers.values(), target.model.loss):
+        module.forward = torch.compile(module.forward, options=options)
+
+
+def options_of(run: Config) -> dict[str, Any]:
+    """The compiler's options: those of its mode, and in fp8 casts that round."""
+    options: dict[str, Any] = list_mode_options(run.compile.mode.value)
+    if run.precision is Precision.fp8:
         # A compiled kernel keeps float32 between two casts that it fuses. It would round a float32 weight to 8 bits at
         # once, but a weight that FSDP gathered in bf16 twice, and gradients would differ by up to 16 %.
         options["emulate_precision_casts"] = True
-    for module in (*target.model.layers.values(), target.model.loss):
-        module.forward = torch.compile(module.forward, options=options)
+    return options
 
 
 @cache
@@ -44,4 +51,6 @@ def wait_between_loops() -> None:
                 self.body.writeline("tl.debug_barrier()")
 
     TritonScheduling.kernel_type = WaitingKernel
-    config.cache_key_tag += "+wait_between_loops"  # a cache on disk may have kernels that do not wait
+    # A cache on disk may have kernels that do not wait. In torch 2.13 a thread has its own value, but a backward is
+    # compiled with that of its caller.
+    config.cache_key_tag += "+wait_between_loops"

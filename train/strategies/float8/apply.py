@@ -36,7 +36,7 @@ class Float8Linear(Linear):
 def apply_float8(target: Target) -> None:
     """Make every linear layer of the blocks a `Float8Linear`. It stays the same module, with its names and hooks.
     Raises BadInput (exit code 3) on a GPU that has no such products."""
-    check(target.mesh.device_type)
+    _check_device(target.mesh.device_type)
     for layer in target.model.layers.values():
         for module in layer.modules():
             if type(module) is Linear:
@@ -44,7 +44,7 @@ def apply_float8(target: Target) -> None:
                 vars(module)["by_row"] = target.config.train.fp8_scaling is Fp8Scaling.rowwise
 
 
-def check(device_type: str) -> None:
+def _check_device(device_type: str) -> None:
     """Raise BadInput if this GPU does not multiply 8-bit numbers."""
     if device_type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability() < FP8_SINCE:
         major, minor = torch.cuda.get_device_capability()

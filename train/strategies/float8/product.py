@@ -1,8 +1,8 @@
 """Products of two matrices whose elements are rounded to 8 bits (Micikevicius et al. 2022).
 
 The scale of a matrix, or of each of its rows, is the largest power of two with which its largest element still fits.
-It is computed from the bits of that element. A compiled kernel repeats this for every element that it rounds, where
-torchao's division and logarithm in float64 took longer than to read and write the elements.
+It is computed from the bits of that element: a compiled kernel computes it again for every element that it rounds, and
+torchao's formula has a division in float64, a logarithm and a power.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Product(torch.autograd.Function):
 
 
 def product(a_MK: Rounded, b_NK: Rounded, dtype: torch.dtype, *, use_fast_accum: bool = False) -> Tensor:
-    """a b^T [M, N] in `dtype`. On a CPU the same numbers are multiplied in float32; a GPU needs N and K to be multiples
-    of 16."""
-    if a_MK.unit.device.type == "cpu":
+    """a b^T [M, N] in `dtype`. CUDA needs N and K to be multiples of 16; other devices multiply the same numbers in
+    float32. `torch._scaled_mm` is private (torch 2.11 to 2.13); inductor does not know the public one in 2.11."""
+    if a_MK.unit.device.type != "cuda" or not torch.version.cuda:
         a, b = (x.numbers_MK.float() * x.unit for x in (a_MK, b_NK))
         return (a @ b.t()).to(dtype)
     return torch._scaled_mm(
@@ -66,10 +66,12 @@ def product(a_MK: Rounded, b_NK: Rounded, dtype: torch.dtype, *, use_fast_accum:
 
 
 def rounded(x_MK: Tensor, dtype: torch.dtype, along: int | None) -> Rounded:
-    """x in `dtype`, with one unit for all elements, or one for all along dimension `along`."""
+    """x in `dtype`, with one unit for all elements, or one for all along dimension `along`. The unit of an element that
+    is infinite or NaN is NaN, so that the result shows it: the cast makes a finite number of infinity."""
     largest = x_MK.abs().amax() if along is None else x_MK.abs().amax(along, keepdim=True)
     exponent = exponent_of_scale(largest, dtype)
-    return Rounded((x_MK.float() * power_of_two(exponent)).to(dtype), power_of_two(-exponent))
+    numbers = (x_MK.float() * power_of_two(exponent)).to(dtype)
+    return Rounded(numbers, power_of_two(-exponent) + largest.float() * 0)
 
 
 def exponent_of_scale(largest: Tensor, dtype: torch.dtype) -> Tensor:
