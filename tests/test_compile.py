@@ -1,8 +1,10 @@
 """Compiled kernels wait for what they stored."""
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
+from torch._inductor.codegen.simd import IterationRangesRoot
 from torch._inductor.codegen.triton import TritonKernel, TritonScheduling
 from torch._inductor.utils import IndentedBuffer
 from torch.compiler import config
@@ -40,6 +42,10 @@ def test_threads_wait_after_a_loop_that_stores(waiting):
     assert body_of(waiting, "store", loops=True) == ["store", "tl.debug_barrier()"]
     assert body_of(waiting, "store", loops=False) == ["store"]
     assert body_of(waiting, "", loops=True) == []
+
+
+def test_torch_still_says_which_dimensions_are_loops():
+    assert "is_loop" in inspect.signature(IterationRangesRoot).parameters
 
 
 def test_kernels_on_disk_that_do_not_wait_are_not_taken(waiting):

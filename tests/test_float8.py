@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.refused import assert_refused_with_a_fix
 from tests.rows.base import configured
 from train.config.schema import Fp8Scaling
-from train.model.transformer import Linear, Transformer, dtypes
+from train.model.transformer import CrossEntropy, Linear, Transformer, dtypes
 from train.ranks.quiet import quiet_torchao
 from train.strategies.float8.rules import FP8_SINCE
 
@@ -156,7 +156,7 @@ def test_what_is_not_finite_stays_so(scaling, bad):
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("scaling", [one.value for one in Fp8Scaling])
 def test_a_gpu_multiplies_the_same_numbers(scaling, compiled):
-    from train.strategies.compile.apply import options_of
+    from train.strategies.compile.apply import compile_blocks
     from train.strategies.float8.apply import Float8Linear
 
     if torch.cuda.get_device_capability() < FP8_SINCE:
@@ -167,8 +167,11 @@ def test_a_gpu_multiplies_the_same_numbers(scaling, compiled):
     there = copy.deepcopy(made).cuda()
     there.zero_grad()
     moved = x.detach().cuda().requires_grad_()
-    config = configured(["strategy=single", "precision=fp8", "compile.enabled=true"])
-    out = (torch.compile(there, options=options_of(config)) if compiled else there)(moved)
+    if compiled:
+        config = configured(["strategy=single", "precision=fp8", "compile.enabled=true"])
+        model = SimpleNamespace(layers={"0": there}, loss=CrossEntropy())
+        compile_blocks(SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cuda")))  # type: ignore[arg-type]
+    out = there(moved)
     out.backward(grad.cuda())
     assert moved.grad is not None and there.weight.grad is not None
     pairs = [(made(x), out), (x.grad, moved.grad), (made.weight.grad, there.weight.grad)]

@@ -9,7 +9,7 @@ import torch
 from torch._inductor import list_mode_options
 from torch.compiler import config
 
-from train.config.schema import Config, Precision
+from train.config.schema import Precision
 from train.config.technique import Target
 
 
@@ -17,19 +17,13 @@ def compile_blocks(target: Target) -> None:
     """Compile only `forward`, so that hooks that data parallelism adds later run outside, in eager Python."""
     if target.mesh.device_type != "cpu":
         wait_between_loops()
-    options = options_of(target.config)
-    for module in (*target.model.layers.values(), target.model.loss):
-        module.forward = torch.compile(module.forward, options=options)
-
-
-def options_of(run: Config) -> dict[str, Any]:
-    """The compiler's options: those of its mode, and in fp8 casts that round."""
-    options: dict[str, Any] = list_mode_options(run.compile.mode.value)
-    if run.precision is Precision.fp8:
+    options: dict[str, Any] = list_mode_options(target.config.compile.mode.value)
+    if target.config.precision is Precision.fp8:
         # A compiled kernel keeps float32 between two casts that it fuses. It would round a float32 weight to 8 bits at
         # once, but a weight that FSDP gathered in bf16 twice, and gradients would differ by up to 16 %.
         options["emulate_precision_casts"] = True
-    return options
+    for module in (*target.model.layers.values(), target.model.loss):
+        module.forward = torch.compile(module.forward, options=options)
 
 
 @cache

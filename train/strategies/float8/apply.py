@@ -12,6 +12,8 @@ does.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,11 +39,11 @@ def apply_float8(target: Target) -> None:
     """Make every linear layer of the blocks a `Float8Linear`. It stays the same module, with its names and hooks.
     Raises BadInput (exit code 3) on a GPU that has no such products."""
     _check_device(target.mesh.device_type)
-    for layer in target.model.layers.values():
-        for module in layer.modules():
-            if type(module) is Linear:
-                module.__class__ = Float8Linear
-                vars(module)["by_row"] = target.config.train.fp8_scaling is Fp8Scaling.rowwise
+    layers = target.model.layers.values()
+    linears: list[Any] = [module for layer in layers for module in layer.modules() if type(module) is Linear]
+    for linear in linears:
+        linear.__class__ = Float8Linear
+        linear.by_row = target.config.train.fp8_scaling is Fp8Scaling.rowwise
 
 
 def _check_device(device_type: str) -> None:
