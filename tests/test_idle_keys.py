@@ -40,7 +40,7 @@ REFUSED = {
     "model=moe_tiny model.aux_loss_coef=0.1": ("model.aux_loss_coef", "model.balance=aux_loss"),
     "model=moe_tiny model.balance=none model.bias_update_rate=0.1": ("model.bias_update_rate", "model.balance=bias"),
     "model=moe_tiny model.ffn_dim=64": ("model.ffn_dim", "model.ffn_dim=352"),
-    "compile.mode=reduce_overhead": ("compile.mode", "compile.enabled=true"),
+    "train.fp8_scaling=rowwise": ("train.fp8_scaling", "precision=fp8"),
     "metrics.trace=true metrics.profile_every=0": ("metrics.trace", "metrics.profile_every=500"),
     "metrics.memory_snapshot=true runtime.device=cpu": ("metrics.memory_snapshot", "runtime.device=auto"),
     "train.keep_zeros=true": ("train.keep_zeros", "train.keep_zeros=false"),
@@ -52,9 +52,9 @@ REFUSED = {
     "strategy=ds_zero1 strategy.whole_below=1000": ("strategy.whole_below", "strategy.whole_below=0"),
     "strategy=zero2 strategy.reshard_after_forward=false": ("strategy.reshard_after_forward", "strategy.zero_stage=3"),
     "data.dtype=uint16": ("data.dtype", "data.source=tokens"),
-    "optim.momentum=0.9 compile.mode=reduce_overhead": (
-        "optim.momentum compile.mode",
-        "optim.momentum=0.0 compile.mode=default",
+    "optim.momentum=0.9 train.fp8_scaling=rowwise": (
+        "optim.momentum train.fp8_scaling",
+        "optim.momentum=0.0 train.fp8_scaling=tensorwise",
     ),
 }  # fmt: skip
 VALID = [
@@ -69,7 +69,7 @@ VALID = [
     "hardware=h100_sxm hardware.link_gb_per_s=900 hardware.memory_gb_per_s=900",  # they are recorded
     "optim.schedule=constant",
     "optim.schedule=linear optim.min_lr_ratio=0.5 train.steps=2 train.eval_every=50",  # a short trial of a longer run
-    "compile.enabled=true compile.mode=reduce_overhead",
+    "precision=fp8 train.fp8_scaling=rowwise",
     "metrics.trace=true train.steps=2",  # the last step is recorded
     "metrics.memory_snapshot=true",
     "checkpoint.weights=x train.keep_zeros=true train.teacher=y train.distil_weight=0.3",
@@ -222,11 +222,11 @@ def test_compare_puts_runs_that_differ_in_unread_keys_in_one_table(tmp_path):
 
 
 def test_compare_names_no_key_that_was_not_read(tmp_path):
-    traced = {"metrics.trace": True, "metrics.profile_every": 0, "compile.mode": "default", "compile.enabled": False}
-    other = traced | {"metrics.trace": False, "compile.mode": "reduce_overhead"}
+    traced = {"metrics.trace": True, "metrics.profile_every": 0, "train.fp8_scaling": "tensorwise", "precision": "bf16"}
+    other = traced | {"metrics.trace": False, "train.fp8_scaling": "rowwise"}
     assert configs.differences([traced, other]) == {}
-    both = [{**one, "compile.enabled": True} for one in (traced, other)]
-    assert configs.differences(both) == {"compile.mode": ["default", "reduce_overhead"]}
+    both = [{**one, "precision": "fp8"} for one in (traced, other)]
+    assert configs.differences(both) == {"train.fp8_scaling": ["tensorwise", "rowwise"]}
     runs = Search([make_run(tmp_path, "dp"), make_run(tmp_path, "tp")]).runs
     for run, config in zip(runs, (traced, other), strict=True):
         run.config.update(config)

@@ -19,7 +19,6 @@ from train.config.groups.run import CheckpointConfig, MetricsConfig, RuntimeConf
 from train.config.groups.train import (
     ActivationCheckpointing,
     CompileConfig,
-    CompileMode,
     Fp8Scaling,
     OnNonfinite,
     Precision,
@@ -39,7 +38,6 @@ __all__ = [
     "Balance",
     "CheckpointConfig",
     "CompileConfig",
-    "CompileMode",
     "Config",
     "DataConfig",
     "DataSource",

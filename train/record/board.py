@@ -93,7 +93,7 @@ def hparams(config: Config, world_size: int, device: str) -> Hparams:
         "schedule": plan.config.strategy.schedule_name() or "-",
         "micro_batch": train.micro_batch_size,
         "activation_checkpointing": train.activation_checkpointing.value,
-        "compile": config.compile.mode.value if config.compile.enabled else "off",
+        "compile": "on" if config.compile.enabled else "off",
         "precision": config.precision.value,
         "model": config.model.name,
         "global_batch": train.global_batch_size,

@@ -45,11 +45,6 @@ class Fp8Scaling(Enum):
 Qat = Enum("Qat", {"none": "none", "8da4w": "8da4w"})
 
 
-class CompileMode(Enum):
-    default = "default"
-    reduce_overhead = "reduce-overhead"
-
-
 @dataclass
 class TrainConfig:
     steps: int = number(100, "The number of optimiser steps.", ge=1, le=MAX_STEPS)
@@ -129,4 +124,3 @@ class TrainConfig:
 @dataclass
 class CompileConfig:
     enabled: bool = key(False, "Each transformer block and the loss are compiled by torch.compile.")
-    mode: CompileMode = key(CompileMode.default, "The mode of torch.compile.")

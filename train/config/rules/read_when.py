@@ -73,12 +73,6 @@ READ_WHEN: Table = {
         "is not read with optim.schedule={}, under which the learning rate does not fall",
         _to("optim.schedule=cosine"),
     ),
-    "compile.mode": Condition(
-        ("compile.enabled",),
-        lambda enabled: enabled is True,
-        "is not read with compile.enabled={}",
-        _to("compile.enabled=true"),
-    ),
     **dict.fromkeys(
         ("checkpoint.keep", "checkpoint.mode"),
         Condition(

@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch._inductor import list_mode_options
 from torch.compiler import config
 
 from train.config.schema import Precision
@@ -17,11 +16,14 @@ def compile_blocks(target: Target) -> None:
     """Compile only `forward`, so that hooks that data parallelism adds later run outside, in eager Python."""
     if target.mesh.device_type != "cpu":
         wait_between_loops()
-    options: dict[str, Any] = list_mode_options(target.config.compile.mode.value)
+    options: dict[str, Any] = {}
     if target.config.precision is Precision.fp8:
         # A compiled kernel keeps float32 between two casts that it fuses. It would round a float32 weight to 8 bits at
         # once, but a weight that FSDP gathered in bf16 twice, and gradients would differ by up to 16 %.
         options["emulate_precision_casts"] = True
+        # Each of these casts counts as an operation. A value that takes more than 30 of them is stored for those that
+        # read it, and in float32 this makes more traffic than to compute it again.
+        options["realize_opcount_threshold"] = 100
     for module in (*target.model.layers.values(), target.model.loss):
         module.forward = torch.compile(module.forward, options=options)
 
