@@ -153,6 +153,7 @@ def test_what_is_not_finite_stays_so(scaling, bad):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own code, which it compiles
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("scaling", [one.value for one in Fp8Scaling])
 def test_a_gpu_multiplies_the_same_numbers(scaling, compiled):
