@@ -4,12 +4,14 @@ import inspect
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch._inductor.codegen.simd import IterationRangesRoot
 from torch._inductor.codegen.triton import TritonKernel, TritonScheduling
 from torch._inductor.utils import IndentedBuffer
 from torch.compiler import config
 
-from train.strategies.compile.apply import wait_between_loops
+from tests.rows.base import configured
+from train.strategies.compile.apply import compile_blocks, wait_between_loops
 
 
 def body_of(kernel_type, stores: str, *, loops: bool) -> list[str]:
@@ -50,3 +52,18 @@ def test_torch_still_says_which_dimensions_are_loops():
 
 def test_kernels_on_disk_that_do_not_wait_are_not_taken(waiting):
     assert config.cache_key_tag == "mine+wait_between_loops"
+
+
+def test_only_fp8_rounds_every_cast_and_does_not_store_more_for_it(monkeypatch):
+    given = []
+
+    def noted(function, options):
+        given.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", noted)
+    for precision in ("bf16", "fp8"):
+        config = configured(["strategy=single", f"precision={precision}", "compile.enabled=true"])
+        model = SimpleNamespace(layers={}, loss=torch.nn.Identity())
+        compile_blocks(SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cpu")))  # type: ignore[arg-type]
+    assert given == [{}, {"emulate_precision_casts": True, "realize_opcount_threshold": 100}]

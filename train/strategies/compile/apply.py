@@ -21,8 +21,9 @@ def compile_blocks(target: Target) -> None:
         # A compiled kernel keeps float32 between two casts that it fuses. It would round a float32 weight to 8 bits at
         # once, but a weight that FSDP gathered in bf16 twice, and gradients would differ by up to 16 %.
         options["emulate_precision_casts"] = True
-        # Each of these casts counts as an operation. A value that takes more than 30 of them is stored for those that
-        # read it, and in float32 this makes more traffic than to compute it again.
+        # Each of these casts counts as an operation. On a GPU, torch stores what takes more than 30 operations and is
+        # read by several others. It would be float32, which takes longer to read than to compute again. A limit above
+        # 100 would also move the one that keeps torch's own recursion from becoming too deep.
         options["realize_opcount_threshold"] = 100
     for module in (*target.model.layers.values(), target.model.loss):
         module.forward = torch.compile(module.forward, options=options)

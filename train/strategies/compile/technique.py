@@ -1,4 +1,4 @@
-"""Compilation as a `Technique`: it compiles each transformer block, and the loss. Its keys are those of `compile`.
+"""Compilation as a `Technique`: it compiles each transformer block, and the loss. Its key is `compile.enabled`.
 
 Parts of a mixture of experts stay eager (`torch.compiler.disable`): what counts the routers' choices, because a
 compiled backward cannot update buffers; and the exchange of tokens over `ep` with the experts inside it, because their
