@@ -1,4 +1,4 @@
-"""Compiled kernels wait for what they stored."""
+"""How blocks are compiled: kernels wait for what they stored, and fp8 rounds every cast."""
 
 import inspect
 from types import SimpleNamespace
@@ -11,6 +11,7 @@ from torch._inductor.utils import IndentedBuffer
 from torch.compiler import config
 
 from tests.rows.base import configured
+from tests.targets import target
 from train.strategies.compile.apply import compile_blocks, wait_between_loops
 
 
@@ -62,8 +63,7 @@ def test_only_fp8_rounds_every_cast_and_does_not_store_more_for_it(monkeypatch):
         return function
 
     monkeypatch.setattr(torch, "compile", noted)
+    model = SimpleNamespace(layers={}, loss=torch.nn.Identity())
     for precision in ("bf16", "fp8"):
-        config = configured(["strategy=single", f"precision={precision}", "compile.enabled=true"])
-        model = SimpleNamespace(layers={}, loss=torch.nn.Identity())
-        compile_blocks(SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cpu")))  # type: ignore[arg-type]
+        compile_blocks(target(model, configured(["strategy=single", f"precision={precision}", "compile.enabled=true"])))
     assert given == [{}, {"emulate_precision_casts": True, "realize_opcount_threshold": 100}]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.refused import assert_refused_with_a_fix
 from tests.rows.base import configured
+from tests.targets import target
 from train.config.schema import Fp8Scaling
 from train.model.transformer import CrossEntropy, Linear, Transformer, dtypes
 from train.ranks.quiet import quiet_torchao
@@ -36,8 +37,7 @@ def layer(scaling: str) -> tuple[Linear, Tensor, Tensor]:
 
     config = configured(["strategy=single", "precision=fp8", f"train.fp8_scaling={scaling}", "model.num_layers=1"])
     model = Transformer(config.model, **dtypes(config.precision))
-    target = SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cpu"))
-    apply_float8(target)  # type: ignore[arg-type]
+    apply_float8(target(model, config))
     block: Any = model.layers["0"]
     made = block.feed_forward.down
     made.to_empty(device="cpu")
@@ -83,7 +83,7 @@ def test_only_linear_layers_of_blocks_are_changed():
     config = configured(["strategy=single", "precision=fp8", "model=moe_tiny", "model.num_layers=2"])
     model = Transformer(config.model, **dtypes(config.precision))
     before = [name for name, _ in model.named_parameters()]
-    apply_float8(SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cpu")))  # type: ignore[arg-type]
+    apply_float8(target(model, config))
     changed = {name for name, module in model.named_modules() if isinstance(module, Float8Linear)}
     assert {name.split(".", 2)[2].split(".")[0] for name in changed} == {"attention", "feed_forward"}
     assert not any("router" in name or "experts" in name.replace("shared_experts", "") for name in changed), changed
@@ -171,7 +171,7 @@ def test_a_gpu_multiplies_the_same_numbers(scaling, compiled):
     if compiled:
         config = configured(["strategy=single", "precision=fp8", "compile.enabled=true"])
         model = SimpleNamespace(layers={"0": there}, loss=CrossEntropy())
-        compile_blocks(SimpleNamespace(model=model, config=config, mesh=SimpleNamespace(device_type="cuda")))  # type: ignore[arg-type]
+        compile_blocks(target(model, config, "cuda"))
     out = there(moved)
     out.backward(grad.cuda())
     assert moved.grad is not None and there.weight.grad is not None
